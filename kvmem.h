@@ -1,0 +1,1018 @@
+/* kvmem.h - v0.1.0 - the memory of a transformer in one C header - public domain or MIT, at your choice
+
+   A transformer remembers by keeping a key and a value for every token it has read, per layer and
+   KV head. kvmem keeps that memory for you: in pages that can be compressed, evicted, quantized,
+   copied, saved and audited, under a hard byte limit, by a method that one line of text names.
+   On top of it sits a decoder that runs real checkpoints (GGUF, llama2.c), built only from the
+   memory layer's public calls. No dependency but libc and libm; OpenMP is used where the compiler
+   has it switched on.
+
+   QUICK START
+     Do this in exactly one C or C++ file:
+         #define KVMEM_IMPLEMENTATION
+         #include "kvmem.h"
+     and #include "kvmem.h" wherever else you need it. Link with -lm; add -fopenmp for threads.
+
+   <<sample>>
+
+   DOES NOT
+     - batch several sequences in one call, run encoders, vision towers, mixtures of experts or MLA;
+     - keep the cache on a GPU (the backend table is there for it, only the CPU fills it yet);
+     - trust files: every model, tokenizer, recipe and cache file is checked before it is used, but a
+       model that passes the checks can still compute nonsense.
+
+   CONTENTS (search for the tag)
+     <<contents>>
+
+   OPTIONS (macros; define them in every file that includes the header, or in none)
+     name                  default     effect
+     KVMEM_IMPLEMENTATION  not set     this file gets the function bodies (one file only)
+     KVMEM_API             extern      linkage of the public functions
+     KVMEM_STATIC          not set     all functions static: several private copies in one program
+     KVMEM_NO_STDIO        not set     no file functions, no <stdio.h>: bytes in, bytes out
+     KVMEM_NO_MALLOC       not set     no malloc/free: every config must bring an allocator
+     KVMEM_NO_DECODER      not set     memory layer alone: no model files, tokenizer, decoder
+     KVMEM_REFERENCE       not set     plain C twins only: no SIMD paths are compiled
+     KVMEM_ASSERT(x)       assert(x)   checks of the library's own invariants; off under NDEBUG
+
+   METHODS: `./kvmem list` prints the table; README.md has it with papers.
+
+   ERRORS     Every call that can fail returns kvmem_status (0 is success). The sentence that names the
+              cause is in the object's `error.text`, or in the kvmem_error you pass.
+   MEMORY     Everything is taken through one allocator hook. Weights and file bytes are borrowed, a
+              cache is owned, outputs are the caller's.
+   THREADS    No mutable globals. Distinct objects may be used from distinct threads; a cache and the
+              copies made of it share pages and an arena and belong to one thread at a time.
+   NUMERICS   Same input, recipe and seed give the same bits for any thread count on one code path.
+              Fast paths (AVX2, AVX-512, NEON) agree with the plain C twins within rounding. */
+#ifndef KVMEM_H
+#define KVMEM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define KVMEM_VERSION_MAJOR 0
+#define KVMEM_VERSION_MINOR 1
+#define KVMEM_VERSION_PATCH 0
+#define KVMEM_VERSION 100 /* major * 10000 + minor * 100 + patch */
+
+#ifdef KVMEM_STATIC
+#if defined(__GNUC__) || defined(__clang__)
+#define KVMEM_API static __attribute__((unused))
+#else
+#define KVMEM_API static
+#endif
+#endif
+#ifndef KVMEM_API
+#define KVMEM_API extern
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ==== >>api_base : status, errors, allocator ==================================================== */
+
+/* One list makes the enum and the texts. Numbers never change their meaning; new ones are appended. */
+#define KVMEM_STATUS_LIST(X)                                                                        \
+    X(KVMEM_OK, 0, "ok")                                                                            \
+    X(KVMEM_BAD_ARGUMENT, -1, "an argument is out of range or missing")                             \
+    X(KVMEM_NO_MEMORY, -2, "the allocator returned no memory")                                      \
+    X(KVMEM_OVER_BUDGET, -3, "the byte limit of the cache would be passed")                         \
+    X(KVMEM_BAD_RECIPE, -4, "the recipe text cannot be used")                                       \
+    X(KVMEM_BAD_FILE, -5, "the file's bytes are not what its format allows")                        \
+    X(KVMEM_UNSUPPORTED, -6, "valid, but this library does not do it")                              \
+    X(KVMEM_MISMATCH, -7, "two objects do not belong together")                                     \
+    X(KVMEM_IO, -8, "reading or writing failed")                                                    \
+    X(KVMEM_BAD_VALUE, -9, "a number is not finite")                                                \
+    X(KVMEM_BAD_STATE, -10, "the call does not fit the object's present state")
+
+typedef enum kvmem_status {
+#define KVMEM__X(name, number, text) name = number,
+    KVMEM_STATUS_LIST(KVMEM__X)
+#undef KVMEM__X
+    KVMEM__STATUS_END = 1
+} kvmem_status;
+
+/* Detail of the last failure: status and one sentence that names the thing and the reason. */
+typedef struct kvmem_error {
+    kvmem_status status;
+    char text[256]; /* NUL-terminated; empty when status is KVMEM_OK */
+} kvmem_error;
+
+/* Where all memory comes from. alloc returns memory aligned for any type (64 bytes are not assumed)
+   or NULL; release gets the size that was asked for. A zeroed struct means malloc and free. */
+typedef struct kvmem_allocator {
+    void *user;
+    void *(*alloc)(void *user, size_t size);
+    void (*release)(void *user, void *ptr, size_t size);
+} kvmem_allocator;
+
+KVMEM_API int kvmem_version(void);                             /* KVMEM_VERSION of the compiled bodies */
+KVMEM_API const char *kvmem_status_string(kvmem_status status); /* short English text, never NULL */
+
+/* ==== >>api_recipe : stages, entries and the one line of text that composes them ================= */
+
+/* The seven stages; the codec stage has one choice for K and one for V. */
+typedef enum kvmem_stage {
+    KVMEM_SEGMENT, KVMEM_SCORE, KVMEM_BUDGET, KVMEM_REDUCE,
+    KVMEM_CODEC_K, KVMEM_CODEC_V, KVMEM_RETRIEVE, KVMEM_PLACE,
+    KVMEM_N_STAGES
+} kvmem_stage;
+
+#define KVMEM_MAX_PARAMS 8
+
+/* One parameter of an entry: `name=value` in the brackets. A list ends with name == NULL. */
+typedef struct kvmem_param {
+    const char *name;
+    double def, lo, hi;      /* default and inclusive range */
+    const char *choices;     /* NULL: a number (integer if is_int); else "avg|max": value is the index */
+    int is_int;
+    const char *what;        /* one line for the help text */
+} kvmem_param;
+
+/* What an entry reads: the cache collects only what the recipe in force declares. */
+enum {
+    KVMEM_READS_KEYS    = 1,  /* decoded keys */
+    KVMEM_READS_VALUES  = 2,  /* decoded values */
+    KVMEM_READS_QUERIES = 4,  /* the ring of the last queries; the entry's parameter "window" gives w */
+    KVMEM_READS_ACC     = 8,  /* per entry: probability summed over all queries so far (group mean) */
+    KVMEM_READS_LAST    = 16, /* per entry: probability given by the newest query (group mean) */
+    KVMEM_READS_SCORES  = 32, /* budget only: the scores of all lanes of the layer */
+    KVMEM_READS_LAYERS  = 64  /* budget only: compares layers, so no layer can be committed alone */
+};
+
+/* The head that every stage entry begins with: what the parser, the printer and `list` need. */
+typedef struct kvmem_entry {
+    const char *word;          /* the entry's word in a recipe */
+    const char *what;          /* one line */
+    const char *cite;          /* paper and arXiv id, or "-" */
+    const kvmem_param *params; /* ends with name == NULL; may be NULL */
+    unsigned reads;            /* KVMEM_READS_* */
+} kvmem_entry;
+
+struct kvmem_cache;
+
+/* What a score, budget or segment function sees of one layer at commit. All fields read-only. */
+typedef struct kvmem_view {
+    struct kvmem_cache *cache;
+    int layer;
+    const double *par; /* the entry's parameters in table order */
+    void *user;        /* the pointer given with the entry */
+    uint64_t seed;     /* the recipe's */
+} kvmem_view;
+
+/* score: how much will entry t of lane (layer, g) matter? Higher is kept. score (n) is to be filled,
+   n = kvmem_view_count(v, g). May hold -INFINITY, not NaN. */
+typedef kvmem_status (*kvmem_score_fn)(const kvmem_view *v, int g, float *score);
+typedef struct kvmem_score_entry { kvmem_entry e; kvmem_score_fn fn; } kvmem_score_entry;
+
+/* budget: how many entries may each lane of this layer keep? mean: the mean number per lane over the
+   whole cache, window and sinks included; n (G) entries there now; score (G pointers) only if the entry
+   declares KVMEM_READS_SCORES; keep (G) is to be filled, 0..n[g] (the caller clamps). */
+typedef kvmem_status (*kvmem_budget_fn)(const kvmem_view *v, int mean, const int *n,
+                                        const float *const *score, int *keep);
+typedef struct kvmem_budget_entry { kvmem_entry e; kvmem_budget_fn fn; } kvmem_budget_entry;
+
+/* reduce: lane (layer, g) keeps the n_kept entries whose rising indices are in kept; the rest is merged,
+   demoted or dropped. Ends with exactly n_kept entries in the lane. */
+typedef kvmem_status (*kvmem_reduce_fn)(const kvmem_view *v, int g, const int *kept, int n_kept,
+                                        const float *score);
+typedef struct kvmem_reduce_entry { kvmem_entry e; kvmem_reduce_fn fn; } kvmem_reduce_entry;
+
+/* segment: the stream grew by the tokens at positions [from, to). Call kvmem_view_cut(v, p) for each
+   position p at which a new event starts. */
+typedef kvmem_status (*kvmem_segment_fn)(const kvmem_view *v, int32_t from, int32_t to);
+typedef struct kvmem_segment_entry { kvmem_entry e; kvmem_segment_fn fn; } kvmem_segment_entry;
+
+/* place: the RoPE position at which the key in slot `slot` of its lane, told at position pos, is read.
+   The query is placed by the same rule at its own slot. NULL fn: at pos. */
+typedef int32_t (*kvmem_place_fn)(const double *par, int slot, int32_t pos);
+typedef struct kvmem_place_entry { kvmem_entry e; kvmem_place_fn fn; } kvmem_place_entry;
+
+/* retrieve: which pages of lane (layer, g) do these queries read? q (n, r, d) are the queries of the
+   lane's group; read (n_pages) is preset to 1; set 0 to leave a page out. NULL fn: all. */
+typedef kvmem_status (*kvmem_retrieve_fn)(const kvmem_view *v, int g, const float *q, int n,
+                                          unsigned char *read, int n_pages);
+typedef struct kvmem_retrieve_entry { kvmem_entry e; kvmem_retrieve_fn fn; } kvmem_retrieve_entry;
+
+/* codec: how are the rows of K or V stored? A row is one token's d values of one KV head.
+   q_prepare turns a query into the form that dot reads, once per query; the default is a plain copy.
+   dot: s[i*ld + t] = <q_i, row_t> for nq prepared queries (q_floats apart) and n rows;
+   axpy: acc[i*d + c] += sum_t w[i*ld + t] * row_t[c].
+   All read the coded bytes; rows are row_bytes(d) apart and need no alignment. */
+typedef struct kvmem_codec {
+    kvmem_entry e;
+    size_t (*row_bytes)(const double *par, int d);
+    int (*q_floats)(const double *par, int d); /* floats of a prepared query; NULL: d */
+    void (*encode)(const double *par, void *out, const float *x, int n, int d);
+    void (*decode)(const double *par, float *out, const void *in, int n, int d);
+    void (*q_prepare)(const double *par, float *out, const float *q, int d); /* NULL: copy */
+    void (*dot)(const double *par, float *s, int ld, const void *rows, int n, const float *q, int nq,
+                int d);
+    void (*axpy)(const double *par, float *acc, const void *rows, int n, const float *w, int ld, int nq,
+                 int d);
+} kvmem_codec;
+
+/* One stage's choice inside a recipe. `user` is handed to the entry's function. */
+typedef struct kvmem_choice {
+    const kvmem_entry *entry;
+    double par[KVMEM_MAX_PARAMS];
+    void *user;
+} kvmem_choice;
+
+/* An amount of memory: everything, entries per KV head, a share (0..1) of the tokens seen, bytes. */
+typedef enum kvmem_amount_kind { KVMEM_ALL, KVMEM_COUNT, KVMEM_SHARE, KVMEM_BYTES } kvmem_amount_kind;
+typedef struct kvmem_amount { kvmem_amount_kind kind; double value; } kvmem_amount;
+
+/* When a commit reduces. */
+typedef enum kvmem_when {
+    KVMEM_WHEN_PROMPT, /* once, when the prompt ends */
+    KVMEM_WHEN_STEP,   /* when the prompt ends and after every decoded token */
+    KVMEM_WHEN_BLOCK,  /* after every block, prompt blocks included */
+    KVMEM_WHEN_EVERY   /* when the prompt ends and then every `every` tokens */
+} kvmem_when;
+
+typedef struct kvmem_recipe {
+    char preset[32];                    /* the preset's word, or "" */
+    kvmem_choice stage[KVMEM_N_STAGES];
+    kvmem_amount amount;                /* of the budget stage */
+    int sink;                           /* first tokens that are always kept */
+    kvmem_amount recent;                /* newest tokens always kept: a count or a share of the budget */
+    kvmem_when when;
+    int every;                          /* tokens, for KVMEM_WHEN_EVERY */
+    int page;                           /* entries in a page, 1..1024 */
+    uint64_t seed;
+} kvmem_recipe;
+
+KVMEM_API kvmem_recipe kvmem_recipe_default(void); /* "full": everything kept, exact float32 */
+/* Parse one line of text. On failure r is unchanged and err (may be NULL) says which word and why. */
+KVMEM_API kvmem_status kvmem_recipe_parse(kvmem_recipe *r, const char *text, kvmem_error *err);
+/* Do the chosen stages fit together? Called by parse and by kvmem_cache_init. */
+KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *err);
+/* Canonical text: parses back to the same recipe. Returns its length without the NUL, as snprintf does. */
+KVMEM_API size_t kvmem_recipe_print(const kvmem_recipe *r, char *out, size_t size);
+/* The expansion over the seven stages with what each entry does and its citation, several lines. */
+KVMEM_API size_t kvmem_recipe_explain(const kvmem_recipe *r, char *out, size_t size);
+/* Tables, for listings: entry i of a stage, or NULL past the end. */
+KVMEM_API const kvmem_entry *kvmem_stage_entry(kvmem_stage stage, int i);
+KVMEM_API const char *kvmem_stage_word(kvmem_stage stage); /* "score", "codec.k", ... */
+/* A preset: a word, the recipe text that it stands for, and where it comes from. */
+typedef struct kvmem_preset { const char *word, *text, *what, *cite; } kvmem_preset;
+KVMEM_API const kvmem_preset *kvmem_preset_at(int i); /* preset i, or NULL past the end */
+
+/* ==== >>api_cache : the memory layer ============================================================= */
+
+/* Rotary positions of one layer: channel pair i turns by pos * inv_freq[i] radians. */
+typedef struct kvmem_rope {
+    int n_rot;             /* rotated channels: even, 0..head_dim; 0: none */
+    int neox;              /* 0: pairs (2i, 2i+1); 1: pairs (i, i + n_rot/2) */
+    float mscale;          /* factor on rotated channels (YaRN attention factor); 1 if none */
+    const float *inv_freq; /* (n_rot/2) */
+} kvmem_rope;
+
+/* What the cache must know of the model. Arrays are copied by kvmem_cache_init. */
+typedef struct kvmem_shape {
+    int n_layers, n_heads, n_kv_heads, head_dim; /* n_heads is a multiple of n_kv_heads */
+    float scale;            /* on q.k; 0 means 1/sqrt(head_dim) */
+    float softcap;          /* s = cap * tanh(s / cap); 0: none */
+    const int *window;      /* (n_layers) sliding windows in tokens, 0: none; or NULL */
+    const kvmem_rope *rope; /* (n_layers): rows come before RoPE and the cache rotates them;
+                               NULL: rows come as they are to be stored and read */
+    const float *sink_bias; /* (n_layers, n_heads) extra logit in every softmax, or NULL */
+} kvmem_shape;
+
+typedef struct kvmem_backend kvmem_backend;
+
+typedef struct kvmem_config {
+    kvmem_shape shape;
+    const kvmem_recipe *recipe;   /* copied; NULL: full */
+    kvmem_allocator allocator;
+    size_t max_bytes;             /* hard ceiling of everything this cache allocates; 0: none. A byte
+                                     budget in the recipe is a ceiling too; the lower one holds */
+    uint64_t model_id;            /* any number that tells models apart; kept in saved files */
+    int max_block;                /* most tokens in one append, 1..65536; default 512 */
+    int threads;                  /* 0: as OpenMP decides */
+    const kvmem_backend *backend; /* NULL: the best CPU path */
+} kvmem_config;
+
+/* Counted bytes. live: now; peak: at the moment when the total was highest. Equal to what the allocator
+   hook has seen. k and v are the coded bytes of whole pages, unused rows included. */
+typedef struct kvmem_bytes_part { size_t k, v, meta, stats, scratch, total; } kvmem_bytes_part;
+typedef struct kvmem_bytes {
+    kvmem_bytes_part live, peak;
+    size_t limit;          /* hard ceiling, 0: none */
+    size_t entries;        /* entries over all lanes now */
+    size_t full;           /* K and V of all tokens seen, as float16 without eviction: the yardstick */
+    int64_t tokens;        /* tokens seen */
+} kvmem_bytes;
+
+typedef struct kvmem_cache kvmem_cache;
+
+typedef enum kvmem_phase {
+    KVMEM_PREFILL,    /* a block of the prompt; more follow */
+    KVMEM_PROMPT_END, /* the last block of the prompt */
+    KVMEM_DECODE      /* a generated token */
+} kvmem_phase;
+
+KVMEM_API kvmem_config kvmem_config_default(void);
+/* On failure c->error tells why and c is zeroed otherwise (freeing it is allowed). */
+KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg);
+KVMEM_API void kvmem_cache_free(kvmem_cache *c); /* NULL and zeroed structs are fine */
+
+/* One block of n tokens: for every layer append, then attend; after the last layer commit.
+   k, v (n, n_kv_heads, head_dim); pos (n) rising positions, the same for every layer of a block, all
+   above those of earlier blocks; NULL: the next n. On failure nothing of this layer was appended. */
+KVMEM_API kvmem_status kvmem_cache_append(kvmem_cache *c, int layer, int n, const float *k,
+                                          const float *v, const int32_t *pos);
+/* q, out (n, n_heads, head_dim): causal attention of the n tokens just appended to this layer. */
+KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, const float *q, float *out);
+/* End of the block: segment, score, budget, reduce. */
+KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase);
+/* The same for one layer, right after its attend, so that a long one-shot prompt never holds more than
+   one full layer. KVMEM_UNSUPPORTED if the recipe compares layers. kvmem_cache_commit still ends the
+   block. */
+KVMEM_API kvmem_status kvmem_cache_commit_layer(kvmem_cache *c, int layer, kvmem_phase phase);
+/* How many tokens the next block may have: at most max_block, and so that the byte limit holds. */
+KVMEM_API int kvmem_cache_room(const kvmem_cache *c);
+KVMEM_API void kvmem_cache_bytes(const kvmem_cache *c, kvmem_bytes *out);
+/* Bytes after a prompt of n tokens and more_n decoded ones, counted without allocating anything. */
+KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, int64_t decoded,
+                                      kvmem_bytes *out, kvmem_error *err);
+KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens); /* forget positions >= n */
+KVMEM_API void kvmem_cache_clear(kvmem_cache *c);                              /* forget all, free pages */
+/* dst becomes a copy of src that shares its pages until one of them changes. dst is not initialized. */
+KVMEM_API kvmem_status kvmem_cache_copy(kvmem_cache *dst, const kvmem_cache *src);
+/* Store K and V by other codecs from now on and recode what is there, page by page. NULL: unchanged. */
+KVMEM_API kvmem_status kvmem_cache_recode(kvmem_cache *c, const char *codec_k, const char *codec_v);
+KVMEM_API int kvmem_cache_lane_len(const kvmem_cache *c, int layer, int g);
+/* Decode entries [i0, i0+n) of a lane. Outputs may be NULL: k, v (n, head_dim), pos (n). Keys come as
+   stored: after RoPE when the shape has RoPE. */
+KVMEM_API kvmem_status kvmem_cache_read(const kvmem_cache *c, int layer, int g, int i0, int n, float *k,
+                                        float *v, int32_t *pos);
+
+/* Saving: any sink of bytes; return 0 to go on. Loading: from bytes, into an initialized cache of the
+   same shape, model_id and recipe, whose content is replaced; on failure it is left empty. */
+typedef int (*kvmem_write_fn)(void *user, const void *bytes, size_t size);
+KVMEM_API kvmem_status kvmem_cache_save(kvmem_cache *c, kvmem_write_fn write, void *user);
+KVMEM_API kvmem_status kvmem_cache_load(kvmem_cache *c, const void *bytes, size_t size);
+#ifndef KVMEM_NO_STDIO
+KVMEM_API kvmem_status kvmem_cache_save_file(kvmem_cache *c, const char *path);
+KVMEM_API kvmem_status kvmem_cache_load_file(kvmem_cache *c, const char *path);
+#endif
+/* What a saved cache holds, read from its bytes; the checksum is verified. */
+typedef struct kvmem_cache_info {
+    int version, n_layers, n_heads, n_kv_heads, head_dim, page;
+    uint64_t model_id;
+    int64_t tokens;
+    size_t entries, k_bytes, v_bytes, file_bytes;
+    char recipe[512];
+} kvmem_cache_info;
+KVMEM_API kvmem_status kvmem_cache_inspect(const void *bytes, size_t size, kvmem_cache_info *out,
+                                           kvmem_error *err);
+
+/* What stage functions call. Counts and positions of lane (v->layer, g), decoded rows, statistics. */
+KVMEM_API int kvmem_view_count(const kvmem_view *v, int g);
+KVMEM_API void kvmem_view_positions(const kvmem_view *v, int g, int32_t *out);
+KVMEM_API void kvmem_view_keys(const kvmem_view *v, int g, int i0, int n, float *out);
+KVMEM_API void kvmem_view_values(const kvmem_view *v, int g, int i0, int n, float *out);
+KVMEM_API void kvmem_view_acc(const kvmem_view *v, int g, float *out);  /* needs KVMEM_READS_ACC */
+KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out); /* needs KVMEM_READS_LAST */
+/* Probability that the last w observed queries (all, if fewer) give each entry, summed over them, mean
+   over the group: out (n). Rows are causal. Needs KVMEM_READS_QUERIES. */
+KVMEM_API kvmem_status kvmem_view_attention(const kvmem_view *v, int g, int w, float *out);
+KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos); /* an event starts at pos */
+
+/* --- the cache's own fields: read-only for users --- */
+typedef struct kvmem_page kvmem_page;
+typedef struct kvmem_lane { kvmem_page **pages; int n_pages, cap_pages, n; } kvmem_lane;
+typedef struct kvmem_arena kvmem_arena;
+
+/* A codec chosen for this cache: table entry with fast functions put in, parameters, row size. */
+typedef struct kvmem_codec_use {
+    kvmem_codec fn;
+    double par[KVMEM_MAX_PARAMS];
+    size_t row_bytes;
+    int q_floats;
+} kvmem_codec_use;
+
+struct kvmem_cache {
+    kvmem_error error;          /* of the last failed call */
+    kvmem_shape shape;          /* arrays owned by the cache */
+    kvmem_recipe recipe;
+    kvmem_arena *arena;         /* shared by copies */
+    const kvmem_backend *backend;
+    kvmem_codec_use k, v;       /* codecs of new pages */
+    kvmem_lane *lane;           /* (n_layers * n_kv_heads) */
+    unsigned reads;             /* what the recipe's entries read */
+    int n_stats;                /* per-entry floats kept in pages */
+    int threads, max_block;
+    uint64_t model_id;
+    int64_t tokens;             /* seen, committed */
+    int32_t next_pos;
+    int lane_cap;               /* entries a lane may have under the byte limit; 0: no limit */
+    /* the block in flight */
+    int block_n;                /* tokens of the block, 0: none */
+    unsigned char *layer_state; /* (n_layers) 0 waiting, 1 appended, 2 attended, 3 committed */
+    int32_t *block_pos;         /* (max_block) */
+    int64_t since_reduce;
+    /* observation: ring of the last `ring` queries per layer, before RoPE when the shape has RoPE */
+    int ring, ring_n, ring_at;
+    float *ring_q;              /* (n_layers, ring, n_heads, head_dim) */
+    int32_t *ring_pos;          /* (ring) */
+    int64_t *event;             /* starts of events (n_events) */
+    int n_events, cap_events;
+    void *scratch;              /* grows on demand, counted */
+    size_t scratch_size;
+    void *block;                /* the fixed arrays above, one allocation */
+    size_t block_size;
+};
+
+#ifndef KVMEM_NO_DECODER
+/* ==== >>api_model : model files ================================================================== */
+
+/* Tensor types, numbered as in GGUF. KVMEM_Q8_SPLIT is llama2.c version 2: all int8 values, then one
+   float32 scale per `group` values. */
+typedef enum kvmem_type {
+    KVMEM_F32 = 0, KVMEM_F16 = 1, KVMEM_Q4_0 = 2, KVMEM_Q4_1 = 3, KVMEM_Q5_0 = 6, KVMEM_Q5_1 = 7,
+    KVMEM_Q8_0 = 8, KVMEM_Q2_K = 10, KVMEM_Q3_K = 11, KVMEM_Q4_K = 12, KVMEM_Q5_K = 13,
+    KVMEM_Q6_K = 14, KVMEM_BF16 = 30, KVMEM_Q8_SPLIT = 1000
+} kvmem_type;
+
+/* A matrix or vector inside borrowed file bytes (little-endian, any alignment). Row r has ne[0] values. */
+typedef struct kvmem_tensor {
+    const char *name; /* borrowed, not NUL-terminated */
+    int name_len;
+    kvmem_type type;
+    int n_dims;
+    int64_t ne[4];         /* ne[0]: values in a row (inputs), ne[1]: rows (outputs); 1 where unused */
+    const uint8_t *data;   /* borrowed */
+    size_t size;           /* bytes at data */
+    const uint8_t *scales; /* KVMEM_Q8_SPLIT only */
+    int group;             /* KVMEM_Q8_SPLIT only */
+} kvmem_tensor;
+
+KVMEM_API const char *kvmem_type_name(kvmem_type type);                /* "q4_0"; NULL if unknown */
+KVMEM_API int kvmem_type_block(kvmem_type type, size_t *block_bytes);  /* values in a block; 0 if unknown */
+/* Decode n values (a multiple of the block) / encode them (F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1). */
+KVMEM_API kvmem_status kvmem_dequantize(kvmem_type type, float *out, const void *in, size_t n);
+KVMEM_API kvmem_status kvmem_quantize(kvmem_type type, void *out, const float *in, size_t n);
+
+/* GGUF container: metadata and tensor table over borrowed bytes. */
+typedef struct kvmem_gguf_kv {
+    const char *key; int key_len;
+    int type;              /* GGUF value type; 9 is an array */
+    int item_type;         /* of an array */
+    uint64_t n;            /* items of an array, else 1 */
+    const uint8_t *data;   /* first value byte, borrowed; checked to lie inside the file */
+    size_t size;           /* bytes of the value(s) */
+} kvmem_gguf_kv;
+typedef struct kvmem_gguf {
+    kvmem_error error;
+    kvmem_allocator allocator;
+    const uint8_t *bytes; size_t size;
+    int version;
+    kvmem_gguf_kv *kv; int n_kv;
+    kvmem_tensor *tensor; int n_tensors;
+} kvmem_gguf;
+KVMEM_API kvmem_status kvmem_gguf_open(kvmem_gguf *g, const void *bytes, size_t size,
+                                       const kvmem_allocator *allocator); /* bytes borrowed until close */
+KVMEM_API void kvmem_gguf_close(kvmem_gguf *g);
+KVMEM_API const kvmem_gguf_kv *kvmem_gguf_find(const kvmem_gguf *g, const char *key); /* or NULL */
+KVMEM_API const kvmem_tensor *kvmem_gguf_tensor(const kvmem_gguf *g, const char *name); /* or NULL */
+/* Typed reads; any integer type, float type or bool converts. Return 0 and leave *out if absent/other. */
+KVMEM_API int kvmem_gguf_int(const kvmem_gguf *g, const char *key, int64_t *out);
+KVMEM_API int kvmem_gguf_float(const kvmem_gguf *g, const char *key, double *out);
+KVMEM_API int kvmem_gguf_string(const kvmem_gguf *g, const char *key, const char **s, size_t *len);
+
+typedef struct kvmem_model kvmem_model;
+typedef struct kvmem_session kvmem_session;
+/* <<api_model_struct>> */
+/* Opens GGUF or llama2.c bytes (borrowed until close). For llama2.c the tokenizer is a second file and
+   may be NULL. allocator NULL: malloc. On failure m->error tells why and m may be closed. */
+KVMEM_API kvmem_status kvmem_model_open(kvmem_model *m, const void *bytes, size_t size,
+                                        const void *tokenizer_bin, size_t tokenizer_size,
+                                        const kvmem_allocator *allocator);
+KVMEM_API void kvmem_model_close(kvmem_model *m);
+
+/* ==== >>api_tokenizer : text to token ids and back ================================================= */
+/* <<api_tokenizer>> */
+
+/* ==== >>api_session : decoder, sampling =========================================================== */
+
+typedef struct kvmem_session_config {
+    const kvmem_recipe *recipe;   /* copied; NULL: full */
+    size_t max_bytes;             /* ceiling of the cache, 0: none */
+    int n_ctx;                    /* longest context meant to be used; 0: the model's training context */
+    int threads, max_block;       /* 0: default */
+    kvmem_allocator allocator;    /* zero: malloc */
+    const kvmem_backend *backend; /* NULL: best */
+} kvmem_session_config;
+/* <<api_session_struct>> */
+KVMEM_API kvmem_session_config kvmem_session_config_default(void);
+KVMEM_API kvmem_status kvmem_session_init(kvmem_session *s, const kvmem_model *m,
+                                          const kvmem_session_config *cfg);
+KVMEM_API void kvmem_session_free(kvmem_session *s);
+/* Logits of one fed token: index in the call, logits (n_vocab). Return 0 to go on. */
+typedef int (*kvmem_row_fn)(void *user, int index, const float *logits);
+/* Feed n tokens. phase KVMEM_PROMPT_END: the prompt is complete with these; KVMEM_PREFILL: more follows;
+   KVMEM_DECODE: a generated token. Splits into blocks that respect the byte limit. The last token's
+   logits are in s->logits (n_vocab) afterwards; row (may be NULL) is called for every token. */
+KVMEM_API kvmem_status kvmem_session_feed(kvmem_session *s, const int *ids, int n, kvmem_phase phase,
+                                          kvmem_row_fn row, void *user);
+/* <<api_sampler>> */
+#endif /* KVMEM_NO_DECODER */
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* KVMEM_H */
+
+/* ################################################################################################
+   Implementation, in the order in which data flows. A section uses only sections above it.
+   ################################################################################################ */
+#if defined(KVMEM_IMPLEMENTATION) && !defined(KVMEM_IMPLEMENTATION_DONE)
+#define KVMEM_IMPLEMENTATION_DONE
+
+/* ==== >>platform : compiler, libc, SIMD detection ================================================
+   What differs between machines stands here and nowhere else. */
+#if defined(__FAST_MATH__) || defined(_M_FP_FAST)
+#error "kvmem needs IEEE arithmetic (infinities, ordered sums): build without -ffast-math, /fp:fast"
+#endif
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <string.h>
+#ifndef KVMEM_NO_MALLOC
+#include <stdlib.h>
+#endif
+#ifndef KVMEM_NO_STDIO
+#include <stdio.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifndef KVMEM_ASSERT
+#include <assert.h>
+#define KVMEM_ASSERT(x) assert(x)
+#endif
+#ifndef KVMEM_RESTRICT
+#if defined(__GNUC__) || defined(__clang__)
+#define KVMEM_RESTRICT __restrict__
+#elif defined(_MSC_VER)
+#define KVMEM_RESTRICT __restrict
+#else
+#define KVMEM_RESTRICT
+#endif
+#endif
+#if defined(__GNUC__) || defined(__clang__)
+#define KVMEM__UNUSED __attribute__((unused))
+#define KVMEM__PRINTF(f, a) __attribute__((format(printf, f, a)))
+#else
+#define KVMEM__UNUSED
+#define KVMEM__PRINTF(f, a)
+#endif
+
+/* SIMD paths that can be compiled here. x86 picks one at run time, ARM at compile time. */
+#if !defined(KVMEM_REFERENCE) && (defined(__x86_64__) || defined(_M_X64)) &&                        \
+    (defined(__GNUC__) || defined(__clang__)) && !defined(__TINYC__)
+#define KVMEM__X86 1
+#include <cpuid.h>
+#include <immintrin.h>
+#define KVMEM__AVX2 __attribute__((target("avx2,fma,f16c")))
+#define KVMEM__AVX512                                                                               \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
+#else
+#define KVMEM__X86 0
+#endif
+#if !defined(KVMEM_REFERENCE) && defined(__ARM_NEON) && defined(__aarch64__) &&                     \
+    !defined(__AARCH64EB__)
+#define KVMEM__NEON 1
+#include <arm_neon.h>
+#else
+#define KVMEM__NEON 0
+#endif
+
+/* Size checks of what file formats and packed rows rely on. */
+typedef char kvmem__check_float[sizeof(float) == 4 ? 1 : -1];
+typedef char kvmem__check_int[sizeof(int) >= 4 ? 1 : -1];
+
+#define KVMEM__MIN(a, b) ((a) < (b) ? (a) : (b))
+#define KVMEM__MAX(a, b) ((a) > (b) ? (a) : (b))
+#define KVMEM__TRY(expr)                                                                            \
+    do {                                                                                            \
+        kvmem_status kvmem__s = (expr);                                                             \
+        if (kvmem__s != KVMEM_OK) return kvmem__s;                                                  \
+    } while (0)
+
+/* Checked size arithmetic: 0 and *out untouched on overflow. */
+KVMEM__UNUSED static int kvmem__mul(size_t a, size_t b, size_t *out) {
+    if (b != 0 && a > SIZE_MAX / b) return 0;
+    *out = a * b;
+    return 1;
+}
+KVMEM__UNUSED static int kvmem__add(size_t a, size_t b, size_t *out) {
+    if (a > SIZE_MAX - b) return 0;
+    *out = a + b;
+    return 1;
+}
+
+/* Little-endian loads and stores by bytes: any alignment, any host. */
+KVMEM__UNUSED static uint16_t kvmem__le16(const void *p) {
+    const uint8_t *b = (const uint8_t *)p;
+    return (uint16_t)(b[0] | (unsigned)b[1] << 8);
+}
+KVMEM__UNUSED static uint32_t kvmem__le32(const void *p) {
+    const uint8_t *b = (const uint8_t *)p;
+    return (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
+}
+KVMEM__UNUSED static uint64_t kvmem__le64(const void *p) {
+    return (uint64_t)kvmem__le32(p) | (uint64_t)kvmem__le32((const uint8_t *)p + 4) << 32;
+}
+KVMEM__UNUSED static float kvmem__lef32(const void *p) {
+    const uint32_t u = kvmem__le32(p);
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+KVMEM__UNUSED static void kvmem__put16(void *p, uint16_t v) {
+    uint8_t *b = (uint8_t *)p;
+    b[0] = (uint8_t)(v & 255);
+    b[1] = (uint8_t)(v >> 8);
+}
+KVMEM__UNUSED static void kvmem__put32(void *p, uint32_t v) {
+    kvmem__put16(p, (uint16_t)(v & 0xffff));
+    kvmem__put16((uint8_t *)p + 2, (uint16_t)(v >> 16));
+}
+KVMEM__UNUSED static void kvmem__put64(void *p, uint64_t v) {
+    kvmem__put32(p, (uint32_t)(v & 0xffffffffu));
+    kvmem__put32((uint8_t *)p + 4, (uint32_t)(v >> 32));
+}
+KVMEM__UNUSED static void kvmem__putf32(void *p, float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    kvmem__put32(p, u);
+}
+
+KVMEM__UNUSED static int kvmem__threads(int wanted) {
+#ifdef _OPENMP
+    return wanted > 0 ? wanted : omp_get_max_threads();
+#else
+    (void)wanted;
+    return 1;
+#endif
+}
+
+/* ==== >>errors : status texts, formatted detail, allocation ======================================
+   A small printf that needs no stdio: %s %d %ld (int64_t) %zu %g %c %.*s, so that errors read the same
+   on a microcontroller. Text that does not fit is cut. */
+KVMEM_API int kvmem_version(void) { return KVMEM_VERSION; }
+
+KVMEM_API const char *kvmem_status_string(kvmem_status status) {
+    switch (status) {
+#define KVMEM__X(name, number, text)                                                                \
+    case name: return text;
+        KVMEM_STATUS_LIST(KVMEM__X)
+#undef KVMEM__X
+    default: return "unknown status";
+    }
+}
+
+typedef struct kvmem__text { char *out; size_t size, len; } kvmem__text; /* len counts what is cut, too */
+
+KVMEM__UNUSED static void kvmem__put_char(kvmem__text *t, char ch) {
+    if (t->len + 1 < t->size) t->out[t->len] = ch;
+    if (t->size) t->out[t->len + 1 < t->size ? t->len + 1 : t->size - 1] = 0;
+    t->len++;
+}
+KVMEM__UNUSED static void kvmem__put_bytes(kvmem__text *t, const char *s, size_t n) {
+    size_t i;
+    for (i = 0; i < n; i++) kvmem__put_char(t, s[i]);
+}
+KVMEM__UNUSED static void kvmem__put_u64(kvmem__text *t, uint64_t v) {
+    char b[24];
+    int n = 0;
+    do { b[n++] = (char)('0' + (int)(v % 10)); v /= 10; } while (v);
+    while (n) kvmem__put_char(t, b[--n]);
+}
+/* Shortest decimal with at most `digits` significant digits (1..9), as %.{digits}g would print it for
+   magnitudes 1e-5..1e15; exact for the short decimals that recipes hold. */
+KVMEM__UNUSED static void kvmem__put_double(kvmem__text *t, double v, int digits) {
+    int exp10 = 0, i, n = 0;
+    char b[20];
+    double m;
+    uint64_t u, lim = 1;
+    if (v != v) { kvmem__put_bytes(t, "nan", 3); return; }
+    if (v < 0) { kvmem__put_char(t, '-'); v = -v; }
+    if (v > DBL_MAX) { kvmem__put_bytes(t, "inf", 3); return; }
+    if (v == 0) { kvmem__put_char(t, '0'); return; }
+    for (i = 0; i < digits; i++) lim *= 10;
+    m = v;
+    while (m >= (double)lim) { m /= 10; exp10++; }
+    while (m < (double)(lim / 10)) { m *= 10; exp10--; }
+    u = (uint64_t)(m + 0.5);
+    if (u >= lim) { u /= 10; exp10++; }
+    while (u % 10 == 0) { u /= 10; exp10++; }
+    while (u) { b[n++] = (char)('0' + (int)(u % 10)); u /= 10; }
+    if (exp10 >= 0 && n + exp10 <= 15) {
+        for (i = n - 1; i >= 0; i--) kvmem__put_char(t, b[i]);
+        for (i = 0; i < exp10; i++) kvmem__put_char(t, '0');
+    } else if (exp10 < 0 && -exp10 < n) {
+        for (i = n - 1; i >= 0; i--) {
+            if (i == -exp10 - 1) kvmem__put_char(t, '.');
+            kvmem__put_char(t, b[i]);
+        }
+    } else if (exp10 < 0 && -exp10 - n < 5) {
+        kvmem__put_bytes(t, "0.", 2);
+        for (i = 0; i < -exp10 - n; i++) kvmem__put_char(t, '0');
+        for (i = n - 1; i >= 0; i--) kvmem__put_char(t, b[i]);
+    } else {
+        const int e = exp10 + n - 1;
+        kvmem__put_char(t, b[n - 1]);
+        if (n > 1) kvmem__put_char(t, '.');
+        for (i = n - 2; i >= 0; i--) kvmem__put_char(t, b[i]);
+        kvmem__put_char(t, 'e');
+        if (e < 0) kvmem__put_char(t, '-');
+        kvmem__put_u64(t, (uint64_t)(e < 0 ? -e : e));
+    }
+}
+KVMEM__UNUSED static void kvmem__vformat(kvmem__text *t, const char *f, va_list ap) {
+    for (; *f; f++) {
+        int prec = -1, is_long = 0;
+        if (*f != '%') { kvmem__put_char(t, *f); continue; }
+        f++;
+        if (*f == '.') {
+            f++;
+            if (*f == '*') { prec = va_arg(ap, int); f++; }
+            else for (prec = 0; *f >= '0' && *f <= '9'; f++) prec = prec * 10 + (*f - '0');
+        }
+        while (*f == 'l' || *f == 'z') { is_long = *f == 'z' ? 2 : is_long + 1; f++; }
+        if (*f == 'z') f++;
+        switch (*f) {
+        case 'd': {
+            const int64_t v = is_long == 0 ? (int64_t)va_arg(ap, int)
+                            : is_long == 1 ? (int64_t)va_arg(ap, long) : va_arg(ap, long long);
+            if (v < 0) kvmem__put_char(t, '-');
+            kvmem__put_u64(t, v < 0 ? (uint64_t)0 - (uint64_t)v : (uint64_t)v);
+            break;
+        }
+        case 'u': kvmem__put_u64(t, is_long == 2 ? (uint64_t)va_arg(ap, size_t)
+                                                 : (uint64_t)va_arg(ap, unsigned)); break;
+        case 'g': kvmem__put_double(t, va_arg(ap, double), prec > 0 ? prec : 6); break;
+        case 'c': kvmem__put_char(t, (char)va_arg(ap, int)); break;
+        case 's': {
+            const char *s = va_arg(ap, const char *);
+            size_t i;
+            for (i = 0; (prec < 0 || i < (size_t)prec) && (prec >= 0 || s[i]); i++) {
+                if (prec >= 0 && !s[i]) break;
+                kvmem__put_char(t, s[i]);
+            }
+            break;
+        }
+        case '%': kvmem__put_char(t, '%'); break;
+        default: KVMEM_ASSERT(!"kvmem__vformat: unknown conversion"); return;
+        }
+    }
+}
+KVMEM__PRINTF(2, 3) KVMEM__UNUSED static void kvmem__format(kvmem__text *t, const char *f, ...) {
+    va_list ap;
+    va_start(ap, f);
+    kvmem__vformat(t, f, ap);
+    va_end(ap);
+}
+/* Set err (may be NULL) and hand the status back: `return kvmem__fail(e, KVMEM_BAD_FILE, "...", ...)`. */
+KVMEM__PRINTF(3, 4)
+KVMEM__UNUSED static kvmem_status kvmem__fail(kvmem_error *err, kvmem_status status, const char *f, ...) {
+    if (err) {
+        kvmem__text t;
+        va_list ap;
+        t.out = err->text;
+        t.size = sizeof err->text;
+        t.len = 0;
+        err->text[0] = 0;
+        err->status = status;
+        va_start(ap, f);
+        kvmem__vformat(&t, f, ap);
+        va_end(ap);
+    }
+    return status;
+}
+
+#ifndef KVMEM_NO_MALLOC
+static void *kvmem__malloc(void *user, size_t size) { (void)user; return malloc(size); }
+static void kvmem__mfree(void *user, void *ptr, size_t size) { (void)user; (void)size; free(ptr); }
+#endif
+/* The allocator to use: the given one, or malloc and free for NULL or a zeroed struct. With
+   KVMEM_NO_MALLOC a missing one leaves alloc NULL, and every allocation fails. */
+KVMEM__UNUSED static kvmem_allocator kvmem__allocator(const kvmem_allocator *a) {
+    kvmem_allocator r;
+    memset(&r, 0, sizeof r);
+    if (a && a->alloc && a->release) return *a;
+#ifndef KVMEM_NO_MALLOC
+    r.alloc = kvmem__malloc;
+    r.release = kvmem__mfree;
+#endif
+    return r;
+}
+KVMEM__UNUSED static void *kvmem__alloc(const kvmem_allocator *a, size_t size) {
+    return a->alloc ? a->alloc(a->user, size ? size : 1) : NULL;
+}
+KVMEM__UNUSED static void kvmem__release(const kvmem_allocator *a, void *p, size_t size) {
+    if (p && a->release) a->release(a->user, p, size ? size : 1);
+}
+
+/* ==== >>numerics : half floats, exp, random numbers, top-k, checksums ============================
+   Plain C, the same bits everywhere. Vectors and matrices follow in the kernels section. */
+
+/* IEEE half to float: exact, NaN payloads kept. */
+KVMEM__UNUSED static float kvmem__f16_to_f32(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, e = (h >> 10) & 31u, m = h & 0x3ffu;
+    uint32_t u;
+    float f;
+    if (e == 31) u = sign | 0x7f800000u | m << 13;
+    else if (e) u = sign | (e + 112) << 23 | m << 13;
+    else {
+        f = (float)m * (1.0f / 16777216.0f); /* subnormal: m * 2^-24 */
+        memcpy(&u, &f, 4);
+        u |= sign;
+    }
+    memcpy(&f, &u, 4);
+    return f;
+}
+/* Float to IEEE half: round to nearest, ties to even; overflow to infinity. */
+KVMEM__UNUSED static uint16_t kvmem__f32_to_f16(float f) {
+    uint32_t u, sign, m;
+    int e;
+    memcpy(&u, &f, 4);
+    sign = (u >> 16) & 0x8000u;
+    e = (int)((u >> 23) & 255) - 112;
+    m = u & 0x7fffffu;
+    if (e >= 143) return (uint16_t)(sign | 0x7c00u | (m ? 0x200u | m >> 13 : 0)); /* inf, NaN */
+    if (e >= 31) return (uint16_t)(sign | 0x7c00u);
+    if (e <= 0) {
+        uint32_t r, rest, half;
+        if (e < -10) return (uint16_t)sign;
+        m |= 0x800000u;
+        r = m >> (14 - e);
+        rest = m & ((1u << (14 - e)) - 1);
+        half = 1u << (13 - e);
+        if (rest > half || (rest == half && (r & 1))) r++;
+        return (uint16_t)(sign | r);
+    }
+    u = (uint32_t)e << 10 | m >> 13;
+    if ((m & 0x1fffu) > 0x1000u || ((m & 0x1fffu) == 0x1000u && (u & 1))) u++;
+    return (uint16_t)(sign | u);
+}
+KVMEM__UNUSED static float kvmem__bf16_to_f32(uint16_t h) {
+    const uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+KVMEM__UNUSED static uint16_t kvmem__f32_to_bf16(float f) { /* nearest, ties to even; NaN stays NaN */
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 64);
+    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+}
+
+/* exp(x) for attention: one polynomial used by every path, so that plain and SIMD twins differ by
+   rounding only. exp(x) = 2^n * 2^f, f in [-0.5, 0.5]; relative error below 2e-7; 0 below -87.3. */
+#define KVMEM__EXP_C0 1.0f
+#define KVMEM__EXP_C1 0.69314718056f
+#define KVMEM__EXP_C2 0.24022650696f
+#define KVMEM__EXP_C3 0.05550410866f
+#define KVMEM__EXP_C4 0.00961812911f
+#define KVMEM__EXP_C5 0.00133335581f
+#define KVMEM__EXP_C6 0.00015403530f
+KVMEM__UNUSED static float kvmem__expf(float x) {
+    float t, n, f, p;
+    uint32_t u;
+    if (!(x > -87.3f)) return x != x ? x : 0.0f;
+    if (x > 88.7f) return INFINITY;
+    t = x * 1.44269504089f;
+    n = t >= 0 ? (float)(int)(t + 0.5f) : (float)(int)(t - 0.5f);
+    f = (x - n * 0.693359375f) + n * 2.12194440e-4f; /* two-part ln 2 */
+    f *= 1.44269504089f;
+    p = KVMEM__EXP_C6;
+    p = p * f + KVMEM__EXP_C5;
+    p = p * f + KVMEM__EXP_C4;
+    p = p * f + KVMEM__EXP_C3;
+    p = p * f + KVMEM__EXP_C2;
+    p = p * f + KVMEM__EXP_C1;
+    p = p * f + KVMEM__EXP_C0;
+    if (n > 127) { p *= 2; n -= 1; }
+    u = (uint32_t)((int)n + 127) << 23;
+    memcpy(&t, &u, 4);
+    return p * t;
+}
+
+/* Counter-based random numbers: the value depends on (seed, a, b, c) alone, never on the order of
+   calls. splitmix64 finalizer; kvmem__mix(0) = 0xe220a8397b1dcdaf. */
+KVMEM__UNUSED static uint64_t kvmem__mix(uint64_t z) {
+    z += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+KVMEM__UNUSED static uint64_t kvmem__random(uint64_t seed, uint64_t a, uint64_t b, uint64_t c) {
+    return kvmem__mix(kvmem__mix(kvmem__mix(kvmem__mix(seed) ^ a) ^ b) ^ c);
+}
+KVMEM__UNUSED static double kvmem__unit(uint64_t r) { return (double)(r >> 11) * (1.0 / 9007199254740992.0); }
+
+/* The k largest of score (n) as rising indices in out (k); ties go to the lower index. -INFINITY is a
+   legal score. Quickselect on (score, index) pairs held as an index array: idx (n) is scratch.
+   Expected O(n) time, then O(k log k) by heap sort of the kept indices. Returns k clamped to n. */
+KVMEM__UNUSED static int kvmem__before(const float *s, int a, int b) { /* a ranks above b */
+    return s[a] > s[b] || (s[a] == s[b] && a < b);
+}
+KVMEM__UNUSED static void kvmem__sort_ints(int *a, int n) { /* heap sort, rising */
+    int i, end;
+    for (i = n / 2 - 1, end = n; end > 1;) {
+        int root, child, v;
+        if (i >= 0) root = i--;
+        else { end--; v = a[0]; a[0] = a[end]; a[end] = v; root = 0; }
+        for (v = a[root]; (child = 2 * root + 1) < end; root = child) {
+            if (child + 1 < end && a[child + 1] > a[child]) child++;
+            if (a[child] <= v) break;
+            a[root] = a[child];
+        }
+        a[root] = v;
+    }
+}
+KVMEM__UNUSED static int kvmem__topk(int *out, const float *score, int n, int k, int *idx) {
+    int lo = 0, hi, i;
+    if (k > n) k = n;
+    if (k <= 0) return 0;
+    for (i = 0; i < n; i++) idx[i] = i;
+    hi = n - 1;
+    while (lo < hi) { /* after this the first k of idx are the top k */
+        const int p = idx[lo + (hi - lo) / 2];
+        int a = lo, b = hi;
+        while (a <= b) {
+            while (kvmem__before(score, idx[a], p)) a++;
+            while (kvmem__before(score, p, idx[b])) b--;
+            if (a <= b) { const int t = idx[a]; idx[a] = idx[b]; idx[b] = t; a++; b--; }
+        }
+        if (k - 1 <= b) hi = b;
+        else if (k - 1 >= a) lo = a;
+        else break;
+    }
+    for (i = 0; i < k; i++) out[i] = idx[i];
+    kvmem__sort_ints(out, k);
+    return k;
+}
+
+/* FNV-1a over 64 bits: fingerprints. CRC-32 (polynomial 0xEDB88320): checksums of files, computed with a
+   16-entry table so that it stays small; crc32("123456789") = 0xCBF43926. */
+KVMEM__UNUSED static uint64_t kvmem__fnv(uint64_t h, const void *p, size_t n) {
+    const uint8_t *b = (const uint8_t *)p;
+    size_t i;
+    for (i = 0; i < n; i++) h = (h ^ b[i]) * 0x100000001b3u;
+    return h;
+}
+KVMEM__UNUSED static uint32_t kvmem__crc32(uint32_t crc, const void *p, size_t n) {
+    static const uint32_t t[16] = {
+        0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu, 0x76dc4190u, 0x6b6b51f4u, 0x4db26158u,
+        0x5005713cu, 0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu, 0x9b64c2b0u, 0x86d3d2d4u,
+        0xa00ae278u, 0xbdbdf21cu };
+    const uint8_t *b = (const uint8_t *)p;
+    size_t i;
+    crc = ~crc;
+    for (i = 0; i < n; i++) {
+        crc = t[(crc ^ b[i]) & 15] ^ (crc >> 4);
+        crc = t[(crc ^ (uint32_t)(b[i] >> 4)) & 15] ^ (crc >> 4);
+    }
+    return ~crc;
+}
+
+/* <<IMPL: quants>> tensor types: block layouts, dequantization, quantization (plain C).  Owner K */
+
+/* <<IMPL: kernels>> dot, axpy, exp, matmul: plain twins, AVX2, AVX-512, NEON.  Owner K */
+
+/* <<IMPL: codecs>> f32 f16 bf16 q8_0 q4_0, plain twins and fast ones.  Owner A */
+
+/* <<IMPL: cache>> arena, pages, lanes, append, commit, copy ...  Owner LEAD */
+
+/* <<IMPL: attention>> attend over coded pages, observation.  Owner LEAD (plain), A (fast) */
+
+/* <<IMPL: stages>> score, budget, reduce, segment, retrieve, place.  Owner R */
+
+/* <<IMPL: persistence>> save, load, inspect.  Owner LEAD */
+
+/* <<IMPL: recipes>> tables, presets, parse, check, print, explain.  Owner R */
+
+#ifndef KVMEM_NO_DECODER
+/* <<IMPL: gguf>> GGUF container.  Owner D */
+
+/* <<IMPL: model>> architectures, llama2.c checkpoints.  Owner D */
+
+/* <<IMPL: tokenizer>> unicode, SentencePiece, byte-level BPE, llama2.c, chat templates.  Owner T */
+
+/* <<IMPL: decoder>> the forward pass, session.  Owner D */
+
+/* <<IMPL: sampling>> Owner T */
+#endif /* KVMEM_NO_DECODER */
+
+#endif /* KVMEM_IMPLEMENTATION */
