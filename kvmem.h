@@ -496,7 +496,133 @@ KVMEM_API kvmem_status kvmem_model_open(kvmem_model *m, const void *bytes, size_
 KVMEM_API void kvmem_model_close(kvmem_model *m);
 
 /* ==== >>api_tokenizer : text to token ids and back ================================================= */
-/* <<api_tokenizer>> */
+typedef enum kvmem_vocab_kind {
+    KVMEM_VOCAB_NONE,
+    KVMEM_VOCAB_SPM,    /* SentencePiece: pieces have scores, the best pair is joined first */
+    KVMEM_VOCAB_BPE,    /* byte-level BPE: text is cut into words, pairs are joined by merge rank */
+    KVMEM_VOCAB_LLAMA2C /* llama2.c tokenizer.bin: as SPM, without whitespace escape */
+} kvmem_vocab_kind;
+
+/* flags of kvmem_tokenize */
+enum {
+    KVMEM_ADD_SPECIAL = 1,  /* BOS in front and EOS behind, where the vocabulary wants them */
+    KVMEM_PARSE_SPECIAL = 2 /* text like "<|im_end|>" becomes the control token of that name; without the
+                               flag only user-defined tokens are found in text */
+};
+/* flags of kvmem_token_bytes, kvmem_detokenize, kvmem_stream_init */
+enum {
+    KVMEM_SHOW_SPECIAL = 16, /* control tokens give their names; without the flag nothing */
+    KVMEM_TEXT_START = 32,   /* the first token begins a text: the space that kvmem_tokenize put in front
+                                is taken away again */
+    KVMEM_KEEP_BYTES = 64    /* stream: bytes that are not UTF-8 go out as they are, not as U+FFFD */
+};
+
+/* One piece of the vocabulary; its bytes are at base + at. */
+typedef struct kvmem_piece {
+    uint32_t at, len;
+    float score;
+    unsigned char type;  /* as in GGUF: 1 normal 2 unknown 3 control 4 user-defined 5 unused 6 byte */
+    unsigned char strip; /* 1: white space left of it in a text is swallowed, 2: right of it */
+    unsigned char eog;   /* generation ends here */
+} kvmem_piece;
+
+/* A vocabulary. Read-only after open, so threads may share it. Pieces and merges stay in the borrowed
+   file bytes; the tables beside them are owned. */
+typedef struct kvmem_tokenizer {
+    kvmem_error error; /* of open */
+    kvmem_allocator allocator;
+    kvmem_vocab_kind kind;
+    int pre;                             /* pre-tokenizer, kvmem_tokenizer_pre_name */
+    int n_vocab, n_merges;
+    int bos, eos, eot, unk;              /* ids, -1: none */
+    int add_bos, add_eos;                /* what KVMEM_ADD_SPECIAL adds */
+    int add_space_prefix, clean_spaces, ignore_merges;
+    size_t max_piece;                    /* longest result of kvmem_token_bytes */
+    /* tables */
+    const uint8_t *base;                 /* of piece[].at, borrowed */
+    const uint8_t *merge_base;           /* of merge_at[], borrowed */
+    kvmem_piece *piece;                  /* (n_vocab) */
+    uint32_t *table;                     /* text to id + 1: (table_mask + 1) */
+    uint32_t table_mask;
+    uint32_t *merge_at;                  /* (n_merges) */
+    uint32_t *merge_table;               /* merge to rank + 1: (merge_mask + 1) */
+    uint32_t merge_mask, max_merge;
+    int *special;                        /* tokens looked for in text, longest first (n_special) */
+    int n_special;
+    int byte_id[256];                    /* token of a byte, -1: none */
+    void *block; size_t block_size;      /* the owned tables, one allocation */
+} kvmem_tokenizer;
+
+/* From GGUF metadata (a vocabulary-only file will do): tokenizer.ggml.model "llama" or "gpt2". The
+   file's bytes are borrowed until close, g itself is not kept. An unknown model or pre-tokenizer is
+   KVMEM_UNSUPPORTED. On failure t->error tells why and t may be closed. allocator NULL: malloc. */
+KVMEM_API kvmem_status kvmem_tokenizer_open_gguf(kvmem_tokenizer *t, const kvmem_gguf *g,
+                                                 const kvmem_allocator *allocator);
+/* From llama2.c's tokenizer.bin, which does not say its own size: n_vocab comes from the model; 0: as
+   many pieces as there are. Bytes borrowed until close. */
+KVMEM_API kvmem_status kvmem_tokenizer_open_llama2c(kvmem_tokenizer *t, const void *bytes, size_t size,
+                                                    int n_vocab, const kvmem_allocator *allocator);
+KVMEM_API void kvmem_tokenizer_close(kvmem_tokenizer *t);             /* NULL and zeroed are fine */
+KVMEM_API const char *kvmem_tokenizer_pre_name(const kvmem_tokenizer *t); /* "llama-bpe"; "-" for SPM */
+
+/* Text (len bytes, any bytes, NUL included) to ids. As snprintf: *n is the number of ids of the whole
+   text; the first cap of them are in ids (may be NULL when cap is 0), so compare *n with cap. err may be
+   NULL. Time grows as len log len. Working memory, about 40 bytes per text byte in the worst case (one
+   word), is returned before the call ends. Bytes that are not UTF-8 never fail: SPM writes them as byte
+   tokens, BPE reads them as U+FFFD. */
+KVMEM_API kvmem_status kvmem_tokenize(const kvmem_tokenizer *t, const char *text, size_t len,
+                                      unsigned flags, int *ids, size_t cap, size_t *n, kvmem_error *err);
+/* The piece as the vocabulary spells it ("\xe2\x96\x81the", "\xc4\xa0the"), borrowed, not NUL-terminated; NULL if id is out
+   of range. For listings; for text use the functions below. */
+KVMEM_API const char *kvmem_token_piece(const kvmem_tokenizer *t, int id, size_t *len);
+/* The bytes of text that a token stands for; they may be a part of a UTF-8 sequence. Returns their
+   number (0 if id is out of range) and writes as many as cap allows. */
+KVMEM_API size_t kvmem_token_bytes(const kvmem_tokenizer *t, int id, unsigned flags, char *out, size_t cap);
+/* All bytes of n ids. Returns their number, as snprintf does, but adds no NUL. */
+KVMEM_API size_t kvmem_detokenize(const kvmem_tokenizer *t, const int *ids, size_t n, unsigned flags,
+                                  char *out, size_t cap);
+KVMEM_API int kvmem_token_is_eog(const kvmem_tokenizer *t, int id);     /* generation ends with it */
+KVMEM_API int kvmem_token_is_special(const kvmem_tokenizer *t, int id); /* control or unknown token */
+KVMEM_API int kvmem_token_find(const kvmem_tokenizer *t, const char *piece, size_t len); /* id or -1 */
+
+/* Tokens to text while they are generated: whole UTF-8 sequences only. What may still be completed is
+   held back; what cannot be becomes U+FFFD (or goes out as it is with KVMEM_KEEP_BYTES). */
+typedef struct kvmem_stream {
+    const kvmem_tokenizer *tokenizer; /* borrowed */
+    unsigned flags;
+    unsigned char held[4];
+    int n_held;
+} kvmem_stream;
+KVMEM_API void kvmem_stream_init(kvmem_stream *s, const kvmem_tokenizer *t, unsigned flags);
+/* Bytes to print after this token: returns their number; out must have room for
+   3 * (tokenizer->max_piece + 4). No NUL is added. kvmem_stream_flush gives what was still held (room: 12). */
+KVMEM_API size_t kvmem_stream_push(kvmem_stream *s, int id, char *out);
+KVMEM_API size_t kvmem_stream_flush(kvmem_stream *s, char *out);
+
+/* Chat formats: recognized from the model's template text, written by hand for each family. */
+typedef enum kvmem_chat {
+    KVMEM_CHAT_NONE,
+    KVMEM_CHAT_CHATML,     /* Qwen 2/3, SmolLM2 */
+    KVMEM_CHAT_LLAMA2,     /* [INST] with <<SYS>> */
+    KVMEM_CHAT_LLAMA3,
+    KVMEM_CHAT_MISTRAL_V1, /* " [INST] ": 7B v0.1/v0.2, Mixtral */
+    KVMEM_CHAT_MISTRAL_V3, /* "[INST] ": 7B v0.3 */
+    KVMEM_CHAT_MISTRAL_V3_TEKKEN, /* "[INST]": Nemo */
+    KVMEM_CHAT_MISTRAL_V7, /* [SYSTEM_PROMPT] */
+    KVMEM_CHAT_GEMMA,
+    KVMEM_CHAT_PHI3,
+    KVMEM_CHAT_ZEPHYR      /* TinyLlama */
+} kvmem_chat;
+typedef struct kvmem_message { const char *role, *content; } kvmem_message; /* "system" "user" "assistant" */
+KVMEM_API const char *kvmem_chat_name(kvmem_chat kind); /* "chatml", NULL past the last */
+/* By a template's text, or by its family's name. KVMEM_UNSUPPORTED if it is neither. */
+KVMEM_API kvmem_status kvmem_chat_detect(const char *text, size_t len, kvmem_chat *out, kvmem_error *err);
+/* By the file's tokenizer.chat_template. KVMEM_UNSUPPORTED if there is none or it is not known. */
+KVMEM_API kvmem_status kvmem_chat_of_gguf(const kvmem_gguf *g, kvmem_chat *out, kvmem_error *err);
+/* The text of a conversation, to be tokenized with ADD_SPECIAL | PARSE_SPECIAL (BOS is not in it).
+   assistant: end with the head of the answer to come. *len as snprintf; a NUL is added if it fits. */
+KVMEM_API kvmem_status kvmem_chat_format(kvmem_chat kind, const kvmem_message *m, size_t n, int assistant,
+                                         char *out, size_t size, size_t *len, kvmem_error *err);
 
 /* ==== >>api_session : decoder, sampling =========================================================== */
 
@@ -520,7 +646,38 @@ typedef int (*kvmem_row_fn)(void *user, int index, const float *logits);
    logits are in s->logits (n_vocab) afterwards; row (may be NULL) is called for every token. */
 KVMEM_API kvmem_status kvmem_session_feed(kvmem_session *s, const int *ids, int n, kvmem_phase phase,
                                           kvmem_row_fn row, void *user);
-/* <<api_sampler>> */
+/* Sampling. The order is fixed: repetition penalty, temperature 0 ends here with the highest logit;
+   top-k, softmax at the temperature, top-p, min-p, one draw. Ties go to the lower id. */
+typedef struct kvmem_sampler_config {
+    float temperature;    /* 0: greedy; default 0.8 */
+    int top_k;            /* 0: all; default 40 */
+    float top_p;          /* 1: all; default 0.95 */
+    float min_p;          /* of the highest probability, 0: all; default 0.05 */
+    float repeat_penalty; /* logits of recent tokens: l / p if l > 0, l * p otherwise; 1: none; default 1 */
+    int repeat_last;      /* how many accepted tokens are recent; default 64 */
+    uint64_t seed;
+} kvmem_sampler_config;
+typedef struct kvmem_sampler {
+    kvmem_error error;
+    kvmem_allocator allocator;
+    kvmem_sampler_config config;
+    int n_vocab;
+    uint64_t draws;         /* numbers drawn so far: the next is a function of seed and draws */
+    int *recent;            /* (repeat_last) ring of accepted tokens */
+    int n_recent, recent_at;
+    float *value;           /* (n_vocab) */
+    int *index, *order;     /* (n_vocab) each */
+    void *block; size_t block_size;
+} kvmem_sampler;
+KVMEM_API kvmem_sampler_config kvmem_sampler_config_default(void);
+/* All memory is taken here. cfg NULL: the default. */
+KVMEM_API kvmem_status kvmem_sampler_init(kvmem_sampler *s, const kvmem_sampler_config *cfg, int n_vocab,
+                                          const kvmem_allocator *allocator);
+KVMEM_API void kvmem_sampler_free(kvmem_sampler *s);
+/* A token became part of the text (prompt or answer): the repetition penalty will see it. */
+KVMEM_API void kvmem_sampler_accept(kvmem_sampler *s, int id);
+/* Choose from logits (n_vocab). -INFINITY is never chosen; NaN is KVMEM_BAD_VALUE. Does not accept. */
+KVMEM_API kvmem_status kvmem_sample(kvmem_sampler *s, const float *logits, int *id);
 #endif /* KVMEM_NO_DECODER */
 
 #ifdef __cplusplus
