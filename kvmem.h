@@ -464,8 +464,9 @@ typedef struct kvmem_gguf_kv {
     int type;              /* GGUF value type; 9 is an array */
     int item_type;         /* of an array */
     uint64_t n;            /* items of an array, else 1 */
-    const uint8_t *data;   /* first value byte, borrowed; checked to lie inside the file */
-    size_t size;           /* bytes of the value(s) */
+    const uint8_t *data;   /* borrowed, inside the file: the number, the characters of a string, or the
+                              items of an array (each string item: u64 length, then its characters) */
+    size_t size;           /* bytes at data */
 } kvmem_gguf_kv;
 typedef struct kvmem_gguf {
     kvmem_error error;
@@ -904,8 +905,7 @@ KVMEM__UNUSED static void kvmem__vformat(kvmem__text *t, const char *f, va_list 
             if (*f == '*') { prec = va_arg(ap, int); f++; }
             else for (prec = 0; *f >= '0' && *f <= '9'; f++) prec = prec * 10 + (*f - '0');
         }
-        while (*f == 'l' || *f == 'z') { is_long = *f == 'z' ? 2 : is_long + 1; f++; }
-        if (*f == 'z') f++;
+        while (*f == 'l' || *f == 'z') { is_long = *f == 'z' ? 3 : is_long + 1; f++; }
         switch (*f) {
         case 'd': {
             const int64_t v = is_long == 0 ? (int64_t)va_arg(ap, int)
@@ -914,7 +914,8 @@ KVMEM__UNUSED static void kvmem__vformat(kvmem__text *t, const char *f, va_list 
             kvmem__put_u64(t, v < 0 ? (uint64_t)0 - (uint64_t)v : (uint64_t)v);
             break;
         }
-        case 'u': kvmem__put_u64(t, is_long == 2 ? (uint64_t)va_arg(ap, size_t)
+        case 'u': kvmem__put_u64(t, is_long == 3 ? (uint64_t)va_arg(ap, size_t)
+                                  : is_long == 2 ? (uint64_t)va_arg(ap, unsigned long long)
                                                  : (uint64_t)va_arg(ap, unsigned)); break;
         case 'g': kvmem__put_double(t, va_arg(ap, double), prec > 0 ? prec : 6); break;
         case 'c': kvmem__put_char(t, (char)va_arg(ap, int)); break;
@@ -928,7 +929,7 @@ KVMEM__UNUSED static void kvmem__vformat(kvmem__text *t, const char *f, va_list 
             break;
         }
         case '%': kvmem__put_char(t, '%'); break;
-        default: KVMEM_ASSERT(!"kvmem__vformat: unknown conversion"); return;
+        default: KVMEM_ASSERT(0 && "kvmem__vformat: unknown conversion"); return;
         }
     }
 }
@@ -1161,7 +1162,434 @@ KVMEM__UNUSED static uint32_t kvmem__crc32(uint32_t crc, const void *p, size_t n
 /* <<IMPL: recipes>> tables, presets, parse, check, print, explain.  Owner R */
 
 #ifndef KVMEM_NO_DECODER
-/* <<IMPL: gguf>> GGUF container.  Owner D */
+/* ==== >>gguf : the GGUF container =================================================================
+   A GGUF file is little-endian and holds, in this order:
+       "GGUF", version u32, n_tensors u64, n_kv u64
+       n_kv times:      key string, value type u32, value
+       n_tensors times: name string, n_dims u32, ne u64[n_dims], type u32, offset u64
+       padding to general.alignment (32 unless the key says otherwise), then the tensors' data
+   A string is a u64 length and that many bytes; an array is item type u32, count u64 and the items.
+   Version 2 and 3 read alike. Tensor offsets count from the start of the data and are multiples of the
+   alignment. Format: github.com/ggml-org/ggml docs/gguf.md.
+
+   Nothing here is believed. A cursor that knows how many bytes are left does every read, counts are
+   compared with what the rest of the file could hold before anything is allocated, and keys, names and
+   data ranges are sorted to find duplicates and overlaps. */
+enum {
+    KVMEM__GGUF_U8 = 0, KVMEM__GGUF_I8 = 1, KVMEM__GGUF_U16 = 2, KVMEM__GGUF_I16 = 3,
+    KVMEM__GGUF_U32 = 4, KVMEM__GGUF_I32 = 5, KVMEM__GGUF_F32 = 6, KVMEM__GGUF_BOOL = 7,
+    KVMEM__GGUF_STRING = 8, KVMEM__GGUF_ARRAY = 9, KVMEM__GGUF_U64 = 10, KVMEM__GGUF_I64 = 11,
+    KVMEM__GGUF_F64 = 12
+};
+#define KVMEM__GGUF_MAX_NAME 65535 /* bytes of a key or tensor name */
+
+/* Bytes of one value of a fixed-size type; 0 for strings, arrays and unknown types. */
+KVMEM__UNUSED static size_t kvmem__gguf_width(int type) {
+    static const uint8_t width[13] = { 1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8 };
+    return type >= 0 && type < 13 ? width[type] : 0;
+}
+KVMEM__UNUSED static const char *kvmem__gguf_type_word(int type) {
+    static const char *const word[13] = { "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32",
+                                          "bool", "string", "array", "uint64", "int64", "float64" };
+    return type >= 0 && type < 13 ? word[type] : "unknown";
+}
+
+/* A name from the file made fit for a message: unprintable bytes become '?', at most 63 are kept. */
+typedef struct kvmem__shown { char text[64]; } kvmem__shown;
+KVMEM__UNUSED static kvmem__shown kvmem__show(const char *s, size_t len) {
+    kvmem__shown r;
+    size_t i, n = len < sizeof r.text - 1 ? len : sizeof r.text - 1;
+    for (i = 0; i < n; i++) r.text[i] = s[i] >= 32 && s[i] < 127 ? s[i] : '?';
+    r.text[n] = 0;
+    return r;
+}
+KVMEM__UNUSED static int kvmem__same_text(const char *a, size_t a_len, const char *b, size_t b_len) {
+    return a_len == b_len && (a_len == 0 || memcmp(a, b, a_len) == 0);
+}
+
+/* The cursor. take() hands out n bytes and moves on, or NULL when fewer are left. */
+typedef struct kvmem__cursor { const uint8_t *p; size_t left; } kvmem__cursor;
+
+KVMEM__UNUSED static const uint8_t *kvmem__take(kvmem__cursor *c, uint64_t n) {
+    const uint8_t *p = c->p;
+    if (n > c->left) return NULL;
+    c->p += (size_t)n;
+    c->left -= (size_t)n;
+    return p;
+}
+KVMEM__UNUSED static int kvmem__take_u32(kvmem__cursor *c, uint32_t *out) {
+    const uint8_t *p = kvmem__take(c, 4);
+    if (p) *out = kvmem__le32(p);
+    return p != NULL;
+}
+KVMEM__UNUSED static int kvmem__take_u64(kvmem__cursor *c, uint64_t *out) {
+    const uint8_t *p = kvmem__take(c, 8);
+    if (p) *out = kvmem__le64(p);
+    return p != NULL;
+}
+/* Returns the characters, which may be none, or NULL. */
+KVMEM__UNUSED static const char *kvmem__take_string(kvmem__cursor *c, uint64_t *len) {
+    return kvmem__take_u64(c, len) ? (const char *)kvmem__take(c, *len) : NULL;
+}
+
+/* Moves the cursor over the items of kv (type, item_type and n are set) and checks each. */
+static kvmem_status kvmem__gguf_items(kvmem_gguf *g, kvmem__cursor *c, kvmem_gguf_kv *kv) {
+    const kvmem__shown name = kvmem__show(kv->key, (size_t)kv->key_len);
+    const int type = kv->type == KVMEM__GGUF_ARRAY ? kv->item_type : kv->type;
+    const size_t width = kvmem__gguf_width(type);
+    uint64_t i, len;
+    kv->data = c->p;
+    if (width) {
+        if (kv->n > c->left / width)
+            return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the value of key '%s' runs past the end "
+                               "of the file", name.text);
+        for (i = 0; type == KVMEM__GGUF_BOOL && i < kv->n; i++)
+            if (c->p[i] > 1)
+                return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: key '%s' is a bool of value %d",
+                                   name.text, (int)c->p[i]);
+        (void)kvmem__take(c, kv->n * width);
+    } else if (type == KVMEM__GGUF_STRING) {
+        for (i = 0; i < kv->n; i++)
+            if (!kvmem__take_string(c, &len))
+                return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: a string of key '%s' runs past the "
+                                   "end of the file", name.text);
+        if (kv->type == KVMEM__GGUF_STRING) kv->data += 8;
+    } else if (type == KVMEM__GGUF_ARRAY) {
+        return kvmem__fail(&g->error, KVMEM_UNSUPPORTED, "gguf: key '%s' is an array of arrays", name.text);
+    } else {
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: key '%s' has the unknown value type %d",
+                           name.text, type);
+    }
+    kv->size = (size_t)(c->p - kv->data);
+    return KVMEM_OK;
+}
+
+static kvmem_status kvmem__gguf_read_kv(kvmem_gguf *g, kvmem__cursor *c, kvmem_gguf_kv *kv, int i) {
+    uint64_t len;
+    uint32_t type = 0, item = 0;
+    const char *key = kvmem__take_string(c, &len);
+    if (!key || !kvmem__take_u32(c, &type))
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the file ends inside key %d of %d", i, g->n_kv);
+    if (len == 0 || len > KVMEM__GGUF_MAX_NAME)
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the name of key %d has %llu bytes, not 1..%d",
+                           i, (unsigned long long)len, KVMEM__GGUF_MAX_NAME);
+    kv->key = key;
+    kv->key_len = (int)len;
+    kv->type = type < 13 ? (int)type : 13;
+    kv->n = 1;
+    if (type == KVMEM__GGUF_ARRAY) {
+        if (!kvmem__take_u32(c, &item) || !kvmem__take_u64(c, &kv->n))
+            return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the file ends inside the array of key '%s'",
+                               kvmem__show(key, (size_t)len).text);
+        kv->item_type = item < 13 ? (int)item : 13;
+    }
+    return kvmem__gguf_items(g, c, kv);
+}
+
+/* One row of the tensor table. t->size receives the checked byte count, *offset the file's word. */
+static kvmem_status kvmem__gguf_read_tensor(kvmem_gguf *g, kvmem__cursor *c, kvmem_tensor *t, int i,
+                                            uint64_t *offset) {
+    kvmem__shown name;
+    uint64_t len, ne;
+    uint32_t n_dims = 0, type = 0, d;
+    size_t values = 1, block_bytes = 0;
+    int block;
+    const char *s = kvmem__take_string(c, &len);
+    if (!s || !kvmem__take_u32(c, &n_dims))
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the file ends inside tensor %d of %d", i,
+                           g->n_tensors);
+    if (len == 0 || len > KVMEM__GGUF_MAX_NAME)
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the name of tensor %d has %llu bytes, not "
+                           "1..%d", i, (unsigned long long)len, KVMEM__GGUF_MAX_NAME);
+    name = kvmem__show(s, (size_t)len);
+    if (n_dims < 1 || n_dims > 4)
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: tensor '%s' has %u dimensions, not 1..4",
+                           name.text, (unsigned)n_dims);
+    t->name = s;
+    t->name_len = (int)len;
+    t->n_dims = (int)n_dims;
+    for (d = 0; d < 4; d++) t->ne[d] = 1;
+    for (d = 0; d < n_dims; d++) {
+        if (!kvmem__take_u64(c, &ne))
+            return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the file ends inside tensor '%s'",
+                               name.text);
+        if (ne == 0 || ne > INT_MAX || !kvmem__mul(values, (size_t)ne, &values))
+            return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: tensor '%s' has %llu values along "
+                               "dimension %u", name.text, (unsigned long long)ne, (unsigned)d);
+        t->ne[d] = (int64_t)ne;
+    }
+    if (!kvmem__take_u32(c, &type) || !kvmem__take_u64(c, offset))
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the file ends inside tensor '%s'", name.text);
+    block = type < 1000 ? kvmem_type_block((kvmem_type)type, &block_bytes) : 0;
+    if (!block)
+        return kvmem__fail(&g->error, KVMEM_UNSUPPORTED, "gguf: tensor '%s' has type %u, which is not "
+                           "one of those that kvmem reads", name.text, (unsigned)type);
+    t->type = (kvmem_type)type;
+    if (t->ne[0] % block != 0)
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: tensor '%s' has rows of %lld values, not a "
+                           "multiple of the %d of a %s block", name.text, (long long)t->ne[0], block,
+                           kvmem_type_name(t->type));
+    if (!kvmem__mul(values / (size_t)block, block_bytes, &t->size))
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the size of tensor '%s' overflows", name.text);
+    return KVMEM_OK;
+}
+
+/* Heap sort of order (n) by before(g, a, b); names and offsets are sorted with it. */
+typedef int (*kvmem__gguf_less)(const kvmem_gguf *g, int a, int b);
+static int kvmem__text_less(const char *a, int a_len, const char *b, int b_len) {
+    const int d = memcmp(a, b, (size_t)KVMEM__MIN(a_len, b_len));
+    return d ? d < 0 : a_len < b_len;
+}
+static int kvmem__gguf_key_less(const kvmem_gguf *g, int a, int b) {
+    return kvmem__text_less(g->kv[a].key, g->kv[a].key_len, g->kv[b].key, g->kv[b].key_len);
+}
+static int kvmem__gguf_name_less(const kvmem_gguf *g, int a, int b) {
+    return kvmem__text_less(g->tensor[a].name, g->tensor[a].name_len, g->tensor[b].name,
+                            g->tensor[b].name_len);
+}
+static int kvmem__gguf_data_less(const kvmem_gguf *g, int a, int b) {
+    return g->tensor[a].data < g->tensor[b].data;
+}
+static void kvmem__gguf_sort(const kvmem_gguf *g, int *order, int n, kvmem__gguf_less less) {
+    int i, end, root, child, v;
+    for (i = 0; i < n; i++) order[i] = i;
+    for (i = n / 2 - 1, end = n; end > 1;) {
+        if (i >= 0) root = i--;
+        else { end--; v = order[0]; order[0] = order[end]; order[end] = v; root = 0; }
+        for (v = order[root]; (child = 2 * root + 1) < end; root = child) {
+            if (child + 1 < end && less(g, order[child], order[child + 1])) child++;
+            if (!less(g, v, order[child])) break;
+            order[root] = order[child];
+        }
+        order[root] = v;
+    }
+}
+
+/* No key and no tensor name twice, no byte of data in two tensors. order: scratch for sorting. */
+static kvmem_status kvmem__gguf_unique(kvmem_gguf *g, int *order) {
+    int i;
+    kvmem__gguf_sort(g, order, g->n_kv, kvmem__gguf_key_less);
+    for (i = 1; i < g->n_kv; i++)
+        if (!kvmem__gguf_key_less(g, order[i - 1], order[i])) {
+            const kvmem_gguf_kv *kv = &g->kv[order[i]];
+            return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: key '%s' appears twice",
+                               kvmem__show(kv->key, (size_t)kv->key_len).text);
+        }
+    kvmem__gguf_sort(g, order, g->n_tensors, kvmem__gguf_name_less);
+    for (i = 1; i < g->n_tensors; i++)
+        if (!kvmem__gguf_name_less(g, order[i - 1], order[i])) {
+            const kvmem_tensor *t = &g->tensor[order[i]];
+            return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: tensor '%s' appears twice",
+                               kvmem__show(t->name, (size_t)t->name_len).text);
+        }
+    kvmem__gguf_sort(g, order, g->n_tensors, kvmem__gguf_data_less);
+    for (i = 1; i < g->n_tensors; i++) {
+        const kvmem_tensor *a = &g->tensor[order[i - 1]], *b = &g->tensor[order[i]];
+        if ((size_t)(b->data - a->data) < a->size)
+            return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the data of tensors '%s' and '%s' overlap",
+                               kvmem__show(a->name, (size_t)a->name_len).text,
+                               kvmem__show(b->name, (size_t)b->name_len).text);
+    }
+    return KVMEM_OK;
+}
+
+/* Header up to the counts. 14 and 33 are the fewest bytes of a key and of a tensor's row. */
+static kvmem_status kvmem__gguf_header(kvmem_gguf *g, kvmem__cursor *c) {
+    uint64_t n_tensors = 0, n_kv = 0;
+    uint32_t version = 0;
+    const uint8_t *magic = kvmem__take(c, 4);
+    if (!magic || memcmp(magic, "GGUF", 4) != 0)
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the file does not begin with the letters GGUF");
+    if (!kvmem__take_u32(c, &version))
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the file ends inside its header");
+    if ((version & 0xffffu) == 0 && version != 0)
+        return kvmem__fail(&g->error, KVMEM_UNSUPPORTED, "gguf: a big-endian file; only little-endian ones "
+                           "are read");
+    if (version != 2 && version != 3)
+        return kvmem__fail(&g->error, KVMEM_UNSUPPORTED, "gguf: version %u of the format; 2 and 3 are read",
+                           (unsigned)version);
+    if (!kvmem__take_u64(c, &n_tensors) || !kvmem__take_u64(c, &n_kv))
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the file ends inside its header");
+    if (n_kv > c->left / 14 || n_kv > INT_MAX)
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the header announces %llu keys, more than "
+                           "the file can hold", (unsigned long long)n_kv);
+    if (n_tensors > c->left / 33 || n_tensors > INT_MAX)
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the header announces %llu tensors, more than "
+                           "the file can hold", (unsigned long long)n_tensors);
+    g->version = (int)version;
+    g->n_kv = (int)n_kv;
+    g->n_tensors = (int)n_tensors;
+    return KVMEM_OK;
+}
+
+/* Turns file offsets into pointers. offset (n_tensors). */
+static kvmem_status kvmem__gguf_place(kvmem_gguf *g, const kvmem__cursor *c, const uint64_t *offset) {
+    const size_t at = (size_t)(c->p - g->bytes);
+    const kvmem_gguf_kv *kv = kvmem_gguf_find(g, "general.alignment");
+    int64_t alignment = 32;
+    size_t base;
+    int i;
+    if (kv && (kv->type != KVMEM__GGUF_U32 || !kvmem_gguf_int(g, "general.alignment", &alignment) ||
+               alignment < 1 || (alignment & (alignment - 1)) != 0))
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: general.alignment is not a uint32 power of two");
+    base = (size_t)(alignment - 1);
+    if (!kvmem__add(at, base, &base))
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: general.alignment overflows");
+    base &= ~(size_t)(alignment - 1);
+    for (i = 0; i < g->n_tensors; i++) {
+        kvmem_tensor *t = &g->tensor[i];
+        const kvmem__shown name = kvmem__show(t->name, (size_t)t->name_len);
+        if (offset[i] % (uint64_t)alignment != 0)
+            return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the data of tensor '%s' is not aligned to "
+                               "%d bytes", name.text, (int)alignment);
+        if (base > g->size || offset[i] > g->size - base || t->size > g->size - base - (size_t)offset[i])
+            return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the data of tensor '%s' (%zu bytes) runs "
+                               "past the end of the file", name.text, t->size);
+        t->data = g->bytes + base + (size_t)offset[i];
+    }
+    return KVMEM_OK;
+}
+
+/* Everything after the header. offset (n_tensors) and order (larger count) are scratch. */
+static kvmem_status kvmem__gguf_tables(kvmem_gguf *g, kvmem__cursor *c, uint64_t *offset, int *order) {
+    int i;
+    for (i = 0; i < g->n_kv; i++) KVMEM__TRY(kvmem__gguf_read_kv(g, c, &g->kv[i], i));
+    for (i = 0; i < g->n_tensors; i++)
+        KVMEM__TRY(kvmem__gguf_read_tensor(g, c, &g->tensor[i], i, &offset[i]));
+    KVMEM__TRY(kvmem__gguf_place(g, c, offset));
+    return kvmem__gguf_unique(g, order);
+}
+
+static void kvmem__gguf_release(kvmem_gguf *g) {
+    kvmem__release(&g->allocator, g->kv, (size_t)g->n_kv * sizeof *g->kv);
+    kvmem__release(&g->allocator, g->tensor, (size_t)g->n_tensors * sizeof *g->tensor);
+    g->kv = NULL;
+    g->tensor = NULL;
+    g->n_kv = g->n_tensors = 0;
+}
+
+KVMEM_API kvmem_status kvmem_gguf_open(kvmem_gguf *g, const void *bytes, size_t size,
+                                       const kvmem_allocator *allocator) {
+    kvmem__cursor c;
+    kvmem_status status;
+    uint64_t *offset = NULL;
+    int *order = NULL;
+    size_t kv_size, tensor_size, offset_size, order_size;
+    memset(g, 0, sizeof *g);
+    g->allocator = kvmem__allocator(allocator);
+    if (!bytes) return kvmem__fail(&g->error, KVMEM_BAD_ARGUMENT, "gguf: bytes is NULL");
+    g->bytes = c.p = (const uint8_t *)bytes;
+    g->size = c.left = size;
+    status = kvmem__gguf_header(g, &c);
+    if (status != KVMEM_OK) {
+        g->n_kv = g->n_tensors = 0;
+        return status;
+    }
+    if (!kvmem__mul((size_t)g->n_kv, sizeof *g->kv, &kv_size) ||
+        !kvmem__mul((size_t)g->n_tensors, sizeof *g->tensor, &tensor_size)) {
+        g->n_kv = g->n_tensors = 0;
+        return kvmem__fail(&g->error, KVMEM_BAD_FILE, "gguf: the tables do not fit the address space");
+    }
+    offset_size = (size_t)g->n_tensors * sizeof *offset;
+    order_size = (size_t)KVMEM__MAX(g->n_kv, g->n_tensors) * sizeof *order;
+    g->kv = (kvmem_gguf_kv *)kvmem__alloc(&g->allocator, kv_size);
+    g->tensor = (kvmem_tensor *)kvmem__alloc(&g->allocator, tensor_size);
+    offset = (uint64_t *)kvmem__alloc(&g->allocator, offset_size);
+    order = (int *)kvmem__alloc(&g->allocator, order_size);
+    if (g->kv && g->tensor && offset && order) {
+        memset(g->kv, 0, kv_size);
+        memset(g->tensor, 0, tensor_size);
+        status = kvmem__gguf_tables(g, &c, offset, order);
+    } else {
+        status = kvmem__fail(&g->error, KVMEM_NO_MEMORY, "gguf: no memory for tables of %d keys and %d "
+                             "tensors", g->n_kv, g->n_tensors);
+    }
+    kvmem__release(&g->allocator, order, order_size);
+    kvmem__release(&g->allocator, offset, offset_size);
+    if (status != KVMEM_OK) kvmem__gguf_release(g);
+    return status;
+}
+
+KVMEM_API void kvmem_gguf_close(kvmem_gguf *g) {
+    if (!g) return;
+    kvmem__gguf_release(g);
+    memset(g, 0, sizeof *g);
+}
+
+KVMEM_API const kvmem_gguf_kv *kvmem_gguf_find(const kvmem_gguf *g, const char *key) {
+    const size_t len = strlen(key);
+    int i;
+    for (i = 0; i < g->n_kv; i++)
+        if (kvmem__same_text(g->kv[i].key, (size_t)g->kv[i].key_len, key, len)) return &g->kv[i];
+    return NULL;
+}
+KVMEM_API const kvmem_tensor *kvmem_gguf_tensor(const kvmem_gguf *g, const char *name) {
+    const size_t len = strlen(name);
+    int i;
+    for (i = 0; i < g->n_tensors; i++)
+        if (kvmem__same_text(g->tensor[i].name, (size_t)g->tensor[i].name_len, name, len))
+            return &g->tensor[i];
+    return NULL;
+}
+
+/* Item i of a number or of an array of numbers. 0 if the type is none, i past the end or no int64. */
+KVMEM__UNUSED static int kvmem__gguf_item_float(const kvmem_gguf_kv *kv, uint64_t i, double *out) {
+    const int type = kv->type == KVMEM__GGUF_ARRAY ? kv->item_type : kv->type;
+    const uint8_t *p;
+    uint64_t u;
+    if (!kvmem__gguf_width(type) || i >= kv->n) return 0;
+    p = kv->data + (size_t)i * kvmem__gguf_width(type);
+    switch (type) {
+    case KVMEM__GGUF_I8: *out = (double)(int8_t)p[0]; return 1;
+    case KVMEM__GGUF_U16: *out = (double)kvmem__le16(p); return 1;
+    case KVMEM__GGUF_I16: *out = (double)(int16_t)kvmem__le16(p); return 1;
+    case KVMEM__GGUF_U32: *out = (double)kvmem__le32(p); return 1;
+    case KVMEM__GGUF_I32: *out = (double)(int32_t)kvmem__le32(p); return 1;
+    case KVMEM__GGUF_F32: *out = (double)kvmem__lef32(p); return 1;
+    case KVMEM__GGUF_U64: *out = (double)kvmem__le64(p); return 1;
+    case KVMEM__GGUF_I64: *out = (double)(int64_t)kvmem__le64(p); return 1;
+    case KVMEM__GGUF_F64: u = kvmem__le64(p); memcpy(out, &u, 8); return 1;
+    default: *out = (double)p[0]; return 1; /* uint8 and bool */
+    }
+}
+KVMEM__UNUSED static int kvmem__gguf_item_int(const kvmem_gguf_kv *kv, uint64_t i, int64_t *out) {
+    const int type = kv->type == KVMEM__GGUF_ARRAY ? kv->item_type : kv->type;
+    double d;
+    if (!kvmem__gguf_item_float(kv, i, &d)) return 0;
+    if (type == KVMEM__GGUF_I64 || type == KVMEM__GGUF_U64) {
+        const uint64_t u = kvmem__le64(kv->data + (size_t)i * 8);
+        if (type == KVMEM__GGUF_U64 && u > (uint64_t)INT64_MAX) return 0;
+        *out = (int64_t)u;
+        return 1;
+    }
+    if (!(d > -9.2e18 && d < 9.2e18)) return 0;
+    *out = (int64_t)d;
+    return 1;
+}
+/* Walks an array of strings: *at begins as kv->data; returns the characters, moves *at to the next. The
+   lengths were checked by kvmem_gguf_open; call it kv->n times at most. */
+KVMEM__UNUSED static const char *kvmem__gguf_next_string(const uint8_t **at, size_t *len) {
+    const uint8_t *s = *at + 8;
+    *len = (size_t)kvmem__le64(*at);
+    *at = s + *len;
+    return (const char *)s;
+}
+
+KVMEM_API int kvmem_gguf_int(const kvmem_gguf *g, const char *key, int64_t *out) {
+    const kvmem_gguf_kv *kv = kvmem_gguf_find(g, key);
+    return kv && kv->type != KVMEM__GGUF_ARRAY && kvmem__gguf_item_int(kv, 0, out);
+}
+KVMEM_API int kvmem_gguf_float(const kvmem_gguf *g, const char *key, double *out) {
+    const kvmem_gguf_kv *kv = kvmem_gguf_find(g, key);
+    return kv && kv->type != KVMEM__GGUF_ARRAY && kvmem__gguf_item_float(kv, 0, out);
+}
+KVMEM_API int kvmem_gguf_string(const kvmem_gguf *g, const char *key, const char **s, size_t *len) {
+    const kvmem_gguf_kv *kv = kvmem_gguf_find(g, key);
+    if (!kv || kv->type != KVMEM__GGUF_STRING) return 0;
+    *s = (const char *)kv->data;
+    *len = kv->size;
+    return 1;
+}
 
 /* <<IMPL: model>> architectures, llama2.c checkpoints.  Owner D */
 
