@@ -1,21 +1,84 @@
-# kvmem: make run | make test | make help
+# kvmem: `make run` plays the main job, `make test` proves it, `make help` lists the rest.
+# Honours CC CXX CFLAGS CPPFLAGS LDFLAGS LDLIBS. No -march is needed: fast paths are picked at run time.
 CC ?= cc
 CFLAGS ?= -O2
-WARN = -Wall -Wextra -Wpedantic -Wconversion -Wshadow
-OMP := $(shell printf 'int main(void){return 0;}' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
-LDLIBS += -lm
-TESTS = $(patsubst tests/%.c,build/test_%,$(wildcard tests/*.c))
+B ?= build
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+OMP ?= $(shell echo 'int main(void) { return 0; }' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
+WARN = -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wcast-qual -Wdouble-promotion -Wvla -Wundef \
+       -Wstrict-prototypes -Wmissing-prototypes
+STD = -std=c99
+LIBS = $(LDLIBS) -lm
+OMPFLAGS := $(OMP)
+COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(STD) $(WARN) $(OMPFLAGS)
 
-all: kvmem
-kvmem: tools/kvmem.c kvmem.h
-	$(CC) $(CFLAGS) $(OMP) -o $@ $< $(LDFLAGS) $(LDLIBS)
-build/test_%: tests/%.c tests/test.h kvmem.h
-	@mkdir -p build
-	$(CC) $(CFLAGS) -std=c99 $(WARN) -Wno-unused-function -ffp-contract=off $(OMP) -o $@ $< $(LDFLAGS) $(LDLIBS)
-test: $(TESTS)
-	@fail=0; : > build/results; for t in $(TESTS); do $$t | tee -a build/results || fail=1; done; \
-	awk '/^[a-z0-9_]+: [0-9]+ passed, [0-9]+ failed/ {p+=$$2; f+=$$4; s+=$$6} \
-	     END {printf "%d passed, %d failed, %d skipped\n", p, f, s; exit f>0 || p==0}' build/results
-clean:
+TESTS    = $(patsubst tests/%.c,$(B)/test_%,$(wildcard tests/*.c))
+SCRIPTS  = $(filter-out tests/test.sh,$(wildcard tests/*.sh))
+EXAMPLES = $(patsubst examples/%.c,$(B)/example_%,$(wildcard examples/*.c))
+FUZZ     = $(patsubst tools/fuzz_%.c,$(B)/fuzz_%,$(wildcard tools/fuzz_*.c))
+TOOLS    = $(patsubst tools/%.c,$(B)/%,$(filter-out tools/fuzz_%.c,$(wildcard tools/*.c)))
+BENCHES  = $(patsubst bench/%.c,$(B)/bench_%,$(wildcard bench/*.c))
+
+# The model that `make run` plays: the default model, else the one beside the repository.
+SHARED    = ../shared
+MODEL     ?= $(firstword $(wildcard examples/models/tiny.gguf $(SHARED)/models/stories260K.bin))
+TOKENIZER ?= $(if $(filter %/stories260K.bin,$(MODEL)),$(wildcard $(dir $(MODEL))tok512.bin))
+PROMPT    ?= Once upon a time
+KV        ?= snapkv budget=50%
+N         ?= 120
+
+all: kvmem ## build the command line ./kvmem
+ifneq ($(wildcard tools/kvmem.c),)
+kvmem: $(B)/kvmem
+	cp $(B)/kvmem $@
+endif
+
+run: kvmem ## play the main job: a model through a compressed cache (MODEL= TOKENIZER= PROMPT= KV= N=)
+	@if [ -z "$(MODEL)" ]; then \
+	  echo "make run needs a model: make run MODEL=file.gguf, or MODEL=file.bin TOKENIZER=tokenizer.bin"; exit 2; fi
+	./kvmem run -m $(MODEL) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) -p "$(PROMPT)" -n $(N) --temp 0 --kv "$(KV)"
+
+test: ## build and run every test; the last line is `N passed, N failed`
+	@$(MAKE) --no-print-directory -j$(JOBS) testbins
+	@B=$(B) CC="$(CC)" sh tools/runtests.sh $(TESTS) $(SCRIPTS)
+testbins: $(if $(wildcard tools/kvmem.c),kvmem) $(TESTS) $(EXAMPLES) $(FUZZ) $(TOOLS)
+
+check: kvmem $(EXAMPLES) $(TOOLS) ## every way to include the header, gcc and clang, C and C++, all options; symbols, contents, tables
+	@B=$(B) CC="$(CC)" FULL=1 sh tools/runtests.sh tests/header.sh tests/projects.sh tests/readme.sh
+
+sanitize: ## the tests under ASan and UBSan with leak checks, then a short session under valgrind
+	@sh tools/sanitize.sh
+
+portability: ## other compilers and machines: tcc, musl, 32 bit, arm64 and big-endian under qemu, bare metal
+	@sh tools/portability.sh
+
+FUZZ_TIME ?= 60
+fuzz: ## each fuzz target with libFuzzer for FUZZ_TIME seconds (clang)
+	@FUZZ_TIME=$(FUZZ_TIME) sh tools/fuzz.sh
+
+bench: kvmem $(BENCHES) ## speed and memory tables of this machine
+	@B=$(B) sh bench/run.sh
+
+clean: ## remove everything that was built
 	rm -rf build kvmem
-.PHONY: all test clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' Makefile
+
+$(B)/test_%: tests/%.c tests/test.h kvmem.h
+	@mkdir -p $(B)
+	$(COMPILE) -ffp-contract=off -o $@ $< $(LDFLAGS) $(LIBS)
+$(B)/example_%: examples/%.c kvmem.h
+	@mkdir -p $(B)
+	$(COMPILE) -o $@ $< $(LDFLAGS) $(LIBS)
+$(B)/fuzz_%: tools/fuzz_%.c tools/fuzz.h kvmem.h
+	@mkdir -p $(B)
+	$(COMPILE) -DKVMEM_FUZZ_MAIN -o $@ $< $(LDFLAGS) $(LIBS)
+$(B)/bench_%: bench/%.c kvmem.h
+	@mkdir -p $(B)
+	$(COMPILE) -o $@ $< $(LDFLAGS) $(LIBS)
+$(B)/%: tools/%.c kvmem.h
+	@mkdir -p $(B)
+	$(COMPILE) -o $@ $< $(LDFLAGS) $(LIBS)
+
+.PHONY: all run test testbins check sanitize portability bench fuzz clean help

@@ -1,0 +1,91 @@
+#!/bin/sh
+# Every way to include the header: alone, twice, in two units, as C and C++, static twice, each option
+# alone and all together, silent under the strict warnings. FULL=1 (make check) takes every standard and
+# both compilers; else one representative of each.
+. tests/test.sh
+WARN="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wcast-qual -Wdouble-promotion -Wvla -Wundef -Wsign-conversion -Werror"
+WARN_C="$WARN -Wstrict-prototypes -Wmissing-prototypes"
+OPTIONS="KVMEM_STATIC KVMEM_NO_STDIO KVMEM_NO_MALLOC KVMEM_NO_DECODER KVMEM_REFERENCE NDEBUG"
+ALL="-DKVMEM_NO_STDIO -DKVMEM_NO_MALLOC -DKVMEM_NO_DECODER -DKVMEM_REFERENCE -DNDEBUG"
+have() { command -v "$1" > /dev/null 2>&1; }
+
+printf '#define KVMEM_IMPLEMENTATION\n#include "kvmem.h"\n' > "$TMP/impl.c"
+printf '#include "kvmem.h"\nint user(void);\nint user(void) { return kvmem_version() != KVMEM_VERSION; }\n' > "$TMP/user.c"
+printf '#include "kvmem.h"\n#include "kvmem.h"\n#define KVMEM_IMPLEMENTATION\n#include "kvmem.h"\n#include "kvmem.h"\nint main(void) { return kvmem_version() != KVMEM_VERSION; }\n' > "$TMP/twice.c"
+printf '#define KVMEM_STATIC\n#define KVMEM_IMPLEMENTATION\n#include "kvmem.h"\nint other(void);\nint other(void) { return kvmem_version() != KVMEM_VERSION; }\n' > "$TMP/static1.c"
+printf '#define KVMEM_STATIC\n#define KVMEM_IMPLEMENTATION\n#include "kvmem.h"\nint other(void);\nint main(void) { return kvmem_version() != KVMEM_VERSION || other(); }\n' > "$TMP/static2.c"
+printf 'int user(void);\nint main(void) { return user(); }\n' > "$TMP/main.c"
+for f in impl user twice; do cp "$TMP/$f.c" "$TMP/$f.cc"; done
+
+compiles() { "$@" -fsyntax-only; }
+two_units() { # compiler, suffix, flags: implementation here, use there, both linked and run
+    cc=$1 x=$2
+    shift 2
+    $cc "$@" -I. -c "$TMP/impl.$x" -o "$TMP/impl.o" && $cc "$@" -I. -c "$TMP/user.$x" -o "$TMP/user.o" &&
+        if [ "$x" = c ]; then $cc "$TMP/main.c" "$TMP/impl.o" "$TMP/user.o" -lm -o "$TMP/two"
+        else cp "$TMP/main.c" "$TMP/main.$x" && $cc "$TMP/main.$x" "$TMP/impl.o" "$TMP/user.o" -lm -o "$TMP/two"; fi &&
+        "$TMP/two"
+}
+runs() { # compiler, flags, sources: build and run
+    "$@" -I. -lm -o "$TMP/a.out" && "$TMP/a.out"
+}
+only_kvmem_symbols() { # no global name without the prefix, none with two underscores
+    $CC -O1 -I. -c "$TMP/impl.c" -o "$TMP/impl.o" || return 1
+    nm -g --defined-only "$TMP/impl.o" | awk '{print $NF}' | grep -v -E '^_?kvmem_[a-z]' && return 1
+    return 0
+}
+no_changing_globals() { # data and bss hold nothing of ours: no mutable globals
+    nm "$TMP/impl.o" | awk '$2 ~ /^[bBdDcC]$/ {print}' | grep . && return 1
+    return 0
+}
+contents_match() { # the tags of CONTENTS, in order, are the tags of the banners
+    sed -n '/CONTENTS (search/,/^$/p' kvmem.h | grep -o '>>[a-z0-9_]*' > "$TMP/contents"
+    grep -o '^/\* ==== >>[a-z0-9_]*' kvmem.h | sed 's/.*>>/>>/' > "$TMP/banners"
+    diff "$TMP/contents" "$TMP/banners"
+}
+plain_text() { # ASCII, no tabs, at most 120 columns, no marker left
+    LC_ALL=C grep -n '[^ -~]' kvmem.h && return 1
+    awk 'length($0) > 120 { print FILENAME ":" FNR ": " length($0) " columns"; bad = 1 } END { exit bad }' \
+        kvmem.h $(ls tools/*.[ch] examples/*.c tests/*.[ch] 2> /dev/null) || return 1
+    grep -n '<<[a-zA-Z]' kvmem.h && return 1
+    return 0
+}
+
+if [ -n "$FULL" ]; then
+    std_c="c99 c11 c17" std_cxx="c++11 c++17" compilers="gcc clang"
+else
+    std_c="c99" std_cxx="c++11" compilers=$CC
+fi
+for cc in $compilers; do
+    if ! have "$cc"; then skip "silent_with_$cc" "no $cc here"; continue; fi
+    name=$(basename "$cc" | tr -c 'a-z0-9\n' _)
+    for s in $std_c; do
+        # shellcheck disable=SC2086
+        check "${name}_${s}_is_silent" compiles $cc -std=$s -O1 $WARN_C -I. "$TMP/impl.c"
+        check "${name}_${s}_without_implementation" compiles $cc -std=$s $WARN_C -I. "$TMP/user.c"
+    done
+    check "${name}_twice_in_one_file" runs $cc -std=c99 $WARN_C "$TMP/twice.c"
+    check "${name}_two_units" two_units $cc c -std=c99 $WARN_C
+    check "${name}_static_twice_in_one_program" runs $cc -std=c99 $WARN_C "$TMP/static1.c" "$TMP/static2.c"
+    for o in $OPTIONS; do
+        check "${name}_${o}_is_silent" compiles $cc -std=c99 -O1 $WARN_C -D$o -I. "$TMP/impl.c"
+    done
+    check "${name}_all_options_are_silent" compiles $cc -std=c99 -O1 $WARN_C $ALL -I. "$TMP/impl.c"
+    check "${name}_openmp_is_silent" compiles $cc -std=c99 -O1 $WARN_C -fopenmp -I. "$TMP/impl.c"
+    check "${name}_unsigned_char_is_silent" compiles $cc -std=c99 -O1 $WARN_C -funsigned-char -I. "$TMP/impl.c"
+    case $cc in *gcc) cxx=g++ ;; *clang) cxx=clang++ ;; *) cxx=c++ ;; esac
+    if ! have $cxx; then skip "silent_with_$cxx" "no $cxx here"; continue; fi
+    for s in $std_cxx; do
+        check "${name}_${s}_is_silent" compiles $cxx -std=$s -O1 $WARN -I. "$TMP/impl.cc"
+    done
+    check "${name}_cxx_two_units" two_units $cxx cc -std=c++11 $WARN
+    if [ -n "$FULL" ]; then
+        check "${name}_cxx_twice_in_one_file" runs $cxx -std=c++11 $WARN "$TMP/twice.cc"
+        check "${name}_cxx_all_options_are_silent" compiles $cxx -std=c++11 -O1 $WARN $ALL -I. "$TMP/impl.cc"
+    fi
+done
+check only_kvmem_symbols_are_global only_kvmem_symbols
+check no_mutable_globals no_changing_globals
+check contents_name_every_section contents_match
+check sources_are_plain_text plain_text
+finish header
