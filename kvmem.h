@@ -284,6 +284,52 @@ typedef struct kvmem_shape {
 
 typedef struct kvmem_backend kvmem_backend;
 
+/* KVMEM_EXPERIMENTAL: the table through which everything that computes goes. All members may still
+   change. Results do not depend on `threads`. The decoder's members are NULL in builds that define
+   KVMEM_NO_DECODER. Pointers may be unaligned for float vectors; out may be x where noted. */
+typedef enum kvmem_act { KVMEM_SILU, KVMEM_GELU_TANH } kvmem_act;
+struct kvmem_tensor;
+struct kvmem_cache;
+struct kvmem_backend {
+    const char *name; /* "plain", "neon", "avx2", "avx512" */
+    int isa;          /* 0 plain, 1 neon, 2 avx2, 3 avx512 */
+    /* vectors, used by attention and codecs; n may be 0 */
+    float (*dot)(const float *a, const float *b, int n);
+    void (*axpy)(float *y, float a, const float *x, int n);         /* y += a x */
+    void (*scale)(float *y, float a, int n);                        /* y *= a */
+    float (*max)(const float *x, int n);                            /* -INFINITY for n = 0 */
+    float (*exp_sum)(float *p, const float *s, float m, int n);     /* p = exp(s - m), returns the sum; p may be s */
+    /* the cache's own work */
+    kvmem_status (*encode)(struct kvmem_cache *c, int layer, int n, const float *k, const float *v);
+    kvmem_status (*attend)(struct kvmem_cache *c, int layer, int n, const float *q, float *out,
+                           float *lse /* (n, n_heads) or NULL */);
+    kvmem_status (*observe)(struct kvmem_cache *c, int layer, int n, const float *q, const float *lse);
+    kvmem_status (*gather)(const struct kvmem_cache *c, int layer, int g, int i0, int n, float *k,
+                           float *v);
+    /* rotation of rows x (n, heads, d), row i by pos[i]; out may be x. with_mscale 0: a pure rotation,
+       1: rotated channels are multiplied by r->mscale, too */
+    void (*rope)(float *out, const float *x, int n, int heads, int d, const kvmem_rope *r,
+                 const int32_t *pos, int with_mscale, int threads);
+    /* decoder: out (n, rows) = x (n, cols) . W^T, W (rows, cols) of any tensor type. scratch: that many
+       bytes, any alignment; may be NULL if 0 */
+    size_t (*matmul_scratch)(const kvmem_backend *b, const struct kvmem_tensor *w, int n, int threads);
+    void (*matmul)(const kvmem_backend *b, float *out, const struct kvmem_tensor *w, const float *x,
+                   int n, void *scratch, int threads);
+    /* out (n, cols) = rows ids[i] of W as float32: embeddings. ids are in range */
+    void (*rows)(const kvmem_backend *b, float *out, const struct kvmem_tensor *w, const int *ids, int n,
+                 int threads);
+    /* out_i = x_i / sqrt(mean(x_i^2) + eps) * w over rows of d; w (d) or NULL; out may be x */
+    void (*rmsnorm)(float *out, const float *x, const float *w, int n, int d, float eps, int threads);
+    /* out = act(gate) * up; out may be gate or up */
+    void (*glu)(float *out, const float *gate, const float *up, size_t count, kvmem_act act, int threads);
+    void (*add)(float *y, const float *x, size_t count);            /* y += x */
+    void (*softcap)(float *y, float cap, size_t count);             /* y = cap tanh(y / cap) */
+};
+/* The CPU's table by name: "plain" (always there), "avx2", "avx512", "neon"; NULL: the best that this
+   machine has, found now. NULL is returned for a path that this machine or this build lacks. */
+KVMEM_API const kvmem_backend *kvmem_backend_cpu(const char *name);
+KVMEM_API const char *kvmem_backend_name(const kvmem_backend *b); /* its name; NULL gives the best one's */
+
 typedef struct kvmem_config {
     kvmem_shape shape;
     const kvmem_recipe *recipe;   /* copied; NULL: full */
@@ -1154,6 +1200,8 @@ KVMEM__UNUSED static uint32_t kvmem__crc32(uint32_t crc, const void *p, size_t n
 /* <<IMPL: cache>> arena, pages, lanes, append, commit, copy ...  Owner LEAD */
 
 /* <<IMPL: attention>> attend over coded pages, observation.  Owner LEAD (plain), A (fast) */
+
+/* <<IMPL: backend>> CPU tables, run-time choice.  Owner K */
 
 /* <<IMPL: stages>> score, budget, reduce, segment, retrieve, place.  Owner R */
 
