@@ -1195,7 +1195,247 @@ KVMEM__UNUSED static uint32_t kvmem__crc32(uint32_t crc, const void *p, size_t n
 
 /* <<IMPL: kernels>> dot, axpy, exp, matmul: plain twins, AVX2, AVX-512, NEON.  Owner K */
 
-/* <<IMPL: codecs>> f32 f16 bf16 q8_0 q4_0, plain twins and fast ones.  Owner A */
+/* ==== >>codecs : how the rows of K and V are stored ==============================================
+   A codec turns a row (one token's d values of one KV head) into bytes, and attention works on those
+   bytes: `dot` gives the scores of nq queries against n rows, `axpy` adds weighted rows to nq outputs.
+   Nothing is decoded into a big scratch; a piece of at most 32 values on the stack is all.
+
+   A row is a chain of pieces of b = min(32, rest) values. Little-endian bytes, so that saved caches can
+   be read anywhere; with d a multiple of 32 the last two are GGUF's blocks bit for bit.
+     codec   bytes of a piece     bits/value   a value is
+     f32     4 b                  32           itself
+     f16     2 b                  16           IEEE half, nearest even; finite values stop at +-65504
+     bf16    2 b                  16           the upper half of a float, nearest even
+     q8_0    2 + b                8.5          q * s,        s = max|x| / 127, q = roundf(x / s)
+     q4_0    2 + (b + 1) / 2      4.5          (q - 8) * s,  s = M / -8, q = min(15, trunc(x / s + 8.5))
+   M is the signed value of the first largest |x|, so it maps to code 0 exactly and the other sign is
+   clipped at 7/8 of it. s is stored as a half, the codes come from the unrounded 1 / s. In q4_0 byte j
+   holds code j in its low nibble and code j + (b + 1) / 2 in its high one.
+   Guards: a piece of zeros has scale 0 and decodes to zeros; a scale too large for a half stays at
+   65504; NaN is coded as 0 in q8_0 and q4_0.
+
+   The plain twins below are the definition. Sums run left to right inside a piece, then over pieces.
+   test: tests/codecs.c */
+typedef enum kvmem__rows {
+    KVMEM__ROWS_F32, KVMEM__ROWS_F16, KVMEM__ROWS_BF16, KVMEM__ROWS_Q8_0, KVMEM__ROWS_Q4_0
+} kvmem__rows;
+#define KVMEM__PIECE 32
+
+/* Bytes of a piece of b values. */
+KVMEM__UNUSED static size_t kvmem__piece_bytes(kvmem__rows kind, int b) {
+    switch (kind) {
+    case KVMEM__ROWS_F32: return (size_t)b * 4;
+    case KVMEM__ROWS_F16:
+    case KVMEM__ROWS_BF16: return (size_t)b * 2;
+    case KVMEM__ROWS_Q8_0: return (size_t)b + 2;
+    default: return (size_t)(b + 1) / 2 + 2;
+    }
+}
+KVMEM__UNUSED static size_t kvmem__row_bytes(kvmem__rows kind, int d) {
+    return (size_t)(d / KVMEM__PIECE) * kvmem__piece_bytes(kind, KVMEM__PIECE) +
+           (d % KVMEM__PIECE ? kvmem__piece_bytes(kind, d % KVMEM__PIECE) : 0);
+}
+
+/* A half that is finite when f is. */
+KVMEM__UNUSED static uint16_t kvmem__half_sat(float f) {
+    return kvmem__f32_to_f16(f > 65504.0f && f <= FLT_MAX ? 65504.0f
+                             : f < -65504.0f && f >= -FLT_MAX ? -65504.0f : f);
+}
+/* 1 / s, or 0 where s is 0 or so small that the quotient would not be finite: all codes are then 0. */
+KVMEM__UNUSED static float kvmem__inverse(float s) {
+    const float r = s != 0 ? 1.0f / s : 0.0f;
+    return r <= FLT_MAX && r >= -FLT_MAX ? r : 0.0f;
+}
+KVMEM__UNUSED static void kvmem__encode_q8_0(uint8_t *out, const float *x, int b) {
+    float most = 0, id;
+    int j;
+    for (j = 0; j < b; j++) {
+        const float a = x[j] < 0 ? -x[j] : x[j];
+        if (a > most && a <= FLT_MAX) most = a;
+    }
+    id = kvmem__inverse(most / 127.0f);
+    kvmem__put16(out, kvmem__half_sat(most / 127.0f));
+    for (j = 0; j < b; j++) { /* half away from zero; v - n is exact */
+        const float v = x[j] * id;
+        int n = v > 127 ? 127 : v < -127 ? -127 : v == v ? (int)v : 0;
+        const float rest = v - (float)n;
+        if (rest >= 0.5f && n < 127) n++;
+        if (rest <= -0.5f && n > -127) n--;
+        out[2 + j] = (uint8_t)(n & 255);
+    }
+}
+KVMEM__UNUSED static void kvmem__encode_q4_0(uint8_t *out, const float *x, int b) {
+    const int half = (b + 1) / 2;
+    float most = 0, m = 0, id;
+    int j;
+    for (j = 0; j < b; j++) {
+        const float a = x[j] < 0 ? -x[j] : x[j];
+        if (a > most && a <= FLT_MAX) { most = a; m = x[j]; }
+    }
+    id = kvmem__inverse(m / -8.0f);
+    kvmem__put16(out, kvmem__half_sat(m / -8.0f));
+    memset(out + 2, 0, (size_t)half);
+    for (j = 0; j < b; j++) {
+        const float v = x[j] * id + 8.5f;
+        const int n = v >= 15 ? 15 : v > 0 ? (int)v : v == v ? 0 : 8;
+        out[2 + j % half] = (uint8_t)(out[2 + j % half] | n << (j < half ? 0 : 4));
+    }
+}
+/* x (b) -> one piece at out. */
+KVMEM__UNUSED static void kvmem__encode_piece(kvmem__rows kind, uint8_t *out, const float *x, int b) {
+    int j;
+    switch (kind) {
+    case KVMEM__ROWS_F32: for (j = 0; j < b; j++) kvmem__putf32(out + 4 * j, x[j]); break;
+    case KVMEM__ROWS_F16: for (j = 0; j < b; j++) kvmem__put16(out + 2 * j, kvmem__half_sat(x[j])); break;
+    case KVMEM__ROWS_BF16: for (j = 0; j < b; j++) kvmem__put16(out + 2 * j, kvmem__f32_to_bf16(x[j])); break;
+    case KVMEM__ROWS_Q8_0: kvmem__encode_q8_0(out, x, b); break;
+    default: kvmem__encode_q4_0(out, x, b); break;
+    }
+}
+/* One piece at in -> out (b). */
+KVMEM__UNUSED static void kvmem__decode_piece(kvmem__rows kind, float *out, const uint8_t *in, int b) {
+    const int half = (b + 1) / 2;
+    float s;
+    int j;
+    switch (kind) {
+    case KVMEM__ROWS_F32: for (j = 0; j < b; j++) out[j] = kvmem__lef32(in + 4 * j); break;
+    case KVMEM__ROWS_F16:
+        for (j = 0; j < b; j++) out[j] = kvmem__f16_to_f32(kvmem__le16(in + 2 * j));
+        break;
+    case KVMEM__ROWS_BF16:
+        for (j = 0; j < b; j++) out[j] = kvmem__bf16_to_f32(kvmem__le16(in + 2 * j));
+        break;
+    case KVMEM__ROWS_Q8_0:
+        s = kvmem__f16_to_f32(kvmem__le16(in));
+        for (j = 0; j < b; j++) out[j] = (float)((in[2 + j] ^ 128) - 128) * s;
+        break;
+    default:
+        s = kvmem__f16_to_f32(kvmem__le16(in));
+        for (j = 0; j < half; j++) out[j] = (float)((in[2 + j] & 15) - 8) * s;
+        for (j = half; j < b; j++) out[j] = (float)((in[2 + j - half] >> 4) - 8) * s;
+        break;
+    }
+}
+
+/* n rows of d values, each cut into pieces: x (n, d) -> rows. */
+KVMEM__UNUSED static void kvmem__encode_rows(kvmem__rows kind, void *rows, const float *x, int n, int d) {
+    uint8_t *out = (uint8_t *)rows;
+    int t, c;
+    for (t = 0; t < n; t++, x += d) {
+        for (c = 0; c < d; c += KVMEM__PIECE) {
+            const int b = KVMEM__MIN(KVMEM__PIECE, d - c);
+            kvmem__encode_piece(kind, out, x + c, b);
+            out += kvmem__piece_bytes(kind, b);
+        }
+    }
+}
+KVMEM__UNUSED static void kvmem__decode_rows(kvmem__rows kind, float *x, const void *rows, int n, int d) {
+    const uint8_t *in = (const uint8_t *)rows;
+    int t, c;
+    for (t = 0; t < n; t++, x += d) {
+        for (c = 0; c < d; c += KVMEM__PIECE) {
+            const int b = KVMEM__MIN(KVMEM__PIECE, d - c);
+            kvmem__decode_piece(kind, x + c, in, b);
+            in += kvmem__piece_bytes(kind, b);
+        }
+    }
+}
+/* s[i*ld + t] = <q_i, row_t>: q (nq, d), n rows, s (nq, ld). */
+KVMEM__UNUSED static void kvmem__dot_rows(kvmem__rows kind, float *s, int ld, const void *rows, int n,
+                                          const float *q, int nq, int d) {
+    const uint8_t *in = (const uint8_t *)rows;
+    float v[KVMEM__PIECE];
+    int t, c, i, j;
+    for (t = 0; t < n; t++) {
+        for (i = 0; i < nq; i++) s[(size_t)i * (size_t)ld + (size_t)t] = 0;
+        for (c = 0; c < d; c += KVMEM__PIECE) {
+            const int b = KVMEM__MIN(KVMEM__PIECE, d - c);
+            kvmem__decode_piece(kind, v, in, b);
+            in += kvmem__piece_bytes(kind, b);
+            for (i = 0; i < nq; i++) {
+                const float *qc = q + (size_t)i * (size_t)d + c;
+                float sum = 0;
+                for (j = 0; j < b; j++) sum += qc[j] * v[j];
+                s[(size_t)i * (size_t)ld + (size_t)t] += sum;
+            }
+        }
+    }
+}
+/* acc[i*d + c] += sum_t w[i*ld + t] * row_t[c]: acc (nq, d), w (nq, ld). */
+KVMEM__UNUSED static void kvmem__axpy_rows(kvmem__rows kind, float *acc, const void *rows, int n,
+                                           const float *w, int ld, int nq, int d) {
+    const uint8_t *in = (const uint8_t *)rows;
+    float v[KVMEM__PIECE];
+    int t, c, i, j;
+    for (t = 0; t < n; t++) {
+        for (c = 0; c < d; c += KVMEM__PIECE) {
+            const int b = KVMEM__MIN(KVMEM__PIECE, d - c);
+            kvmem__decode_piece(kind, v, in, b);
+            in += kvmem__piece_bytes(kind, b);
+            for (i = 0; i < nq; i++) {
+                const float wt = w[(size_t)i * (size_t)ld + (size_t)t];
+                float *a = acc + (size_t)i * (size_t)d + c;
+                for (j = 0; j < b; j++) a[j] += wt * v[j];
+            }
+        }
+    }
+}
+
+/* The functions of one codec: the loops above with the kind bound. */
+#define KVMEM__CODEC(word, kind)                                                                    \
+    static size_t kvmem__##word##_bytes(const double *par, int d) {                                 \
+        (void)par;                                                                                  \
+        return kvmem__row_bytes(kind, d);                                                           \
+    }                                                                                               \
+    static void kvmem__##word##_encode(const double *par, void *out, const float *x, int n, int d) { \
+        (void)par;                                                                                  \
+        kvmem__encode_rows(kind, out, x, n, d);                                                     \
+    }                                                                                               \
+    static void kvmem__##word##_decode(const double *par, float *out, const void *in, int n, int d) { \
+        (void)par;                                                                                  \
+        kvmem__decode_rows(kind, out, in, n, d);                                                    \
+    }                                                                                               \
+    static void kvmem__##word##_dot(const double *par, float *s, int ld, const void *rows, int n,   \
+                                    const float *q, int nq, int d) {                                \
+        (void)par;                                                                                  \
+        kvmem__dot_rows(kind, s, ld, rows, n, q, nq, d);                                            \
+    }                                                                                               \
+    static void kvmem__##word##_axpy(const double *par, float *acc, const void *rows, int n,        \
+                                     const float *w, int ld, int nq, int d) {                       \
+        (void)par;                                                                                  \
+        kvmem__axpy_rows(kind, acc, rows, n, w, ld, nq, d);                                         \
+    }
+KVMEM__CODEC(f32, KVMEM__ROWS_F32)
+KVMEM__CODEC(f16, KVMEM__ROWS_F16)
+KVMEM__CODEC(bf16, KVMEM__ROWS_BF16)
+KVMEM__CODEC(q8_0, KVMEM__ROWS_Q8_0)
+KVMEM__CODEC(q4_0, KVMEM__ROWS_Q4_0)
+#undef KVMEM__CODEC
+
+/* Codec i of both codec stages, or NULL past the end. f32, the exact one, is first. */
+KVMEM__UNUSED static const kvmem_codec *kvmem__codec_table(int i) {
+#define KVMEM__ROW(word, what, cite)                                                                \
+    { { #word, what, cite, NULL, 0 }, kvmem__##word##_bytes, NULL, kvmem__##word##_encode,          \
+      kvmem__##word##_decode, NULL, kvmem__##word##_dot, kvmem__##word##_axpy }
+    static const kvmem_codec table[] = {
+        KVMEM__ROW(f32, "exact float32, 32 bits a value", "-"),
+        KVMEM__ROW(f16, "IEEE half floats, 16 bits a value", "-"),
+        KVMEM__ROW(bf16, "bfloat16, 16 bits a value", "-"),
+        KVMEM__ROW(q8_0, "8-bit codes, one scale per 32 channels, 8.5 bits a value",
+                   "ggml (ggml-org/ggml src/ggml-quants.c)"),
+        KVMEM__ROW(q4_0, "4-bit codes, one scale per 32 channels, 4.5 bits a value",
+                   "ggml (ggml-org/ggml src/ggml-quants.c)")
+    };
+#undef KVMEM__ROW
+    return i >= 0 && i < (int)(sizeof table / sizeof table[0]) ? &table[i] : NULL;
+}
+
+/* Put the fast twins that backend b's processor path allows into a copied table row. A row that is not
+   one of the table's stays as it is. */
+KVMEM__UNUSED static void kvmem__codec_fast(kvmem_codec *c, const kvmem_backend *b) {
+    (void)c;
+    (void)b;
+}
 
 /* <<IMPL: cache>> arena, pages, lanes, append, commit, copy ...  Owner LEAD */
 
