@@ -475,7 +475,7 @@ struct kvmem_cache {
 };
 
 #ifndef KVMEM_NO_DECODER
-/* ==== >>api_model : model files ================================================================== */
+/* ==== >>api_gguf : tensors and the GGUF container ================================================ */
 
 /* Tensor types, numbered as in GGUF. KVMEM_Q8_SPLIT is llama2.c version 2: all int8 values, then one
    float32 scale per `group` values. */
@@ -532,15 +532,6 @@ KVMEM_API int kvmem_gguf_int(const kvmem_gguf *g, const char *key, int64_t *out)
 KVMEM_API int kvmem_gguf_float(const kvmem_gguf *g, const char *key, double *out);
 KVMEM_API int kvmem_gguf_string(const kvmem_gguf *g, const char *key, const char **s, size_t *len);
 
-typedef struct kvmem_model kvmem_model;
-typedef struct kvmem_session kvmem_session;
-/* <<api_model_struct>> */
-/* Opens GGUF or llama2.c bytes (borrowed until close). For llama2.c the tokenizer is a second file and
-   may be NULL. allocator NULL: malloc. On failure m->error tells why and m may be closed. */
-KVMEM_API kvmem_status kvmem_model_open(kvmem_model *m, const void *bytes, size_t size,
-                                        const void *tokenizer_bin, size_t tokenizer_size,
-                                        const kvmem_allocator *allocator);
-KVMEM_API void kvmem_model_close(kvmem_model *m);
 
 /* ==== >>api_tokenizer : text to token ids and back ================================================= */
 typedef enum kvmem_vocab_kind {
@@ -671,6 +662,79 @@ KVMEM_API kvmem_status kvmem_chat_of_gguf(const kvmem_gguf *g, kvmem_chat *out, 
 KVMEM_API kvmem_status kvmem_chat_format(kvmem_chat kind, const kvmem_message *m, size_t n, int assistant,
                                          char *out, size_t size, size_t *len, kvmem_error *err);
 
+/* ==== >>api_model : model files ================================================================== */
+
+typedef enum kvmem_arch {
+    KVMEM_ARCH_LLAMA, /* Llama 2/3.x, Mistral, SmolLM, TinyLlama; llama2.c checkpoints */
+    KVMEM_ARCH_QWEN2, KVMEM_ARCH_QWEN3, KVMEM_ARCH_GEMMA2, KVMEM_ARCH_GEMMA3, KVMEM_ARCH_PHI3,
+    KVMEM_N_ARCHS
+} kvmem_arch;
+
+/* One transformer block. Matrices point into the file; a fused q/k/v or gate/up matrix of the file is
+   three or two row ranges here. Vectors are float copies. NULL: this model has none. */
+typedef struct kvmem_layer {
+    const float *attn_norm;                        /* (n_embd) before attention */
+    kvmem_tensor q, k, v, o;                       /* rows: n_heads*head_dim, n_kv_heads*head_dim twice, n_embd */
+    const float *q_bias, *k_bias, *v_bias, *o_bias;
+    const float *q_norm, *k_norm;                  /* (head_dim) RMS norm of every head, before RoPE */
+    const float *attn_post_norm;                   /* (n_embd) of attention's output, before it is added */
+    const float *ffn_norm;                         /* (n_embd) before the feed-forward part */
+    kvmem_tensor gate, up, down;                   /* rows: n_ff, n_ff, n_embd */
+    const float *gate_bias, *up_bias, *down_bias;
+    const float *ffn_post_norm;                    /* (n_embd) */
+    int window;                                    /* sliding window in tokens, the query's own included; 0: none */
+    int local;                                     /* 1: this layer's RoPE uses base_local and scale_local */
+} kvmem_layer;
+
+/* RoPE as the file describes it; a session turns it into kvmem_rope once it knows n_ctx. */
+typedef struct kvmem_rope_spec {
+    int n_rot, neox;
+    double base, base_local;        /* of the angles: position * base^(-2i/n_rot) * scale */
+    double scale, scale_local;      /* 1 / (linear or YaRN factor) */
+    double ext_factor;              /* YaRN: 1 mixes extrapolation in, 0: plain interpolation */
+    double attn_factor;             /* factor on rotated channels */
+    double beta_fast, beta_slow;    /* YaRN's correction range in turns */
+    int n_ctx_orig;                 /* context before the stretching */
+    const float *factors;           /* (n_rot/2) divisors of the angles (llama3), or NULL */
+    const float *factors_long, *factors_short; /* (n_rot/2) longrope: long when n_ctx > n_ctx_orig */
+} kvmem_rope_spec;
+
+/* A model: shape, tensors, tokenizer. Read-only after open, so threads and sessions may share it. */
+typedef struct kvmem_model {
+    kvmem_error error;              /* of open */
+    kvmem_allocator allocator;
+    kvmem_gguf gguf;                /* the container; no keys and tensors for a llama2.c file */
+    int llama2c;                    /* -1: GGUF; 0: llama2.c legacy; 1, 2: its versions */
+    kvmem_arch arch;
+    const char *arch_name;          /* "llama", as in general.architecture */
+    uint64_t id;                    /* fingerprint of the shape and a sample of the weights */
+    int n_vocab, n_embd, n_layers, n_heads, n_kv_heads, head_dim, n_ff;
+    int n_ctx_train;                /* training context; longer ones are allowed */
+    int gelu;                       /* 0: silu(gate) * up; 1: gelu(gate) * up, tanh form */
+    int tied;                       /* head is embd */
+    float norm_eps, embd_scale;
+    float attn_scale;               /* on q.k */
+    float attn_softcap, logit_softcap; /* 0: none */
+    kvmem_rope_spec rope;
+    kvmem_tensor embd, head;        /* (n_vocab rows of n_embd) */
+    const float *out_norm;          /* (n_embd) */
+    const float *head_bias;         /* (n_vocab) or NULL */
+    kvmem_layer *layer;             /* (n_layers) */
+    size_t weight_bytes;            /* of all matrices and vectors in the file */
+    /* kind KVMEM_VOCAB_NONE: no tokenizer was given, or tokenizer.error says why it is not usable */
+    kvmem_tokenizer tokenizer;
+    void *block; size_t block_size; /* layers and vectors, one allocation */
+} kvmem_model;
+
+/* Opens GGUF or llama2.c bytes (borrowed until close). For llama2.c the tokenizer is a second file and
+   may be NULL; for GGUF it is inside and the two arguments are ignored. A tokenizer of an unsupported kind
+   does not fail the call (ids can be fed without one): see m->tokenizer. allocator NULL: malloc. On
+   failure m->error tells why and m may be closed. */
+KVMEM_API kvmem_status kvmem_model_open(kvmem_model *m, const void *bytes, size_t size,
+                                        const void *tokenizer_bin, size_t tokenizer_size,
+                                        const kvmem_allocator *allocator);
+KVMEM_API void kvmem_model_close(kvmem_model *m); /* NULL and zeroed structs are fine */
+
 /* ==== >>api_session : decoder, sampling =========================================================== */
 
 typedef struct kvmem_session_config {
@@ -681,11 +745,40 @@ typedef struct kvmem_session_config {
     kvmem_allocator allocator;    /* zero: malloc */
     const kvmem_backend *backend; /* NULL: best */
 } kvmem_session_config;
-/* <<api_session_struct>> */
+typedef struct kvmem_session {
+    kvmem_error error;            /* of the last failed call */
+    const kvmem_model *model;     /* borrowed */
+    const kvmem_backend *backend;
+    kvmem_allocator allocator;
+    kvmem_cache cache;            /* cache.tokens: tokens fed; its own error text is copied into `error` */
+    int n_ctx, threads, max_block;
+    int has_logits;               /* 0 before the first token and after truncate, clear, load */
+    float *logits;                /* (n_vocab) of the last fed token */
+    /* scratch, one allocation made by init: */
+    kvmem_rope *rope;             /* (n_layers) */
+    int *window;                  /* (n_layers) */
+    float *inv_freq;              /* (2, n_rot/2): global and local layers */
+    float *x, *h, *q, *k, *v, *att, *gate, *up, *rows; /* activations of one block */
+    int rows_cap;                 /* logit rows in `rows` */
+    void *block; size_t block_size;
+} kvmem_session;
 KVMEM_API kvmem_session_config kvmem_session_config_default(void);
 KVMEM_API kvmem_status kvmem_session_init(kvmem_session *s, const kvmem_model *m,
                                           const kvmem_session_config *cfg);
 KVMEM_API void kvmem_session_free(kvmem_session *s);
+/* Forget the tokens from n_tokens on; forget all. The next feed gives logits again. */
+KVMEM_API kvmem_status kvmem_session_truncate(kvmem_session *s, int64_t n_tokens);
+KVMEM_API void kvmem_session_clear(kvmem_session *s);
+/* dst becomes a second session on the same model whose cache shares the pages of src until one of them
+   changes. dst is not initialized. Both belong to one thread at a time. */
+KVMEM_API kvmem_status kvmem_session_copy(kvmem_session *dst, const kvmem_session *src);
+/* The cache's content as bytes, see kvmem_cache_save and kvmem_cache_load. */
+KVMEM_API kvmem_status kvmem_session_save(kvmem_session *s, kvmem_write_fn write, void *user);
+KVMEM_API kvmem_status kvmem_session_load(kvmem_session *s, const void *bytes, size_t size);
+/* kvmem_estimate for the cache that a session of this configuration would have. */
+KVMEM_API kvmem_status kvmem_session_estimate(const kvmem_model *m, const kvmem_session_config *cfg,
+                                              int64_t prompt, int64_t decoded, kvmem_bytes *out,
+                                              kvmem_error *err);
 /* Logits of one fed token: index in the call, logits (n_vocab). Return 0 to go on. */
 typedef int (*kvmem_row_fn)(void *user, int index, const float *logits);
 /* Feed n tokens. phase KVMEM_PROMPT_END: the prompt is complete with these; KVMEM_PREFILL: more follows;
@@ -1879,9 +1972,9 @@ KVMEM_API int kvmem_gguf_string(const kvmem_gguf *g, const char *key, const char
     return 1;
 }
 
-/* <<IMPL: model>> architectures, llama2.c checkpoints.  Owner D */
-
 /* <<IMPL: tokenizer>> unicode, SentencePiece, byte-level BPE, llama2.c, chat templates.  Owner T */
+
+/* <<IMPL: model>> architectures, llama2.c checkpoints.  Owner D */
 
 /* <<IMPL: decoder>> the forward pass, session.  Owner D */
 
