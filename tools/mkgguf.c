@@ -1,0 +1,667 @@
+/* mkgguf.c - writes GGUF files with random weights: real shapes, every architecture and tensor type
+   that kvmem reads, a small working tokenizer. For tests, benchmarks and comparisons with other
+   programs; the text that such a model writes is noise.
+
+       cc -O2 -fopenmp -o mkgguf tools/mkgguf.c -lm
+       ./mkgguf --arch llama --preset llama-3.2-1b --type q8_0 -o /tmp/llama1b-q8_0.gguf
+       ./mkgguf --help
+
+   The same options and seed give the same bytes on every machine and for any thread count. Output is
+   streamed: a 1.2 GB file needs a few MB of memory. Weights are roughly normal with deviation
+   gain/sqrt(inputs), so that activations stay near 1, attention is neither flat nor a spike and logits
+   have a deviation of about 3. K-quants are random blocks (every bit of every field varies) whose
+   decoded values have the wanted deviation; the other types are quantized normals.
+
+   Tests include this file with MKGGUF_NO_MAIN and call mkgguf("--arch qwen3 ...", write, user). */
+#ifndef KVMEM_H
+#define KVMEM_IMPLEMENTATION
+#include "../kvmem.h"
+#endif
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* --- what to write ------------------------------------------------------------------------------ */
+
+typedef struct mkgguf_spec {
+    char arch[16], type[16], vocab_kind[32], scaling[16], from[512];
+    char embd_type[16]; /* of token_embd and output; "" as type */
+    char chat[4096];    /* tokenizer.chat_template */
+    int layers, dim, heads, kv_heads, head_dim, ffn, vocab, ctx, rot, orig_ctx;
+    int tied, bias, swa;      /* -1: as the architecture has it */
+    double eps, base, factor, attn_cap, logit_cap, gain;
+    unsigned long long seed;
+} mkgguf_spec;
+
+typedef struct mkgguf_type { const char *name; int id, block, bytes; } mkgguf_type;
+static const mkgguf_type mkgguf_types[] = {
+    { "f32", 0, 1, 4 },       { "f16", 1, 1, 2 },       { "q4_0", 2, 32, 18 },    { "q4_1", 3, 32, 20 },
+    { "q5_0", 6, 32, 22 },    { "q5_1", 7, 32, 24 },    { "q8_0", 8, 32, 34 },    { "q2_k", 10, 256, 84 },
+    { "q3_k", 11, 256, 110 }, { "q4_k", 12, 256, 144 }, { "q5_k", 13, 256, 176 }, { "q6_k", 14, 256, 210 },
+    { "bf16", 30, 1, 2 },     { NULL, 0, 0, 0 } };
+
+typedef struct mkgguf_preset {
+    const char *name;
+    int layers, dim, heads, kv_heads, head_dim, ffn, vocab, ctx, tied;
+    double base;
+    const char *arch, *vocab_kind, *scaling;
+} mkgguf_preset;
+/* Shapes of published models (their config.json) and two small ones for tests: `tiny` for files of some
+   hundred kB, `small` with rows that K-quants can hold (multiples of 256) and heads of 64. */
+static const mkgguf_preset mkgguf_presets[] = {
+    { "tiny", 2, 64, 4, 2, 16, 128, 320, 256, 0, 10000, "llama", "", "" },
+    { "small", 4, 256, 4, 2, 64, 512, 512, 2048, 0, 10000, "llama", "", "" },
+    { "llama-3.2-1b", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 1, 500000, "llama", "llama-bpe", "llama3" },
+    { "smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, 8192, 1, 100000, "llama", "smollm", "" },
+    { "qwen2.5-0.5b", 24, 896, 14, 2, 64, 4864, 151936, 32768, 1, 1000000, "qwen2", "qwen2", "" },
+    { "qwen3-0.6b", 28, 1024, 16, 8, 128, 3072, 151936, 40960, 1, 1000000, "qwen3", "qwen2", "" },
+    { "gemma-2-2b", 26, 2304, 8, 4, 256, 9216, 256000, 8192, 1, 10000, "gemma2", "spm", "" },
+    { "gemma-3-1b", 26, 1152, 4, 1, 256, 6912, 262144, 32768, 1, 1000000, "gemma3", "spm", "" },
+    { "phi-3-mini", 32, 3072, 32, 32, 96, 8192, 32064, 4096, 0, 10000, "phi3", "spm", "" },
+    { NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL } };
+
+/* A tensor to come: dev < 0 is a norm weight (1 + 0.1 normal), factors is 1: rope_freqs of Llama 3,
+   2 and 3: short and long factors. */
+typedef struct mkgguf_tensor {
+    char name[64];
+    const mkgguf_type *type;
+    int n_dims, factors;
+    uint64_t ne[2], offset, bytes;
+    double dev;
+} mkgguf_tensor;
+
+typedef struct mkgguf_state {
+    mkgguf_spec s;
+    kvmem_write_fn write;
+    void *user;
+    int failed;
+    char why[640];
+    unsigned char *buf; /* metadata, grows */
+    size_t len, cap;
+    uint32_t n_kv;
+    mkgguf_tensor *t;
+    int n_t, cap_t;
+} mkgguf_state;
+
+static void mkgguf_fail(mkgguf_state *g, const char *f, ...) {
+    va_list ap;
+    if (g->failed) return;
+    g->failed = 1;
+    va_start(ap, f);
+    vsnprintf(g->why, sizeof g->why, f, ap);
+    va_end(ap);
+}
+
+/* --- metadata ----------------------------------------------------------------------------------- */
+
+static void mkgguf_bytes(mkgguf_state *g, const void *p, size_t n) {
+    if (g->len + n > g->cap) {
+        const size_t cap = (g->len + n) * 2 + 4096;
+        unsigned char *b = (unsigned char *)realloc(g->buf, cap);
+        if (!b) { mkgguf_fail(g, "no memory for %lu bytes of metadata", (unsigned long)cap); return; }
+        g->buf = b;
+        g->cap = cap;
+    }
+    memcpy(g->buf + g->len, p, n);
+    g->len += n;
+}
+static void mkgguf_u32(mkgguf_state *g, uint32_t v) {
+    unsigned char b[4];
+    kvmem__put32(b, v);
+    mkgguf_bytes(g, b, 4);
+}
+static void mkgguf_u64(mkgguf_state *g, uint64_t v) {
+    unsigned char b[8];
+    kvmem__put64(b, v);
+    mkgguf_bytes(g, b, 8);
+}
+static void mkgguf_f32(mkgguf_state *g, double v) {
+    unsigned char b[4];
+    kvmem__putf32(b, (float)v);
+    mkgguf_bytes(g, b, 4);
+}
+static void mkgguf_str(mkgguf_state *g, const char *s) {
+    mkgguf_u64(g, strlen(s));
+    mkgguf_bytes(g, s, strlen(s));
+}
+/* A key and its value type; a key that starts with '.' gets the architecture in front. */
+static void mkgguf_key(mkgguf_state *g, const char *key, int type) {
+    char full[96];
+    snprintf(full, sizeof full, "%s%s", key[0] == '.' ? g->s.arch : "", key);
+    mkgguf_str(g, full);
+    mkgguf_u32(g, (uint32_t)type);
+    g->n_kv++;
+}
+static void mkgguf_kv_u32(mkgguf_state *g, const char *key, int v) { mkgguf_key(g, key, 4); mkgguf_u32(g, (uint32_t)v); }
+static void mkgguf_kv_f32(mkgguf_state *g, const char *key, double v) { mkgguf_key(g, key, 6); mkgguf_f32(g, v); }
+static void mkgguf_kv_str(mkgguf_state *g, const char *key, const char *v) { mkgguf_key(g, key, 8); mkgguf_str(g, v); }
+static void mkgguf_kv_bool(mkgguf_state *g, const char *key, int v) {
+    const unsigned char b = (unsigned char)(v != 0);
+    mkgguf_key(g, key, 7);
+    mkgguf_bytes(g, &b, 1);
+}
+static void mkgguf_kv_array(mkgguf_state *g, const char *key, int item, int n) {
+    mkgguf_key(g, key, 9);
+    mkgguf_u32(g, (uint32_t)item);
+    mkgguf_u64(g, (uint64_t)n);
+}
+
+static int mkgguf_is(const mkgguf_state *g, const char *arch) { return !strcmp(g->s.arch, arch); }
+static int mkgguf_gemma(const mkgguf_state *g) { return mkgguf_is(g, "gemma2") || mkgguf_is(g, "gemma3"); }
+
+static void mkgguf_shape(mkgguf_state *g) {
+    const mkgguf_spec *s = &g->s;
+    char name[64];
+    snprintf(name, sizeof name, "random %s %dx%d", s->arch, s->layers, s->dim);
+    mkgguf_kv_str(g, "general.architecture", s->arch);
+    mkgguf_kv_str(g, "general.name", name);
+    mkgguf_kv_u32(g, "general.quantization_version", 2);
+    mkgguf_kv_u32(g, ".block_count", s->layers);
+    mkgguf_kv_u32(g, ".context_length", s->ctx);
+    mkgguf_kv_u32(g, ".embedding_length", s->dim);
+    mkgguf_kv_u32(g, ".feed_forward_length", s->ffn);
+    mkgguf_kv_u32(g, ".attention.head_count", s->heads);
+    mkgguf_kv_u32(g, ".attention.head_count_kv", s->kv_heads);
+    mkgguf_kv_u32(g, ".attention.key_length", s->head_dim);
+    mkgguf_kv_u32(g, ".attention.value_length", s->head_dim);
+    mkgguf_kv_f32(g, ".attention.layer_norm_rms_epsilon", s->eps);
+    mkgguf_kv_u32(g, ".vocab_size", s->vocab);
+    mkgguf_kv_u32(g, ".rope.dimension_count", s->rot);
+    mkgguf_kv_f32(g, ".rope.freq_base", s->base);
+    if (s->swa >= 0) mkgguf_kv_u32(g, ".attention.sliding_window", s->swa);
+    if (mkgguf_is(g, "gemma2")) {
+        mkgguf_kv_f32(g, ".attn_logit_softcapping", s->attn_cap);
+        mkgguf_kv_f32(g, ".final_logit_softcapping", s->logit_cap);
+    }
+    if (!strcmp(s->scaling, "linear") || !strcmp(s->scaling, "yarn")) {
+        mkgguf_kv_str(g, ".rope.scaling.type", s->scaling);
+        mkgguf_kv_f32(g, ".rope.scaling.factor", s->factor);
+    }
+    if (!strcmp(s->scaling, "yarn") || !strcmp(s->scaling, "longrope"))
+        mkgguf_kv_u32(g, ".rope.scaling.original_context_length", s->orig_ctx);
+    if (!strcmp(s->scaling, "longrope")) /* sqrt(1 + ln(ctx/orig)/ln(orig)), as the converters write it */
+        mkgguf_kv_f32(g, ".rope.scaling.attn_factor",
+                      sqrt(1 + log((double)s->ctx / s->orig_ctx) / log((double)s->orig_ctx)));
+}
+
+/* --- tokenizer: bytes, a few letters and words, padding ------------------------------------------- */
+
+/* Byte-level BPE writes byte b as the code point below: printable Latin-1 as itself, the rest from 256. */
+static void mkgguf_byte_utf8(int b, char *out) {
+    int c = b, i, n = 0;
+    if (!((b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174)) {
+        for (i = 0; i < b; i++) n += !((i >= 33 && i <= 126) || (i >= 161 && i <= 172) || i >= 174);
+        c = 256 + n;
+    }
+    if (c < 128) { out[0] = (char)c; out[1] = 0; }
+    else { out[0] = (char)(0xC0 | c >> 6); out[1] = (char)(0x80 | (c & 63)); out[2] = 0; }
+}
+/* Pairs that are merged in this order; '_' stands for a space at the front of a word. */
+static const char *const mkgguf_merges[] = {
+    "_ t", "h e", "_ a", "i n", "r e", "o n", "_t he", "e r", "_ s", "a t", "_ w", "e n", "_ o", "n d",
+    "i t", "o r", "e s", "i s", "o u", "_a nd", "in g", "_ b", "_ f", "a n", "e d", "_ m", "_ h", "_o f",
+    "_t o", "l l", "_ p", "_ c", "_w as", "a s", "_ he", "_ in", "_s he", "_t h" };
+#define MKGGUF_N_MERGES ((int)(sizeof mkgguf_merges / sizeof mkgguf_merges[0]))
+
+/* "_t he" -> "\u0120t he" (byte level) or "\u2581t he" (SentencePiece); join drops the blank. */
+static void mkgguf_merge_text(const char *m, int spm, int join, char *out) {
+    for (; *m; m++) {
+        if (*m == ' ' && join) continue;
+        if (*m == '_') { strcpy(out, spm ? "\xE2\x96\x81" : "\xC4\xA0"); out += strlen(out); }
+        else *out++ = *m;
+    }
+    *out = 0;
+}
+
+/* Token i of the vocabulary: text, GGUF token type (1 normal, 2 unknown, 3 control, 5 unused, 6 byte),
+   score. SentencePiece: <unk> <s> </s> <0x00>.. then pieces and printable ASCII; BPE: bytes, merges,
+   the specials. */
+static int mkgguf_token(const mkgguf_spec *s, int i, char *out, double *score) {
+    static const char *const spm_special[3] = { "<unk>", "<s>", "</s>" };
+    static const char *const bpe_special[3] = { "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>" };
+    const int spm = !strcmp(s->vocab_kind, "spm"), head = spm ? 259 : 256;
+    *score = 0;
+    if (spm && i < 3) { strcpy(out, spm_special[i]); return i == 0 ? 2 : 3; }
+    if (spm && i < 259) { sprintf(out, "<0x%02X>", i - 3); return 6; }
+    if (!spm && i < 256) { mkgguf_byte_utf8(i, out); return 1; }
+    if (!spm && i < 259) { strcpy(out, bpe_special[i - 256]); return 3; }
+    i -= head + (spm ? 0 : 3);
+    *score = -(double)i;
+    if (i < MKGGUF_N_MERGES) { mkgguf_merge_text(mkgguf_merges[i], spm, 1, out); return 1; }
+    i -= MKGGUF_N_MERGES;
+    if (spm && i == 0) { strcpy(out, "\xE2\x96\x81"); return 1; }
+    i--;
+    if (spm && i >= 0 && i < 94) { out[0] = (char)(33 + i); out[1] = 0; return 1; }
+    sprintf(out, "[PAD%d]", i);
+    *score = -1e6;
+    return 5;
+}
+
+static void mkgguf_tokenizer(mkgguf_state *g) {
+    const mkgguf_spec *s = &g->s;
+    const int spm = !strcmp(s->vocab_kind, "spm");
+    char text[128];
+    double score;
+    int i;
+    mkgguf_kv_str(g, "tokenizer.ggml.model", spm ? "llama" : "gpt2");
+    mkgguf_kv_str(g, "tokenizer.ggml.pre", spm ? "default" : s->vocab_kind);
+    mkgguf_kv_array(g, "tokenizer.ggml.tokens", 8, s->vocab);
+    for (i = 0; i < s->vocab; i++) { mkgguf_token(s, i, text, &score); mkgguf_str(g, text); }
+    mkgguf_kv_array(g, "tokenizer.ggml.scores", 6, s->vocab);
+    for (i = 0; i < s->vocab; i++) { mkgguf_token(s, i, text, &score); mkgguf_f32(g, score); }
+    mkgguf_kv_array(g, "tokenizer.ggml.token_type", 5, s->vocab);
+    for (i = 0; i < s->vocab; i++) mkgguf_u32(g, (uint32_t)mkgguf_token(s, i, text, &score));
+    if (!spm) {
+        mkgguf_kv_array(g, "tokenizer.ggml.merges", 8, MKGGUF_N_MERGES);
+        for (i = 0; i < MKGGUF_N_MERGES; i++) { mkgguf_merge_text(mkgguf_merges[i], 0, 0, text); mkgguf_str(g, text); }
+    }
+    mkgguf_kv_u32(g, "tokenizer.ggml.bos_token_id", spm ? 1 : 256);
+    mkgguf_kv_u32(g, "tokenizer.ggml.eos_token_id", spm ? 2 : 257);
+    mkgguf_kv_bool(g, "tokenizer.ggml.add_bos_token", spm || !strcmp(s->vocab_kind, "llama-bpe"));
+    mkgguf_kv_bool(g, "tokenizer.ggml.add_eos_token", 0);
+    if (spm) {
+        mkgguf_kv_u32(g, "tokenizer.ggml.unknown_token_id", 0);
+        mkgguf_kv_bool(g, "tokenizer.ggml.add_space_prefix", !mkgguf_gemma(g));
+    }
+    if (s->chat[0]) mkgguf_kv_str(g, "tokenizer.chat_template", s->chat);
+}
+
+/* --- tensors ------------------------------------------------------------------------------------ */
+
+static const mkgguf_type *mkgguf_find_type(const char *name) {
+    const mkgguf_type *t;
+    for (t = mkgguf_types; t->name; t++) if (!strcmp(t->name, name)) return t;
+    return NULL;
+}
+
+/* Matrix of n_out rows with n_in values, or a float32 vector when n_out is 0. Layer -1: no "blk.N.". */
+static mkgguf_tensor *mkgguf_add(mkgguf_state *g, const mkgguf_type *type, int layer, const char *name, int n_in,
+                                 int n_out, double dev) {
+    mkgguf_tensor *t;
+    if (g->n_t == g->cap_t) {
+        const int cap = g->cap_t * 2 + 64;
+        t = (mkgguf_tensor *)realloc(g->t, (size_t)cap * sizeof *t);
+        if (!t) { mkgguf_fail(g, "no memory for %d tensors", cap); return NULL; }
+        g->t = t;
+        g->cap_t = cap;
+    }
+    t = &g->t[g->n_t++];
+    memset(t, 0, sizeof *t);
+    if (layer < 0) snprintf(t->name, sizeof t->name, "%s", name);
+    else snprintf(t->name, sizeof t->name, "blk.%d.%s", layer, name);
+    t->type = n_out ? type : &mkgguf_types[0];
+    t->n_dims = n_out ? 2 : 1;
+    t->ne[0] = (uint64_t)n_in;
+    t->ne[1] = n_out ? (uint64_t)n_out : 1;
+    t->dev = dev;
+    if (n_in % t->type->block)
+        mkgguf_fail(g, "%s: rows of %d values do not fill %s blocks of %d", t->name, n_in, t->type->name, t->type->block);
+    t->bytes = t->ne[0] / (uint64_t)t->type->block * (uint64_t)t->type->bytes * t->ne[1];
+    return t;
+}
+
+static void mkgguf_layer(mkgguf_state *g, const mkgguf_type *ty, int l) {
+    const mkgguf_spec *s = &g->s;
+    const int q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim;
+    const double in = 1 / sqrt((double)s->dim), qk = 1.5 * in; /* q.k scores with deviation 2.25 */
+    const int post = mkgguf_gemma(g), qk_norm = mkgguf_is(g, "qwen3") || mkgguf_is(g, "gemma3");
+    mkgguf_add(g, ty, l, "attn_norm.weight", s->dim, 0, -1);
+    if (mkgguf_is(g, "phi3")) mkgguf_add(g, ty, l, "attn_qkv.weight", s->dim, q + 2 * kv, qk);
+    else {
+        mkgguf_add(g, ty, l, "attn_q.weight", s->dim, q, qk);
+        mkgguf_add(g, ty, l, "attn_k.weight", s->dim, kv, qk);
+        mkgguf_add(g, ty, l, "attn_v.weight", s->dim, kv, 2 * in);
+        if (s->bias) {
+            mkgguf_add(g, ty, l, "attn_q.bias", q, 0, 0.3);
+            mkgguf_add(g, ty, l, "attn_k.bias", kv, 0, 0.3);
+            mkgguf_add(g, ty, l, "attn_v.bias", kv, 0, 0.3);
+        }
+    }
+    if (qk_norm) {
+        mkgguf_add(g, ty, l, "attn_q_norm.weight", s->head_dim, 0, -1);
+        mkgguf_add(g, ty, l, "attn_k_norm.weight", s->head_dim, 0, -1);
+    }
+    mkgguf_add(g, ty, l, "attn_output.weight", q, s->dim, 1 / sqrt((double)q));
+    if (post) mkgguf_add(g, ty, l, "post_attention_norm.weight", s->dim, 0, -1);
+    mkgguf_add(g, ty, l, "ffn_norm.weight", s->dim, 0, -1);
+    if (mkgguf_is(g, "phi3")) mkgguf_add(g, ty, l, "ffn_up.weight", s->dim, 2 * s->ffn, 1.5 * in);
+    else {
+        mkgguf_add(g, ty, l, "ffn_gate.weight", s->dim, s->ffn, 1.5 * in);
+        mkgguf_add(g, ty, l, "ffn_up.weight", s->dim, s->ffn, in);
+    }
+    mkgguf_add(g, ty, l, "ffn_down.weight", s->ffn, s->dim, 1 / sqrt((double)s->ffn));
+    if (post) mkgguf_add(g, ty, l, "post_ffw_norm.weight", s->dim, 0, -1);
+}
+
+static void mkgguf_tensors(mkgguf_state *g) {
+    const mkgguf_spec *s = &g->s;
+    const mkgguf_type *ty = mkgguf_find_type(s->type), *te = mkgguf_find_type(s->embd_type[0] ? s->embd_type : s->type);
+    const double logit = s->gain / sqrt((double)s->dim);
+    uint64_t at = 0;
+    mkgguf_tensor *t;
+    int l, i;
+    if (!ty || !te) { mkgguf_fail(g, "unknown tensor type %s", ty ? s->embd_type : s->type); return; }
+    mkgguf_add(g, te, -1, "token_embd.weight", s->dim, s->vocab, s->tied ? logit : mkgguf_gemma(g) ? 2 * logit : 1);
+    mkgguf_add(g, ty, -1, "output_norm.weight", s->dim, 0, -1);
+    if (!s->tied) mkgguf_add(g, te, -1, "output.weight", s->dim, s->vocab, logit);
+    if (!strcmp(s->scaling, "llama3")) {
+        t = mkgguf_add(g, ty, -1, "rope_freqs.weight", s->rot / 2, 0, 0);
+        if (t) t->factors = 1;
+    }
+    for (i = 0; i < 2 && !strcmp(s->scaling, "longrope"); i++) {
+        t = mkgguf_add(g, ty, -1, i ? "rope_factors_long.weight" : "rope_factors_short.weight", s->rot / 2, 0, 0);
+        if (t) t->factors = 2 + i;
+    }
+    for (l = 0; l < s->layers && !g->failed; l++) mkgguf_layer(g, ty, l);
+    for (i = 0; i < g->n_t; i++) {
+        g->t[i].offset = at;
+        at += (g->t[i].bytes + 31) / 32 * 32;
+    }
+}
+
+/* --- values ------------------------------------------------------------------------------------- */
+
+/* Roughly normal with deviation 1: the sum of four 16-bit uniforms. Depends on (key, i) alone. */
+static float mkgguf_normal(uint64_t key, uint64_t i) {
+    const uint64_t r = kvmem__mix(key + i);
+    const int sum = (int)((r & 0xffff) + (r >> 16 & 0xffff) + (r >> 32 & 0xffff) + (r >> 48)) - 131070;
+    return (float)sum * (1.0f / 37837.2f); /* 65536 * sqrt(4/12) */
+}
+
+/* Llama 3.1's factors: wavelengths above orig_ctx are divided by 8, those below orig_ctx/4 are kept. */
+static double mkgguf_llama3_factor(const mkgguf_spec *s, int i) {
+    const double wave = 2 * 3.14159265358979323846 * pow(s->base, 2.0 * i / s->rot);
+    const double low = s->orig_ctx / 1.0, high = s->orig_ctx / 4.0;
+    double smooth;
+    if (wave < high) return 1;
+    if (wave > low) return s->factor;
+    smooth = (s->orig_ctx / wave - 1.0) / (4.0 - 1.0);
+    return 1 / ((1 - smooth) / s->factor + smooth);
+}
+
+static float mkgguf_vector_value(const mkgguf_spec *s, const mkgguf_tensor *t, uint64_t key, uint64_t i) {
+    const double x = s->rot > 2 ? (double)i / (s->rot / 2 - 1) : 0;
+    if (t->factors == 1) return (float)mkgguf_llama3_factor(s, (int)i);
+    if (t->factors == 2) return (float)(1 + 0.5 * x);
+    if (t->factors == 3) return (float)(1 + 40 * x * x);
+    if (t->dev < 0) return 1 + 0.1f * mkgguf_normal(key, i);
+    return (float)t->dev * mkgguf_normal(key, i);
+}
+
+/* One random K-quant block whose values have deviation dev and mean 0 over all blocks. Fields are random
+   bytes; the half-float scales follow from the moments of the other fields:
+   q2_K  d*(s&15)*q - m*(s>>4), q 0..3         q3_K  d*(s-32)*(q-4), s 0..63, q 0..7
+   q4_K  d*s*q - m*t, q 0..15, s,t 0..63       q5_K  the same, q 0..31       q6_K  d*s*(q-32), s int8 */
+static void mkgguf_k_block(const mkgguf_type *ty, unsigned char *b, uint64_t key, double dev) {
+    double d = 0, m = 0;
+    const double jitter = 0.8 + 0.4 * kvmem__unit(kvmem__mix(key ^ 0x5bd1e995u));
+    int i, d_at = 0, m_at = -1;
+    for (i = 0; i < ty->bytes; i += 8) {
+        unsigned char r[8];
+        int n = ty->bytes - i < 8 ? ty->bytes - i : 8;
+        kvmem__put64(r, kvmem__mix(key + (uint64_t)i));
+        memcpy(b + i, r, (size_t)n);
+    }
+    switch (ty->id) { /* deviations of the expressions above, for d = 1 and m = mean(q) */
+    case 10: d = dev / 13.87; m = 1.5 * d; d_at = 80; m_at = 82; break;
+    case 11: d = dev / 43.34; d_at = 108; break;
+    case 12: d = dev / 258.3; m = 7.5 * d; m_at = 2; break;
+    case 13: d = dev / 526.9; m = 15.5 * d; m_at = 2; break;
+    case 14: d = dev / 1365.7; d_at = 208; break;
+    default: break;
+    }
+    kvmem__put16(b + d_at, kvmem__f32_to_f16((float)(d * jitter)));
+    if (m_at >= 0) kvmem__put16(b + m_at, kvmem__f32_to_f16((float)(m * jitter)));
+}
+
+/* Values [from, from+n) of a matrix as coded bytes; from and n are multiples of the block. */
+static void mkgguf_fill(const mkgguf_tensor *t, uint64_t key, uint64_t from, int n, float *x, unsigned char *out) {
+    const mkgguf_type *ty = t->type;
+    int i;
+    if (ty->block == 256) {
+        for (i = 0; i < n / 256; i++)
+            mkgguf_k_block(ty, out + (size_t)i * (size_t)ty->bytes, kvmem__mix(key + from + (uint64_t)i * 256), t->dev);
+        return;
+    }
+    for (i = 0; i < n; i++) x[i] = (float)t->dev * mkgguf_normal(key, from + (uint64_t)i);
+    if (ty->id == KVMEM_F32) for (i = 0; i < n; i++) kvmem__putf32(out + 4 * (size_t)i, x[i]);
+    else if (ty->id == KVMEM_F16) for (i = 0; i < n; i++) kvmem__put16(out + 2 * (size_t)i, kvmem__f32_to_f16(x[i]));
+    else if (ty->id == KVMEM_BF16) for (i = 0; i < n; i++) kvmem__put16(out + 2 * (size_t)i, kvmem__f32_to_bf16(x[i]));
+    else memset(out, 0, (size_t)n / (size_t)ty->block * (size_t)ty->bytes);
+}
+
+static void mkgguf_put(mkgguf_state *g, const void *p, size_t n) {
+    if (!g->failed && n && g->write(g->user, p, n)) mkgguf_fail(g, "writing failed (disk full?)");
+}
+
+#define MKGGUF_CHUNK 16384 /* values; a multiple of every block */
+#define MKGGUF_PIECES 32   /* chunks made in parallel, then written */
+static void mkgguf_data(mkgguf_state *g, const mkgguf_tensor *t) {
+    static const unsigned char zero[32] = { 0 };
+    const uint64_t key = kvmem__random(g->s.seed, kvmem__fnv(14695981039346656037u, t->name, strlen(t->name)), 0, 0);
+    const uint64_t n = t->ne[0] * t->ne[1];
+    const size_t coded = (size_t)(MKGGUF_CHUNK / t->type->block) * (size_t)t->type->bytes;
+    float *x = (float *)malloc((size_t)MKGGUF_PIECES * MKGGUF_CHUNK * sizeof(float));
+    unsigned char *out = (unsigned char *)malloc((size_t)MKGGUF_PIECES * coded);
+    uint64_t at;
+    if (!x || !out) mkgguf_fail(g, "no memory for %s", t->name);
+    for (at = 0; at < n && !g->failed;) {
+        const uint64_t left = n - at;
+        const int pieces = left >= (uint64_t)MKGGUF_PIECES * MKGGUF_CHUNK ? MKGGUF_PIECES
+                         : (int)((left + MKGGUF_CHUNK - 1) / MKGGUF_CHUNK);
+        int p;
+        uint64_t made = 0;
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static)
+#endif
+        for (p = 0; p < pieces; p++) {
+            const uint64_t from = at + (uint64_t)p * MKGGUF_CHUNK;
+            const int m = n - from < MKGGUF_CHUNK ? (int)(n - from) : MKGGUF_CHUNK;
+            float *xp = x + (size_t)p * MKGGUF_CHUNK;
+            if (t->n_dims == 1) {
+                int i;
+                for (i = 0; i < m; i++)
+                    kvmem__putf32(out + (size_t)p * coded + 4 * (size_t)i,
+                                  mkgguf_vector_value(&g->s, t, key, from + (uint64_t)i));
+            } else mkgguf_fill(t, key, from, m, xp, out + (size_t)p * coded);
+        }
+        made = left < (uint64_t)pieces * MKGGUF_CHUNK ? left : (uint64_t)pieces * MKGGUF_CHUNK;
+        mkgguf_put(g, out, (size_t)(made / (uint64_t)t->type->block) * (size_t)t->type->bytes);
+        at += made;
+    }
+    mkgguf_put(g, zero, (size_t)((32 - t->bytes % 32) % 32));
+    free(x);
+    free(out);
+}
+
+static void mkgguf_file(mkgguf_state *g) {
+    unsigned char head[24];
+    static const unsigned char zero[32] = { 0 };
+    int i, j;
+    mkgguf_shape(g);
+    mkgguf_tokenizer(g);
+    mkgguf_tensors(g);
+    for (i = 0; i < g->n_t && !g->failed; i++) {
+        const mkgguf_tensor *t = &g->t[i];
+        mkgguf_str(g, t->name);
+        mkgguf_u32(g, (uint32_t)t->n_dims);
+        for (j = 0; j < t->n_dims; j++) mkgguf_u64(g, t->ne[j]);
+        mkgguf_u32(g, (uint32_t)t->type->id);
+        mkgguf_u64(g, t->offset);
+    }
+    memcpy(head, "GGUF", 4);
+    kvmem__put32(head + 4, 3);
+    kvmem__put64(head + 8, (uint64_t)g->n_t);
+    kvmem__put64(head + 16, g->n_kv);
+    mkgguf_put(g, head, sizeof head);
+    mkgguf_put(g, g->buf, g->len);
+    mkgguf_put(g, zero, (32 - (sizeof head + g->len) % 32) % 32);
+    for (i = 0; i < g->n_t && !g->failed; i++) mkgguf_data(g, &g->t[i]);
+}
+
+/* --- options ------------------------------------------------------------------------------------ */
+
+static void mkgguf_use_preset(mkgguf_state *g, const char *name) {
+    const mkgguf_preset *p;
+    mkgguf_spec *s = &g->s;
+    for (p = mkgguf_presets; p->name && strcmp(p->name, name); p++) {}
+    if (!p->name) { mkgguf_fail(g, "unknown preset %s", name); return; }
+    s->layers = p->layers; s->dim = p->dim; s->heads = p->heads; s->kv_heads = p->kv_heads;
+    s->head_dim = p->head_dim; s->ffn = p->ffn; s->vocab = p->vocab; s->ctx = p->ctx;
+    s->tied = p->tied; s->base = p->base;
+    strcpy(s->arch, p->arch);
+    strcpy(s->vocab_kind, p->vocab_kind);
+    strcpy(s->scaling, p->scaling);
+}
+
+/* What the options left open, by the architecture. */
+static void mkgguf_complete(mkgguf_state *g) {
+    mkgguf_spec *s = &g->s;
+    static const char *const archs[] = { "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", NULL };
+    int i;
+    for (i = 0; archs[i] && strcmp(archs[i], s->arch); i++) {}
+    if (!archs[i]) mkgguf_fail(g, "unknown architecture %s", s->arch);
+    if (!s->vocab_kind[0]) strcpy(s->vocab_kind, s->arch[0] == 'q' ? "qwen2" : "spm");
+    if (!s->head_dim) s->head_dim = s->heads > 0 ? s->dim / s->heads : 0;
+    if (!s->rot) s->rot = s->head_dim;
+    if (!s->orig_ctx) s->orig_ctx = !strcmp(s->scaling, "llama3") && s->ctx > 8192 ? 8192 : s->ctx / 4;
+    if (s->bias < 0) s->bias = mkgguf_is(g, "qwen2");
+    if (s->swa < 0 && (mkgguf_gemma(g) || mkgguf_is(g, "phi3"))) s->swa = mkgguf_is(g, "gemma3") ? s->ctx / 8 : s->ctx / 2;
+    if (s->eps <= 0) s->eps = mkgguf_is(g, "llama") ? 1e-5 : 1e-6;
+    if (mkgguf_is(g, "phi3") && s->tied) mkgguf_fail(g, "phi3 has no tied head");
+    if (s->layers < 1 || s->dim < 1 || s->heads < 1 || s->kv_heads < 1 || s->head_dim < 2 || s->ffn < 1 ||
+        s->vocab < 300 || s->ctx < 8 || s->heads % s->kv_heads || s->rot % 2 || s->rot > s->head_dim)
+        mkgguf_fail(g, "shape: needs positive sizes, vocab >= 300, ctx >= 8, heads a multiple of kv-heads, even rot");
+    if (s->scaling[0] && strcmp(s->scaling, "linear") && strcmp(s->scaling, "yarn") && strcmp(s->scaling, "llama3") &&
+        strcmp(s->scaling, "longrope") && strcmp(s->scaling, "none"))
+        mkgguf_fail(g, "unknown rope scaling %s", s->scaling);
+}
+
+typedef struct mkgguf_option { const char *name; int *i; double *d; char *s; size_t size; const char *what; } mkgguf_option;
+#define MKGGUF_N_OPTIONS 27
+static void mkgguf_option_table(mkgguf_spec *s, mkgguf_option *o) {
+    int n = 0;
+#define MKGGUF_OPT(nm, ip, dp, sp, sz, wh) \
+    (o[n].name = nm, o[n].i = ip, o[n].d = dp, o[n].s = sp, o[n].size = sz, o[n].what = wh, n++)
+    MKGGUF_OPT("--arch", NULL, NULL, s->arch, sizeof s->arch, "llama qwen2 qwen3 gemma2 gemma3 phi3");
+    MKGGUF_OPT("--type", NULL, NULL, s->type, sizeof s->type, "of matrices: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q2_k..q6_k");
+    MKGGUF_OPT("--embd-type", NULL, NULL, s->embd_type, sizeof s->embd_type, "of token_embd and output (default: --type)");
+    MKGGUF_OPT("--vocab-kind", NULL, NULL, s->vocab_kind, sizeof s->vocab_kind, "spm, or a BPE pre-tokenizer: gpt-2 llama-bpe qwen2 smollm ...");
+    MKGGUF_OPT("--rope-scaling", NULL, NULL, s->scaling, sizeof s->scaling, "none linear yarn llama3 longrope");
+    MKGGUF_OPT("--chat", NULL, NULL, s->chat, sizeof s->chat, "text of tokenizer.chat_template");
+    MKGGUF_OPT("--layers", &s->layers, NULL, NULL, 0, "transformer blocks");
+    MKGGUF_OPT("--dim", &s->dim, NULL, NULL, 0, "embedding length");
+    MKGGUF_OPT("--heads", &s->heads, NULL, NULL, 0, "query heads");
+    MKGGUF_OPT("--kv-heads", &s->kv_heads, NULL, NULL, 0, "key-value heads");
+    MKGGUF_OPT("--head-dim", &s->head_dim, NULL, NULL, 0, "channels of a head (0: dim/heads)");
+    MKGGUF_OPT("--ffn", &s->ffn, NULL, NULL, 0, "feed-forward length");
+    MKGGUF_OPT("--vocab", &s->vocab, NULL, NULL, 0, "tokens, at least 300");
+    MKGGUF_OPT("--ctx", &s->ctx, NULL, NULL, 0, "training context");
+    MKGGUF_OPT("--rot", &s->rot, NULL, NULL, 0, "rotated channels (0: all)");
+    MKGGUF_OPT("--orig-ctx", &s->orig_ctx, NULL, NULL, 0, "original context of a scaled RoPE");
+    MKGGUF_OPT("--tied", &s->tied, NULL, NULL, 0, "1: the head is the embedding");
+    MKGGUF_OPT("--bias", &s->bias, NULL, NULL, 0, "1: biases on q, k, v");
+    MKGGUF_OPT("--swa", &s->swa, NULL, NULL, 0, "sliding window in tokens");
+    MKGGUF_OPT("--eps", NULL, &s->eps, NULL, 0, "of the norms");
+    MKGGUF_OPT("--rope-base", NULL, &s->base, NULL, 0, "RoPE base");
+    MKGGUF_OPT("--rope-factor", NULL, &s->factor, NULL, 0, "factor of linear, yarn, llama3 scaling");
+    MKGGUF_OPT("--attn-softcap", NULL, &s->attn_cap, NULL, 0, "gemma2");
+    MKGGUF_OPT("--logit-softcap", NULL, &s->logit_cap, NULL, 0, "gemma2");
+    MKGGUF_OPT("--gain", NULL, &s->gain, NULL, 0, "deviation of the logits, about (default 3)");
+    MKGGUF_OPT("--seed", NULL, NULL, NULL, 0, "number");
+    MKGGUF_OPT("--preset", NULL, NULL, NULL, 0, "tiny small llama-3.2-1b smollm2-135m qwen2.5-0.5b qwen3-0.6b gemma-2-2b gemma-3-1b phi-3-mini; put it first");
+#undef MKGGUF_OPT
+}
+
+static void mkgguf_option_set(mkgguf_state *g, const char *name, const char *value) {
+    mkgguf_option o[MKGGUF_N_OPTIONS];
+    char *end = NULL;
+    int i;
+    mkgguf_option_table(&g->s, o);
+    for (i = 0; i < MKGGUF_N_OPTIONS && strcmp(o[i].name, name); i++) {}
+    if (i == MKGGUF_N_OPTIONS) mkgguf_fail(g, "unknown option %s", name);
+    else if (!strcmp(name, "--preset")) mkgguf_use_preset(g, value);
+    else if (!strcmp(name, "--seed")) g->s.seed = strtoull(value, &end, 0);
+    else if (o[i].s) {
+        if (strlen(value) + 1 > o[i].size) mkgguf_fail(g, "%s: value too long", name);
+        else strcpy(o[i].s, !strcmp(name, "--rope-scaling") && !strcmp(value, "none") ? "" : value);
+    } else if (o[i].i) *o[i].i = (int)strtol(value, &end, 10);
+    else *o[i].d = strtod(value, &end);
+    if (end && (*end || end == value)) mkgguf_fail(g, "%s: not a number: %s", name, value);
+}
+
+/* Writes a model. args: options as on the command line, without -o. --preset is applied before the others,
+   --arch too, wherever they stand. Returns 0, or -1 with why (size bytes, may be NULL) filled. */
+static int mkgguf_argv(int argc, const char *const *argv, kvmem_write_fn write, void *user, char *why, size_t size) {
+    mkgguf_state *g = (mkgguf_state *)calloc(1, sizeof *g);
+    int i, failed;
+    if (!g) { if (why && size) snprintf(why, size, "no memory"); return -1; }
+    g->write = write;
+    g->user = user;
+    g->s.bias = g->s.swa = -1;
+    g->s.seed = 1;
+    g->s.factor = 8;
+    g->s.attn_cap = 50;
+    g->s.logit_cap = 30;
+    g->s.gain = 3;
+    strcpy(g->s.type, "f32");
+    mkgguf_use_preset(g, "tiny");
+    for (i = 0; i + 1 < argc; i += 2) if (!strcmp(argv[i], "--preset")) mkgguf_use_preset(g, argv[i + 1]);
+    for (i = 0; i < argc && !g->failed; i += 2) {
+        if (i + 1 == argc) mkgguf_fail(g, "%s: value missing", argv[i]);
+        else if (strcmp(argv[i], "--preset")) mkgguf_option_set(g, argv[i], argv[i + 1]);
+    }
+    if (!g->failed) mkgguf_complete(g);
+    if (!g->failed) mkgguf_file(g);
+    if (why && size) snprintf(why, size, "%s", g->why);
+    failed = g->failed;
+    free(g->buf);
+    free(g->t);
+    free(g);
+    return failed ? -1 : 0;
+}
+
+#ifdef MKGGUF_NO_MAIN
+/* The same from one line of text with blanks between the words. */
+static KVMEM__UNUSED int mkgguf(const char *args, kvmem_write_fn write, void *user) {
+    char line[1024];
+    const char *argv[64];
+    int argc = 0;
+    char *p;
+    if (strlen(args) >= sizeof line) return -1;
+    strcpy(line, args);
+    for (p = strtok(line, " "); p && argc < 64; p = strtok(NULL, " ")) argv[argc++] = p;
+    return mkgguf_argv(argc, argv, write, user, NULL, 0);
+}
+#else
+static int mkgguf_to_file(void *user, const void *p, size_t n) { return fwrite(p, 1, n, (FILE *)user) != n; }
+
+static void mkgguf_usage(void) {
+    mkgguf_spec s;
+    mkgguf_option o[MKGGUF_N_OPTIONS];
+    int i;
+    mkgguf_option_table(&s, o);
+    printf("mkgguf [options] -o FILE: a GGUF model with random weights\n");
+    for (i = 0; i < MKGGUF_N_OPTIONS; i++) printf("  %-16s %s\n", o[i].name, o[i].what);
+}
+
+int main(int argc, char **argv) {
+    const char *path = NULL, *rest[128];
+    char why[640];
+    FILE *f;
+    int i, n = 0, bad;
+    for (i = 1; i < argc && n < 126; i++) {
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) { mkgguf_usage(); return 0; }
+        if (!strcmp(argv[i], "-o") && i + 1 < argc) path = argv[++i];
+        else rest[n++] = argv[i];
+    }
+    if (!path) { fprintf(stderr, "mkgguf: -o FILE is missing (--help lists the options)\n"); return 2; }
+    f = fopen(path, "wb");
+    if (!f) { fprintf(stderr, "mkgguf: cannot write %s\n", path); return 1; }
+    bad = mkgguf_argv(n, rest, mkgguf_to_file, f, why, sizeof why);
+    if (fclose(f) && !bad) { bad = 1; snprintf(why, sizeof why, "cannot finish %s", path); }
+    if (bad) { fprintf(stderr, "mkgguf: %s\n", why); remove(path); return 1; }
+    return 0;
+}
+#endif
