@@ -14,6 +14,7 @@
 
    Tests include this file with MKGGUF_NO_MAIN and call mkgguf("--arch qwen3 ...", write, user). */
 #ifndef KVMEM_H
+#define KVMEM_NO_DECODER
 #define KVMEM_IMPLEMENTATION
 #include "../kvmem.h"
 #endif
@@ -425,9 +426,9 @@ static void mkgguf_fill(const mkgguf_tensor *t, uint64_t key, uint64_t from, int
         return;
     }
     for (i = 0; i < n; i++) x[i] = (float)t->dev * mkgguf_normal(key, from + (uint64_t)i);
-    if (ty->id == KVMEM_F32) for (i = 0; i < n; i++) kvmem__putf32(out + 4 * (size_t)i, x[i]);
-    else if (ty->id == KVMEM_F16) for (i = 0; i < n; i++) kvmem__put16(out + 2 * (size_t)i, kvmem__f32_to_f16(x[i]));
-    else if (ty->id == KVMEM_BF16) for (i = 0; i < n; i++) kvmem__put16(out + 2 * (size_t)i, kvmem__f32_to_bf16(x[i]));
+    if (ty->id == 0) for (i = 0; i < n; i++) kvmem__putf32(out + 4 * (size_t)i, x[i]);
+    else if (ty->id == 1) for (i = 0; i < n; i++) kvmem__put16(out + 2 * (size_t)i, kvmem__f32_to_f16(x[i]));
+    else if (ty->id == 30) for (i = 0; i < n; i++) kvmem__put16(out + 2 * (size_t)i, kvmem__f32_to_bf16(x[i]));
     else memset(out, 0, (size_t)n / (size_t)ty->block * (size_t)ty->bytes);
 }
 
