@@ -49,10 +49,11 @@ typedef struct mkgguf_preset {
     const char *arch, *vocab_kind, *scaling;
 } mkgguf_preset;
 /* Shapes of published models (their config.json) and two small ones for tests: `tiny` for files of some
-   hundred kB, `small` with rows that K-quants can hold (multiples of 256) and heads of 64. */
+   hundred kB, `small` with rows that K-quants can hold (multiples of 256) and heads of 64.
+   layers, tied < 0: as the architecture needs it. */
 static const mkgguf_preset mkgguf_presets[] = {
-    { "tiny", 2, 64, 4, 2, 16, 128, 320, 256, 0, 10000, "llama", "", "" },
-    { "small", 4, 256, 4, 2, 64, 512, 512, 2048, 0, 10000, "llama", "", "" },
+    { "tiny", -2, 64, 4, 2, 16, 128, 320, 256, -1, 10000, "llama", "", "" },
+    { "small", -4, 256, 4, 2, 64, 512, 512, 2048, -1, 10000, "llama", "", "" },
     { "llama-3.2-1b", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 1, 500000, "llama", "llama-bpe", "llama3" },
     { "smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, 8192, 1, 100000, "llama", "smollm", "" },
     { "qwen2.5-0.5b", 24, 896, 14, 2, 64, 4864, 151936, 32768, 1, 1000000, "qwen2", "qwen2", "" },
@@ -154,7 +155,7 @@ static int mkgguf_gemma(const mkgguf_state *g) { return mkgguf_is(g, "gemma2") |
 static void mkgguf_shape(mkgguf_state *g) {
     const mkgguf_spec *s = &g->s;
     char name[64];
-    snprintf(name, sizeof name, "random %s %dx%d", s->arch, s->layers, s->dim);
+    snprintf(name, sizeof name, "random weights %dx%d", s->layers, s->dim);
     mkgguf_kv_str(g, "general.architecture", s->arch);
     mkgguf_kv_str(g, "general.name", name);
     mkgguf_kv_u32(g, "general.quantization_version", 2);
@@ -527,6 +528,9 @@ static void mkgguf_complete(mkgguf_state *g) {
     if (!s->head_dim) s->head_dim = s->heads > 0 ? s->dim / s->heads : 0;
     if (!s->rot) s->rot = s->head_dim;
     if (!s->orig_ctx) s->orig_ctx = !strcmp(s->scaling, "llama3") && s->ctx > 8192 ? 8192 : s->ctx / 4;
+    if (mkgguf_gemma(g) && s->tied < 0) s->tied = 1; /* always, in the published ones */
+    if (s->tied < 0) s->tied = 0;
+    if (s->layers < 0) s->layers = mkgguf_is(g, "gemma3") ? 7 : -s->layers; /* five local layers, a global one, a local one */
     if (s->bias < 0) s->bias = mkgguf_is(g, "qwen2");
     if (s->swa < 0 && (mkgguf_gemma(g) || mkgguf_is(g, "phi3"))) s->swa = mkgguf_is(g, "gemma3") ? s->ctx / 8 : s->ctx / 2;
     if (s->eps <= 0) s->eps = mkgguf_is(g, "llama") ? 1e-5 : 1e-6;
