@@ -70,15 +70,15 @@ $(B)/test_%: tests/%.c tests/test.h kvmem.h
 	$(COMPILE) -ffp-contract=off -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/example_%: examples/%.c kvmem.h
 	@mkdir -p $(B)
-	$(COMPILE) -o $@ $< $(LDFLAGS) $(LIBS)
+	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/fuzz_%: tools/fuzz_%.c tools/fuzz.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE) -DKVMEM_FUZZ_MAIN -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/bench_%: bench/%.c kvmem.h
 	@mkdir -p $(B)
-	$(COMPILE) -o $@ $< $(LDFLAGS) $(LIBS)
+	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/%: tools/%.c kvmem.h
 	@mkdir -p $(B)
-	$(COMPILE) -o $@ $< $(LDFLAGS) $(LIBS)
+	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LIBS)
 
 .PHONY: all run test testbins check sanitize portability bench fuzz clean help
