@@ -1284,7 +1284,288 @@ KVMEM__UNUSED static uint32_t kvmem__crc32(uint32_t crc, const void *p, size_t n
     return ~crc;
 }
 
-/* <<IMPL: quants>> tensor types: block layouts, dequantization, quantization (plain C).  Owner K */
+#ifndef KVMEM_NO_DECODER
+/* ==== >>quants : tensor types, their block layouts, decoding and encoding ========================
+   A quantized tensor is a sequence of blocks of 32 or 256 values. Every type here is one formula,
+
+       value = s * (code - off) + m       code: 2 to 8 bits, unsigned; off: a constant of the type
+
+   with s and m constant over at least 16 neighbours. So one function, kvmem__unpack, turns any type into
+   codes (one byte each), s and m (one each per 16 values), and everything else - decoding, plain matrix
+   product, panels of the fast product - is written once on top of it.
+
+   Layouts, as in ggml (ggml-org/ggml, src/ggml-common.h); h is a little-endian float16, {a|b} are the low
+   and high bits of a byte. "nibbles": byte j holds code j low, code j + half high.
+     q4_0   h d, 16 B nibbles                                   s = d, off 8
+     q4_1   h d, h m, 16 B nibbles                              s = d
+     q5_0   h d, u32 fifth bits (bit i: code i), 16 B nibbles   s = d, off 16
+     q5_1   h d, h m, u32 fifth bits, 16 B nibbles              s = d
+     q8_0   h d, 32 B int8                                      s = d, off 128 (stored without offset)
+     q2_K   16 B {scale|min}, 64 B codes, h d, h dmin           s = d scale, m = -dmin min, per 16
+     q3_K   32 B high bits, 64 B codes, 12 B scales, h d        s = d (scale - 32), per 16, off 4
+     q4_K   h d, h dmin, 12 B scales and mins, 128 B nibbles    s = d scale, m = -dmin min, per 32
+     q5_K   as q4_K with 32 B fifth bits before the nibbles
+     q6_K   128 B nibbles, 64 B high bits, 16 B int8 scales, h d  s = d scale, per 16, off 32
+   The K types have blocks of 256; block of 32 number b (0..7) sits, for 2-bit codes, in bytes
+   32 (b / 4) + l at bit 2 (b % 4), for nibbles in bytes 32 (b / 2) + l at bit 4 (b % 2); single high bits
+   are bit b of byte l. Bit-exact with ggml's scalar decoder, which multiplies in this order. */
+typedef struct kvmem__quant {
+    kvmem_type type;
+    const char *name;
+    int block, bytes; /* values and bytes of a block */
+    int off;          /* -1: not codes but floats */
+    int has_min, per16;
+} kvmem__quant;
+
+static const kvmem__quant *kvmem__quant_of(kvmem_type type) {
+    static const kvmem__quant table[] = {
+        { KVMEM_F32, "f32", 1, 4, -1, 0, 0 },      { KVMEM_F16, "f16", 1, 2, -1, 0, 0 },
+        { KVMEM_BF16, "bf16", 1, 2, -1, 0, 0 },    { KVMEM_Q8_0, "q8_0", 32, 34, 128, 0, 0 },
+        { KVMEM_Q4_0, "q4_0", 32, 18, 8, 0, 0 },   { KVMEM_Q4_1, "q4_1", 32, 20, 0, 1, 0 },
+        { KVMEM_Q5_0, "q5_0", 32, 22, 16, 0, 0 },  { KVMEM_Q5_1, "q5_1", 32, 24, 0, 1, 0 },
+        { KVMEM_Q2_K, "q2_K", 256, 84, 0, 1, 1 },  { KVMEM_Q3_K, "q3_K", 256, 110, 4, 0, 1 },
+        { KVMEM_Q4_K, "q4_K", 256, 144, 0, 1, 0 }, { KVMEM_Q5_K, "q5_K", 256, 176, 0, 1, 0 },
+        { KVMEM_Q6_K, "q6_K", 256, 210, 32, 0, 1 } };
+    static const kvmem__quant split = { KVMEM_Q8_SPLIT, "q8_split", 1, 1, 128, 0, 1 };
+    size_t i;
+    for (i = 0; i < sizeof table / sizeof *table; i++)
+        if (table[i].type == type) return &table[i];
+    return type == KVMEM_Q8_SPLIT ? &split : NULL;
+}
+KVMEM_API const char *kvmem_type_name(kvmem_type type) {
+    const kvmem__quant *t = kvmem__quant_of(type);
+    return t ? t->name : NULL;
+}
+KVMEM_API int kvmem_type_block(kvmem_type type, size_t *block_bytes) {
+    const kvmem__quant *t = type == KVMEM_Q8_SPLIT ? NULL : kvmem__quant_of(type);
+    if (block_bytes) *block_bytes = t ? (size_t)t->bytes : 0;
+    return t ? t->block : 0;
+}
+
+/* 6-bit scales of q4_K and q5_K, number j of 8: low bits of j < 4 fill whole bytes, the others are split. */
+static void kvmem__scale6(const uint8_t *p, int j, int *scale, int *min) {
+    if (j < 4) {
+        *scale = p[j] & 63;
+        *min = p[j + 4] & 63;
+    } else {
+        *scale = (p[j + 4] & 15) | (p[j - 4] >> 6) << 4;
+        *min = p[j + 4] >> 4 | (p[j] >> 6) << 4;
+    }
+}
+/* 6-bit scale of q3_K, number j of 16, as stored (0..63). */
+static int kvmem__scale3(const uint8_t *p, int j) {
+    return ((p[j % 8] >> (j < 8 ? 0 : 4)) & 15) | ((p[8 + j % 4] >> (2 * (j / 4))) & 3) << 4;
+}
+
+/* One block of the 32-value types. code (32), s (2), m (2). */
+static void kvmem__unpack32(kvmem_type type, const uint8_t *p, uint8_t *code, float *s, float *m) {
+    const int five = type == KVMEM_Q5_0 || type == KVMEM_Q5_1;
+    int i;
+    s[0] = s[1] = kvmem__f16_to_f32(kvmem__le16(p));
+    m[0] = m[1] = 0;
+    p += 2;
+    if (type == KVMEM_Q8_0) {
+        for (i = 0; i < 32; i++) code[i] = (uint8_t)(p[i] ^ 128);
+        return;
+    }
+    if (type == KVMEM_Q4_1 || type == KVMEM_Q5_1) {
+        m[0] = m[1] = kvmem__f16_to_f32(kvmem__le16(p));
+        p += 2;
+    }
+    {
+        const uint32_t high = five ? kvmem__le32(p) : 0;
+        if (five) p += 4;
+        for (i = 0; i < 16; i++) {
+            code[i] = (uint8_t)((p[i] & 15) | ((high >> i) & 1) << 4);
+            code[i + 16] = (uint8_t)(p[i] >> 4 | ((high >> (i + 16)) & 1) << 4);
+        }
+    }
+}
+/* One block of the 256-value types. code (256), s (16), m (16). */
+static void kvmem__unpack256(kvmem_type type, const uint8_t *p, uint8_t *code, float *s, float *m) {
+    float d, dmin = 0;
+    int b, i, sc, mn;
+    for (i = 0; i < 16; i++) m[i] = 0;
+    switch (type) {
+    case KVMEM_Q2_K:
+        d = kvmem__f16_to_f32(kvmem__le16(p + 80));
+        dmin = kvmem__f16_to_f32(kvmem__le16(p + 82));
+        for (i = 0; i < 16; i++) {
+            s[i] = d * (float)(p[i] & 15);
+            m[i] = -(dmin * (float)(p[i] >> 4));
+        }
+        for (b = 0; b < 8; b++)
+            for (i = 0; i < 32; i++) code[b * 32 + i] = (p[16 + b / 4 * 32 + i] >> (b % 4 * 2)) & 3;
+        break;
+    case KVMEM_Q3_K:
+        d = kvmem__f16_to_f32(kvmem__le16(p + 108));
+        for (i = 0; i < 16; i++) s[i] = d * (float)(kvmem__scale3(p + 96, i) - 32);
+        for (b = 0; b < 8; b++)
+            for (i = 0; i < 32; i++)
+                code[b * 32 + i] = (uint8_t)(((p[32 + b / 4 * 32 + i] >> (b % 4 * 2)) & 3) |
+                                             ((p[i] >> b) & 1) << 2);
+        break;
+    case KVMEM_Q4_K:
+    case KVMEM_Q5_K:
+        d = kvmem__f16_to_f32(kvmem__le16(p));
+        dmin = kvmem__f16_to_f32(kvmem__le16(p + 2));
+        for (b = 0; b < 8; b++) {
+            kvmem__scale6(p + 4, b, &sc, &mn);
+            s[2 * b] = s[2 * b + 1] = d * (float)sc;
+            m[2 * b] = m[2 * b + 1] = -(dmin * (float)mn);
+        }
+        for (b = 0; b < 8; b++) {
+            const uint8_t *q = p + (type == KVMEM_Q4_K ? 16 : 48) + b / 2 * 32;
+            for (i = 0; i < 32; i++) {
+                code[b * 32 + i] = (q[i] >> (b % 2 * 4)) & 15;
+                if (type == KVMEM_Q5_K) code[b * 32 + i] |= (uint8_t)(((p[16 + i] >> b) & 1) << 4);
+            }
+        }
+        break;
+    default: /* KVMEM_Q6_K */
+        d = kvmem__f16_to_f32(kvmem__le16(p + 208));
+        for (i = 0; i < 16; i++) s[i] = d * (float)((int)(p[192 + i] ^ 128) - 128);
+        for (b = 0; b < 8; b++)
+            for (i = 0; i < 32; i++) {
+                const int low = p[b / 4 * 64 + b % 2 * 32 + i] >> (b % 4 / 2 * 4) & 15;
+                code[b * 32 + i] = (uint8_t)(low | ((p[128 + b / 4 * 32 + i] >> (b % 4 * 2)) & 3) << 4);
+            }
+    }
+}
+/* Where values [c0, ...) of a row start, and its n values as codes. n and c0 are multiples of the type's
+   block, at most 256. code (n), s and m (n / 16). For KVMEM_Q8_SPLIT the group is a multiple of 16 and
+   scale points at the row's scales; other types ignore both. */
+static void kvmem__unpack(kvmem_type type, const uint8_t *row, const uint8_t *scale, int group, int c0,
+                          int n, uint8_t *code, float *s, float *m) {
+    int i;
+    if (type == KVMEM_Q8_SPLIT) {
+        for (i = 0; i < n; i++) code[i] = (uint8_t)(row[c0 + i] ^ 128);
+        for (i = 0; i < n / 16; i++) {
+            s[i] = kvmem__lef32(scale + (size_t)((c0 + i * 16) / group) * 4);
+            m[i] = 0;
+        }
+        return;
+    }
+    {
+        const kvmem__quant *t = kvmem__quant_of(type);
+        const uint8_t *p = row + (size_t)(c0 / t->block) * (size_t)t->bytes;
+        for (i = 0; i < n; i += t->block, p += t->bytes) {
+            if (t->block == 256) kvmem__unpack256(type, p, code + i, s + i / 16, m + i / 16);
+            else kvmem__unpack32(type, p, code + i, s + i / 16, m + i / 16);
+        }
+    }
+}
+
+static void kvmem__decode(const kvmem__quant *t, float *out, const uint8_t *in, size_t n) {
+    uint8_t code[256];
+    float s[16], m[16];
+    size_t i;
+    int j;
+    for (i = 0; i < n; i += (size_t)t->block, in += t->bytes) {
+        if (t->off < 0) {
+            if (t->type == KVMEM_F32) out[i] = kvmem__lef32(in);
+            else if (t->type == KVMEM_F16) out[i] = kvmem__f16_to_f32(kvmem__le16(in));
+            else out[i] = kvmem__bf16_to_f32(kvmem__le16(in));
+            continue;
+        }
+        kvmem__unpack(t->type, in, NULL, 0, 0, t->block, code, s, m);
+        for (j = 0; j < t->block; j++) {
+            const float v = s[j / 16] * (float)((int)code[j] - t->off);
+            out[i + (size_t)j] = t->has_min ? v + m[j / 16] : v;
+        }
+    }
+}
+KVMEM_API kvmem_status kvmem_dequantize(kvmem_type type, float *out, const void *in, size_t n) {
+    const kvmem__quant *t = type == KVMEM_Q8_SPLIT ? NULL : kvmem__quant_of(type);
+    if (!t) return KVMEM_UNSUPPORTED;
+    if (n % (size_t)t->block != 0 || (n != 0 && (!out || !in))) return KVMEM_BAD_ARGUMENT;
+    kvmem__decode(t, out, (const uint8_t *)in, n);
+    return KVMEM_OK;
+}
+
+/* 32 finite values -> one block. Codes come from the scale before it is rounded to float16. Truncation
+   after adding one half is ggml's rounding. 0 if the scale does not fit a float16. */
+static int kvmem__pack32(kvmem_type type, uint8_t *out, const float *x) {
+    const int five = type == KVMEM_Q5_0 || type == KVMEM_Q5_1;
+    const int with_min = type == KVMEM_Q4_1 || type == KVMEM_Q5_1;
+    const int top = type == KVMEM_Q8_0 ? 127 : five ? 31 : 15;
+    float lo = x[0], hi = x[0], big = 0, d, id, base = 0;
+    uint8_t code[32];
+    uint32_t high = 0;
+    int i;
+    for (i = 0; i < 32; i++) {
+        if (x[i] < lo) lo = x[i];
+        if (x[i] > hi) hi = x[i];
+        if (fabsf(x[i]) > fabsf(big)) big = x[i]; /* the first of the largest */
+    }
+    if (type == KVMEM_Q8_0) d = fabsf(big) / 127;
+    else if (with_min) d = (hi - lo) / (float)top;
+    else d = big / (float)(-(top + 1) / 2);
+    id = d != 0 ? 1 / d : 0;
+    if (!(fabsf(id) <= FLT_MAX)) id = 0; /* d so small that it is stored as 0 */
+    if (with_min) base = lo;
+    for (i = 0; i < 32; i++) {
+        if (type == KVMEM_Q8_0) code[i] = (uint8_t)(int)roundf(x[i] * id);
+        else {
+            const int q = (int)((x[i] - base) * id + (with_min ? 0.5f : five ? 16.5f : 8.5f));
+            code[i] = (uint8_t)KVMEM__MIN(q, top);
+        }
+    }
+    kvmem__put16(out, kvmem__f32_to_f16(d));
+    if ((out[1] & 0x7c) == 0x7c) return 0;
+    out += 2;
+    if (type == KVMEM_Q8_0) { memcpy(out, code, 32); return 1; }
+    if (with_min) {
+        kvmem__put16(out, kvmem__f32_to_f16(lo));
+        if ((out[1] & 0x7c) == 0x7c) return 0;
+        out += 2;
+    }
+    if (five) {
+        for (i = 0; i < 32; i++) high |= (uint32_t)(code[i] >> 4) << i;
+        kvmem__put32(out, high);
+        out += 4;
+    }
+    for (i = 0; i < 16; i++) out[i] = (uint8_t)((code[i] & 15) | (code[i + 16] & 15) << 4);
+    return 1;
+}
+/* KVMEM_BAD_VALUE: a number is not finite, or a scale passes float16's range (block types only). */
+KVMEM_API kvmem_status kvmem_quantize(kvmem_type type, void *out, const float *in, size_t n) {
+    const kvmem__quant *t = kvmem__quant_of(type);
+    uint8_t *o = (uint8_t *)out;
+    size_t i;
+    int j;
+    if (!t || t->block == 256 || type == KVMEM_Q8_SPLIT) return KVMEM_UNSUPPORTED;
+    if (n % (size_t)t->block != 0 || (n != 0 && (!out || !in))) return KVMEM_BAD_ARGUMENT;
+    for (i = 0; i < n; i += (size_t)t->block, o += t->bytes) {
+        if (type == KVMEM_F32) kvmem__putf32(o, in[i]);
+        else if (type == KVMEM_F16) kvmem__put16(o, kvmem__f32_to_f16(in[i]));
+        else if (type == KVMEM_BF16) kvmem__put16(o, kvmem__f32_to_bf16(in[i]));
+        else {
+            for (j = 0; j < 32; j++)
+                if (!(fabsf(in[i + (size_t)j]) <= FLT_MAX)) return KVMEM_BAD_VALUE;
+            if (!kvmem__pack32(type, o, in + i)) return KVMEM_BAD_VALUE;
+        }
+    }
+    return KVMEM_OK;
+}
+
+/* Bytes of a row of a tensor (without the scales of KVMEM_Q8_SPLIT). */
+KVMEM__UNUSED static size_t kvmem__tensor_row_bytes(const kvmem_tensor *w) {
+    const kvmem__quant *t = kvmem__quant_of(w->type);
+    return (size_t)(w->ne[0] / t->block) * (size_t)t->bytes;
+}
+/* Row `row` of a tensor as float32: out (ne[0]). The tensor was checked by whoever opened the file:
+   ne[0] is a multiple of the block, or of the group, and data holds all rows. */
+KVMEM__UNUSED static void kvmem__tensor_row(float *out, const kvmem_tensor *w, int64_t row) {
+    const uint8_t *p = w->data + (size_t)row * kvmem__tensor_row_bytes(w);
+    if (w->type == KVMEM_Q8_SPLIT) {
+        const uint8_t *sp = w->scales + (size_t)(row * (w->ne[0] / w->group)) * 4;
+        int64_t i;
+        for (i = 0; i < w->ne[0]; i++)
+            out[i] = kvmem__lef32(sp + (size_t)(i / w->group) * 4) * (float)((int)(p[i] ^ 128) - 128);
+    } else kvmem__decode(kvmem__quant_of(w->type), out, p, (size_t)w->ne[0]);
+}
+#endif /* KVMEM_NO_DECODER */
 
 /* <<IMPL: kernels>> dot, axpy, exp, matmul: plain twins, AVX2, AVX-512, NEON.  Owner K */
 
