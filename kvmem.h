@@ -2255,7 +2255,725 @@ KVMEM_API int kvmem_gguf_string(const kvmem_gguf *g, const char *key, const char
 
 /* <<IMPL: tokenizer>> unicode, SentencePiece, byte-level BPE, llama2.c, chat templates.  Owner T */
 
-/* <<IMPL: model>> architectures, llama2.c checkpoints.  Owner D */
+/* ==== >>model : architectures, llama2.c checkpoints ===============================================
+   Opening a model means: read the shape from the metadata, find every tensor by its name, check its
+   shape against the metadata's, and note what the architecture does besides plain Llama. After that the
+   decoder knows no architecture, only which of the optional parts a layer has:
+
+       x += post( O attention( rope(qnorm(Q n)), rope(knorm(K n)), V n ) ),  n = rmsnorm(x)
+       x += post( Down( act(Gate m) * Up m ) ),                             m = rmsnorm(x)
+
+                 act   RoPE   norms of q,k  post norms  soft caps  windows            embeddings
+       llama     silu  pairs  -             -           -          -                  x 1
+       qwen2     silu  halves -             -           -          -                  x 1
+       qwen3     silu  halves yes           -           -          -                  x 1
+       gemma2    gelu  halves -             yes         yes        even layers        x sqrt(n_embd)
+       gemma3    gelu  halves yes           yes         -          all but every 6th  x sqrt(n_embd)
+       phi3      silu  halves -             -           -          all layers         x 1
+
+   Matrices stay in the file. Vectors (norms, biases, RoPE factors) are few and become floats.
+   Names and meanings are those that llama.cpp gives them. A tensor that nothing asked for is an error:
+   running without it would be running another model. */
+#define KVMEM__MAX_LAYERS 1024
+
+static const char *const kvmem__arch_names[KVMEM_N_ARCHS] = { "llama", "qwen2", "qwen3", "gemma2",
+                                                              "gemma3", "phi3" };
+
+/* State of the search for tensors. The first pass (pool NULL) checks and counts, the second fills. */
+typedef struct kvmem__loader {
+    kvmem_model *m;
+    kvmem_layer *layer;   /* first pass: one scratch layer */
+    float *pool;          /* floats of all vectors */
+    size_t used;          /* of pool */
+    unsigned char *mark;  /* (n_tensors) 1: somebody asked for it */
+    char name[80];        /* of the tensor or key looked for */
+} kvmem__loader;
+
+KVMEM__PRINTF(2, 3) static const char *kvmem__loader_name(kvmem__loader *ld, const char *f, ...) {
+    kvmem__text t;
+    va_list ap;
+    t.out = ld->name;
+    t.size = sizeof ld->name;
+    t.len = 0;
+    va_start(ap, f);
+    kvmem__vformat(&t, f, ap);
+    va_end(ap);
+    return ld->name;
+}
+
+/* ---- metadata: numbers of the architecture, checked for range ---- */
+
+/* out is untouched if the key is absent; then a required one is an error. An array must hold the same
+   value everywhere: layers of different shapes are not supported. */
+static kvmem_status kvmem__hparam_int(kvmem__loader *ld, const char *part, int required, int lo, int hi,
+                                      int *out) {
+    kvmem_model *m = ld->m;
+    const char *key = kvmem__loader_name(ld, "%s.%s", m->arch_name, part);
+    const kvmem_gguf_kv *kv = kvmem_gguf_find(&m->gguf, key);
+    int64_t v = 0, w;
+    uint64_t i;
+    if (!kv) {
+        if (!required) return KVMEM_OK;
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: key '%s' is missing", key);
+    }
+    if (!kvmem__gguf_item_int(kv, 0, &v))
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: key '%s' holds no number (%s)", key,
+                           kvmem__gguf_type_word(kv->type));
+    for (i = 1; i < kv->n; i++)
+        if (!kvmem__gguf_item_int(kv, i, &w) || w != v)
+            return kvmem__fail(&m->error, KVMEM_UNSUPPORTED, "model: key '%s' differs from layer to layer",
+                               key);
+    if (v < lo || v > hi)
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: key '%s' is %lld, not %d..%d", key,
+                           (long long)v, lo, hi);
+    *out = (int)v;
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__hparam_float(kvmem__loader *ld, const char *part, int required, double lo,
+                                        double hi, double *out) {
+    kvmem_model *m = ld->m;
+    const char *key = kvmem__loader_name(ld, "%s.%s", m->arch_name, part);
+    const kvmem_gguf_kv *kv = kvmem_gguf_find(&m->gguf, key);
+    double v;
+    if (!kv) {
+        if (!required) return KVMEM_OK;
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: key '%s' is missing", key);
+    }
+    if (kv->type == KVMEM__GGUF_ARRAY || !kvmem__gguf_item_float(kv, 0, &v))
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: key '%s' holds no number (%s)", key,
+                           kvmem__gguf_type_word(kv->type));
+    if (!(v >= lo && v <= hi))
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: key '%s' is %g, not %g..%g", key, v, lo, hi);
+    *out = v;
+    return KVMEM_OK;
+}
+
+static kvmem_status kvmem__model_arch(kvmem_model *m) {
+    const char *s = NULL;
+    size_t len = 0;
+    int64_t n = 0;
+    int i;
+    if (!kvmem_gguf_string(&m->gguf, "general.architecture", &s, &len))
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: key 'general.architecture' is missing");
+    if (kvmem_gguf_int(&m->gguf, "split.count", &n) && n > 1)
+        return kvmem__fail(&m->error, KVMEM_UNSUPPORTED, "model: one of %lld parts (split.count); join "
+                           "them first", (long long)n);
+    for (i = 0; i < KVMEM_N_ARCHS; i++)
+        if (kvmem__same_text(s, len, kvmem__arch_names[i], strlen(kvmem__arch_names[i]))) {
+            m->arch = (kvmem_arch)i;
+            m->arch_name = kvmem__arch_names[i];
+            return KVMEM_OK;
+        }
+    return kvmem__fail(&m->error, KVMEM_UNSUPPORTED, "model: architecture '%s' is not supported (llama, "
+                       "qwen2, qwen3, gemma2, gemma3, phi3 are)", kvmem__show(s, len).text);
+}
+
+static kvmem_status kvmem__model_shape(kvmem__loader *ld) {
+    kvmem_model *m = ld->m;
+    int value_len, experts = 0;
+    double eps = 0;
+    KVMEM__TRY(kvmem__hparam_int(ld, "expert_count", 0, 0, INT_MAX, &experts));
+    if (experts > 0)
+        return kvmem__fail(&m->error, KVMEM_UNSUPPORTED, "model: %d experts (%s.expert_count): mixtures of "
+                           "experts are not supported", experts, m->arch_name);
+    KVMEM__TRY(kvmem__hparam_int(ld, "block_count", 1, 1, KVMEM__MAX_LAYERS, &m->n_layers));
+    KVMEM__TRY(kvmem__hparam_int(ld, "context_length", 1, 1, INT_MAX, &m->n_ctx_train));
+    KVMEM__TRY(kvmem__hparam_int(ld, "embedding_length", 1, 1, 1 << 20, &m->n_embd));
+    KVMEM__TRY(kvmem__hparam_int(ld, "feed_forward_length", 1, 1, 1 << 24, &m->n_ff));
+    KVMEM__TRY(kvmem__hparam_int(ld, "attention.head_count", 1, 1, 1 << 14, &m->n_heads));
+    m->n_kv_heads = m->n_heads;
+    KVMEM__TRY(kvmem__hparam_int(ld, "attention.head_count_kv", 0, 1, m->n_heads, &m->n_kv_heads));
+    if (m->n_heads % m->n_kv_heads != 0)
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: %d heads cannot share %d KV heads "
+                           "(%s.attention.head_count_kv)", m->n_heads, m->n_kv_heads, m->arch_name);
+    m->head_dim = m->n_embd / m->n_heads;
+    KVMEM__TRY(kvmem__hparam_int(ld, "attention.key_length", m->head_dim < 1, 1, 1 << 14, &m->head_dim));
+    value_len = m->head_dim;
+    KVMEM__TRY(kvmem__hparam_int(ld, "attention.value_length", 0, 1, 1 << 14, &value_len));
+    if (value_len != m->head_dim)
+        return kvmem__fail(&m->error, KVMEM_UNSUPPORTED, "model: keys of %d values beside values of %d "
+                           "(%s.attention.value_length)", m->head_dim, value_len, m->arch_name);
+    KVMEM__TRY(kvmem__hparam_float(ld, "attention.layer_norm_rms_epsilon", 1, 0, 1, &eps));
+    m->norm_eps = (float)eps;
+    return KVMEM_OK;
+}
+
+static kvmem_status kvmem__model_rope(kvmem__loader *ld) {
+    kvmem_model *m = ld->m;
+    kvmem_rope_spec *r = &m->rope;
+    const char *s = "linear";
+    size_t len = 6;
+    double factor = 0, attn = 1;
+    int none, yarn;
+    r->n_rot = m->head_dim;
+    KVMEM__TRY(kvmem__hparam_int(ld, "rope.dimension_count", 0, 0, m->head_dim, &r->n_rot));
+    if (r->n_rot % 2 != 0)
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: an odd number of rotated channels, %d "
+                           "(%s.rope.dimension_count)", r->n_rot, m->arch_name);
+    r->neox = m->arch != KVMEM_ARCH_LLAMA;
+    r->base = 10000;
+    KVMEM__TRY(kvmem__hparam_float(ld, "rope.freq_base", 0, 1, 1e18, &r->base));
+    (void)kvmem_gguf_string(&m->gguf, kvmem__loader_name(ld, "%s.rope.scaling.type", m->arch_name), &s, &len);
+    none = kvmem__same_text(s, len, "none", 4);
+    yarn = kvmem__same_text(s, len, "yarn", 4);
+    if (!none && !yarn && !kvmem__same_text(s, len, "linear", 6) && !kvmem__same_text(s, len, "longrope", 8))
+        return kvmem__fail(&m->error, KVMEM_UNSUPPORTED, "model: RoPE scaling '%s' (%s) is not one of none, "
+                           "linear, yarn, longrope", kvmem__show(s, len).text, ld->name);
+    KVMEM__TRY(kvmem__hparam_float(ld, "rope.scale_linear", 0, 0, 1e6, &factor));
+    KVMEM__TRY(kvmem__hparam_float(ld, "rope.scaling.factor", 0, 0, 1e6, &factor));
+    r->scale = none || factor < 1e-6 ? 1 : 1 / factor;
+    r->ext_factor = yarn ? 1 : 0;
+    r->attn_factor = 1;
+    r->beta_fast = 32;
+    r->beta_slow = 1;
+    r->n_ctx_orig = m->n_ctx_train;
+    KVMEM__TRY(kvmem__hparam_int(ld, "rope.scaling.original_context_length", 0, 1, INT_MAX, &r->n_ctx_orig));
+    KVMEM__TRY(kvmem__hparam_float(ld, "rope.scaling.yarn_ext_factor", 0, 0, 1e3, &r->ext_factor));
+    KVMEM__TRY(kvmem__hparam_float(ld, "rope.scaling.yarn_beta_fast", 0, 1e-3, 1e6, &r->beta_fast));
+    KVMEM__TRY(kvmem__hparam_float(ld, "rope.scaling.yarn_beta_slow", 0, 1e-3, 1e6, &r->beta_slow));
+    KVMEM__TRY(kvmem__hparam_float(ld, "rope.scaling.yarn_attn_factor", 0, 1e-3, 1e3, &r->attn_factor));
+    KVMEM__TRY(kvmem__hparam_float(ld, "rope.scaling.attn_factor", 0, 1e-3, 1e3, &attn));
+    r->attn_factor *= attn;
+    r->base_local = r->base;
+    r->scale_local = r->scale;
+    if (m->arch == KVMEM_ARCH_GEMMA3) {
+        r->base_local = 10000;
+        r->scale_local = 1;
+        KVMEM__TRY(kvmem__hparam_float(ld, "rope.freq_base_swa", 0, 1, 1e18, &r->base_local));
+    }
+    return KVMEM_OK;
+}
+
+/* The window of phi3 files written before they had the key: by the size of the model. */
+static int kvmem__phi3_window(const kvmem_model *m) {
+    if ((m->n_layers == 32 || m->n_layers == 40) && m->n_ctx_train == 4096) return 2047;
+    if (m->n_layers == 32 && m->n_kv_heads == 32 && m->n_ctx_train == 131072) return 262144;
+    if (m->n_layers == 40 && m->n_ctx_train == 131072) return 131072;
+    return 0;
+}
+
+/* Windows, caps and scales. Sets *window and *pattern: layer l is global if pattern > 0 and
+   (l + 1) % pattern == 0, else it has the window. */
+static kvmem_status kvmem__model_attention(kvmem__loader *ld, int *window, int *pattern) {
+    kvmem_model *m = ld->m;
+    const int gemma = m->arch == KVMEM_ARCH_GEMMA2 || m->arch == KVMEM_ARCH_GEMMA3;
+    double cap = 0, final_cap = 0, scale = 0;
+    *window = *pattern = 0;
+    m->embd_scale = gemma ? sqrtf((float)m->n_embd) : 1.0f;
+    m->gelu = gemma;
+    if (m->arch == KVMEM_ARCH_GEMMA2) {
+        cap = 50;
+        final_cap = 30;
+        *window = 4096;
+        *pattern = 2;
+    }
+    if (m->arch == KVMEM_ARCH_GEMMA3) *pattern = 6;
+    if (m->arch == KVMEM_ARCH_PHI3) *window = kvmem__phi3_window(m);
+    if (gemma || m->arch == KVMEM_ARCH_PHI3) {
+        KVMEM__TRY(kvmem__hparam_int(ld, "attention.sliding_window", m->arch == KVMEM_ARCH_GEMMA3, 0,
+                                     INT_MAX, window));
+        KVMEM__TRY(kvmem__hparam_float(ld, "attn_logit_softcapping", 0, 0, 1e6, &cap));
+        KVMEM__TRY(kvmem__hparam_float(ld, "final_logit_softcapping", 0, 0, 1e6, &final_cap));
+    }
+    m->attn_softcap = (float)cap;
+    m->logit_softcap = (float)final_cap;
+    /* the 27B models of gemma divide by the embedding's share of a head, not by the head's size */
+    if ((m->arch == KVMEM_ARCH_GEMMA2 && m->n_layers == 46) || (m->arch == KVMEM_ARCH_GEMMA3 && m->n_layers == 62))
+        scale = 1.0 / sqrt((double)(m->n_embd / m->n_heads));
+    else
+        scale = 1.0 / sqrt((double)m->head_dim);
+    KVMEM__TRY(kvmem__hparam_float(ld, "attention.scale", 0, 0, 1e6, &scale));
+    m->attn_scale = scale > 0 ? (float)scale : (float)(1.0 / sqrt((double)m->head_dim));
+    return KVMEM_OK;
+}
+
+/* ---- tensors by name ---- */
+
+static const kvmem_tensor *kvmem__loader_find(kvmem__loader *ld, int layer, const char *part) {
+    const kvmem_gguf *g = &ld->m->gguf;
+    const kvmem_tensor *t;
+    if (layer < 0) (void)kvmem__loader_name(ld, "%s", part);
+    else (void)kvmem__loader_name(ld, "blk.%d.%s", layer, part);
+    t = kvmem_gguf_tensor(g, ld->name);
+    if (t) ld->mark[t - g->tensor] = 1;
+    return t;
+}
+static kvmem_status kvmem__loader_missing(kvmem__loader *ld) {
+    return kvmem__fail(&ld->m->error, KVMEM_BAD_FILE, "model: tensor '%s' is missing", ld->name);
+}
+/* A matrix of `rows` rows of `cols`. Absent: an error if required, else out->data is NULL. */
+static kvmem_status kvmem__load_matrix(kvmem__loader *ld, int layer, const char *part, int64_t cols,
+                                       int64_t rows, int required, kvmem_tensor *out) {
+    const kvmem_tensor *t = kvmem__loader_find(ld, layer, part);
+    memset(out, 0, sizeof *out);
+    if (!t) return required ? kvmem__loader_missing(ld) : KVMEM_OK;
+    if (t->ne[0] != cols || t->ne[1] != rows || t->ne[2] != 1 || t->ne[3] != 1)
+        return kvmem__fail(&ld->m->error, KVMEM_BAD_FILE, "model: tensor '%s' is %lld x %lld%s, not %lld x "
+                           "%lld", ld->name, (long long)t->ne[0], (long long)t->ne[1],
+                           t->ne[2] * t->ne[3] != 1 ? " x ..." : "", (long long)cols, (long long)rows);
+    *out = *t;
+    return KVMEM_OK;
+}
+/* A vector of n values as floats; more_ok: the file may have more, the first n are taken. */
+static kvmem_status kvmem__load_vector(kvmem__loader *ld, int layer, const char *part, int64_t n,
+                                       int required, int more_ok, const float **out) {
+    const kvmem_tensor *t = kvmem__loader_find(ld, layer, part);
+    *out = NULL;
+    if (!t) return required ? kvmem__loader_missing(ld) : KVMEM_OK;
+    if ((more_ok ? t->ne[0] < n : t->ne[0] != n) || t->ne[1] != 1 || t->ne[2] != 1 || t->ne[3] != 1)
+        return kvmem__fail(&ld->m->error, KVMEM_BAD_FILE, "model: tensor '%s' is no vector of %lld values",
+                           ld->name, (long long)n);
+    if (ld->pool) {
+        float *p = ld->pool + ld->used;
+        const kvmem_status status = kvmem_dequantize(t->type, p, t->data, (size_t)t->ne[0]);
+        if (status != KVMEM_OK)
+            return kvmem__fail(&ld->m->error, status, "model: tensor '%s' cannot be decoded", ld->name);
+        *out = p;
+    }
+    if (!kvmem__add(ld->used, (size_t)t->ne[0], &ld->used))
+        return kvmem__fail(&ld->m->error, KVMEM_BAD_FILE, "model: tensor '%s' overflows the vectors", ld->name);
+    return KVMEM_OK;
+}
+/* Rows [from, from + n) of a matrix: rows of every type are contiguous. */
+static kvmem_tensor kvmem__row_range(const kvmem_tensor *t, int64_t from, int64_t n) {
+    const size_t row = t->size / (size_t)t->ne[1];
+    kvmem_tensor r = *t;
+    r.data = t->data + row * (size_t)from;
+    r.size = row * (size_t)n;
+    r.ne[1] = n;
+    return r;
+}
+
+static kvmem_status kvmem__load_qkv(kvmem__loader *ld, int l, kvmem_layer *layer) {
+    const kvmem_model *m = ld->m;
+    const int64_t e = m->n_embd, d = m->head_dim, nq = d * m->n_heads, nk = d * m->n_kv_heads;
+    kvmem_tensor all;
+    const float *bias;
+    KVMEM__TRY(kvmem__load_matrix(ld, l, "attn_qkv.weight", e, nq + 2 * nk, 0, &all));
+    if (all.data) {
+        layer->q = kvmem__row_range(&all, 0, nq);
+        layer->k = kvmem__row_range(&all, nq, nk);
+        layer->v = kvmem__row_range(&all, nq + nk, nk);
+        KVMEM__TRY(kvmem__load_vector(ld, l, "attn_qkv.bias", nq + 2 * nk, 0, 0, &bias));
+        layer->q_bias = bias;
+        layer->k_bias = bias ? bias + nq : NULL;
+        layer->v_bias = bias ? bias + nq + nk : NULL;
+    } else {
+        KVMEM__TRY(kvmem__load_matrix(ld, l, "attn_q.weight", e, nq, 1, &layer->q));
+        KVMEM__TRY(kvmem__load_matrix(ld, l, "attn_k.weight", e, nk, 1, &layer->k));
+        KVMEM__TRY(kvmem__load_matrix(ld, l, "attn_v.weight", e, nk, 1, &layer->v));
+        KVMEM__TRY(kvmem__load_vector(ld, l, "attn_q.bias", nq, 0, 0, &layer->q_bias));
+        KVMEM__TRY(kvmem__load_vector(ld, l, "attn_k.bias", nk, 0, 0, &layer->k_bias));
+        KVMEM__TRY(kvmem__load_vector(ld, l, "attn_v.bias", nk, 0, 0, &layer->v_bias));
+    }
+    if (m->arch == KVMEM_ARCH_QWEN3 || m->arch == KVMEM_ARCH_GEMMA3) {
+        KVMEM__TRY(kvmem__load_vector(ld, l, "attn_q_norm.weight", d, 1, 0, &layer->q_norm));
+        KVMEM__TRY(kvmem__load_vector(ld, l, "attn_k_norm.weight", d, 1, 0, &layer->k_norm));
+    }
+    KVMEM__TRY(kvmem__load_matrix(ld, l, "attn_output.weight", nq, e, 1, &layer->o));
+    return kvmem__load_vector(ld, l, "attn_output.bias", e, 0, 0, &layer->o_bias);
+}
+
+static kvmem_status kvmem__load_layer(kvmem__loader *ld, int l, kvmem_layer *layer) {
+    const kvmem_model *m = ld->m;
+    const int64_t e = m->n_embd, f = m->n_ff;
+    const int post = m->arch == KVMEM_ARCH_GEMMA2 || m->arch == KVMEM_ARCH_GEMMA3;
+    kvmem_tensor both;
+    KVMEM__TRY(kvmem__load_vector(ld, l, "attn_norm.weight", e, 1, 0, &layer->attn_norm));
+    KVMEM__TRY(kvmem__load_qkv(ld, l, layer));
+    KVMEM__TRY(kvmem__load_vector(ld, l, "ffn_norm.weight", e, 1, 0, &layer->ffn_norm));
+    if (post) {
+        KVMEM__TRY(kvmem__load_vector(ld, l, "post_attention_norm.weight", e, 1, 0, &layer->attn_post_norm));
+        KVMEM__TRY(kvmem__load_vector(ld, l, "post_ffw_norm.weight", e, 1, 0, &layer->ffn_post_norm));
+    }
+    if (m->arch == KVMEM_ARCH_PHI3) { /* gate and up in one matrix, gate first */
+        KVMEM__TRY(kvmem__load_matrix(ld, l, "ffn_up.weight", e, 2 * f, 1, &both));
+        layer->gate = kvmem__row_range(&both, 0, f);
+        layer->up = kvmem__row_range(&both, f, f);
+    } else {
+        KVMEM__TRY(kvmem__load_matrix(ld, l, "ffn_gate.weight", e, f, 1, &layer->gate));
+        KVMEM__TRY(kvmem__load_matrix(ld, l, "ffn_up.weight", e, f, 1, &layer->up));
+        KVMEM__TRY(kvmem__load_vector(ld, l, "ffn_gate.bias", f, 0, 0, &layer->gate_bias));
+        KVMEM__TRY(kvmem__load_vector(ld, l, "ffn_up.bias", f, 0, 0, &layer->up_bias));
+    }
+    KVMEM__TRY(kvmem__load_matrix(ld, l, "ffn_down.weight", f, e, 1, &layer->down));
+    return kvmem__load_vector(ld, l, "ffn_down.bias", e, 0, 0, &layer->down_bias);
+}
+
+static kvmem_status kvmem__check_factors(kvmem__loader *ld, const float *f, const char *name) {
+    int i;
+    if (f)
+        for (i = 0; i < ld->m->rope.n_rot / 2; i++)
+            if (!(f[i] > 0 && f[i] < FLT_MAX))
+                return kvmem__fail(&ld->m->error, KVMEM_BAD_VALUE, "model: tensor '%s' holds %g; RoPE factors "
+                                   "are positive", name, (double)f[i]);
+    return KVMEM_OK;
+}
+
+static kvmem_status kvmem__load_tensors(kvmem__loader *ld) {
+    kvmem_model *m = ld->m;
+    const kvmem_tensor *t = kvmem__loader_find(ld, -1, "token_embd.weight");
+    const int64_t half = m->rope.n_rot / 2;
+    int l;
+    if (!t) return kvmem__loader_missing(ld);
+    m->n_vocab = (int)t->ne[1]; /* the container allows no more than INT_MAX */
+    ld->used = 0;
+    KVMEM__TRY(kvmem__load_matrix(ld, -1, "token_embd.weight", m->n_embd, m->n_vocab, 1, &m->embd));
+    KVMEM__TRY(kvmem__load_matrix(ld, -1, "output.weight", m->n_embd, m->n_vocab, 0, &m->head));
+    m->tied = m->head.data == NULL;
+    if (m->tied) m->head = m->embd;
+    KVMEM__TRY(kvmem__load_vector(ld, -1, "output.bias", m->n_vocab, 0, 0, &m->head_bias));
+    KVMEM__TRY(kvmem__load_vector(ld, -1, "output_norm.weight", m->n_embd, 1, 0, &m->out_norm));
+    if (m->arch == KVMEM_ARCH_LLAMA)
+        KVMEM__TRY(kvmem__load_vector(ld, -1, "rope_freqs.weight", half, 0, 1, &m->rope.factors));
+    if (m->arch == KVMEM_ARCH_PHI3) {
+        KVMEM__TRY(kvmem__load_vector(ld, -1, "rope_factors_long.weight", half, 0, 1, &m->rope.factors_long));
+        KVMEM__TRY(kvmem__load_vector(ld, -1, "rope_factors_short.weight", half, 0, 1,
+                                      &m->rope.factors_short));
+    }
+    for (l = 0; l < m->n_layers; l++) {
+        memset(&ld->layer[ld->pool ? l : 0], 0, sizeof *ld->layer);
+        KVMEM__TRY(kvmem__load_layer(ld, l, &ld->layer[ld->pool ? l : 0]));
+    }
+    KVMEM__TRY(kvmem__check_factors(ld, m->rope.factors, "rope_freqs.weight"));
+    KVMEM__TRY(kvmem__check_factors(ld, m->rope.factors_long, "rope_factors_long.weight"));
+    return kvmem__check_factors(ld, m->rope.factors_short, "rope_factors_short.weight");
+}
+
+/* Old converters wrote RoPE's frequencies into every layer; nobody reads them. */
+static kvmem_status kvmem__check_unused(kvmem__loader *ld) {
+    static const char legacy[] = ".attn_rot_embd";
+    const kvmem_gguf *g = &ld->m->gguf;
+    int i;
+    for (i = 0; i < g->n_tensors; i++) {
+        const kvmem_tensor *t = &g->tensor[i];
+        const size_t len = (size_t)t->name_len, tail = sizeof legacy - 1;
+        if (ld->mark[i] || (len > tail && memcmp(t->name + len - tail, legacy, tail) == 0)) continue;
+        return kvmem__fail(&ld->m->error, KVMEM_UNSUPPORTED, "model: tensor '%s' has no place in "
+                           "architecture '%s'", kvmem__show(t->name, len).text, ld->m->arch_name);
+    }
+    return KVMEM_OK;
+}
+
+/* One block for the layers and the floats of all vectors. */
+static kvmem_status kvmem__model_block(kvmem_model *m, size_t floats, float **pool) {
+    const size_t head = (size_t)m->n_layers * sizeof(kvmem_layer);
+    size_t bytes;
+    if (!kvmem__mul(floats, sizeof(float), &bytes) || !kvmem__add(bytes, head, &bytes))
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: the vectors do not fit the address space");
+    m->block = kvmem__alloc(&m->allocator, bytes);
+    if (!m->block)
+        return kvmem__fail(&m->error, KVMEM_NO_MEMORY, "model: no memory for %zu bytes of vectors", bytes);
+    m->block_size = bytes;
+    memset(m->block, 0, bytes);
+    m->layer = (kvmem_layer *)m->block;
+    *pool = (float *)(void *)((char *)m->block + head);
+    return KVMEM_OK;
+}
+
+static kvmem_status kvmem__open_gguf_marked(kvmem__loader *ld) {
+    kvmem_model *m = ld->m;
+    kvmem_layer probe;
+    float *pool = NULL;
+    int l, window, pattern;
+    KVMEM__TRY(kvmem__model_shape(ld));
+    KVMEM__TRY(kvmem__model_rope(ld));
+    KVMEM__TRY(kvmem__model_attention(ld, &window, &pattern));
+    ld->layer = &probe;
+    KVMEM__TRY(kvmem__load_tensors(ld));
+    KVMEM__TRY(kvmem__check_unused(ld));
+    KVMEM__TRY(kvmem__model_block(m, ld->used, &pool));
+    ld->pool = pool;
+    ld->layer = m->layer;
+    KVMEM__TRY(kvmem__load_tensors(ld));
+    for (l = 0; l < m->n_layers; l++) {
+        const int global = pattern > 0 && (l + 1) % pattern == 0;
+        m->layer[l].window = global ? 0 : window;
+        m->layer[l].local = pattern > 0 && !global;
+    }
+    for (l = 0; l < m->gguf.n_tensors; l++) m->weight_bytes += m->gguf.tensor[l].size;
+    return KVMEM_OK;
+}
+
+static kvmem_status kvmem__open_gguf(kvmem_model *m, const void *bytes, size_t size) {
+    kvmem__loader ld;
+    kvmem_status status = kvmem_gguf_open(&m->gguf, bytes, size, &m->allocator);
+    if (status != KVMEM_OK) {
+        m->error = m->gguf.error;
+        return status;
+    }
+    m->llama2c = -1;
+    KVMEM__TRY(kvmem__model_arch(m));
+    memset(&ld, 0, sizeof ld);
+    ld.m = m;
+    ld.mark = (unsigned char *)kvmem__alloc(&m->allocator, (size_t)m->gguf.n_tensors);
+    if (!ld.mark) return kvmem__fail(&m->error, KVMEM_NO_MEMORY, "model: no memory for %d marks", m->gguf.n_tensors);
+    memset(ld.mark, 0, (size_t)m->gguf.n_tensors);
+    status = kvmem__open_gguf_marked(&ld);
+    kvmem__release(&m->allocator, ld.mark, (size_t)m->gguf.n_tensors);
+    return status;
+}
+
+/* ---- llama2.c checkpoints ----
+   legacy:    int32 dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab (negative: own head), seq_len, then
+              float32 embeddings, norms and matrices of all layers kind by kind, final norm, two tables of
+              seq_len * head_dim / 2 (RoPE, not used), head
+   version 1: "ak42" as a uint32, version, the seven numbers, a byte "head is shared", zeros up to byte 256;
+              float32 attention norms, ffn norms, final norm, embeddings, wq wk wv wo w1 w2 w3, head
+   version 2: the same with int32 group size behind the byte; norms float32, every matrix int8 values
+              followed by one float32 scale per group
+   The sum of all parts must be the size of the file. */
+typedef struct kvmem__l2c {
+    kvmem__cursor c;
+    float *pool;
+    kvmem_type type;
+    int group;
+} kvmem__l2c;
+
+static int kvmem__l2c_vector(kvmem__l2c *f, int n, const float **out) {
+    const uint8_t *p = kvmem__take(&f->c, (uint64_t)n * 4);
+    int i;
+    if (!p) return 0;
+    for (i = 0; i < n; i++) f->pool[i] = kvmem__lef32(p + (size_t)i * 4);
+    *out = f->pool;
+    f->pool += n;
+    return 1;
+}
+static int kvmem__l2c_matrix(kvmem__l2c *f, const char *name, int cols, int rows, kvmem_tensor *t) {
+    const uint64_t values = (uint64_t)cols * (uint64_t)rows;
+    const int split = f->type == KVMEM_Q8_SPLIT;
+    memset(t, 0, sizeof *t);
+    t->name = name;
+    t->name_len = (int)strlen(name);
+    t->type = f->type;
+    t->n_dims = 2;
+    t->ne[0] = cols;
+    t->ne[1] = rows;
+    t->ne[2] = t->ne[3] = 1;
+    t->data = kvmem__take(&f->c, split ? values : values * 4);
+    if (!t->data) return 0;
+    t->size = (size_t)(split ? values : values * 4);
+    if (split) {
+        t->group = f->group;
+        t->scales = kvmem__take(&f->c, values / (uint64_t)f->group * 4);
+    }
+    return !split || t->scales != NULL;
+}
+
+/* The numbers of the header; *header: its bytes, *shared: head is the embeddings, *group: of version 2. */
+static kvmem_status kvmem__l2c_header(kvmem_model *m, const uint8_t *b, size_t size, size_t *header,
+                                      int *shared, int *group) {
+    static const char *const word[7] = { "dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads",
+                                         "vocab_size", "seq_len" };
+    static const int limit[7] = { 1 << 20, 1 << 24, KVMEM__MAX_LAYERS, 1 << 14, 1 << 14, INT_MAX, INT_MAX };
+    int32_t p[7];
+    int i, version = 0;
+    if (size >= 8 && kvmem__le32(b) == 0x616b3432u) version = kvmem__le32(b + 4) < 1000 ? (int)kvmem__le32(b + 4) : 1000;
+    if (version > 2 || (version < 1 && size >= 4 && kvmem__le32(b) == 0x616b3432u))
+        return kvmem__fail(&m->error, KVMEM_UNSUPPORTED, "model: llama2.c version %d; legacy, 1 and 2 are "
+                           "read", version);
+    *header = version ? 256 : 28;
+    if (size < *header)
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: neither GGUF nor llama2.c: %zu bytes", size);
+    for (i = 0; i < 7; i++) p[i] = (int32_t)kvmem__le32(b + (version ? 8 : 0) + 4 * i);
+    *shared = version ? b[36] != 0 : p[5] > 0;
+    if (!version && p[5] < 0 && p[5] > INT32_MIN) p[5] = -p[5];
+    for (i = 0; i < 7; i++)
+        if (p[i] < 1 || p[i] > limit[i])
+            return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: neither GGUF nor a sound llama2.c file: its "
+                               "%s would be %d", word[i], (int)p[i]);
+    if (p[0] % p[3] != 0 || p[3] % p[4] != 0 || (p[0] / p[3]) % 2 != 0)
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: llama2.c file with dim %d, n_heads %d, "
+                           "n_kv_heads %d, which do not fit each other", (int)p[0], (int)p[3], (int)p[4]);
+    m->n_embd = p[0];
+    m->n_ff = p[1];
+    m->n_layers = p[2];
+    m->n_heads = p[3];
+    m->n_kv_heads = p[4];
+    m->head_dim = p[0] / p[3];
+    m->n_vocab = p[5];
+    m->n_ctx_train = p[6];
+    m->llama2c = version;
+    if (version == 2) {
+        const int32_t g = (int32_t)kvmem__le32(b + 37);
+        if (g < 1 || p[0] % g != 0 || p[1] % g != 0)
+            return kvmem__fail(&m->error, g < 1 ? KVMEM_BAD_FILE : KVMEM_UNSUPPORTED, "model: llama2.c group "
+                               "size %d does not divide the rows of %d and %d values", (int)g, (int)p[0],
+                               (int)p[1]);
+        *group = g;
+    }
+    return KVMEM_OK;
+}
+
+/* Bytes of the whole file in double first: the products may pass 64 bits, and a file of more than 2^52
+   bytes does not exist. */
+static double kvmem__l2c_size(const kvmem_model *m, size_t header, int shared, int group) {
+    const double e = m->n_embd, f = m->n_ff, layers = m->n_layers, kv = (double)m->n_kv_heads * m->head_dim;
+    const double vectors = layers * 2 * e + e;
+    const double matrices = (double)m->n_vocab * e * (shared ? 1 : 2) + layers * (2 * e * e + 2 * e * kv + 3 * e * f);
+    const double tables = m->llama2c == 0 ? (double)m->n_ctx_train * m->head_dim : 0;
+    return (double)header + 4 * (vectors + tables) + (group ? matrices + matrices / group * 4 : matrices * 4);
+}
+
+/* Matrices of one kind lie together for all layers; `at` is the member's offset in kvmem_layer. */
+static int kvmem__l2c_kind(kvmem_model *m, kvmem__l2c *f, const char *name, int cols, int rows, size_t at) {
+    int l;
+    for (l = 0; l < m->n_layers; l++)
+        if (!kvmem__l2c_matrix(f, name, cols, rows, (kvmem_tensor *)(void *)((char *)&m->layer[l] + at)))
+            return 0;
+    return 1;
+}
+static int kvmem__l2c_norms(kvmem_model *m, kvmem__l2c *f, int ffn) {
+    int l;
+    for (l = 0; l < m->n_layers; l++)
+        if (!kvmem__l2c_vector(f, m->n_embd, ffn ? &m->layer[l].ffn_norm : &m->layer[l].attn_norm)) return 0;
+    return 1;
+}
+#define KVMEM__L2C_KIND(name, cols, rows, member)                                                   \
+    kvmem__l2c_kind(m, f, name, cols, rows, offsetof(kvmem_layer, member))
+static int kvmem__l2c_parts(kvmem_model *m, kvmem__l2c *f, int shared) {
+    const int e = m->n_embd, kv = m->n_kv_heads * m->head_dim, legacy = m->llama2c == 0;
+    if (!legacy && (!kvmem__l2c_norms(m, f, 0) || !kvmem__l2c_norms(m, f, 1) ||
+                    !kvmem__l2c_vector(f, e, &m->out_norm))) return 0;
+    if (!kvmem__l2c_matrix(f, "token_embd.weight", e, m->n_vocab, &m->embd)) return 0;
+    if (legacy && !kvmem__l2c_norms(m, f, 0)) return 0;
+    if (!KVMEM__L2C_KIND("attn_q.weight", e, e, q) || !KVMEM__L2C_KIND("attn_k.weight", e, kv, k) ||
+        !KVMEM__L2C_KIND("attn_v.weight", e, kv, v) || !KVMEM__L2C_KIND("attn_output.weight", e, e, o)) return 0;
+    if (legacy && !kvmem__l2c_norms(m, f, 1)) return 0;
+    if (!KVMEM__L2C_KIND("ffn_gate.weight", e, m->n_ff, gate) ||
+        !KVMEM__L2C_KIND("ffn_down.weight", m->n_ff, e, down) ||
+        !KVMEM__L2C_KIND("ffn_up.weight", e, m->n_ff, up)) return 0;
+    if (legacy && (!kvmem__l2c_vector(f, e, &m->out_norm) ||
+                   !kvmem__take(&f->c, (uint64_t)m->n_ctx_train * (uint64_t)m->head_dim * 4))) return 0;
+    m->head = m->embd;
+    return shared || kvmem__l2c_matrix(f, "output.weight", e, m->n_vocab, &m->head);
+}
+#undef KVMEM__L2C_KIND
+
+static kvmem_status kvmem__open_llama2c(kvmem_model *m, const uint8_t *bytes, size_t size) {
+    kvmem__l2c f;
+    size_t header = 0;
+    double need;
+    int shared = 0, group = 0;
+    KVMEM__TRY(kvmem__l2c_header(m, bytes, size, &header, &shared, &group));
+    need = kvmem__l2c_size(m, header, shared, group);
+    if (need > (double)size || need < (double)size)
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: as a llama2.c file with this header it would "
+                           "have %.15g bytes, not %zu", need, size);
+    m->arch = KVMEM_ARCH_LLAMA;
+    m->arch_name = kvmem__arch_names[0];
+    m->tied = shared;
+    m->norm_eps = 1e-5f;
+    m->embd_scale = 1.0f;
+    m->attn_scale = (float)(1.0 / sqrt((double)m->head_dim));
+    m->rope.n_rot = m->head_dim;
+    m->rope.base = m->rope.base_local = 10000;
+    m->rope.scale = m->rope.scale_local = m->rope.attn_factor = 1;
+    m->rope.n_ctx_orig = m->n_ctx_train;
+    m->weight_bytes = size - header;
+    f.c.p = bytes + header;
+    f.c.left = size - header;
+    f.type = group ? KVMEM_Q8_SPLIT : KVMEM_F32;
+    f.group = group;
+    KVMEM__TRY(kvmem__model_block(m, ((size_t)m->n_layers * 2 + 1) * (size_t)m->n_embd, &f.pool));
+    if (!kvmem__l2c_parts(m, &f, shared))
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: the llama2.c file ends inside its weights");
+    return KVMEM_OK;
+}
+
+/* ---- open, close ---- */
+
+static uint64_t kvmem__id_number(uint64_t h, int64_t v) {
+    uint8_t b[8];
+    kvmem__put64(b, (uint64_t)v);
+    return kvmem__fnv(h, b, 8);
+}
+/* Type, shape and 96 bytes from begin, middle and end. */
+static uint64_t kvmem__id_tensor(uint64_t h, const kvmem_tensor *t) {
+    const size_t n = t->size < 32 ? t->size : 32;
+    h = kvmem__id_number(kvmem__id_number(kvmem__id_number(h, t->type), t->ne[0]), t->ne[1]);
+    h = kvmem__fnv(h, t->data, n);
+    h = kvmem__fnv(h, t->data + (t->size - n) / 2, n);
+    return kvmem__fnv(h, t->data + t->size - n, n);
+}
+static uint64_t kvmem__model_id(const kvmem_model *m) {
+    uint64_t h = 0xcbf29ce484222325u;
+    int l;
+    h = kvmem__fnv(h, m->arch_name, strlen(m->arch_name));
+    h = kvmem__id_number(kvmem__id_number(h, m->n_vocab), m->n_embd);
+    h = kvmem__id_number(kvmem__id_number(h, m->n_layers), m->n_ff);
+    h = kvmem__id_number(kvmem__id_number(h, m->n_heads), m->n_kv_heads);
+    h = kvmem__id_number(kvmem__id_number(h, m->head_dim), m->rope.n_rot);
+    h = kvmem__id_number(kvmem__id_number(h, (int64_t)m->rope.base), (int64_t)(m->rope.scale * 1e6));
+    h = kvmem__id_tensor(kvmem__id_tensor(h, &m->embd), &m->head);
+    for (l = 0; l < m->n_layers; l++) {
+        const kvmem_layer *y = &m->layer[l];
+        h = kvmem__id_tensor(kvmem__id_tensor(h, &y->q), &y->k);
+        h = kvmem__id_tensor(kvmem__id_tensor(h, &y->v), &y->o);
+        h = kvmem__id_tensor(kvmem__id_tensor(kvmem__id_tensor(h, &y->gate), &y->up), &y->down);
+    }
+    return h;
+}
+
+/* A tokenizer that cannot be used leaves the model usable with ids; broken bytes and lack of memory fail. */
+static kvmem_status kvmem__model_tokenizer(kvmem_model *m, const void *bin, size_t bin_size) {
+    kvmem_tokenizer *t = &m->tokenizer;
+    kvmem_status status = KVMEM_OK;
+    if (m->llama2c >= 0) {
+        if (bin) status = kvmem_tokenizer_open_llama2c(t, bin, bin_size, m->n_vocab, &m->allocator);
+    } else if (kvmem_gguf_find(&m->gguf, "tokenizer.ggml.model")) {
+        status = kvmem_tokenizer_open_gguf(t, &m->gguf, &m->allocator);
+    }
+    if (status != KVMEM_OK) {
+        const kvmem_error e = t->error;
+        kvmem_tokenizer_close(t);
+        memset(t, 0, sizeof *t);
+        t->error = e;
+        if (status == KVMEM_UNSUPPORTED) return KVMEM_OK;
+        m->error = e;
+        return status;
+    }
+    if (t->kind != KVMEM_VOCAB_NONE && t->n_vocab > m->n_vocab)
+        return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: the tokenizer has %d tokens, the embeddings "
+                           "only %d rows", t->n_vocab, m->n_vocab);
+    return KVMEM_OK;
+}
+
+static void kvmem__model_release(kvmem_model *m) {
+    kvmem_tokenizer_close(&m->tokenizer);
+    kvmem_gguf_close(&m->gguf);
+    kvmem__release(&m->allocator, m->block, m->block_size);
+}
+
+KVMEM_API kvmem_status kvmem_model_open(kvmem_model *m, const void *bytes, size_t size,
+                                        const void *tokenizer_bin, size_t tokenizer_size,
+                                        const kvmem_allocator *allocator) {
+    kvmem_status status;
+    memset(m, 0, sizeof *m);
+    m->allocator = kvmem__allocator(allocator);
+    if (!bytes || size == 0)
+        status = kvmem__fail(&m->error, KVMEM_BAD_ARGUMENT, "model: no bytes were given");
+    else if (size >= 4 && memcmp(bytes, "GGUF", 4) == 0)
+        status = kvmem__open_gguf(m, bytes, size);
+    else
+        status = kvmem__open_llama2c(m, (const uint8_t *)bytes, size);
+    if (status == KVMEM_OK) status = kvmem__model_tokenizer(m, tokenizer_bin, tokenizer_size);
+    if (status == KVMEM_OK) {
+        m->id = kvmem__model_id(m);
+    } else {
+        const kvmem_error e = m->error;
+        kvmem__model_release(m);
+        memset(m, 0, sizeof *m);
+        m->error = e;
+    }
+    return status;
+}
+
+KVMEM_API void kvmem_model_close(kvmem_model *m) {
+    if (!m) return;
+    kvmem__model_release(m);
+    memset(m, 0, sizeof *m);
+}
 
 /* <<IMPL: decoder>> the forward pass, session.  Owner D */
 
