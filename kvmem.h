@@ -126,8 +126,8 @@ typedef enum kvmem_stage {
 typedef struct kvmem_param {
     const char *name;
     double def, lo, hi;      /* default and inclusive range */
-    const char *choices;     /* NULL: a number (integer if is_int); else "avg|max": value is the index */
-    int is_int;
+    const char *choices;     /* NULL: a number; else "avg|max": value is the index */
+    int is_int;              /* 1: whole numbers, 2: odd ones */
     const char *what;        /* one line for the help text */
 } kvmem_param;
 
@@ -1812,16 +1812,1252 @@ KVMEM__UNUSED static void kvmem__codec_fast(kvmem_codec *c, const kvmem_backend 
 }
 
 /* <<IMPL: cache>> arena, pages, lanes, append, commit, copy ...  Owner LEAD */
+/* Stand-ins so that the tables link until the cache section is here. LEAD: delete this block with the
+   marker above. */
+static float *kvmem__view_scratch(const kvmem_view *v, size_t floats) { (void)v; (void)floats; return NULL; }
+static kvmem_status kvmem__lane_keep(kvmem_cache *c, int layer, int g, const int *kept, int n_kept) {
+    (void)c; (void)layer; (void)g; (void)kept; (void)n_kept; return KVMEM_UNSUPPORTED;
+}
+KVMEM_API int kvmem_view_count(const kvmem_view *v, int g) { (void)v; (void)g; return 0; }
+KVMEM_API void kvmem_view_positions(const kvmem_view *v, int g, int32_t *out) { (void)v; (void)g; (void)out; }
+KVMEM_API void kvmem_view_keys(const kvmem_view *v, int g, int i0, int n, float *out) {
+    (void)v; (void)g; (void)i0; (void)n; (void)out;
+}
+KVMEM_API void kvmem_view_acc(const kvmem_view *v, int g, float *out) { (void)v; (void)g; (void)out; }
+KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out) { (void)v; (void)g; (void)out; }
+KVMEM_API kvmem_status kvmem_view_attention(const kvmem_view *v, int g, int w, float *out) {
+    (void)v; (void)g; (void)w; (void)out; return KVMEM_UNSUPPORTED;
+}
+KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos) { (void)v; (void)pos; return KVMEM_OK; }
+/* end of stand-ins */
 
 /* <<IMPL: attention>> attend over coded pages, observation.  Owner LEAD (plain), A (fast) */
 
 /* <<IMPL: backend>> CPU tables, run-time choice.  Owner K */
 
-/* <<IMPL: stages>> score, budget, reduce, segment, retrieve, place.  Owner R */
+/* ==== >>score : how much will an entry matter? ===================================================
+   A score function sees one lane (layer, g) of n entries and fills score (n); higher is kept. It reads
+   the cache only through kvmem_view_* and only what its row declares, so that a recipe whose score reads
+   no probabilities costs none. Sinks and the recent window are protected by the commit, not here; so is
+   the selection: the top B scores, ties to the lower index. All lanes of a layer are scored before the
+   first of them is reduced. Letters: n entries of the lane, w window, B budget, G KV heads, d head size.
+
+       entry      t:   0    1    2    3    4        B = 3, one recent entry protected:
+       score           .9   .1   .4   .2   .3       keep {0, 2, 4} = top 2 of the first four + entry 4 */
+
+#define KVMEM__END_PARAMS { NULL, 0, 0, 0, NULL, 0, NULL }
+
+/* Memory for n floats that lasts until the stage function returns; NULL: none. Taken once a call. */
+static float *kvmem__view_scratch(const kvmem_view *v, size_t floats);
+/* Lane (layer, g) keeps the entries kept (n_kept), statistics and positions with them. */
+static kvmem_status kvmem__lane_keep(kvmem_cache *c, int layer, int g, const int *kept, int n_kept);
+
+static kvmem_status kvmem__no_scratch(const kvmem_view *v, const char *word) {
+    return kvmem__fail(&v->cache->error, KVMEM_NO_MEMORY, "%s: no memory for scratch at layer %d", word,
+                       v->layer);
+}
+
+/* ==== >>score_random : the floor that every method must beat. stage: score ====
+   Random eviction, a baseline of NVIDIA/kvpress.     Code: kvpress/presses/random_press.py (score).
+   s[t] = u(seed, layer, g, position of t), uniform in [0, 1) with 24 bits; a pure function of its four
+   arguments, so that the choice depends neither on the order of calls nor on threads, and a token keeps
+   its number from step to step (the survivors of a stream are a uniform sample of it).
+   reads: positions.   state: none.   cost: O(n) time.   defaults: seed=0.   ties: lower index.
+   departs: the code draws from one generator in call order.            test: tests/stages.c random_* */
+static kvmem_status kvmem__score_random(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g);
+    int32_t *pos = (int32_t *)(void *)kvmem__view_scratch(v, (size_t)n);
+    int t;
+    if (!pos) return kvmem__no_scratch(v, "random");
+    kvmem_view_positions(v, g, pos);
+    for (t = 0; t < n; t++) {
+        const uint64_t u = kvmem__random(v->seed, (uint64_t)v->layer, (uint64_t)g, (uint64_t)pos[t]);
+        score[t] = (float)(u >> 40) * (1.0f / 16777216.0f);
+    }
+    return KVMEM_OK;
+}
+
+/* ==== >>score_recency : newer is better. stage: score ====
+   Sliding window; with sinks StreamingLLM. Xiao et al. Efficient Streaming Language Models with Attention
+   Sinks. 2023. arXiv 2309.17453.   Code: mit-han-lab/streaming-llm (StartRecentKVCache.__call__).
+   s[t] = position of t - position of the newest entry (0 or negative, so that float32 tells neighbours
+   apart near the end of a stream of any length). Keeps the newest B; with sink=S the first S tokens and
+   the newest B - S: capacity S + R of the code, reached after every step.
+   reads: positions.   state: none.   cost: O(n) time.   ties: none nearer than 2^24 tokens.
+   departs: nowhere; positions in the cache are the place stage's part.  test: tests/stages.c streamingllm_* */
+static kvmem_status kvmem__score_recency(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g);
+    int32_t *pos = (int32_t *)(void *)kvmem__view_scratch(v, (size_t)n);
+    int t;
+    if (!pos) return kvmem__no_scratch(v, "recency");
+    kvmem_view_positions(v, g, pos);
+    for (t = 0; t < n; t++) score[t] = (float)(pos[t] - pos[n - 1]);
+    return KVMEM_OK;
+}
+
+/* ==== >>score_knorm : keys with a small norm attract attention. stage: score ====
+   Devoto et al. A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression. 2024.
+   arXiv 2406.11430.                           Code: NVIDIA/kvpress knorm_press.py (KnormPress.score).
+   s[t] = -|K_t|, the Euclidean norm of the stored key (RoPE turns a key and leaves its norm). Reads no
+   query and no probability: fit for streams. Protects nothing; give it recent=... when decoding.
+   reads: keys (n, d).   state: none.   cost: O(n d) time, 32 d floats.   ties: lower index.
+   departs: nowhere; sums in double.                                     test: tests/stages.c knorm_* */
+static kvmem_status kvmem__score_knorm(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g), d = v->cache->shape.head_dim, rows = 32;
+    float *k = kvmem__view_scratch(v, (size_t)rows * (size_t)d);
+    int t, i, c;
+    if (!k) return kvmem__no_scratch(v, "knorm");
+    for (t = 0; t < n; t += rows) {
+        const int m = KVMEM__MIN(rows, n - t);
+        kvmem_view_keys(v, g, t, m, k);
+        for (i = 0; i < m; i++) {
+            double sum = 0;
+            for (c = 0; c < d; c++) {
+                const double x = (double)k[(size_t)i * (size_t)d + (size_t)c];
+                sum += x * x;
+            }
+            score[t + i] = (float)-sqrt(sum);
+        }
+    }
+    return KVMEM_OK;
+}
+
+/* ==== >>score_h2o : attention received so far. stage: score; prefill and decode ====
+   Zhang et al. H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models.
+   2023. arXiv 2306.14048.  Code: FMInference/H2O h2o_hf/utils_real_drop (H2OKVCache_LayerWise.__call__).
+   acc[t] += sum over the new queries i and mean over the heads of the group of P[i][t]; s[t] = acc[t].
+   The sum follows its entry through every move; a dropped entry's sum is gone. The layer's output is
+   computed before the eviction. Old entries have been seen by more queries: normalize=1 divides by the
+   number of queries that could see t, newest position - position of t + 1 (kvpress ObservedAttention).
+   reads: ACC.   state: one float an entry.   cost: O(n) here; the sums need every attention row.
+   defaults: normalize=0; preset: half the budget recent.   ties: lower index.
+   departs: group mean (the code has one KV head per query head).        test: tests/stages.c h2o_* */
+static const kvmem_param kvmem__params_h2o[] = {
+    { "normalize", 0, 0, 1, NULL, 1, "1: divide by the number of queries that could see the entry" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__score_h2o(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g);
+    kvmem_view_acc(v, g, score);
+    if (v->par[0] > 0) {
+        int32_t *pos = (int32_t *)(void *)kvmem__view_scratch(v, (size_t)n);
+        int t;
+        if (!pos) return kvmem__no_scratch(v, "h2o");
+        kvmem_view_positions(v, g, pos);
+        for (t = 0; t < n; t++) score[t] /= (float)(pos[n - 1] - pos[t] + 1);
+    }
+    return KVMEM_OK;
+}
+
+/* ==== >>score_tova : attention of the newest query, one set for the layer. stage: score ====
+   Oren et al. Transformers are Multi-State RNNs. 2024. arXiv 2401.06104.
+   Code: schwartz-lab-NLP/TOVA src/tova_cache.py (TOVACache.reduce).
+   s[t] = mean over all H query heads of the layer of P[h][newest][t]: the mean over its lanes of the
+   group means. Every lane gets the same scores and so keeps the same tokens; each decode step drops the
+   argmin. Where another stage made the lanes differ, only lanes that hold the same tokens vote together.
+   reads: LAST.   state: one float an entry.   cost: O(G n) a lane.   always kept: nothing (recent=1
+   protects the newest token, as kvpress does).   ties: lower index.
+   departs: nowhere for equal lanes.                                     test: tests/stages.c tova_* */
+static kvmem_status kvmem__score_tova(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g), n_lanes = v->cache->shape.n_kv_heads;
+    const size_t un = (size_t)n;
+    float *last = kvmem__view_scratch(v, 3 * un);
+    int32_t *pos, *other;
+    int g2, t, voters = 0;
+    if (!last) return kvmem__no_scratch(v, "tova");
+    pos = (int32_t *)(void *)(last + un);
+    other = pos + un;
+    kvmem_view_positions(v, g, pos);
+    for (t = 0; t < n; t++) score[t] = 0;
+    for (g2 = 0; g2 < n_lanes; g2++) {
+        if (kvmem_view_count(v, g2) != n) continue;
+        if (g2 != g) {
+            kvmem_view_positions(v, g2, other);
+            if (memcmp(pos, other, un * sizeof *pos)) continue;
+        }
+        kvmem_view_last(v, g2, last);
+        for (t = 0; t < n; t++) score[t] += last[t];
+        voters++;
+    }
+    for (t = 0; t < n; t++) score[t] /= (float)voters;
+    return KVMEM_OK;
+}
+
+/* out[t] = mean or maximum of x over [t - k/2, t + k/2] cut to [0, n); k odd. The mean always divides by
+   k, as pooling with zeros beside the ends does. Summed left to right. */
+static void kvmem__pool(float *out, const float *x, int n, int k, int use_max) {
+    int t, i;
+    for (t = 0; t < n; t++) {
+        const int from = KVMEM__MAX(0, t - k / 2), to = KVMEM__MIN(n, t + k / 2 + 1);
+        float a = use_max ? x[from] : 0;
+        for (i = from; i < to; i++) {
+            if (!use_max) a += x[i];
+            else if (x[i] > a) a = x[i];
+        }
+        out[t] = use_max ? a : a / (float)k;
+    }
+}
+
+/* ==== >>score_snapkv : entries the last queries looked at. stage: score; end of prefill ====
+   Li et al. SnapKV: LLM Knows What You are Looking for Before Generation. 2024. arXiv 2404.14469.
+   Code: FasterDecoding/SnapKV snapkv/monkeypatch/snapkv_utils.py (SnapKVCluster.update_kv).
+   The last w queries vote for the entries before them; neighbours of a winner come along.
+   a[t] = sum_{i in the last w queries} mean over the group of softmax_i(q_i . k_t / sqrt d), each softmax
+   over all entries visible to i; s[t] = pool_k(a)[t] for t < n - w, zeros beside the ends, divided by k.
+   The w newest entries score w + 1, w + 2, ... : above every a (<= w), and the newest last to go.
+   reads: QUERIES (w).   state: the ring.   cost: O(H w n d + n k) time, n floats.
+   defaults: window=32 kernel=5 pool=avg (init_snapkv; the class itself says window=64, and kvpress).
+   ties: lower index.   departs: scores are averaged over the group, one set for a KV head, as kvpress
+   does; the code keeps one set for every query head.                     test: tests/stages.c snapkv_* */
+static const kvmem_param kvmem__params_snapkv[] = {
+    { "window", 32, 1, 4096, NULL, 1, "how many of the last queries vote" },
+    { "kernel", 5, 1, 255, NULL, 2, "entries that one pooled score covers" },
+    { "pool", 0, 0, 1, "avg|max", 1, "mean or maximum over the kernel" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__score_snapkv(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g), w = (int)v->par[0], m = KVMEM__MAX(0, n - w);
+    int t;
+    if (m > 0) { /* steps 2, 3: votes; step 4: pooling */
+        float *votes;
+        KVMEM__TRY(kvmem_view_attention(v, g, w, score));
+        votes = kvmem__view_scratch(v, (size_t)m);
+        if (!votes) return kvmem__no_scratch(v, "snapkv");
+        memcpy(votes, score, (size_t)m * sizeof *votes);
+        kvmem__pool(score, votes, m, (int)v->par[1], v->par[2] > 0);
+    }
+    for (t = m; t < n; t++) score[t] = (float)(w + 1 + t - m);
+    return KVMEM_OK;
+}
+
+static const kvmem_score_entry kvmem__scores[] = {
+    { { "recency", "newest entries; with sinks and place=cache StreamingLLM",
+        "Xiao 2023, arXiv 2309.17453", NULL, 0 }, kvmem__score_recency },
+    { { "random", "a uniform number per token from the seed: the floor", "-", NULL, 0 },
+      kvmem__score_random },
+    { { "knorm", "keys with a small norm", "Devoto 2024, arXiv 2406.11430", NULL, KVMEM_READS_KEYS },
+      kvmem__score_knorm },
+    { { "h2o", "attention received from all queries so far", "Zhang 2023, arXiv 2306.14048",
+        kvmem__params_h2o, KVMEM_READS_ACC }, kvmem__score_h2o },
+    { { "tova", "attention of the newest query, mean over the layer's heads",
+        "Oren 2024, arXiv 2401.06104", NULL, KVMEM_READS_LAST }, kvmem__score_tova },
+    { { "snapkv", "pooled attention of the last queries", "Li 2024, arXiv 2404.14469",
+        kvmem__params_snapkv, KVMEM_READS_QUERIES }, kvmem__score_snapkv } };
+
+/* ==== >>budget : how many entries may each lane keep? ============================================
+   A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
+   recipe's amount (count, share, bytes) and contains sinks and the recent window; the caller clamps
+   keep[g] to [protected, n[g]]. Whatever the split, the sum over the layers is layers * G * mean: an
+   allocation moves memory, it does not make any. */
+
+/* ==== >>budget_uniform : every lane the same. stage: budget ====
+   keep[g] = mean.   reads: nothing.   cost: O(G). */
+static kvmem_status kvmem__budget_uniform(const kvmem_view *v, int mean, const int *n,
+                                          const float *const *score, int *keep) {
+    int g;
+    (void)n;
+    (void)score;
+    for (g = 0; g < v->cache->shape.n_kv_heads; g++) keep[g] = mean;
+    return KVMEM_OK;
+}
+
+/* Entries of a lane that the recipe protects when it keeps `mean`: sinks and the recent window. */
+KVMEM__UNUSED static int kvmem__protected(const kvmem_recipe *r, int mean) {
+    const double recent = r->recent.kind == KVMEM_SHARE ? floor(r->recent.value * mean) : r->recent.value;
+    const double p = recent + r->sink;
+    return p < mean ? (int)p : mean;
+}
+
+/* Layer l's share of the pyramid: k_l entries besides the protected ones, for B such entries in the mean,
+   m = n - w candidates and L layers. exact = 0: the code's floored step. exact = 1: the real ramp from mx
+   to mn, floors plus one for the largest remainders (lower layer first), so that sum_l k_l = L * B. */
+static int kvmem__pyramid(int l, int L, int B, int m, int beta, int exact) {
+    int64_t mn = B / beta, mx = 2 * (int64_t)B - mn, num, sum = 0, rest;
+    int i, ahead = 0;
+    if (mx >= m) { mx = m; mn = 2 * (int64_t)B - mx; }
+    if (L < 2) return B;
+    if (!exact) return (int)(mx - l * ((mx - mn) / (L - 1)));
+    num = mx * (L - 1) - l * (mx - mn);
+    rest = num % (L - 1);
+    for (i = 0; i < L; i++) {
+        const int64_t other = mx * (L - 1) - i * (mx - mn), r = other % (L - 1);
+        sum += other / (L - 1);
+        ahead += r > rest || (r == rest && i < l);
+    }
+    return (int)(num / (L - 1) + (ahead < (int64_t)L * B - sum));
+}
+
+/* ==== >>budget_pyramid : much for the lower layers, little for the upper. stage: budget ====
+   Cai et al. PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information Funneling. 2024.
+   arXiv 2406.02069.   Code: Zefan-Cai/KVCache-Factory pyramidkv_utils.py (PyramidKVCluster.update_kv).
+   cap = mean, w = protected entries (sinks and recent), B = cap - w, N = tokens seen. Integer division:
+     mn = B / beta; mx = 2B - mn; if mx >= N - w then mx = N - w, mn = 2B - mx
+     N < cap: all;   N < 2B: cap;   else k_l = mx - l (mx - mn) / (L - 1), and the layer keeps k_l + w.
+   Example L=4 cap=72 w=8 beta=20: mn=3 mx=125, exact=0: k = 125, 85, 45, 5 (260 for a total of 256);
+   exact=1: 125, 84, 44, 3 (256).
+   reads: nothing.   cost: O(L) a lane.   defaults: beta=20 exact=1.
+   departs: exact=1 by default, since a byte budget is a ceiling and the code's floored step passes it by
+   up to L(L-1)/2 entries. N counts tokens seen, not entries left, which is the same at the end of a
+   prompt and keeps the pyramid upright when the recipe reduces again later. Sinks count as protected.
+   kvpress works with real numbers and falls back to uniform when mn < w.  test: tests/stages.c pyramid_* */
+static const kvmem_param kvmem__params_pyramid[] = {
+    { "beta", 20, 1, 1000000, NULL, 1, "steepness: the top layer gets 1/beta of the mean; 1 is uniform" },
+    { "exact", 1, 0, 1, NULL, 1, "1: the layers' sum is the budget; 0: the code's floored step" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__budget_pyramid(const kvmem_view *v, int mean, const int *n,
+                                          const float *const *score, int *keep) {
+    const kvmem_cache *c = v->cache;
+    const int w = kvmem__protected(&c->recipe, mean), B = mean - w;
+    int g;
+    (void)score;
+    for (g = 0; g < c->shape.n_kv_heads; g++) {
+        const int64_t more = KVMEM__MAX(c->tokens, (int64_t)n[g]);
+        const int seen = (int)KVMEM__MIN(more, (int64_t)INT_MAX);
+        if (seen < mean || (int64_t)seen < 2 * (int64_t)B || B < 1) keep[g] = mean;
+        else keep[g] = w + kvmem__pyramid(v->layer, c->shape.n_layers, B, seen - w, (int)v->par[0],
+                                          v->par[1] > 0);
+        if (keep[g] < 1) keep[g] = 1;
+    }
+    return KVMEM_OK;
+}
+
+static const kvmem_budget_entry kvmem__budgets[] = {
+    { { "uniform", "every lane the same number", "-", NULL, 0 }, kvmem__budget_uniform },
+    { { "pyramid", "falls linearly from the first layer to the last", "Cai 2024, arXiv 2406.02069",
+        kvmem__params_pyramid, 0 }, kvmem__budget_pyramid } };
+
+/* ==== >>reduce : what becomes of the rest? =======================================================
+   Gets the rising indices of what is kept; the lane has exactly these entries afterwards. */
+
+/* ==== >>reduce_drop : forget the rest. stage: reduce ====
+   Kept entries move together, with positions and statistics, in rising order; pages that become empty
+   return to the arena.   cost: O(n_kept) rows moved. */
+static kvmem_status kvmem__reduce_drop(const kvmem_view *v, int g, const int *kept, int n_kept,
+                                       const float *score) {
+    (void)score;
+    return kvmem__lane_keep(v->cache, v->layer, g, kept, n_kept);
+}
+
+static const kvmem_reduce_entry kvmem__reduces[] = {
+    { { "drop", "the rest is forgotten, its pages are freed", "-", NULL, 0 }, kvmem__reduce_drop } };
+
+/* ==== >>segment : where does the stream break into events? =======================================
+   Called once a block with the positions [from, to) that it brought; marks the starts of events. */
+
+/* ==== >>segment_fixed : an event every `size` tokens. stage: segment ====
+   Starts at the positions 0, size, 2 size, ...; size=0: no event is ever marked. */
+static const kvmem_param kvmem__params_fixed[] = {
+    { "size", 0, 0, 1000000000, NULL, 1, "tokens in an event; 0: the stream is never cut" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__segment_fixed(const kvmem_view *v, int32_t from, int32_t to) {
+    const int64_t size = (int64_t)v->par[0];
+    int64_t p;
+    if (size < 1) return KVMEM_OK;
+    for (p = (from + size - 1) / size * size; p < to; p += size)
+        KVMEM__TRY(kvmem_view_cut(v, (int32_t)p));
+    return KVMEM_OK;
+}
+
+static const kvmem_segment_entry kvmem__segments[] = {
+    { { "fixed", "an event every `size` tokens", "-", kvmem__params_fixed, 0 }, kvmem__segment_fixed } };
+
+/* ==== >>retrieve : which stored entries does this query read? ====================================
+   all: every page of the lane (no function: the attention loop asks nobody). */
+static const kvmem_retrieve_entry kvmem__retrieves[] = {
+    { { "all", "every stored entry", "-", NULL, 0 }, NULL } };
+
+/* ==== >>place : at which RoPE position is a kept key read? =======================================
+   original: at the position that the token had in the text; gaps stay gaps.
+   cache: at its slot 0, 1, ..., n-1 in the lane, the query at its own slot: distances are distances in the
+   cache, so a stream of any length stays inside the trained context (StreamingLLM, see >>score_recency).
+   Needs a cache that applies RoPE itself; kvmem_cache_init says so if the shape has none. */
+static int32_t kvmem__place_cache(const double *par, int slot, int32_t pos) {
+    (void)par;
+    (void)pos;
+    return (int32_t)slot;
+}
+
+static const kvmem_place_entry kvmem__places[] = {
+    { { "original", "at its position in the text", "-", NULL, 0 }, NULL },
+    { { "cache", "at its slot in the cache", "Xiao 2023, arXiv 2309.17453", NULL, 0 },
+      kvmem__place_cache } };
 
 /* <<IMPL: persistence>> save, load, inspect.  Owner LEAD */
 
-/* <<IMPL: recipes>> tables, presets, parse, check, print, explain.  Owner R */
+/* ==== >>recipes : one line of text composes the seven stages =====================================
+   recipe  = [preset] { term }                       words are separated by white space
+   term    = stage "=" entry                         segment score budget reduce codec retrieve place
+           | "codec=" entry "/" entry                K and V apart; also codec.k= and codec.v=
+           | "budget=" amount                        all | 512 | 25% | 8MiB
+           | "sink=" count | "recent=" (count | share) | "page=" count | "seed=" number
+           | "when=" ("prompt" | "step" | "block" | "every(" count ")")
+   entry   = word [ "(" [ name "=" value { "," name "=" value } ] ")" ]
+             budget entries take an amount as first value: budget=pyramid(25%,beta=20)
+   A term replaces the preset's whole choice for its stage: parameters it does not name get the entry's
+   defaults. budget=512 changes the amount alone and budget=pyramid the allocation alone. Saying the same
+   thing twice is an error, as is any word, name or value that is not understood: nothing is ignored.
+
+   The stage tables above feed the parser, the printer, the help and the tests. A user's own entry is put
+   into recipe.stage[...].entry by the program; it prints as its word, which the parser cannot know. */
+
+enum { KVMEM__RECIPE_CHARS = 4096, KVMEM__SHOWN = 44, KVMEM__BIG_COUNT = 1000000000 };
+
+static const kvmem_preset kvmem__presets[] = {
+    { "full", "budget=all codec=f32 when=step place=original", "everything kept, exact float32", "-" },
+    { "window", "score=recency budget=512 when=step place=original",
+      "the newest tokens only: the baseline that fails without sinks", "Xiao 2023, arXiv 2309.17453" },
+    { "streamingllm", "score=recency budget=516 sink=4 when=step place=cache",
+      "a few first tokens and a sliding window, numbered inside the cache",
+      "Xiao 2023, arXiv 2309.17453" },
+    { "h2o", "score=h2o budget=20% recent=50% when=step place=original",
+      "half heavy hitters by accumulated attention, half newest tokens", "Zhang 2023, arXiv 2306.14048" },
+    { "tova", "score=tova budget=512 when=step place=original",
+      "drops what the newest query looks at least, one set for a layer", "Oren 2024, arXiv 2401.06104" },
+    { "snapkv", "score=snapkv(window=32,kernel=5,pool=avg) budget=2048 recent=32 when=prompt place=original",
+      "when the prompt ends its last queries choose what stays", "Li 2024, arXiv 2404.14469" },
+    { "pyramidkv",
+      "score=snapkv(window=8,kernel=7,pool=avg) budget=pyramid(2048,beta=20) recent=8 when=prompt "
+      "place=original",
+      "snapkv with more entries for lower layers than for upper ones", "Cai 2024, arXiv 2406.02069" } };
+
+#define KVMEM__COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
+
+KVMEM_API const kvmem_preset *kvmem_preset_at(int i) {
+    return i >= 0 && i < KVMEM__COUNT(kvmem__presets) ? &kvmem__presets[i] : NULL;
+}
+
+KVMEM_API const char *kvmem_stage_word(kvmem_stage stage) {
+    static const char *const words[KVMEM_N_STAGES] = { "segment", "score", "budget", "reduce", "codec.k",
+                                                       "codec.v", "retrieve", "place" };
+    return (int)stage >= 0 && (int)stage < KVMEM_N_STAGES ? words[(int)stage] : NULL;
+}
+
+KVMEM_API const kvmem_entry *kvmem_stage_entry(kvmem_stage stage, int i) {
+    if (i < 0) return NULL;
+    switch (stage) {
+    case KVMEM_SEGMENT: return i < KVMEM__COUNT(kvmem__segments) ? &kvmem__segments[i].e : NULL;
+    case KVMEM_SCORE: return i < KVMEM__COUNT(kvmem__scores) ? &kvmem__scores[i].e : NULL;
+    case KVMEM_BUDGET: return i < KVMEM__COUNT(kvmem__budgets) ? &kvmem__budgets[i].e : NULL;
+    case KVMEM_REDUCE: return i < KVMEM__COUNT(kvmem__reduces) ? &kvmem__reduces[i].e : NULL;
+    case KVMEM_RETRIEVE: return i < KVMEM__COUNT(kvmem__retrieves) ? &kvmem__retrieves[i].e : NULL;
+    case KVMEM_PLACE: return i < KVMEM__COUNT(kvmem__places) ? &kvmem__places[i].e : NULL;
+    case KVMEM_CODEC_K:
+    case KVMEM_CODEC_V: {
+        const kvmem_codec *codec = kvmem__codec_table(i);
+        return codec ? &codec->e : NULL;
+    }
+    case KVMEM_N_STAGES: break;
+    }
+    return NULL;
+}
+
+/* Words that are not part of a stage. Their index is the number of their bit in `given`. */
+enum { KVMEM__T_CODEC = KVMEM_N_STAGES, KVMEM__T_SINK, KVMEM__T_RECENT, KVMEM__T_WHEN, KVMEM__T_PAGE,
+       KVMEM__T_SEED, KVMEM__N_TERMS, KVMEM__T_AMOUNT = KVMEM__N_TERMS };
+static const char *kvmem__term_word(int i) {
+    static const char *const words[] = { "codec", "sink", "recent", "when", "page", "seed" };
+    return i < KVMEM_N_STAGES ? kvmem_stage_word((kvmem_stage)i)
+         : i < KVMEM__N_TERMS ? words[i - KVMEM_N_STAGES] : NULL;
+}
+static const char *const kvmem__when_words[] = { "prompt", "step", "block", "every" };
+
+static void kvmem__choose(kvmem_choice *c, const kvmem_entry *e) { /* e with its defaults */
+    int i;
+    memset(c, 0, sizeof *c);
+    c->entry = e;
+    for (i = 0; e && e->params && e->params[i].name && i < KVMEM_MAX_PARAMS; i++)
+        c->par[i] = e->params[i].def;
+}
+
+/* Every stage begins with the first entry of its table, but for codec f32: see the tables. */
+KVMEM_API kvmem_recipe kvmem_recipe_default(void) {
+    kvmem_recipe r;
+    int s, i;
+    memset(&r, 0, sizeof r);
+    memcpy(r.preset, "full", 5);
+    for (s = 0; s < KVMEM_N_STAGES; s++) kvmem__choose(&r.stage[s], kvmem_stage_entry((kvmem_stage)s, 0));
+    for (i = 0; kvmem__codec_table(i); i++) {
+        if (strcmp(kvmem__codec_table(i)->e.word, "f32")) continue;
+        kvmem__choose(&r.stage[KVMEM_CODEC_K], &kvmem__codec_table(i)->e);
+        kvmem__choose(&r.stage[KVMEM_CODEC_V], &kvmem__codec_table(i)->e);
+    }
+    r.amount.kind = KVMEM_ALL;
+    r.recent.kind = KVMEM_COUNT;
+    r.when = KVMEM_WHEN_STEP;
+    r.page = 64;
+    return r;
+}
+
+/* ---- reading words and numbers ---- */
+
+typedef struct kvmem__scan {
+    const char *p;      /* rest of the text, NUL-terminated */
+    kvmem_error *err;
+    unsigned given;     /* bits KVMEM__T_*: what the text has said so far */
+    kvmem_recipe r;     /* what has been understood so far */
+} kvmem__scan;
+typedef struct kvmem__word { const char *s; int n; } kvmem__word;
+
+static void kvmem__scan_space(kvmem__scan *s) {
+    while (*s->p == ' ' || *s->p == '\t' || *s->p == '\n' || *s->p == '\r') s->p++;
+}
+static kvmem__word kvmem__scan_word(kvmem__scan *s) {
+    kvmem__word w;
+    kvmem__scan_space(s);
+    w.s = s->p;
+    while (*s->p && !strchr(" \t\r\n()=,/", *s->p)) s->p++;
+    w.n = (int)(s->p - w.s);
+    return w;
+}
+static int kvmem__scan_take(kvmem__scan *s, char ch) {
+    kvmem__scan_space(s);
+    if (*s->p != ch) return 0;
+    s->p++;
+    return 1;
+}
+static int kvmem__is(kvmem__word w, const char *word) {
+    return strlen(word) == (size_t)w.n && !memcmp(w.s, word, (size_t)w.n);
+}
+
+/* The word as it may stand in a message: printable, at most 40 characters. Returns buf. */
+static const char *kvmem__word_shown(kvmem__word w, char *buf) {
+    int i, n = w.n > 40 ? 37 : w.n;
+    for (i = 0; i < n; i++) buf[i] = w.s[i] > ' ' && w.s[i] < 127 ? w.s[i] : '?';
+    while (w.n > 40 && i < 40) buf[i++] = '.';
+    buf[i] = 0;
+    return buf;
+}
+/* What stands at p, for messages about something that is missing. */
+static const char *kvmem__rest_shown(const char *p, char *buf) {
+    kvmem__word w;
+    if (!*p) return "the end";
+    w.s = p;
+    w.n = 0;
+    while (w.n < 12 && p[w.n] && p[w.n] != ' ') w.n++;
+    if (!w.n) w.n = 1;
+    buf[0] = '\'';
+    kvmem__word_shown(w, buf + 1);
+    w.n = (int)strlen(buf);
+    buf[w.n] = '\'';
+    buf[w.n + 1] = 0;
+    return buf;
+}
+
+/* Edit distance of two words of at most 31 characters (insert, delete, replace); 99 for longer ones. */
+static int kvmem__distance(kvmem__word a, const char *b) {
+    int row[33], i, j, n = (int)strlen(b);
+    if (a.n > 31 || n > 31) return 99;
+    for (j = 0; j <= n; j++) row[j] = j;
+    for (i = 1; i <= a.n; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (j = 1; j <= n; j++) {
+            const int up = row[j], replace = diagonal + (a.s[i - 1] != b[j - 1]);
+            row[j] = KVMEM__MIN(replace, 1 + KVMEM__MIN(up, row[j - 1]));
+            diagonal = up;
+        }
+    }
+    return row[n];
+}
+
+/* Lists of words for the message about an unknown one: word i, or NULL past the end. */
+typedef const char *(*kvmem__word_fn)(const void *list, int i);
+static const char *kvmem__preset_word(const void *list, int i) {
+    (void)list;
+    return kvmem_preset_at(i) ? kvmem_preset_at(i)->word : NULL;
+}
+static const char *kvmem__any_term(const void *list, int i) {
+    (void)list;
+    return kvmem__term_word(i);
+}
+static const char *kvmem__entry_word(const void *list, int i) {
+    const kvmem_entry *e = kvmem_stage_entry(*(const kvmem_stage *)list, i);
+    return e ? e->word : NULL;
+}
+static const char *kvmem__param_word(const void *list, int i) {
+    const kvmem_param *p = (const kvmem_param *)list;
+    return p ? p[i].name : NULL;
+}
+static const char *kvmem__when_word(const void *list, int i) {
+    (void)list;
+    return i < KVMEM__COUNT(kvmem__when_words) ? kvmem__when_words[i] : NULL;
+}
+
+/* "unknown WHAT 'w'; did you mean 'x'? known: a b c" */
+static kvmem_status kvmem__unknown_word(kvmem__scan *s, const char *what, kvmem__word w, kvmem__word_fn at,
+                                   const void *list) {
+    char shown[KVMEM__SHOWN], known[160];
+    const char *word, *nearest = NULL;
+    int i, best = 3;
+    kvmem__text t;
+    t.out = known;
+    t.size = sizeof known;
+    t.len = 0;
+    known[0] = 0;
+    for (i = 0; (word = at(list, i)) != NULL; i++) {
+        const int distance = kvmem__distance(w, word);
+        if (distance < best && distance < w.n) { best = distance; nearest = word; }
+        kvmem__format(&t, " %s", word);
+    }
+    if (!i) kvmem__format(&t, " none");
+    return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "unknown %s '%s'%s%s%s; known:%s", what,
+                       kvmem__word_shown(w, shown), nearest ? "; did you mean '" : "", nearest ? nearest : "",
+                       nearest ? "'?" : "", known);
+}
+
+/* Decimal text to double, times 10^shift: [+-]digits[.digits][e[+-]digits]. Whole numbers are exact up to
+   2^53; others have at most 9 significant digits, so that printing gives the same text and value back.
+   Returns 0, or 1: not a number, 2: too large, or too many digits to be held exactly. */
+static int kvmem__decimal(kvmem__word w, int shift, double *out) {
+    int i = 0, neg = 0, digits = 0, point = 0, e10 = shift, e = 0, eneg = 0;
+    uint64_t m = 0;
+    double v, p = 1;
+    if (i < w.n && (w.s[i] == '+' || w.s[i] == '-')) neg = w.s[i++] == '-';
+    for (; i < w.n; i++) {
+        if (w.s[i] == '.' && !point) { point = 1; continue; }
+        if (w.s[i] < '0' || w.s[i] > '9') break;
+        digits++;
+        if (m > (UINT64_MAX - 9) / 10) return 2;
+        m = m * 10 + (uint64_t)(w.s[i] - '0');
+        e10 -= point;
+    }
+    if (!digits) return 1;
+    if (i < w.n && (w.s[i] == 'e' || w.s[i] == 'E')) {
+        i++;
+        if (i < w.n && (w.s[i] == '+' || w.s[i] == '-')) eneg = w.s[i++] == '-';
+        if (i == w.n) return 1;
+        for (; i < w.n && w.s[i] >= '0' && w.s[i] <= '9'; i++)
+            if (e < 1000) e = e * 10 + (w.s[i] - '0');
+    }
+    if (i < w.n) return 1;
+    if (!m) { *out = 0; return 0; }
+    e10 += eneg ? -e : e;
+    while (m % 10 == 0) { m /= 10; e10++; }
+    if (e10 < -22 || e10 > 22) return 2;
+    if (m >> 53 || (e10 < 0 && m > 999999999)) return 2;
+    for (i = e10 < 0 ? -e10 : e10; i > 0; i--) p *= 10; /* exact up to 10^22 */
+    v = e10 < 0 ? (double)m / p : (double)m * p;
+    if (e10 > 0 && v > 9007199254740992.0) return 2;
+    *out = neg ? -v : v;
+    return 0;
+}
+static kvmem_status kvmem__bad_number(kvmem__scan *s, const char *name, kvmem__word w, int why) {
+    char shown[KVMEM__SHOWN];
+    if (!w.n) return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s has no value", name);
+    return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s=%s: %s", name, kvmem__word_shown(w, shown),
+                       why == 1 ? "not a number" : "more digits than can be held exactly");
+}
+/* A whole number in lo..hi. */
+static kvmem_status kvmem__read_count(kvmem__scan *s, const char *name, kvmem__word w, int lo, int hi,
+                                      int *out) {
+    char shown[KVMEM__SHOWN];
+    double v = 0;
+    const int why = kvmem__decimal(w, 0, &v);
+    if (why) return kvmem__bad_number(s, name, w, why);
+    if (v != floor(v))
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s=%s: must be a whole number", name,
+                           kvmem__word_shown(w, shown));
+    if (v < lo || v > hi)
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s=%s: allowed are %d to %d", name,
+                           kvmem__word_shown(w, shown), lo, hi);
+    *out = (int)v;
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__read_seed(kvmem__scan *s, kvmem__word w, uint64_t *out) {
+    uint64_t v = 0;
+    int i;
+    for (i = 0; i < w.n && w.s[i] >= '0' && w.s[i] <= '9'; i++) {
+        const unsigned digit = (unsigned)(w.s[i] - '0');
+        if (v > (UINT64_MAX - digit) / 10) {
+            char shown[KVMEM__SHOWN];
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "seed=%s: allowed are 0 to 18446744073709551615",
+                               kvmem__word_shown(w, shown));
+        }
+        v = v * 10 + digit;
+    }
+    if (!w.n || i < w.n) return kvmem__bad_number(s, "seed", w, 1);
+    *out = v;
+    return KVMEM_OK;
+}
+
+static const struct kvmem__unit { const char *word; double bytes; } kvmem__units[] = {
+    { "GiB", 1073741824.0 }, { "MiB", 1048576.0 }, { "KiB", 1024.0 },
+    { "GB", 1e9 }, { "MB", 1e6 }, { "KB", 1e3 }, { "B", 1.0 } };
+
+/* budget: all, a count, a share, bytes. recent (is_recent): a count or a share, zero allowed. */
+static kvmem_status kvmem__read_amount(kvmem__scan *s, const char *name, kvmem__word w, int is_recent,
+                                       kvmem_amount *out) {
+    char shown[KVMEM__SHOWN];
+    kvmem_amount a;
+    kvmem__word number = w, unit;
+    int i, why, count = 0;
+    a.kind = KVMEM_ALL;
+    a.value = 0;
+    if (!is_recent && kvmem__is(w, "all")) { *out = a; return KVMEM_OK; }
+    for (i = 0; i < w.n; i++) { /* the unit begins at the first % or letter that is no exponent */
+        const char ch = w.s[i];
+        if ((ch == 'e' || ch == 'E') && i + 1 < w.n && strchr("+-0123456789", w.s[i + 1])) { i++; continue; }
+        if (ch == '%' || (ch >= 'A' && ch <= 'Z') || (ch >= 'a' && ch <= 'z')) break;
+    }
+    number.n = i;
+    unit.s = w.s + i;
+    unit.n = w.n - i;
+    if (!number.n && w.n && *w.s != '%')
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s=%s: neither %s", name, kvmem__word_shown(w, shown),
+                           is_recent ? "a count nor a share" : "an amount (all, 512, 25%, 8MiB) nor an entry");
+    if (!unit.n) {
+        KVMEM__TRY(kvmem__read_count(s, name, w, 0, INT_MAX, &count));
+        a.kind = KVMEM_COUNT;
+        a.value = count;
+    } else if (kvmem__is(unit, "%")) {
+        why = kvmem__decimal(number, -2, &a.value);
+        if (why) return kvmem__bad_number(s, name, w, why);
+        a.kind = KVMEM_SHARE;
+        if (a.value < 0 || a.value > 1)
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s=%s: a share lies between 0%% and 100%%", name,
+                               kvmem__word_shown(w, shown));
+    } else {
+        const int n_units = is_recent ? 0 : KVMEM__COUNT(kvmem__units);
+        for (i = 0; i < n_units && !kvmem__is(unit, kvmem__units[i].word); i++) {}
+        if (i >= n_units)
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s=%s: unknown unit; known: %%%s", name,
+                               kvmem__word_shown(w, shown), is_recent ? "" : " KiB MiB GiB KB MB GB B");
+        why = kvmem__decimal(number, 0, &a.value);
+        if (why) return kvmem__bad_number(s, name, w, why);
+        a.kind = KVMEM_BYTES;
+        a.value = floor(a.value * kvmem__units[i].bytes);
+        if (a.value < 0 || a.value > 9007199254740992.0)
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s=%s: bytes are between 1 and 2^53", name,
+                               kvmem__word_shown(w, shown));
+    }
+    if (!is_recent && a.value <= 0)
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE,
+                           "%s=%s: a budget keeps at least 1 entry; budget=all keeps everything", name,
+                           kvmem__word_shown(w, shown));
+    *out = a;
+    return KVMEM_OK;
+}
+
+/* ---- entries with their parameters ---- */
+
+/* Is v allowed for parameter p of entry e? shown: the value as it is to stand in the message. */
+static kvmem_status kvmem__check_param(kvmem_error *err, const kvmem_entry *e, const kvmem_param *p,
+                                       double v, const char *shown) {
+    char range[80];
+    kvmem__text t;
+    if (v >= p->lo && v <= p->hi && (!p->is_int || v == floor(v)) &&
+        (p->is_int != 2 || fmod(v, 2) != 0)) return KVMEM_OK;
+    t.out = range;
+    t.size = sizeof range;
+    t.len = 0;
+    kvmem__format(&t, "%.9g to %.9g", p->lo, p->hi);
+    return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s(%s=%s): allowed are %s%s", e->word, p->name, shown,
+                       p->is_int == 2 ? "odd whole numbers from " : p->is_int ? "whole numbers from " : "",
+                       range);
+}
+
+/* The index of w in "a|b|c", or -1. */
+static int kvmem__choice_index(const char *choices, kvmem__word w) {
+    int i = 0;
+    for (;;) {
+        const char *end = strchr(choices, '|');
+        const size_t n = end ? (size_t)(end - choices) : strlen(choices);
+        if (n == (size_t)w.n && !memcmp(choices, w.s, n)) return i;
+        if (!end) return -1;
+        choices = end + 1;
+        i++;
+    }
+}
+
+/* name=value for entry e; w is the name, the equals sign has been taken. */
+static kvmem_status kvmem__read_param(kvmem__scan *s, const kvmem_entry *e, kvmem__word w,
+                                      kvmem_choice *choice, unsigned *seen) {
+    char shown[KVMEM__SHOWN], what[64];
+    const kvmem_param *p = e->params;
+    kvmem__word value;
+    kvmem__text t;
+    double v = 0;
+    int i, why;
+    t.out = what;
+    t.size = sizeof what;
+    t.len = 0;
+    kvmem__format(&t, "parameter of %s", e->word);
+    for (i = 0; p && p[i].name && !kvmem__is(w, p[i].name); i++) {}
+    if (!p || !p[i].name) return kvmem__unknown_word(s, what, w, kvmem__param_word, p);
+    if (*seen & 1u << i)
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: parameter %s is given twice", e->word, p[i].name);
+    *seen |= 1u << i;
+    value = kvmem__scan_word(s);
+    if (!value.n)
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: parameter %s has no value", e->word, p[i].name);
+    kvmem__word_shown(value, shown);
+    if (p[i].choices) {
+        const int index = kvmem__choice_index(p[i].choices, value);
+        if (index < 0)
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s(%s=%s): allowed are %s", e->word, p[i].name,
+                               shown, p[i].choices);
+        v = index;
+    } else if ((why = kvmem__decimal(value, 0, &v)) != 0) {
+        return kvmem__bad_number(s, p[i].name, value, why);
+    }
+    KVMEM__TRY(kvmem__check_param(s->err, e, &p[i], v, shown));
+    choice->par[i] = v;
+    return KVMEM_OK;
+}
+
+/* word [ "(" ... ")" ] into choice; w is the word. amount: of a budget entry, else NULL; *has_amount says
+   whether the brackets held one. */
+static kvmem_status kvmem__read_entry(kvmem__scan *s, kvmem_stage stage, kvmem__word w,
+                                      kvmem_choice *choice, kvmem_amount *amount, int *has_amount) {
+    char what[32], shown[KVMEM__SHOWN];
+    const kvmem_entry *e;
+    kvmem__text t;
+    unsigned seen = 0;
+    int i;
+    t.out = what;
+    t.size = sizeof what;
+    t.len = 0;
+    kvmem__format(&t, "%s entry", kvmem_stage_word(stage));
+    if (!w.n)
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s= has no value before %s", kvmem_stage_word(stage),
+                           kvmem__rest_shown(s->p, shown));
+    for (i = 0; (e = kvmem_stage_entry(stage, i)) != NULL && !kvmem__is(w, e->word); i++) {}
+    if (!e) return kvmem__unknown_word(s, what, w, kvmem__entry_word, &stage);
+    kvmem__choose(choice, e);
+    if (!kvmem__scan_take(s, '(') || kvmem__scan_take(s, ')')) return KVMEM_OK;
+    for (i = 0;; i++) {
+        const kvmem__word name = kvmem__scan_word(s);
+        if (name.n && kvmem__scan_take(s, '=')) {
+            KVMEM__TRY(kvmem__read_param(s, e, name, choice, &seen));
+        } else if (name.n && amount && i == 0) {
+            KVMEM__TRY(kvmem__read_amount(s, "budget", name, 0, amount));
+            *has_amount = 1;
+        } else if (name.n) {
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: '%s' is not of the form name=value", e->word,
+                               kvmem__word_shown(name, shown));
+        } else {
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: a parameter is missing before %s", e->word,
+                               kvmem__rest_shown(s->p, shown));
+        }
+        if (kvmem__scan_take(s, ')')) return KVMEM_OK;
+        if (!kvmem__scan_take(s, ','))
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: ')' is missing before %s", e->word,
+                               kvmem__rest_shown(s->p, shown));
+    }
+}
+
+/* ---- terms ---- */
+
+static kvmem_status kvmem__once(kvmem__scan *s, int term, const char *word) {
+    if (s->given & 1u << term)
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s is given twice", word);
+    s->given |= 1u << term;
+    return KVMEM_OK;
+}
+
+static kvmem_status kvmem__read_codec(kvmem__scan *s) { /* codec=ENTRY or codec=ENTRY/ENTRY */
+    kvmem_choice *k = &s->r.stage[KVMEM_CODEC_K], *v = &s->r.stage[KVMEM_CODEC_V];
+    KVMEM__TRY(kvmem__once(s, KVMEM_CODEC_K, "codec.k"));
+    KVMEM__TRY(kvmem__once(s, KVMEM_CODEC_V, "codec.v"));
+    KVMEM__TRY(kvmem__read_entry(s, KVMEM_CODEC_K, kvmem__scan_word(s), k, NULL, NULL));
+    *v = *k;
+    if (!kvmem__scan_take(s, '/')) return KVMEM_OK;
+    return kvmem__read_entry(s, KVMEM_CODEC_V, kvmem__scan_word(s), v, NULL, NULL);
+}
+
+static kvmem_status kvmem__read_budget(kvmem__scan *s) {
+    const kvmem__word w = kvmem__scan_word(s);
+    kvmem_amount amount = s->r.amount;
+    int has_amount = 1;
+    if (w.n && (strchr("0123456789.+-%", *w.s) || kvmem__is(w, "all"))) {
+        KVMEM__TRY(kvmem__read_amount(s, "budget", w, 0, &amount));
+    } else {
+        KVMEM__TRY(kvmem__once(s, KVMEM_BUDGET, "the allocation of budget"));
+        has_amount = 0;
+        KVMEM__TRY(kvmem__read_entry(s, KVMEM_BUDGET, w, &s->r.stage[KVMEM_BUDGET], &amount, &has_amount));
+    }
+    if (has_amount) KVMEM__TRY(kvmem__once(s, KVMEM__T_AMOUNT, "the amount of budget"));
+    s->r.amount = amount;
+    return KVMEM_OK;
+}
+
+static kvmem_status kvmem__read_when(kvmem__scan *s) {
+    const kvmem__word w = kvmem__scan_word(s);
+    char shown[KVMEM__SHOWN];
+    int i;
+    if (!w.n) return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "when has no value");
+    for (i = 0; i < 4 && !kvmem__is(w, kvmem__when_words[i]); i++) {}
+    if (i == 4) return kvmem__unknown_word(s, "value of when", w, kvmem__when_word, NULL);
+    s->r.when = (kvmem_when)i;
+    s->r.every = 0;
+    if (s->r.when != KVMEM_WHEN_EVERY) return KVMEM_OK;
+    if (!kvmem__scan_take(s, '('))
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "when=every needs a number of tokens: when=every(64)");
+    KVMEM__TRY(kvmem__read_count(s, "every", kvmem__scan_word(s), 1, KVMEM__BIG_COUNT, &s->r.every));
+    if (!kvmem__scan_take(s, ')'))
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "when=every: ')' is missing before %s",
+                           kvmem__rest_shown(s->p, shown));
+    return KVMEM_OK;
+}
+
+static kvmem_status kvmem__read_term(kvmem__scan *s, kvmem__word w) { /* the equals sign has been taken */
+    int i;
+    for (i = 0; i < KVMEM__N_TERMS && !kvmem__is(w, kvmem__term_word(i)); i++) {}
+    if (i == KVMEM__T_CODEC) return kvmem__read_codec(s);
+    if (i == KVMEM_BUDGET) return kvmem__read_budget(s);
+    if (i == KVMEM__N_TERMS) return kvmem__unknown_word(s, "term", w, kvmem__any_term, NULL);
+    KVMEM__TRY(kvmem__once(s, i, kvmem__term_word(i)));
+    switch (i) {
+    case KVMEM__T_SINK:
+        return kvmem__read_count(s, "sink", kvmem__scan_word(s), 0, KVMEM__BIG_COUNT, &s->r.sink);
+    case KVMEM__T_RECENT: return kvmem__read_amount(s, "recent", kvmem__scan_word(s), 1, &s->r.recent);
+    case KVMEM__T_WHEN: return kvmem__read_when(s);
+    case KVMEM__T_PAGE: return kvmem__read_count(s, "page", kvmem__scan_word(s), 1, 1024, &s->r.page);
+    case KVMEM__T_SEED: return kvmem__read_seed(s, kvmem__scan_word(s), &s->r.seed);
+    default:
+        return kvmem__read_entry(s, (kvmem_stage)i, kvmem__scan_word(s), &s->r.stage[i], NULL, NULL);
+    }
+}
+
+static kvmem_status kvmem__read_terms(kvmem__scan *s, int preset_allowed);
+
+/* A word without an equals sign: the preset, if it stands first. */
+static kvmem_status kvmem__read_preset(kvmem__scan *s, kvmem__word w, int allowed) {
+    char shown[KVMEM__SHOWN];
+    int i, stage, k;
+    for (i = 0; kvmem_preset_at(i); i++) {
+        kvmem__scan inner;
+        if (!kvmem__is(w, kvmem_preset_at(i)->word)) continue;
+        if (!allowed)
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "preset '%s' must be the first word, and the only one",
+                               kvmem_preset_at(i)->word);
+        inner.p = kvmem_preset_at(i)->text;
+        inner.err = s->err;
+        inner.given = 0;
+        inner.r = s->r;
+        KVMEM__TRY(kvmem__read_terms(&inner, 0));
+        s->r = inner.r;
+        memcpy(s->r.preset, w.s, (size_t)w.n);
+        s->r.preset[w.n] = 0;
+        return KVMEM_OK;
+    }
+    for (stage = 0; stage < KVMEM_N_STAGES; stage++) {
+        const kvmem_entry *e;
+        for (k = 0; (e = kvmem_stage_entry((kvmem_stage)stage, k)) != NULL; k++) {
+            if (!kvmem__is(w, e->word)) continue;
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "'%s' is not a preset but an entry: write %s=%s",
+                               e->word, stage == KVMEM_CODEC_K ? "codec" : kvmem__term_word(stage), e->word);
+        }
+    }
+    for (k = 0; kvmem__term_word(k); k++)
+        if (kvmem__is(w, kvmem__term_word(k)))
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "'%s' needs '=' and a value, found %s",
+                               kvmem__term_word(k), kvmem__rest_shown(s->p, shown));
+    return allowed ? kvmem__unknown_word(s, "preset", w, kvmem__preset_word, NULL)
+                   : kvmem__fail(s->err, KVMEM_BAD_RECIPE, "'%s' is not a term of the form stage=entry",
+                                 kvmem__word_shown(w, shown));
+}
+
+static kvmem_status kvmem__read_terms(kvmem__scan *s, int preset_allowed) {
+    char shown[KVMEM__SHOWN];
+    int i;
+    for (i = 0;; i++) {
+        kvmem__word w;
+        kvmem__scan_space(s);
+        if (!*s->p) return KVMEM_OK;
+        w = kvmem__scan_word(s);
+        if (!w.n)
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "a term should begin where %s stands",
+                               kvmem__rest_shown(s->p, shown));
+        if (kvmem__scan_take(s, '=')) KVMEM__TRY(kvmem__read_term(s, w));
+        else KVMEM__TRY(kvmem__read_preset(s, w, preset_allowed && i == 0));
+    }
+}
+
+KVMEM_API kvmem_status kvmem_recipe_parse(kvmem_recipe *r, const char *text, kvmem_error *err) {
+    kvmem__scan s;
+    size_t n = 0;
+    if (!r || !text) return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "recipe: %s is NULL", r ? "text" : "r");
+    while (n <= KVMEM__RECIPE_CHARS && text[n]) n++;
+    if (n > KVMEM__RECIPE_CHARS)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "recipe: longer than %d characters", KVMEM__RECIPE_CHARS);
+    s.p = text;
+    s.err = err;
+    s.given = 0;
+    s.r = kvmem_recipe_default();
+    memset(s.r.preset, 0, sizeof s.r.preset);
+    KVMEM__TRY(kvmem__read_terms(&s, 1));
+    KVMEM__TRY(kvmem_recipe_check(&s.r, err));
+    *r = s.r;
+    return KVMEM_OK;
+}
+
+/* One entry of a stage from its own text, "q8_0" or "snapkv(window=16)", as it stands after the '='. */
+KVMEM__UNUSED static kvmem_status kvmem__parse_choice(kvmem_choice *out, kvmem_stage stage,
+                                                      const char *text, kvmem_error *err) {
+    char shown[KVMEM__SHOWN];
+    kvmem__scan s;
+    kvmem_choice choice;
+    s.p = text;
+    s.err = err;
+    s.given = 0;
+    KVMEM__TRY(kvmem__read_entry(&s, stage, kvmem__scan_word(&s), &choice, NULL, NULL));
+    kvmem__scan_space(&s);
+    if (*s.p)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s: the text should end where %s stands",
+                           kvmem_stage_word(stage), kvmem__rest_shown(s.p, shown));
+    *out = choice;
+    return KVMEM_OK;
+}
+
+/* ---- check ---- */
+
+/* Has the entry of this stage the functions that the cache will call? */
+static int kvmem__has_functions(kvmem_stage stage, const kvmem_entry *e) {
+    const void *head = e;
+    switch (stage) {
+    case KVMEM_SEGMENT: return ((const kvmem_segment_entry *)head)->fn != NULL;
+    case KVMEM_SCORE: return ((const kvmem_score_entry *)head)->fn != NULL;
+    case KVMEM_BUDGET: return ((const kvmem_budget_entry *)head)->fn != NULL;
+    case KVMEM_REDUCE: return ((const kvmem_reduce_entry *)head)->fn != NULL;
+    case KVMEM_CODEC_K:
+    case KVMEM_CODEC_V: {
+        const kvmem_codec *c = (const kvmem_codec *)head;
+        return c->row_bytes && c->encode && c->decode && c->dot && c->axpy;
+    }
+    case KVMEM_RETRIEVE:
+    case KVMEM_PLACE:
+    case KVMEM_N_STAGES: break;
+    }
+    return 1;
+}
+
+static kvmem_status kvmem__check_choice(const kvmem_choice *c, kvmem_stage stage, kvmem_error *err) {
+    const char *word = kvmem_stage_word(stage);
+    const kvmem_entry *e = c->entry;
+    int i, has_window = 0;
+    if (!e || !e->word || !*e->word)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s: no entry, or one without a word", word);
+    if (!kvmem__has_functions(stage, e))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: the entry lacks a function", word, e->word);
+    for (i = 0; e->params && e->params[i].name; i++) {
+        char shown[32];
+        kvmem__text t;
+        if (i == KVMEM_MAX_PARAMS)
+            return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: more than %d parameters", word, e->word,
+                               KVMEM_MAX_PARAMS);
+        t.out = shown;
+        t.size = sizeof shown;
+        t.len = 0;
+        kvmem__format(&t, "%.9g", c->par[i]);
+        KVMEM__TRY(kvmem__check_param(err, e, &e->params[i], c->par[i], shown));
+        if (!strcmp(e->params[i].name, "window")) has_window = 1;
+    }
+    if ((e->reads & KVMEM_READS_QUERIES) && !has_window)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE,
+                           "%s=%s reads queries, so it needs a parameter 'window' that says how many", word,
+                           e->word);
+    if ((e->reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS)) && stage != KVMEM_BUDGET)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE,
+                           "%s=%s: only a budget entry can read the layer's scores or compare layers", word,
+                           e->word);
+    return KVMEM_OK;
+}
+
+/* Amounts and counts by themselves: a program may have filled the struct by hand. */
+static kvmem_status kvmem__check_fields(const kvmem_recipe *r, kvmem_error *err) {
+    const double budget = r->amount.value, recent = r->recent.value;
+    if (!memchr(r->preset, 0, sizeof r->preset))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "preset: the word does not end");
+    if ((int)r->amount.kind < KVMEM_ALL || (int)r->amount.kind > KVMEM_BYTES)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "budget: unknown kind of amount %d", (int)r->amount.kind);
+    if (r->amount.kind != KVMEM_ALL && !(budget > 0))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "budget=%g: a budget keeps at least 1 entry", budget);
+    if ((r->amount.kind == KVMEM_COUNT && (budget > INT_MAX || budget != floor(budget))) ||
+        (r->amount.kind == KVMEM_SHARE && budget > 1) ||
+        (r->amount.kind == KVMEM_BYTES && (budget > 9007199254740992.0 || budget != floor(budget))))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "budget: the amount %g is out of range", budget);
+    if ((r->recent.kind != KVMEM_COUNT && r->recent.kind != KVMEM_SHARE) || !(recent >= 0) ||
+        (r->recent.kind == KVMEM_COUNT && (recent > INT_MAX || recent != floor(recent))) ||
+        (r->recent.kind == KVMEM_SHARE && recent > 1))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "recent=%g: a count, or a share between 0 and 1", recent);
+    if (r->sink < 0 || r->sink > KVMEM__BIG_COUNT)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "sink=%d: allowed are 0 to %d", r->sink, KVMEM__BIG_COUNT);
+    if (r->page < 1 || r->page > 1024)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "page=%d: allowed are 1 to 1024", r->page);
+    if ((int)r->when < KVMEM_WHEN_PROMPT || (int)r->when > KVMEM_WHEN_EVERY)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "when: unknown value %d", (int)r->when);
+    if (r->when == KVMEM_WHEN_EVERY && (r->every < 1 || r->every > KVMEM__BIG_COUNT))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "when=every(%d): allowed are 1 to %d", r->every,
+                           KVMEM__BIG_COUNT);
+    return KVMEM_OK;
+}
+
+KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *err) {
+    const kvmem_entry *score;
+    int s, i;
+    if (!r) return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "recipe: r is NULL");
+    for (s = 0; s < KVMEM_N_STAGES; s++)
+        KVMEM__TRY(kvmem__check_choice(&r->stage[s], (kvmem_stage)s, err));
+    KVMEM__TRY(kvmem__check_fields(r, err));
+    if (r->amount.kind == KVMEM_COUNT) { /* the parts of a count budget must fit into it */
+        const double recent = r->recent.kind == KVMEM_SHARE ? floor(r->recent.value * r->amount.value)
+                                                            : r->recent.value;
+        if (recent + r->sink > r->amount.value)
+            return kvmem__fail(err, KVMEM_BAD_RECIPE,
+                               "budget=%.9g is less than sink=%d and recent=%.9g together protect",
+                               r->amount.value, r->sink, recent);
+        score = r->stage[KVMEM_SCORE].entry;
+        for (i = 0; (score->reads & KVMEM_READS_QUERIES) && score->params[i].name; i++) {
+            if (strcmp(score->params[i].name, "window") || r->stage[KVMEM_SCORE].par[i] <= r->amount.value)
+                continue;
+            return kvmem__fail(err, KVMEM_BAD_RECIPE,
+                               "%s(window=%.9g): the window is longer than budget=%.9g keeps", score->word,
+                               r->stage[KVMEM_SCORE].par[i], r->amount.value);
+        }
+    }
+    return KVMEM_OK;
+}
+
+/* ---- print, explain ---- */
+
+static void kvmem__put_number(kvmem__text *t, double v) { /* whole numbers exactly, others with 9 digits */
+    if (v >= 0 && v <= 9007199254740992.0 && v == floor(v)) kvmem__put_u64(t, (uint64_t)v);
+    else kvmem__format(t, "%.9g", v);
+}
+static void kvmem__put_amount(kvmem__text *t, kvmem_amount a) {
+    int i = 0;
+    switch (a.kind) {
+    case KVMEM_ALL: kvmem__format(t, "all"); break;
+    case KVMEM_COUNT: kvmem__put_number(t, a.value); break;
+    case KVMEM_SHARE: kvmem__format(t, "%.9g%%", a.value * 100); break;
+    case KVMEM_BYTES: /* the largest binary unit that divides it */
+        while (i < 3 && fmod(a.value, kvmem__units[i].bytes) != 0) i++;
+        if (i == 3) i = KVMEM__COUNT(kvmem__units) - 1;
+        kvmem__put_number(t, a.value / kvmem__units[i].bytes);
+        kvmem__format(t, "%s", kvmem__units[i].word);
+        break;
+    }
+}
+static void kvmem__put_param(kvmem__text *t, const kvmem_param *p, double v) {
+    kvmem__format(t, "%s=", p->name);
+    if (p->choices) {
+        const char *word = p->choices, *end;
+        int i;
+        for (i = (int)v; i > 0 && strchr(word, '|'); i--) word = strchr(word, '|') + 1;
+        end = strchr(word, '|');
+        kvmem__put_bytes(t, word, end ? (size_t)(end - word) : strlen(word));
+    } else kvmem__put_number(t, v);
+}
+/* word(a=1,b=2); for the budget stage word(amount,a=1). */
+static void kvmem__put_choice(kvmem__text *t, const kvmem_choice *c, const kvmem_amount *amount) {
+    const kvmem_param *p = c->entry ? c->entry->params : NULL;
+    int i, open = 0;
+    kvmem__format(t, "%s", c->entry && c->entry->word ? c->entry->word : "?");
+    if (amount) {
+        kvmem__put_char(t, '(');
+        kvmem__put_amount(t, *amount);
+        open = 1;
+    }
+    for (i = 0; p && i < KVMEM_MAX_PARAMS && p[i].name; i++) {
+        kvmem__put_char(t, open ? ',' : '(');
+        kvmem__put_param(t, &p[i], c->par[i]);
+        open = 1;
+    }
+    if (open) kvmem__put_char(t, ')');
+}
+/* All terms in fixed order, without the preset's word: equal text means equal behaviour. */
+static void kvmem__put_terms(kvmem__text *t, const kvmem_recipe *r) {
+    int s;
+    for (s = 0; s < KVMEM_N_STAGES; s++) {
+        kvmem__format(t, "%s=", kvmem_stage_word((kvmem_stage)s));
+        kvmem__put_choice(t, &r->stage[s], s == KVMEM_BUDGET ? &r->amount : NULL);
+        kvmem__put_char(t, ' ');
+    }
+    kvmem__format(t, "sink=%d recent=", r->sink);
+    kvmem__put_amount(t, r->recent);
+    kvmem__format(t, " when=%s", kvmem__when_words[(int)r->when & 3]);
+    if (r->when == KVMEM_WHEN_EVERY) kvmem__format(t, "(%d)", r->every);
+    kvmem__format(t, " page=%d seed=", r->page);
+    kvmem__put_u64(t, r->seed);
+}
+static kvmem__text kvmem__text_into(char *out, size_t size) {
+    kvmem__text t;
+    t.out = out;
+    t.size = out ? size : 0;
+    t.len = 0;
+    if (t.size) out[0] = 0;
+    return t;
+}
+
+KVMEM_API size_t kvmem_recipe_print(const kvmem_recipe *r, char *out, size_t size) {
+    kvmem__text t = kvmem__text_into(out, size);
+    if (*r->preset) kvmem__format(&t, "%s ", r->preset);
+    kvmem__put_terms(&t, r);
+    return t.len;
+}
+
+static void kvmem__pad_to(kvmem__text *t, size_t column, size_t line) { /* line: len where the line began */
+    while (t->len - line < column) kvmem__put_char(t, ' ');
+}
+static void kvmem__explain_stage(kvmem__text *t, const kvmem_recipe *r, kvmem_stage stage) {
+    const kvmem_choice *c = &r->stage[(int)stage];
+    const kvmem_entry *e = c->entry;
+    const kvmem_param *p = e ? e->params : NULL;
+    size_t line = t->len;
+    int i;
+    kvmem__format(t, "%s", kvmem_stage_word(stage));
+    kvmem__pad_to(t, 10, line);
+    kvmem__format(t, "%s: %s", e && e->word ? e->word : "?", e && e->what ? e->what : "no entry");
+    if (e && e->cite && strcmp(e->cite, "-")) kvmem__format(t, " [%s]", e->cite);
+    kvmem__put_char(t, '\n');
+    for (i = 0; p && i < KVMEM_MAX_PARAMS && p[i].name; i++) {
+        line = t->len;
+        kvmem__pad_to(t, 12, line);
+        kvmem__put_param(t, &p[i], c->par[i]);
+        kvmem__pad_to(t, 26, line);
+        kvmem__format(t, " %s (", p[i].what ? p[i].what : "");
+        if (p[i].choices) kvmem__format(t, "%s", p[i].choices);
+        else kvmem__format(t, "%.9g to %.9g", p[i].lo, p[i].hi);
+        kvmem__format(t, ")\n");
+    }
+}
+static void kvmem__explain_common(kvmem__text *t, const kvmem_recipe *r) {
+    static const char *const when[4] = { "once, when the prompt ends",
+        "when the prompt ends and after every decoded token", "after every block, prompt blocks included",
+        "when the prompt ends and then every so many tokens" };
+    static const char *const amount[4] = { "everything", "entries per KV head, mean over all lanes",
+        "of the tokens seen, mean over all lanes", "of memory in all, never passed" };
+    kvmem__format(t, "amount    ");
+    kvmem__put_amount(t, r->amount);
+    kvmem__format(t, ": %s\nsink      %d: first tokens always kept\nrecent    ",
+                  amount[(int)r->amount.kind & 3], r->sink);
+    kvmem__put_amount(t, r->recent);
+    kvmem__format(t, ": newest tokens always kept%s\nwhen      %s",
+                  r->recent.kind == KVMEM_SHARE ? ", as a share of the budget" : "",
+                  kvmem__when_words[(int)r->when & 3]);
+    if (r->when == KVMEM_WHEN_EVERY) kvmem__format(t, "(%d)", r->every);
+    kvmem__format(t, ": reduces %s\npage      %d: entries in a page\nseed      ", when[(int)r->when & 3],
+                  r->page);
+    kvmem__put_u64(t, r->seed);
+    kvmem__format(t, ": of every random choice\n");
+}
+
+KVMEM_API size_t kvmem_recipe_explain(const kvmem_recipe *r, char *out, size_t size) {
+    kvmem__text t = kvmem__text_into(out, size);
+    int i;
+    for (i = 0; *r->preset && kvmem_preset_at(i); i++) {
+        const kvmem_preset *p = kvmem_preset_at(i);
+        if (strcmp(p->word, r->preset)) continue;
+        kvmem__format(&t, "preset    %s: %s", p->word, p->what);
+        if (strcmp(p->cite, "-")) kvmem__format(&t, " [%s]", p->cite);
+        kvmem__format(&t, "\nmeans     %s\n", p->text);
+    }
+    kvmem__format(&t, "recipe    ");
+    kvmem__put_terms(&t, r);
+    kvmem__put_char(&t, '\n');
+    for (i = 0; i < KVMEM_N_STAGES; i++) kvmem__explain_stage(&t, r, (kvmem_stage)i);
+    kvmem__explain_common(&t, r);
+    return t.len;
+}
 
 #ifndef KVMEM_NO_DECODER
 /* ==== >>gguf : the GGUF container =================================================================

@@ -1,0 +1,321 @@
+/* The recipe line: what it accepts, what it refuses and why, printing back, presets, checks. */
+#include "test.h"
+
+static kvmem_recipe parsed(const char *text) { /* a recipe that must parse */
+    kvmem_recipe r = kvmem_recipe_default();
+    kvmem_error e;
+    if (kvmem_recipe_parse(&r, text, &e)) FAIL_AT("\"%s\": %s", text, e.text);
+    return r;
+}
+/* The text must fail with BAD_RECIPE, say `part`, and leave the recipe alone. */
+static void refused(int line, const char *text, const char *part) {
+    kvmem_recipe r, before;
+    kvmem_error e;
+    memset(&r, 0x5a, sizeof r);
+    before = r;
+    memset(&e, 0, sizeof e);
+    if (kvmem_recipe_parse(&r, text, &e) != KVMEM_BAD_RECIPE) { FAIL_AT("line %d: \"%s\" was accepted", line, text); return; }
+    if (e.status != KVMEM_BAD_RECIPE || !strstr(e.text, part))
+        FAIL_AT("line %d: \"%s\" says \"%s\", not \"%s\"", line, text, e.text, part);
+    if (memcmp(&r, &before, sizeof r)) FAIL_AT("line %d: \"%s\" changed the recipe", line, text);
+    CHECK(kvmem_recipe_parse(&r, text, NULL) == KVMEM_BAD_RECIPE);
+}
+#define BAD(text, part) refused(__LINE__, text, part)
+
+static int same(const kvmem_recipe *a, const kvmem_recipe *b) {
+    int s, i;
+    for (s = 0; s < KVMEM_N_STAGES; s++) {
+        if (a->stage[s].entry != b->stage[s].entry || a->stage[s].user != b->stage[s].user) return 0;
+        for (i = 0; i < KVMEM_MAX_PARAMS; i++)
+            if (memcmp(&a->stage[s].par[i], &b->stage[s].par[i], sizeof(double))) return 0;
+    }
+    return !strcmp(a->preset, b->preset) && a->amount.kind == b->amount.kind &&
+           a->recent.kind == b->recent.kind && !memcmp(&a->amount.value, &b->amount.value, sizeof(double)) &&
+           !memcmp(&a->recent.value, &b->recent.value, sizeof(double)) && a->sink == b->sink &&
+           a->when == b->when && a->every == b->every && a->page == b->page && a->seed == b->seed;
+}
+static const char *word(const kvmem_recipe *r, int stage) { return r->stage[stage].entry->word; }
+
+TEST(the_default_is_full) {
+    const kvmem_recipe r = kvmem_recipe_default(), f = parsed("full");
+    CHECK(same(&r, &f));
+    CHECK(!strcmp(r.preset, "full") && r.amount.kind == KVMEM_ALL && r.page == 64 && r.sink == 0);
+    CHECK(!strcmp(word(&r, KVMEM_CODEC_K), "f32") && !strcmp(word(&r, KVMEM_CODEC_V), "f32"));
+    CHECK(!strcmp(word(&r, KVMEM_SEGMENT), "fixed") && !strcmp(word(&r, KVMEM_REDUCE), "drop") &&
+          !strcmp(word(&r, KVMEM_RETRIEVE), "all") && !strcmp(word(&r, KVMEM_PLACE), "original") &&
+          !strcmp(word(&r, KVMEM_BUDGET), "uniform"));
+    CHECK_OK(kvmem_recipe_check(&r, NULL));
+}
+TEST(no_terms_mean_full_without_a_preset) {
+    kvmem_recipe r = parsed(" \t\n"), d = kvmem_recipe_default();
+    CHECK(!*r.preset);
+    memset(d.preset, 0, sizeof d.preset);
+    CHECK(same(&r, &d));
+}
+TEST(every_term_lands_in_its_field) {
+    const kvmem_recipe r = parsed("segment=fixed(size=100) score=snapkv(kernel=7,window=16,pool=max) "
+        "budget=pyramid(25%,beta=10,exact=0) reduce=drop codec=q8_0/q4_0 retrieve=all place=cache "
+        "sink=4 recent=16 when=every(32) page=128 seed=18446744073709551615");
+    CHECK(!*r.preset);
+    CHECK(r.stage[KVMEM_SEGMENT].par[0] == 100);
+    CHECK(!strcmp(word(&r, KVMEM_SCORE), "snapkv") && r.stage[KVMEM_SCORE].par[0] == 16 &&
+          r.stage[KVMEM_SCORE].par[1] == 7 && r.stage[KVMEM_SCORE].par[2] == 1);
+    CHECK(!strcmp(word(&r, KVMEM_BUDGET), "pyramid") && r.stage[KVMEM_BUDGET].par[0] == 10 &&
+          r.stage[KVMEM_BUDGET].par[1] == 0);
+    CHECK(r.amount.kind == KVMEM_SHARE && r.amount.value == 0.25);
+    CHECK(!strcmp(word(&r, KVMEM_CODEC_K), "q8_0") && !strcmp(word(&r, KVMEM_CODEC_V), "q4_0"));
+    CHECK(!strcmp(word(&r, KVMEM_PLACE), "cache") && r.sink == 4 && r.recent.kind == KVMEM_COUNT &&
+          r.recent.value == 16 && r.when == KVMEM_WHEN_EVERY && r.every == 32 && r.page == 128);
+    CHECK(r.seed == UINT64_MAX);
+}
+TEST(seeds_keep_all_64_bits) {
+    CHECK(parsed("seed=9007199254740993").seed == 9007199254740993u);
+    CHECK(parsed("seed=18446744073709551615").seed == UINT64_MAX);
+    CHECK(parsed("seed=0").seed == 0);
+}
+TEST(amounts_are_counts_shares_and_bytes) {
+    CHECK(parsed("budget=all").amount.kind == KVMEM_ALL);
+    CHECK(parsed("budget=512").amount.kind == KVMEM_COUNT && parsed("budget=512").amount.value == 512);
+    CHECK(parsed("budget=12.5%").amount.value == 0.125 && parsed("budget=100%").amount.value == 1);
+    CHECK(parsed("budget=8MiB").amount.kind == KVMEM_BYTES && parsed("budget=8MiB").amount.value == 8388608);
+    CHECK(parsed("budget=1.5GiB").amount.value == 1610612736.0 && parsed("budget=3KB").amount.value == 3000);
+    CHECK(parsed("budget=7B").amount.value == 7 && parsed("budget=2MB").amount.value == 2e6);
+    CHECK(parsed("budget=1GB").amount.value == 1e9 && parsed("budget=1KiB").amount.value == 1024);
+    CHECK(parsed("budget=1e3").amount.value == 1000 && parsed("budget=2147483647").amount.value == 2147483647.0);
+    CHECK(parsed("h2o recent=25%").recent.kind == KVMEM_SHARE && parsed("h2o recent=25%").recent.value == 0.25);
+    CHECK(parsed("recent=0%").recent.kind == KVMEM_SHARE && parsed("recent=7").recent.value == 7);
+}
+TEST(white_space_is_free) {
+    const kvmem_recipe a = parsed("snapkv score=snapkv(window=8,kernel=3) codec=q8_0/q4_0 budget=64"),
+        b = parsed("\n snapkv\t score = snapkv ( window =8 , kernel= 3 )  codec= q8_0 / q4_0\r\n budget =64 ");
+    CHECK(same(&a, &b));
+}
+TEST(budget_amount_and_allocation_are_set_apart) {
+    const kvmem_recipe a = parsed("pyramidkv budget=512"), b = parsed("snapkv budget=pyramid(beta=5)"),
+                       c = parsed("budget=pyramid budget=64"), d = parsed("pyramidkv budget=uniform(7%)");
+    CHECK(!strcmp(word(&a, KVMEM_BUDGET), "pyramid") && a.amount.value == 512);
+    CHECK(!strcmp(word(&b, KVMEM_BUDGET), "pyramid") && b.amount.value == 2048 &&
+          b.stage[KVMEM_BUDGET].par[0] == 5 && b.stage[KVMEM_BUDGET].par[1] == 1);
+    CHECK(!strcmp(word(&c, KVMEM_BUDGET), "pyramid") && c.amount.value == 64);
+    CHECK(!strcmp(word(&d, KVMEM_BUDGET), "uniform") && d.amount.value == 0.07);
+}
+TEST(codec_sets_both_and_its_parts_one) {
+    const kvmem_recipe a = parsed("codec=q8_0"), b = parsed("codec.k=f16"), c = parsed("codec.v=bf16 codec.k=q4_0");
+    CHECK(!strcmp(word(&a, KVMEM_CODEC_K), "q8_0") && !strcmp(word(&a, KVMEM_CODEC_V), "q8_0"));
+    CHECK(!strcmp(word(&b, KVMEM_CODEC_K), "f16") && !strcmp(word(&b, KVMEM_CODEC_V), "f32"));
+    CHECK(!strcmp(word(&c, KVMEM_CODEC_K), "q4_0") && !strcmp(word(&c, KVMEM_CODEC_V), "bf16"));
+}
+TEST(a_term_replaces_the_presets_whole_choice) {
+    const kvmem_recipe r = parsed("pyramidkv score=snapkv(window=4)");
+    CHECK(r.stage[KVMEM_SCORE].par[0] == 4 && r.stage[KVMEM_SCORE].par[1] == 5); /* not the preset's 7 */
+    CHECK(!strcmp(r.preset, "pyramidkv") && r.recent.value == 8);
+}
+TEST(unknown_words_are_named_with_the_nearest_known_one) {
+    BAD("snapvk", "unknown preset 'snapvk'; did you mean 'snapkv'?");
+    BAD("nonsense", "unknown preset 'nonsense'; known: full window streamingllm h2o tova snapkv pyramidkv");
+    BAD("score=snapkb", "unknown score entry 'snapkb'; did you mean 'snapkv'?; known: recency random");
+    BAD("score=foo", "unknown score entry 'foo'");
+    BAD("budget=pyramyd", "budget");
+    BAD("budget=pyramyd", "did you mean 'pyramid'");
+    BAD("codec=q8", "unknown codec.k entry 'q8'");
+    BAD("codec.v=q4_1", "unknown codec.v entry 'q4_1'; did you mean 'q4_0'");
+    BAD("codec=f16/nope", "unknown codec.v entry 'nope'");
+    BAD("retrieve=some", "unknown retrieve entry 'some'; known: all");
+    BAD("place=slot", "unknown place entry 'slot'; known: original cache");
+    BAD("reduce=merge", "unknown reduce entry 'merge'; known: drop");
+    BAD("segment=turns", "unknown segment entry 'turns'");
+    BAD("scor=h2o", "unknown term 'scor'; did you mean 'score'?");
+    BAD("codek=f16", "did you mean 'codec'");
+    BAD("when=stepp", "unknown value of when 'stepp'; did you mean 'step'");
+    BAD("score=snapkv(windw=3)", "unknown parameter of snapkv 'windw'; did you mean 'window'?; known: window kernel pool");
+    BAD("score=knorm(x=3)", "unknown parameter of knorm 'x'; known: none");
+    BAD("SNAPKV", "unknown preset 'SNAPKV'");
+    BAD("\x01\x02\xff", "unknown preset '\?\?\?'");
+    BAD("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...'");
+}
+TEST(words_in_the_wrong_place_are_explained) {
+    BAD("knorm", "'knorm' is not a preset but an entry: write score=knorm");
+    BAD("q8_0 budget=5", "'q8_0' is not a preset but an entry: write codec=q8_0");
+    BAD("pyramid", "write budget=pyramid");
+    BAD("budget=5 snapkv", "preset 'snapkv' must be the first word");
+    BAD("h2o snapkv", "preset 'snapkv' must be the first word, and the only one");
+    BAD("snapkv snapkv", "must be the first word");
+    BAD("budget", "'budget' needs '=' and a value, found the end");
+    BAD("snapkv sink 4", "'sink' needs '=' and a value, found '4'");
+    BAD("snapkv wibble", "'wibble' is not a term");
+    BAD("snapkv 12", "'12' is not a term");
+    BAD("=", "a term should begin where '=' stands");
+    BAD("(", "a term should begin where '(' stands");
+    BAD("snapkv,h2o", "a term should begin where ',h2o' stands");
+    BAD("snapkv(window=3)", "a term should begin where '(window=3)' stands");
+    BAD("snapkv )", "a term should begin where ')' stands");
+    BAD("codec=q8_0/q4_0/f16", "a term should begin where '/f16' stands");
+    BAD("score=knorm/h2o", "a term should begin where '/h2o' stands");
+    BAD("budget=8 MiB", "'MiB' is not a term");
+    BAD("sink=4)", "a term should begin where ')' stands");
+    BAD("score=knorm)", "a term should begin where ')' stands");
+    BAD("budget=5(beta=2)", "a term should begin where '(beta=2)'");
+}
+TEST(the_same_thing_twice_is_an_error) {
+    BAD("score=h2o score=h2o", "score is given twice");
+    BAD("snapkv score=h2o score=tova", "score is given twice");
+    BAD("sink=1 sink=1", "sink is given twice");
+    BAD("recent=1 recent=2", "recent is given twice");
+    BAD("seed=1 seed=2", "seed is given twice");
+    BAD("page=1 page=2", "page is given twice");
+    BAD("when=step when=step", "when is given twice");
+    BAD("budget=1 budget=2", "the amount of budget is given twice");
+    BAD("budget=pyramid(10%) budget=5", "the amount of budget is given twice");
+    BAD("budget=5 budget=pyramid(10%)", "the amount of budget is given twice");
+    BAD("budget=uniform budget=pyramid", "the allocation of budget is given twice");
+    BAD("codec=f16 codec=f16", "codec.k is given twice");
+    BAD("codec=f16 codec.v=f32", "codec.v is given twice");
+    BAD("codec.k=f16 codec=f32", "codec.k is given twice");
+    BAD("codec.k=f16 codec.k=f32", "codec.k is given twice");
+    BAD("score=snapkv(window=3,window=3)", "snapkv: parameter window is given twice");
+}
+TEST(values_that_do_not_fit_are_refused_with_the_range) {
+    BAD("score=snapkv(window=0)", "snapkv(window=0): allowed are whole numbers from 1 to 4096");
+    BAD("score=snapkv(window=4097)", "allowed are whole numbers from 1 to 4096");
+    BAD("score=snapkv(window=-3)", "snapkv(window=-3)");
+    BAD("score=snapkv(window=2.5)", "whole numbers");
+    BAD("score=snapkv(kernel=4)", "snapkv(kernel=4): allowed are odd whole numbers from 1 to 255");
+    BAD("score=snapkv(pool=median)", "snapkv(pool=median): allowed are avg|max");
+    BAD("score=snapkv(pool=av)", "allowed are avg|max");
+    BAD("score=snapkv(pool=avg|max)", "allowed are avg|max");
+    BAD("score=snapkv(pool=0)", "allowed are avg|max");
+    BAD("score=snapkv(window=abc)", "window=abc: not a number");
+    BAD("score=snapkv(window=1x)", "window=1x: not a number");
+    BAD("score=snapkv(window=1e)", "not a number");
+    BAD("score=snapkv(window=.)", "not a number");
+    BAD("score=snapkv(window=nan)", "not a number");
+    BAD("score=snapkv(window=inf)", "not a number");
+    BAD("score=snapkv(window=0x10)", "not a number");
+    BAD("score=snapkv(window=1e400)", "more digits than can be held exactly");
+    BAD("score=snapkv(window=99999999999999999999)", "more digits than can be held exactly");
+    BAD("score=snapkv(window=1.00000000001)", "more digits than can be held exactly");
+    BAD("score=h2o(normalize=2)", "allowed are whole numbers from 0 to 1");
+    BAD("budget=pyramid(beta=0)", "pyramid(beta=0): allowed are whole numbers from 1 to 1000000");
+    BAD("segment=fixed(size=-1)", "fixed(size=-1)");
+    BAD("sink=-1", "sink=-1: allowed are 0 to 1000000000");
+    BAD("sink=1.5", "sink=1.5: must be a whole number");
+    BAD("sink=many", "sink=many: not a number");
+    BAD("sink=1000000001", "sink=1000000001: allowed are 0 to");
+    BAD("page=0", "page=0: allowed are 1 to 1024");
+    BAD("page=1025", "page=1025: allowed are 1 to 1024");
+    BAD("seed=-1", "seed=-1: not a number");
+    BAD("seed=1.5", "seed=1.5: not a number");
+    BAD("seed=18446744073709551616", "seed=18446744073709551616: allowed are 0 to 18446744073709551615");
+    BAD("when=every", "when=every needs a number of tokens");
+    BAD("when=every(0)", "every=0: allowed are 1 to");
+    BAD("when=every(2.5)", "must be a whole number");
+    BAD("when=every()", "every has no value");
+    BAD("when=every(3", "')' is missing before the end");
+    BAD("when=step(3)", "a term should begin where '(3)' stands");
+    BAD("recent=101%", "recent=101%: a share lies between 0% and 100%");
+    BAD("recent=-1", "recent=-1: allowed are 0 to");
+    BAD("recent=8MiB", "recent=8MiB: unknown unit; known: %");
+    BAD("recent=all", "recent=all: neither a count nor a share");
+}
+TEST(budgets_of_nothing_or_nonsense_are_refused) {
+    BAD("budget=0", "budget=0: a budget keeps at least 1 entry; budget=all keeps everything");
+    BAD("budget=0%", "budget=0%: a budget keeps at least 1 entry");
+    BAD("budget=0MiB", "budget keeps at least 1 entry");
+    BAD("budget=0.4B", "budget keeps at least 1 entry");
+    BAD("budget=-5", "budget=-5: allowed are 0 to");
+    BAD("budget=-5%", "between 0% and 100%");
+    BAD("budget=-1MiB", "bytes are between 1 and 2^53");
+    BAD("budget=100.1%", "a share lies between 0% and 100%");
+    BAD("budget=12.5", "budget=12.5: must be a whole number");
+    BAD("budget=2147483648", "allowed are 0 to 2147483647");
+    BAD("budget=8XiB", "budget=8XiB: unknown unit; known: % KiB MiB GiB KB MB GB B");
+    BAD("budget=8mib", "unknown unit");
+    BAD("budget=8%%", "unknown unit");
+    BAD("budget=%", "budget=%: not a number");
+    BAD("budget=9999999GiB", "bytes are between 1 and 2^53");
+    BAD("budget=", "budget= has no value before the end");
+    BAD("budget=1..5%", "not a number");
+    BAD("budget=--5", "not a number");
+    BAD("budget=pyramid(0)", "a budget keeps at least 1 entry");
+    BAD("budget=pyramid(x)", "budget=x: neither an amount");
+    BAD("budget=uniform(all,5)", "uniform: '5' is not of the form name=value");
+}
+TEST(brackets_and_empty_values_are_checked) {
+    BAD("score=", "score= has no value before the end");
+    BAD("score= budget=5", "unknown score entry 'budget'");
+    BAD("score=(window=3)", "score= has no value before '(window=3)'");
+    BAD("score=snapkv(", "snapkv: a parameter is missing before the end");
+    BAD("score=snapkv(window", "snapkv: 'window' is not of the form name=value");
+    BAD("score=snapkv(window=", "snapkv: parameter window has no value");
+    BAD("score=snapkv(window=3", "snapkv: ')' is missing before the end");
+    BAD("score=snapkv(window=3 kernel=5)", "snapkv: ')' is missing before 'kernel=5)'");
+    BAD("score=snapkv(window=3,)", "snapkv: a parameter is missing before ')'");
+    BAD("score=snapkv(,window=3)", "snapkv: a parameter is missing before ',window=3)'");
+    BAD("score=snapkv(16)", "snapkv: '16' is not of the form name=value");
+    BAD("score=snapkv(window==3)", "parameter window has no value");
+    BAD("score=snapkv(=3)", "a parameter is missing before '=3)'");
+    BAD("codec=/f16", "codec.k= has no value before '/f16'");
+    BAD("codec=f16/", "codec.v= has no value before the end");
+    BAD("codec.k=f16/f32", "a term should begin where '/f32' stands");
+    BAD("sink=", "sink has no value");
+    BAD("recent=", "recent has no value");
+    BAD("seed=", "seed has no value");
+    BAD("page=", "page has no value");
+    BAD("when=", "when has no value");
+    BAD("when=every(", "every has no value");
+}
+TEST(contradictions_are_refused) {
+    BAD("snapkv budget=16", "budget=16 is less than sink=0 and recent=32 together protect");
+    BAD("sink=4 recent=5 budget=8", "budget=8 is less than sink=4 and recent=5");
+    BAD("sink=1 recent=100% budget=8", "budget=8 is less than sink=1 and recent=8");
+    BAD("snapkv budget=16 recent=16", "snapkv(window=32): the window is longer than budget=16 keeps");
+    parsed("sink=4 recent=4 budget=8");
+    parsed("snapkv budget=16 recent=16 score=snapkv(window=16)");
+    parsed("snapkv budget=100%");
+    parsed("snapkv budget=1%");
+    parsed("budget=1");
+    parsed("budget=2000000000");
+}
+TEST(too_long_a_text_is_refused) {
+    char *text = (char *)malloc(70000);
+    REQUIRE(text);
+    memset(text, ' ', 70000);
+    text[4096] = 0;
+    parsed(text);
+    text[4096] = ' ';
+    text[4097] = 0;
+    BAD(text, "recipe: longer than 4096 characters");
+    text[4097] = ' ';
+    text[69999] = 0;
+    BAD(text, "recipe: longer than 4096 characters");
+    free(text);
+}
+TEST(null_arguments_are_refused) {
+    kvmem_recipe r = kvmem_recipe_default();
+    kvmem_error e;
+    CHECK(kvmem_recipe_parse(NULL, "full", &e) == KVMEM_BAD_ARGUMENT && strstr(e.text, "r is NULL"));
+    CHECK(kvmem_recipe_parse(&r, NULL, &e) == KVMEM_BAD_ARGUMENT && strstr(e.text, "text is NULL"));
+    CHECK(kvmem_recipe_check(NULL, NULL) == KVMEM_BAD_ARGUMENT);
+}
+int main(int argc, char **argv) {
+    test_begin(argc, argv, "recipes");
+    RUN(the_default_is_full);
+    RUN(no_terms_mean_full_without_a_preset);
+    RUN(every_term_lands_in_its_field);
+    RUN(seeds_keep_all_64_bits);
+    RUN(amounts_are_counts_shares_and_bytes);
+    RUN(white_space_is_free);
+    RUN(budget_amount_and_allocation_are_set_apart);
+    RUN(codec_sets_both_and_its_parts_one);
+    RUN(a_term_replaces_the_presets_whole_choice);
+    RUN(unknown_words_are_named_with_the_nearest_known_one);
+    RUN(words_in_the_wrong_place_are_explained);
+    RUN(the_same_thing_twice_is_an_error);
+    RUN(values_that_do_not_fit_are_refused_with_the_range);
+    RUN(budgets_of_nothing_or_nonsense_are_refused);
+    RUN(brackets_and_empty_values_are_checked);
+    RUN(contradictions_are_refused);
+    RUN(too_long_a_text_is_refused);
+    RUN(null_arguments_are_refused);
+    return test_end();
+}
