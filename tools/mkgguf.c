@@ -4,6 +4,7 @@
 
        cc -O2 -fopenmp -o mkgguf tools/mkgguf.c -lm
        ./mkgguf --arch llama --preset llama-3.2-1b --type q8_0 -o /tmp/llama1b-q8_0.gguf
+       ./mkgguf --from a.gguf --type f32 -o b.gguf      the same model, its matrices in another type
        ./mkgguf --help
 
    The same options and seed give the same bytes on every machine and for any thread count. Output is
@@ -14,7 +15,6 @@
 
    Tests include this file with MKGGUF_NO_MAIN and call mkgguf("--arch qwen3 ...", write, user). */
 #ifndef KVMEM_H
-#define KVMEM_NO_DECODER
 #define KVMEM_IMPLEMENTATION
 #include "../kvmem.h"
 #endif
@@ -75,6 +75,8 @@ typedef struct mkgguf_tensor {
 
 typedef struct mkgguf_state {
     mkgguf_spec s;
+    kvmem_gguf from; /* --from: tensors are read there */
+    unsigned char *from_bytes;
     kvmem_write_fn write;
     void *user;
     int failed;
@@ -340,7 +342,6 @@ static void mkgguf_tensors(mkgguf_state *g) {
     const mkgguf_spec *s = &g->s;
     const mkgguf_type *ty = mkgguf_find_type(s->type), *te = mkgguf_find_type(s->embd_type[0] ? s->embd_type : s->type);
     const double logit = s->gain / sqrt((double)s->dim);
-    uint64_t at = 0;
     mkgguf_tensor *t;
     int l, i;
     if (!ty || !te) { mkgguf_fail(g, "unknown tensor type %s", ty ? s->embd_type : s->type); return; }
@@ -356,10 +357,6 @@ static void mkgguf_tensors(mkgguf_state *g) {
         if (t) t->factors = 2 + i;
     }
     for (l = 0; l < s->layers && !g->failed; l++) mkgguf_layer(g, ty, l);
-    for (i = 0; i < g->n_t; i++) {
-        g->t[i].offset = at;
-        at += (g->t[i].bytes + 31) / 32 * 32;
-    }
 }
 
 /* --- values ------------------------------------------------------------------------------------- */
@@ -427,10 +424,17 @@ static void mkgguf_fill(const mkgguf_tensor *t, uint64_t key, uint64_t from, int
         return;
     }
     for (i = 0; i < n; i++) x[i] = (float)t->dev * mkgguf_normal(key, from + (uint64_t)i);
-    if (ty->id == 0) for (i = 0; i < n; i++) kvmem__putf32(out + 4 * (size_t)i, x[i]);
-    else if (ty->id == 1) for (i = 0; i < n; i++) kvmem__put16(out + 2 * (size_t)i, kvmem__f32_to_f16(x[i]));
-    else if (ty->id == 30) for (i = 0; i < n; i++) kvmem__put16(out + 2 * (size_t)i, kvmem__f32_to_bf16(x[i]));
-    else memset(out, 0, (size_t)n / (size_t)ty->block * (size_t)ty->bytes);
+    kvmem_quantize((kvmem_type)ty->id, out, x, (size_t)n);
+}
+
+/* The same from the values of another file's tensor. */
+static void mkgguf_refill(const mkgguf_state *g, const mkgguf_tensor *t, uint64_t from, int n, float *x,
+                          unsigned char *out) {
+    const kvmem_tensor *src = kvmem_gguf_tensor(&g->from, t->name);
+    size_t bytes = 1;
+    const int block = kvmem_type_block(src->type, &bytes);
+    kvmem_dequantize(src->type, x, src->data + (size_t)(from / (uint64_t)block) * bytes, (size_t)n);
+    kvmem_quantize((kvmem_type)t->type->id, out, x, (size_t)n);
 }
 
 static void mkgguf_put(mkgguf_state *g, const void *p, size_t n) {
@@ -461,7 +465,8 @@ static void mkgguf_data(mkgguf_state *g, const mkgguf_tensor *t) {
             const uint64_t from = at + (uint64_t)p * MKGGUF_CHUNK;
             const int m = n - from < MKGGUF_CHUNK ? (int)(n - from) : MKGGUF_CHUNK;
             float *xp = x + (size_t)p * MKGGUF_CHUNK;
-            if (t->n_dims == 1) {
+            if (g->from_bytes) mkgguf_refill(g, t, from, m, xp, out + (size_t)p * coded);
+            else if (t->n_dims == 1) {
                 int i;
                 for (i = 0; i < m; i++)
                     kvmem__putf32(out + (size_t)p * coded + 4 * (size_t)i,
@@ -477,13 +482,55 @@ static void mkgguf_data(mkgguf_state *g, const mkgguf_tensor *t) {
     free(out);
 }
 
+/* --from: the other file's metadata as they are, its tensors with matrices in --type. */
+static void mkgguf_copy(mkgguf_state *g) {
+    const mkgguf_type *ty = mkgguf_find_type(g->s.type);
+    const kvmem_gguf *src = &g->from;
+    int64_t align = 32;
+    long size = -1;
+    FILE *f = fopen(g->s.from, "rb");
+    int i;
+    if (f && !fseek(f, 0, SEEK_END) && (size = ftell(f)) > 0 && !fseek(f, 0, SEEK_SET) &&
+        (g->from_bytes = (unsigned char *)malloc((size_t)size)) != NULL &&
+        fread(g->from_bytes, 1, (size_t)size, f) != (size_t)size) size = -1;
+    if (f) fclose(f);
+    if (size <= 0 || !g->from_bytes) { mkgguf_fail(g, "cannot read %s", g->s.from); return; }
+    if (kvmem_gguf_open(&g->from, g->from_bytes, (size_t)size, NULL)) {
+        mkgguf_fail(g, "%s: %s", g->s.from, src->error.text);
+        return;
+    }
+    kvmem_gguf_int(src, "general.alignment", &align);
+    if (!ty || align != 32) { mkgguf_fail(g, ty ? "--from: alignment is not 32" : "unknown tensor type %s", g->s.type); return; }
+    if (ty->block == 256) { mkgguf_fail(g, "--from: %s can be read, not written", ty->name); return; }
+    if (src->n_kv > 0) {
+        const kvmem_gguf_kv *last = &src->kv[src->n_kv - 1];
+        mkgguf_bytes(g, g->from_bytes + 24, (size_t)(last->data + last->size - g->from_bytes) - 24);
+    }
+    g->n_kv = (uint32_t)src->n_kv;
+    for (i = 0; i < src->n_tensors && !g->failed; i++) {
+        const kvmem_tensor *t = &src->tensor[i];
+        char name[64];
+        snprintf(name, sizeof name, "%.*s", t->name_len, t->name);
+        if (t->n_dims > 2) { mkgguf_fail(g, "--from: %s has %d dimensions", name, t->n_dims); return; }
+        mkgguf_add(g, ty, -1, name, (int)t->ne[0], t->n_dims == 2 ? (int)t->ne[1] : 0, 0);
+    }
+}
+
 static void mkgguf_file(mkgguf_state *g) {
     unsigned char head[24];
     static const unsigned char zero[32] = { 0 };
+    uint64_t at;
     int i, j;
-    mkgguf_shape(g);
-    mkgguf_tokenizer(g);
-    mkgguf_tensors(g);
+    if (g->s.from[0]) mkgguf_copy(g);
+    else {
+        mkgguf_shape(g);
+        mkgguf_tokenizer(g);
+        mkgguf_tensors(g);
+    }
+    for (i = 0, at = 0; i < g->n_t; i++) {
+        g->t[i].offset = at;
+        at += (g->t[i].bytes + 31) / 32 * 32;
+    }
     for (i = 0; i < g->n_t && !g->failed; i++) {
         const mkgguf_tensor *t = &g->t[i];
         mkgguf_str(g, t->name);
@@ -544,7 +591,7 @@ static void mkgguf_complete(mkgguf_state *g) {
 }
 
 typedef struct mkgguf_option { const char *name; int *i; double *d; char *s; size_t size; const char *what; } mkgguf_option;
-#define MKGGUF_N_OPTIONS 27
+#define MKGGUF_N_OPTIONS 28
 static void mkgguf_option_table(mkgguf_spec *s, mkgguf_option *o) {
     int n = 0;
 #define MKGGUF_OPT(nm, ip, dp, sp, sz, wh) \
@@ -555,6 +602,7 @@ static void mkgguf_option_table(mkgguf_spec *s, mkgguf_option *o) {
     MKGGUF_OPT("--vocab-kind", NULL, NULL, s->vocab_kind, sizeof s->vocab_kind, "spm, or a BPE pre-tokenizer: gpt-2 llama-bpe qwen2 smollm ...");
     MKGGUF_OPT("--rope-scaling", NULL, NULL, s->scaling, sizeof s->scaling, "none linear yarn llama3 longrope");
     MKGGUF_OPT("--chat", NULL, NULL, s->chat, sizeof s->chat, "text of tokenizer.chat_template");
+    MKGGUF_OPT("--from", NULL, NULL, s->from, sizeof s->from, "rewrite this file with matrices in --type");
     MKGGUF_OPT("--layers", &s->layers, NULL, NULL, 0, "transformer blocks");
     MKGGUF_OPT("--dim", &s->dim, NULL, NULL, 0, "embedding length");
     MKGGUF_OPT("--heads", &s->heads, NULL, NULL, 0, "query heads");
@@ -621,6 +669,8 @@ static int mkgguf_argv(int argc, const char *const *argv, kvmem_write_fn write, 
     if (!g->failed) mkgguf_file(g);
     if (why && size) snprintf(why, size, "%s", g->why);
     failed = g->failed;
+    kvmem_gguf_close(&g->from);
+    free(g->from_bytes);
     free(g->buf);
     free(g->t);
     free(g);
