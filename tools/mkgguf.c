@@ -63,7 +63,7 @@ static const mkgguf_preset mkgguf_presets[] = {
     { "phi-3-mini", 32, 3072, 32, 32, 96, 8192, 32064, 4096, 0, 10000, "phi3", "spm", "" },
     { NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL } };
 
-/* A tensor to come: dev < 0 is a norm weight (1 + 0.1 normal), factors is 1: rope_freqs of Llama 3,
+/* A tensor to come: dev -1 is a norm weight (1 + 0.1 normal), -2 the same with random signs, factors is 1: rope_freqs of Llama 3,
    2 and 3: short and long factors. */
 typedef struct mkgguf_tensor {
     char name[64];
@@ -346,7 +346,8 @@ static void mkgguf_tensors(mkgguf_state *g) {
     int l, i;
     if (!ty || !te) { mkgguf_fail(g, "unknown tensor type %s", ty ? s->embd_type : s->type); return; }
     mkgguf_add(g, te, -1, "token_embd.weight", s->dim, s->vocab, s->tied ? logit : mkgguf_gemma(g) ? 2 * logit : 1);
-    mkgguf_add(g, ty, -1, "output_norm.weight", s->dim, 0, -1);
+    /* random signs: a tied head would else see its own embedding and repeat the last token for sure */
+    mkgguf_add(g, ty, -1, "output_norm.weight", s->dim, 0, s->tied ? -2 : -1);
     if (!s->tied) mkgguf_add(g, te, -1, "output.weight", s->dim, s->vocab, logit);
     if (!strcmp(s->scaling, "llama3")) {
         t = mkgguf_add(g, ty, -1, "rope_freqs.weight", s->rot / 2, 0, 0);
@@ -384,7 +385,10 @@ static float mkgguf_vector_value(const mkgguf_spec *s, const mkgguf_tensor *t, u
     if (t->factors == 1) return (float)mkgguf_llama3_factor(s, (int)i);
     if (t->factors == 2) return (float)(1 + 0.5 * x);
     if (t->factors == 3) return (float)(1 + 40 * x * x);
-    if (t->dev < 0) return 1 + 0.1f * mkgguf_normal(key, i);
+    if (t->dev < 0) {
+        const float sign = t->dev < -1 && (kvmem__mix(key ^ i) & 1) ? -1.0f : 1.0f;
+        return sign * (1 + 0.1f * mkgguf_normal(key, i));
+    }
     return (float)t->dev * mkgguf_normal(key, i);
 }
 

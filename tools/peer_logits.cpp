@@ -3,7 +3,7 @@
 //
 //   c++ -O2 -I PEER/include -I PEER/ggml/include -o peer_logits tools/peer_logits.cpp
 //       PEER/build/src/libllama.a PEER/build/ggml/src/libggml.a -fopenmp -lpthread -lm
-//   ./peer_logits MODEL 1,2,3 OUT [ctx] [f32|f16|q8_0|q4_0] [flash 0|1] [batch] [threads]
+//   ./peer_logits MODEL 1,2,3 OUT [ctx] [cache type, or K/V types: f16, f32/f16] [flash 0|1] [batch] [threads]
 //
 // OUT gets raw float32, one row of n_vocab values a token.
 #include "llama.h"
@@ -17,8 +17,8 @@ static void quiet(enum ggml_log_level level, const char *text, void *) {
 }
 
 static ggml_type type_of(const char *s) {
-    return !strcmp(s, "f32") ? GGML_TYPE_F32 : !strcmp(s, "q8_0") ? GGML_TYPE_Q8_0
-         : !strcmp(s, "q4_0") ? GGML_TYPE_Q4_0 : GGML_TYPE_F16;
+    return !strncmp(s, "f32", 3) ? GGML_TYPE_F32 : !strncmp(s, "q8_0", 4) ? GGML_TYPE_Q8_0
+         : !strncmp(s, "q4_0", 4) ? GGML_TYPE_Q4_0 : GGML_TYPE_F16;
 }
 
 int main(int argc, char **argv) {
@@ -33,7 +33,9 @@ int main(int argc, char **argv) {
     llama_context_params cp = llama_context_default_params();
     cp.n_ctx = argc > 4 ? (uint32_t)atoi(argv[4]) : (uint32_t)n;
     cp.n_batch = cp.n_ubatch = (uint32_t)batch;
-    cp.type_k = cp.type_v = type_of(argc > 5 ? argv[5] : "f32");
+    const char *kv = argc > 5 ? argv[5] : "f16", *slash = strchr(kv, '/');
+    cp.type_k = type_of(kv);
+    cp.type_v = type_of(slash ? slash + 1 : kv);
     cp.flash_attn = argc > 6 && atoi(argv[6]);
     cp.n_threads = cp.n_threads_batch = argc > 8 ? (uint32_t)atoi(argv[8]) : 1;
     llama_context *ctx = llama_init_from_model(model, cp);
