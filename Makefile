@@ -41,6 +41,8 @@ run: kvmem ## play the main job: a model through a compressed cache (MODEL= TOKE
 test: ## build and run every test; the last line is `N passed, N failed`
 	@$(MAKE) --no-print-directory -j$(JOBS) testbins
 	@B=$(B) CC="$(CC)" sh tools/runtests.sh $(TESTS) $(SCRIPTS)
+list-tests:
+	@echo $(TESTS)
 testbins: $(if $(wildcard tools/kvmem.c),kvmem) $(TESTS) $(EXAMPLES) $(FUZZ) $(TOOLS)
 
 check: kvmem $(EXAMPLES) $(TOOLS) ## every way to include the header, gcc and clang, C and C++, all options; symbols, contents, tables
@@ -81,4 +83,4 @@ $(B)/%: tools/%.c kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LIBS)
 
-.PHONY: all run test testbins check sanitize portability bench fuzz clean help
+.PHONY: all run test testbins list-tests check sanitize portability bench fuzz clean help

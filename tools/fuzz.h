@@ -3,6 +3,7 @@
    target; with -DKVMEM_FUZZ_MAIN it is a program:
        fuzz_name FILE...                        replay inputs
        fuzz_name --mutate N --seed S [FILE...]  N seeded mutations of the files, or of built-in seeds
+       fuzz_name --seeds DIR                    write the built-in seeds as files
    A broken promise prints what it is and aborts. */
 #ifndef KVMEM_FUZZ_H
 #define KVMEM_FUZZ_H
@@ -107,6 +108,13 @@ static uint8_t *fuzz_read(const char *path, size_t *size) {
     if (!p) { fprintf(stderr, "%s: cannot be read\n", path); exit(2); }
     return p;
 }
+static void fuzz_write(const char *dir, int i, const uint8_t *p, size_t n) {
+    char path[256];
+    FILE *f;
+    snprintf(path, sizeof path, "%s/seed%02d", dir, i);
+    f = fopen(path, "wb");
+    if (!f || fwrite(p, 1, n, f) != n || fclose(f)) { fprintf(stderr, "%s: cannot be written\n", path); exit(2); }
+}
 /* Runs on a copy of exactly n bytes, so that a read past the end is seen by ASan and valgrind. */
 static void fuzz_once(const uint8_t *p, size_t n) {
     uint8_t *q = (uint8_t *)malloc(n ? n : 1);
@@ -117,6 +125,7 @@ static void fuzz_once(const uint8_t *p, size_t n) {
 }
 int main(int argc, char **argv) {
     enum { ROOM = 4096, SEED_CAP = 1 << 16 };
+    const char *dir = NULL;
     long mutations = 0, i;
     int a, runs = 0;
     uint8_t *built = (uint8_t *)malloc(SEED_CAP + ROOM);
@@ -125,6 +134,7 @@ int main(int argc, char **argv) {
     for (a = 1; a < argc && !strncmp(argv[a], "--", 2); a += 2) {
         if (a + 1 >= argc) { fprintf(stderr, "usage: %s [--mutate N] [--seed S] [FILE...]\n", argv[0]); return 2; }
         if (!strcmp(argv[a], "--mutate")) mutations = strtol(argv[a + 1], NULL, 0);
+        else if (!strcmp(argv[a], "--seeds")) dir = argv[a + 1];
         else if (!strcmp(argv[a], "--seed")) fuzz_state = strtoull(argv[a + 1], NULL, 0) << 32;
         else { fprintf(stderr, "unknown option %s\n", argv[a]); return 2; }
     }
@@ -135,6 +145,7 @@ int main(int argc, char **argv) {
         uint8_t *seed, *b;
         if (argc ? a >= argc : (n = fuzz_seed(a, built, SEED_CAP)) == 0) break;
         seed = argc ? fuzz_read(argv[a], &n) : built;
+        if (dir) fuzz_write(dir, a, seed, n);
         fuzz_once(seed, n);
         runs++;
         b = (uint8_t *)malloc(n + ROOM);

@@ -1,0 +1,57 @@
+#!/bin/sh
+# Projects as users make them, written here and built outside the repository's flags: C in two files, C++
+# in two files, C and C++ mixed, the memory layer alone, one unit that is all static.
+. tests/test.sh
+CXX=${CXX:-$(case $CC in *clang) echo clang++ ;; *) command -v g++ || command -v c++ ;; esac)}
+cat > "$TMP/lib.c" << 'EOF'
+#define KVMEM_IMPLEMENTATION
+#include "kvmem.h"
+EOF
+cat > "$TMP/app.c" << 'EOF'
+#include "kvmem.h"
+#include <stdio.h>
+#ifdef __cplusplus
+#include <vector>
+#include <cmath>
+#endif
+int main(void) { /* two tokens through one layer; attention over equal values gives that value */
+    kvmem_config cfg = kvmem_config_default();
+    kvmem_cache c;
+    kvmem_recipe r = kvmem_recipe_default();
+    kvmem_error err;
+    float k[2 * 4] = { 1, 2, 3, 4, 4, 3, 2, 1 }, v[2 * 4] = { 5, 6, 7, 8, 5, 6, 7, 8 }, out[2 * 4];
+    int i, bad = 0;
+    cfg.shape.n_layers = cfg.shape.n_heads = cfg.shape.n_kv_heads = 1;
+    cfg.shape.head_dim = 4;
+    cfg.recipe = &r;
+    if (kvmem_recipe_parse(&r, "window budget=8", &err) || kvmem_cache_init(&c, &cfg)) return 2;
+    bad |= kvmem_cache_append(&c, 0, 2, k, v, NULL) || kvmem_cache_attend(&c, 0, 2, k, out) ||
+           kvmem_cache_commit(&c, KVMEM_PROMPT_END);
+    for (i = 0; i < 8; i++) bad |= out[i] < v[i] - 1e-5f || out[i] > v[i] + 1e-5f;
+    bad |= kvmem_cache_lane_len(&c, 0, 0) != 2 || kvmem_version() != KVMEM_VERSION;
+    kvmem_cache_free(&c);
+    printf("%s\n", bad ? "bad" : "good");
+    return bad;
+}
+EOF
+cp "$TMP/app.c" "$TMP/app.cc"
+cp "$TMP/lib.c" "$TMP/lib.cc"
+(echo '#define KVMEM_STATIC'; echo '#define KVMEM_IMPLEMENTATION'; cat "$TMP/app.c") > "$TMP/one.c"
+builds() { # compiler of app, app, compiler of lib, lib, flags
+    a=$1 app=$2 l=$3 lib=$4
+    shift 4
+    $l "$@" -I. -c "$TMP/$lib" -o "$TMP/lib.o" && $a "$@" -I. -c "$TMP/$app" -o "$TMP/app.o" &&
+        $a "$TMP/app.o" "$TMP/lib.o" -lm -o "$TMP/a.out" && "$TMP/a.out"
+}
+one_static() { $CC "$@" -Wall -Wextra -Werror -I. "$TMP/one.c" -lm -o "$TMP/a.out" && "$TMP/a.out"; }
+check two_file_c_project builds "$CC" app.c "$CC" lib.c
+check memory_layer_alone builds "$CC" app.c "$CC" lib.c -DKVMEM_NO_DECODER -DKVMEM_NO_STDIO
+check one_static_file one_static
+if [ -n "$CXX" ] && command -v "$CXX" > /dev/null 2>&1; then
+    check two_file_cxx_project builds "$CXX" app.cc "$CXX" lib.cc
+    check cxx_program_with_c_library builds "$CXX" app.cc "$CC" lib.c
+    check c_program_with_cxx_library builds "$CC" app.c "$CXX" lib.cc -fno-exceptions
+else
+    skip cxx_projects "no C++ compiler here"
+fi
+finish projects

@@ -1,0 +1,61 @@
+#!/bin/sh
+# What the texts promise: the sample of README.md and of kvmem.h is that of examples/minimal.c, compiles and
+# tells a story; the examples run; the method table of README.md is what `./kvmem list` prints; the commands
+# exist. MODEL: examples/models/tiny.gguf if it is there, else ../shared/models/stories260K.bin.
+. tests/test.sh
+SHARED=../shared/models
+cut_c_block() { awk '/^```c$/ { on = 1; next } /^```$/ { on = 0 } on' README.md; }
+cut_header_sample() { sed -n '/^   SAMPLE/,/^   DOES NOT/p' kvmem.h | sed '1d;$d' | sed 's/^     //'; }
+cut_minimal() { sed -n '/---- sample ----/,/---- end of sample ----/p' examples/minimal.c | sed '1d;$d'; }
+without_blank() { grep -v '^[[:space:]]*$' "$1"; }
+same_sample() { # README's block and the header's text are the example's, blank lines and comments aside
+    cut_minimal > "$TMP/minimal"
+    [ -s "$TMP/minimal" ] || return 1
+    "$1" > "$TMP/cut"
+    without_blank "$TMP/minimal" > "$TMP/a"
+    without_blank "$TMP/cut" > "$TMP/b"
+    diff "$TMP/a" "$TMP/b"
+}
+build_sample() { # the cut text with the rest of minimal.c behind it
+    (cut_c_block; sed '1,/---- end of sample ----/d' examples/minimal.c) > "$TMP/sample.c"
+    $CC -O1 -std=c99 -Wall -Wextra -Wpedantic -Werror -I. "$TMP/sample.c" -lm -o "$TMP/sample"
+}
+tells() { # program model [tokenizer]: begins with the prompt and goes on
+    prog=$1 model=$2
+    shift 2
+    "$prog" "$model" "Once upon a time" "$@" > "$TMP/story" && grep -q '^Once upon a time.' "$TMP/story" &&
+        grep -q ' bytes of keys and values' "$TMP/story"
+}
+table_rows() { # | `word` | stage | ... -> words of a stage or preset, in the order of the list
+    sed -n '/<!-- methods -->/,/<!-- end methods -->/p' README.md | grep '^|' | sed '1,2d'
+}
+methods_match() { sh tools/methods.sh > "$TMP/methods" && table_rows > "$TMP/rows" && diff "$TMP/methods" "$TMP/rows"; }
+bytes_match() {
+    sed -n '/<!-- bytes -->/,/<!-- end bytes -->/p' README.md | grep '^|' | sed '1,2d' > "$TMP/rows"
+    sh tools/bytes.sh > "$TMP/bytes" && diff "$TMP/bytes" "$TMP/rows"
+}
+targets_exist() {
+    grep -o 'make [a-z]*' README.md | sort -u | while read -r _ t; do
+        make -n "$t" > /dev/null 2>&1 || { echo "no make $t"; exit 1; }
+    done
+}
+example_prints() { # name, pattern
+    "$B/example_$1" > "$TMP/printed" && grep -q "$2" "$TMP/printed"
+}
+check sample_of_readme_is_the_example same_sample cut_c_block
+check sample_of_header_is_the_example same_sample cut_header_sample
+check sample_compiles build_sample
+if [ -f examples/models/tiny.gguf ]; then
+    check sample_tells_a_story tells "$TMP/sample" examples/models/tiny.gguf
+elif [ -f $SHARED/stories260K.bin ]; then
+    check sample_tells_a_story tells "$TMP/sample" $SHARED/stories260K.bin $SHARED/tok512.bin
+    check example_minimal tells "$B/example_minimal" $SHARED/stories260K.bin $SHARED/tok512.bin
+else
+    skip sample_tells_a_story "no model here"
+fi
+check example_own_transformer example_prints own_transformer '^snapkv budget=25%'
+check example_custom_score example_prints custom_score '^32 of 32 marked tokens kept by .*valuenorm'
+check method_table_is_the_list methods_match
+check bytes_table_is_what_the_command_prints bytes_match
+check make_targets_of_readme_exist targets_exist
+finish readme
