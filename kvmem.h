@@ -754,12 +754,10 @@ typedef struct kvmem_session {
     int n_ctx, threads, max_block;
     int has_logits;               /* 0 before the first token and after truncate, clear, load */
     float *logits;                /* (n_vocab) of the last fed token */
-    /* scratch, one allocation made by init: */
-    kvmem_rope *rope;             /* (n_layers) */
-    int *window;                  /* (n_layers) */
-    float *inv_freq;              /* (2, n_rot/2): global and local layers */
-    float *x, *h, *q, *k, *v, *att, *gate, *up, *rows; /* activations of one block */
-    int rows_cap;                 /* logit rows in `rows` */
+    /* scratch, one allocation made by init */
+    float *x, *h, *q, *k, *v, *att, *gate, *up; /* activations of one block */
+    float *rows; int rows_cap;    /* logits of rows_cap tokens, for the row callback */
+    void *scratch; size_t scratch_size; /* of the backend's matmul */
     void *block; size_t block_size;
 } kvmem_session;
 KVMEM_API kvmem_session_config kvmem_session_config_default(void);
@@ -782,8 +780,12 @@ KVMEM_API kvmem_status kvmem_session_estimate(const kvmem_model *m, const kvmem_
 /* Logits of one fed token: index in the call, logits (n_vocab). Return 0 to go on. */
 typedef int (*kvmem_row_fn)(void *user, int index, const float *logits);
 /* Feed n tokens. phase KVMEM_PROMPT_END: the prompt is complete with these; KVMEM_PREFILL: more follows;
-   KVMEM_DECODE: a generated token. Splits into blocks that respect the byte limit. The last token's
-   logits are in s->logits (n_vocab) afterwards; row (may be NULL) is called for every token. */
+   KVMEM_DECODE: a generated token. Splits into blocks that respect the byte limit; the last block has the
+   phase. Ids are checked before anything is fed; n = 0 does nothing. The last token's logits are in
+   s->logits (n_vocab) afterwards. row (may be NULL) is called for every token in order, at most rows_cap
+   rows being held; if it returns non-zero, no further rows are given and feeding ends after the block in
+   flight (cache.tokens says how far). On failure the blocks before the failing one stay fed. Contexts
+   longer than the model was trained for are allowed. */
 KVMEM_API kvmem_status kvmem_session_feed(kvmem_session *s, const int *ids, int n, kvmem_phase phase,
                                           kvmem_row_fn row, void *user);
 /* Sampling. The order is fixed: repetition penalty, temperature 0 ends here with the highest logit;
@@ -4211,7 +4213,429 @@ KVMEM_API void kvmem_model_close(kvmem_model *m) {
     memset(m, 0, sizeof *m);
 }
 
-/* <<IMPL: decoder>> the forward pass, session.  Owner D */
+/* ==== >>decoder : the forward pass and the session ================================================
+   A block of n tokens goes through the model as n rows. Names below are the file's; shapes are rows x
+   values of row-major float32:
+
+       x (n, E)         the residual stream, begins as the embeddings
+       h (n, E)         normed input of a part, then its output
+       q (n, H, d)      k, v (n, G, d)      att (n, H, d)      gate, up (n, F)
+
+   The cache does the rest: it rotates and keeps k and v, and returns each token's attention over what it
+   still has. The last layer's rows that nobody will read are not computed, and the head only runs for
+   rows whose logits were asked for. Everything that computes goes through the backend's table. */
+
+/* ---- rotary angles ----
+   Channel pair i of n_rot/2 turns by pos * inv[i]:
+       inv[i] = base^(-2i / n_rot) / factor[i] * (scale * (1 - mix[i]) + mix[i])
+   factor: llama3 and longrope divisors. mix is 0 but for YaRN (arXiv:2309.00071), where pairs that turn
+   more than beta_fast times within the original context are kept as they are (mix 1), pairs that turn
+   less than beta_slow times are stretched (mix 0), with a linear ramp between, and where queries and keys
+   are multiplied by mscale = attn_factor * (1 + 0.1 ln(1/scale)) each. */
+static double kvmem__yarn_dim(const kvmem_rope_spec *r, double base, double turns) {
+    const double pi = 3.14159265358979323846;
+    return r->n_rot * log((double)r->n_ctx_orig / (turns * 2 * pi)) / (2 * log(base));
+}
+static float kvmem__rope_angles(const kvmem_rope_spec *r, int n_ctx, int local, float *inv) {
+    const double base = local ? r->base_local : r->base, scale = local ? r->scale_local : r->scale;
+    const float *factor = r->factors ? r->factors
+                        : n_ctx > r->n_ctx_orig ? r->factors_long : r->factors_short;
+    const int half = r->n_rot / 2;
+    double low = 0, high = 0;
+    int i;
+    if (r->ext_factor > 0 && base > 1) {
+        low = floor(kvmem__yarn_dim(r, base, r->beta_fast));
+        high = ceil(kvmem__yarn_dim(r, base, r->beta_slow));
+        low = low > 0 ? low : 0;
+        high = high < r->n_rot - 1 ? high : r->n_rot - 1;
+    }
+    for (i = 0; i < half; i++) {
+        double angle = pow(base, -2.0 * i / r->n_rot), mix = 0;
+        if (r->ext_factor > 0) {
+            const double y = (i - low) / (high - low > 0.001 ? high - low : 0.001);
+            mix = (1 - (y < 0 ? 0 : y > 1 ? 1 : y)) * r->ext_factor;
+        }
+        if (factor) angle /= (double)factor[i];
+        inv[i] = (float)(angle * (scale * (1 - mix) + mix));
+    }
+    return (float)(r->attn_factor * (r->ext_factor > 0 ? 1 + 0.1 * log(1 / scale) : 1));
+}
+
+/* What the cache must know of a model. window, rope (n_layers) and inv (n_rot) are the caller's and must
+   outlive out. */
+static void kvmem__model_config(const kvmem_model *m, const kvmem_session_config *cfg, kvmem_config *out,
+                                int *window, kvmem_rope *rope, float *inv) {
+    const int n_ctx = cfg->n_ctx > 0 ? cfg->n_ctx : m->n_ctx_train, half = m->rope.n_rot / 2;
+    const float mscale[2] = { kvmem__rope_angles(&m->rope, n_ctx, 0, inv),
+                              kvmem__rope_angles(&m->rope, n_ctx, 1, inv + half) };
+    int l;
+    for (l = 0; l < m->n_layers; l++) {
+        const int local = m->layer[l].local;
+        window[l] = m->layer[l].window;
+        rope[l].n_rot = m->rope.n_rot;
+        rope[l].neox = m->rope.neox;
+        rope[l].mscale = mscale[local];
+        rope[l].inv_freq = inv + (local ? half : 0);
+    }
+    *out = kvmem_config_default();
+    out->shape.n_layers = m->n_layers;
+    out->shape.n_heads = m->n_heads;
+    out->shape.n_kv_heads = m->n_kv_heads;
+    out->shape.head_dim = m->head_dim;
+    out->shape.scale = m->attn_scale;
+    out->shape.softcap = m->attn_softcap;
+    out->shape.window = window;
+    out->shape.rope = rope;
+    out->shape.sink_bias = NULL;
+    out->recipe = cfg->recipe;
+    out->allocator = cfg->allocator;
+    out->max_bytes = cfg->max_bytes;
+    out->model_id = m->id;
+    if (cfg->max_block > 0) out->max_block = cfg->max_block;
+    out->threads = cfg->threads;
+    out->backend = cfg->backend;
+}
+
+/* Calls fn with the cache's configuration while its arrays live in one temporary block. */
+typedef kvmem_status (*kvmem__config_fn)(void *user, const kvmem_config *cfg);
+static kvmem_status kvmem__with_config(const kvmem_model *m, const kvmem_session_config *cfg,
+                                       kvmem__config_fn fn, void *user, kvmem_error *err) {
+    const kvmem_allocator a = kvmem__allocator(&cfg->allocator);
+    const size_t layers = (size_t)m->n_layers;
+    const size_t size = layers * (sizeof(kvmem_rope) + sizeof(int)) + (size_t)m->rope.n_rot * sizeof(float);
+    kvmem_config c;
+    kvmem_status status;
+    char *p = (char *)kvmem__alloc(&a, size);
+    kvmem_rope *rope = (kvmem_rope *)(void *)p;
+    float *inv;
+    int *window;
+    if (!p) return kvmem__fail(err, KVMEM_NO_MEMORY, "session: no memory for %zu bytes of RoPE tables", size);
+    inv = (float *)(void *)(p + layers * sizeof(kvmem_rope));
+    window = (int *)(void *)(inv + m->rope.n_rot);
+    kvmem__model_config(m, cfg, &c, window, rope, inv);
+    status = fn(user, &c);
+    kvmem__release(&a, p, size);
+    return status;
+}
+
+/* ---- forward ---- */
+
+/* out (n, rows) = x (n, cols) . w^T + bias */
+static void kvmem__linear(kvmem_session *s, float *out, const kvmem_tensor *w, const float *bias,
+                          const float *x, int n) {
+    const size_t rows = (size_t)w->ne[1];
+    int i;
+    s->backend->matmul(s->backend, out, w, x, n, s->scratch, s->threads);
+    for (i = 0; bias && i < n; i++) s->backend->add(out + (size_t)i * rows, bias, rows);
+}
+
+/* Keys, queries and values of layer l for rows h, handed to the cache; s->att receives attention's
+   result. by_layer: commit this layer at once. */
+static kvmem_status kvmem__attention_part(kvmem_session *s, int l, int n, int by_layer, kvmem_phase phase) {
+    const kvmem_model *m = s->model;
+    const kvmem_backend *b = s->backend;
+    const kvmem_layer *y = &m->layer[l];
+    const int d = m->head_dim;
+    kvmem_status status;
+    kvmem__linear(s, s->q, &y->q, y->q_bias, s->h, n);
+    kvmem__linear(s, s->k, &y->k, y->k_bias, s->h, n);
+    kvmem__linear(s, s->v, &y->v, y->v_bias, s->h, n);
+    if (y->q_norm) b->rmsnorm(s->q, s->q, y->q_norm, n * m->n_heads, d, m->norm_eps, s->threads);
+    if (y->k_norm) b->rmsnorm(s->k, s->k, y->k_norm, n * m->n_kv_heads, d, m->norm_eps, s->threads);
+    KVMEM__TRY(kvmem_cache_append(&s->cache, l, n, s->k, s->v, NULL));
+    KVMEM__TRY(kvmem_cache_attend(&s->cache, l, n, s->q, s->att));
+    if (!by_layer) return KVMEM_OK;
+    status = kvmem_cache_commit_layer(&s->cache, l, phase);
+    return status == KVMEM_UNSUPPORTED ? KVMEM_OK : status; /* the recipe compares layers: at the end */
+}
+
+/* The rest of layer l for n rows of x and att. */
+static void kvmem__mixing_part(kvmem_session *s, int l, int n, float *x, const float *att) {
+    const kvmem_model *m = s->model;
+    const kvmem_backend *b = s->backend;
+    const kvmem_layer *y = &m->layer[l];
+    const size_t count = (size_t)n * (size_t)m->n_embd;
+    kvmem__linear(s, s->h, &y->o, y->o_bias, att, n);
+    if (y->attn_post_norm) b->rmsnorm(s->h, s->h, y->attn_post_norm, n, m->n_embd, m->norm_eps, s->threads);
+    b->add(x, s->h, count);
+    b->rmsnorm(s->h, x, y->ffn_norm, n, m->n_embd, m->norm_eps, s->threads);
+    kvmem__linear(s, s->gate, &y->gate, y->gate_bias, s->h, n);
+    kvmem__linear(s, s->up, &y->up, y->up_bias, s->h, n);
+    b->glu(s->gate, s->gate, s->up, (size_t)n * (size_t)m->n_ff, m->gelu ? KVMEM_GELU_TANH : KVMEM_SILU,
+           s->threads);
+    kvmem__linear(s, s->h, &y->down, y->down_bias, s->gate, n);
+    if (y->ffn_post_norm) b->rmsnorm(s->h, s->h, y->ffn_post_norm, n, m->n_embd, m->norm_eps, s->threads);
+    b->add(x, s->h, count);
+}
+
+/* Logits of n rows of x into out (n, n_vocab). h is overwritten. */
+static void kvmem__head_part(kvmem_session *s, float *out, const float *x, int n) {
+    const kvmem_model *m = s->model;
+    s->backend->rmsnorm(s->h, x, m->out_norm, n, m->n_embd, m->norm_eps, s->threads);
+    kvmem__linear(s, out, &m->head, m->head_bias, s->h, n);
+    if (m->logit_softcap > 0)
+        s->backend->softcap(out, m->logit_softcap, (size_t)n * (size_t)m->n_vocab);
+}
+
+/* One block through all layers. want: rows whose final x is needed, counted from the end; they lie in
+   the last `want` rows of s->x afterwards. */
+static kvmem_status kvmem__block(kvmem_session *s, const int *ids, int n, int want, int by_layer,
+                                 kvmem_phase phase) {
+    const kvmem_model *m = s->model;
+    const kvmem_backend *b = s->backend;
+    const size_t e = (size_t)m->n_embd, heads = (size_t)m->n_heads * (size_t)m->head_dim;
+    int l;
+    b->rows(b, s->x, &m->embd, ids, n, s->threads);
+    for (l = 0; l < n && m->embd_scale > 1.0f; l++) b->scale(s->x + (size_t)l * e, m->embd_scale, m->n_embd);
+    for (l = 0; l < m->n_layers; l++) {
+        const int rows = l + 1 < m->n_layers ? n : want;
+        const size_t skip = (size_t)(n - rows);
+        b->rmsnorm(s->h, s->x, m->layer[l].attn_norm, n, m->n_embd, m->norm_eps, s->threads);
+        KVMEM__TRY(kvmem__attention_part(s, l, n, by_layer, phase));
+        if (rows > 0) kvmem__mixing_part(s, l, rows, s->x + skip * e, s->att + skip * heads);
+    }
+    return kvmem_cache_commit(&s->cache, phase);
+}
+
+/* ---- session ---- */
+
+KVMEM_API kvmem_session_config kvmem_session_config_default(void) {
+    kvmem_session_config c;
+    memset(&c, 0, sizeof c);
+    return c;
+}
+
+/* Scratch of matmul: the most that any matrix of the model asks for. */
+static size_t kvmem__matmul_scratch(const kvmem_session *s, const kvmem_tensor *w, int n, size_t most) {
+    const size_t many = s->backend->matmul_scratch(s->backend, w, n, s->threads);
+    const size_t one = s->backend->matmul_scratch(s->backend, w, 1, s->threads);
+    return KVMEM__MAX(most, KVMEM__MAX(many, one));
+}
+static size_t kvmem__session_scratch(const kvmem_session *s) {
+    const kvmem_model *m = s->model;
+    size_t most = kvmem__matmul_scratch(s, &m->head, s->rows_cap, 0);
+    int l;
+    for (l = 0; l < m->n_layers; l++) {
+        const kvmem_layer *y = &m->layer[l];
+        const kvmem_tensor *const w[7] = { &y->q, &y->k, &y->v, &y->o, &y->gate, &y->up, &y->down };
+        int i;
+        for (i = 0; i < 7; i++) most = kvmem__matmul_scratch(s, w[i], s->max_block, most);
+    }
+    return most;
+}
+
+/* All activations in one allocation, each array on a multiple of 64 bytes from its start. */
+static kvmem_status kvmem__session_block(kvmem_session *s) {
+    const kvmem_model *m = s->model;
+    const size_t n = (size_t)s->max_block, e = (size_t)m->n_embd, f = (size_t)m->n_ff;
+    const size_t q = (size_t)m->n_heads * (size_t)m->head_dim, k = (size_t)m->n_kv_heads * (size_t)m->head_dim;
+    const size_t vocab = (size_t)m->n_vocab;
+    const size_t width[11] = { e, e, q, k, k, q, f, f, vocab, vocab, 1 };
+    float **const slot[10] = { &s->x, &s->h, &s->q, &s->k, &s->v, &s->att, &s->gate, &s->up, &s->rows,
+                               &s->logits };
+    size_t size[11], total = 0;
+    char *p;
+    int i;
+    for (i = 0; i < 11; i++) {
+        const size_t rows = i < 8 ? n : i == 8 ? (size_t)s->rows_cap : 1;
+        int ok = kvmem__mul(width[i], rows, &size[i]) && kvmem__mul(size[i], sizeof(float), &size[i]);
+        if (i == 10) size[i] = s->scratch_size;
+        ok = ok && kvmem__add(size[i], 63, &size[i]);
+        size[i] &= ~(size_t)63;
+        if (!ok || !kvmem__add(total, size[i], &total))
+            return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: blocks of %d tokens overflow",
+                               s->max_block);
+    }
+    p = (char *)kvmem__alloc(&s->allocator, total);
+    if (!p)
+        return kvmem__fail(&s->error, KVMEM_NO_MEMORY, "session: no memory for %zu bytes of activations",
+                           total);
+    s->block = p;
+    s->block_size = total;
+    for (i = 0; i < 10; i++) {
+        *slot[i] = (float *)(void *)p;
+        p += size[i];
+    }
+    s->scratch = p;
+    return KVMEM_OK;
+}
+
+/* Everything but the cache. */
+static kvmem_status kvmem__session_begin(kvmem_session *s, const kvmem_model *m,
+                                         const kvmem_session_config *cfg) {
+    const size_t row = (size_t)m->n_vocab * sizeof(float), most = (size_t)4 << 20;
+    s->model = m;
+    s->allocator = kvmem__allocator(&cfg->allocator);
+    s->backend = cfg->backend ? cfg->backend : kvmem_backend_cpu(NULL);
+    s->threads = kvmem__threads(cfg->threads);
+    s->max_block = cfg->max_block > 0 ? cfg->max_block : kvmem_config_default().max_block;
+    s->n_ctx = cfg->n_ctx > 0 ? cfg->n_ctx : m->n_ctx_train;
+    s->rows_cap = most / row > 32 ? 32 : most / row < 1 ? 1 : (int)(most / row);
+    s->rows_cap = KVMEM__MIN(s->rows_cap, s->max_block);
+    s->scratch_size = kvmem__session_scratch(s);
+    return kvmem__session_block(s);
+}
+static kvmem_status kvmem__session_check(const kvmem_model *m, const kvmem_session_config *cfg,
+                                         kvmem_error *err) {
+    if (!m || !m->layer || !cfg)
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "session: no open model or no configuration");
+    if (cfg->max_block < 0 || cfg->max_block > 65536)
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "session: max_block is %d, not 0..65536", cfg->max_block);
+    if (cfg->n_ctx < 0 || cfg->threads < 0)
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "session: n_ctx %d or threads %d is negative", cfg->n_ctx,
+                           cfg->threads);
+    return KVMEM_OK;
+}
+
+static kvmem_status kvmem__session_cache(void *user, const kvmem_config *cfg) {
+    kvmem_session *s = (kvmem_session *)user;
+    const kvmem_status status = kvmem_cache_init(&s->cache, cfg);
+    if (status != KVMEM_OK) s->error = s->cache.error;
+    return status;
+}
+
+KVMEM_API kvmem_status kvmem_session_init(kvmem_session *s, const kvmem_model *m,
+                                          const kvmem_session_config *cfg) {
+    kvmem_status status;
+    memset(s, 0, sizeof *s);
+    status = kvmem__session_check(m, cfg, &s->error);
+    if (status == KVMEM_OK) status = kvmem__session_begin(s, m, cfg);
+    if (status == KVMEM_OK) status = kvmem__with_config(m, cfg, kvmem__session_cache, s, &s->error);
+    if (status != KVMEM_OK) {
+        const kvmem_error e = s->error;
+        kvmem_session_free(s);
+        s->error = e;
+    }
+    return status;
+}
+
+KVMEM_API void kvmem_session_free(kvmem_session *s) {
+    if (!s) return;
+    kvmem_cache_free(&s->cache);
+    kvmem__release(&s->allocator, s->block, s->block_size);
+    memset(s, 0, sizeof *s);
+}
+
+/* Hands on a status of the cache, with its sentence. */
+static kvmem_status kvmem__from_cache(kvmem_session *s, kvmem_status status) {
+    if (status != KVMEM_OK) s->error = s->cache.error;
+    return status;
+}
+
+/* Rows [first, n) of the block in s->x go to the callback in chunks of rows_cap; *stop is set when it
+   asked to end. The last row's logits are kept. */
+static void kvmem__emit_rows(kvmem_session *s, int n, int at, kvmem_row_fn row, void *user, int *stop) {
+    const size_t e = (size_t)s->model->n_embd, vocab = (size_t)s->model->n_vocab;
+    int i, j, c;
+    for (i = 0; i < n && !*stop; i += c) {
+        c = KVMEM__MIN(s->rows_cap, n - i);
+        kvmem__head_part(s, s->rows, s->x + (size_t)i * e, c);
+        for (j = 0; j < c && !*stop; j++) *stop = row(user, at + i + j, s->rows + (size_t)j * vocab) != 0;
+        if (i + c == n) memcpy(s->logits, s->rows + (size_t)(c - 1) * vocab, vocab * sizeof(float));
+    }
+}
+
+static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n, kvmem_phase phase,
+                                        kvmem_row_fn row, void *user) {
+    int at = 0, stop = 0;
+    while (at < n && !stop) {
+        const int room = kvmem_cache_room(&s->cache), fit = KVMEM__MIN(room, s->max_block);
+        const int c = KVMEM__MIN(fit, n - at), last = at + c == n;
+        const int by_layer = last && at == 0 && phase == KVMEM_PROMPT_END && s->cache.tokens == 0;
+        const int64_t before = s->cache.tokens;
+        kvmem_status status;
+        if (c < 1)
+            return kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "session: the byte limit leaves no room for token "
+                               "%lld", (long long)before);
+        s->has_logits = 0;
+        status = kvmem__block(s, ids + at, c, row ? c : last, by_layer,
+                              last || phase == KVMEM_DECODE ? phase : KVMEM_PREFILL);
+        if (status != KVMEM_OK) {
+            (void)kvmem__from_cache(s, status);
+            (void)kvmem_cache_truncate(&s->cache, before); /* layers that had the block already */
+            return status;
+        }
+        if (row) kvmem__emit_rows(s, c, at, row, user, &stop);
+        else if (last) kvmem__head_part(s, s->logits, s->x + (size_t)(c - 1) * (size_t)s->model->n_embd, 1);
+        s->has_logits = last && !stop;
+        at += c;
+    }
+    return KVMEM_OK;
+}
+
+KVMEM_API kvmem_status kvmem_session_feed(kvmem_session *s, const int *ids, int n, kvmem_phase phase,
+                                          kvmem_row_fn row, void *user) {
+    int i;
+    if (!s || !s->model) return KVMEM_BAD_STATE;
+    if (n < 0 || (n > 0 && !ids))
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: feed of %d tokens%s", n, ids ? "" : " at NULL");
+    if (phase != KVMEM_PREFILL && phase != KVMEM_PROMPT_END && phase != KVMEM_DECODE)
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: phase %d is none", (int)phase);
+    for (i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= s->model->n_vocab)
+            return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: token id %d at index %d is outside the "
+                               "vocabulary of %d", ids[i], i, s->model->n_vocab);
+    return kvmem__feed_checked(s, ids, n, phase, row, user);
+}
+
+KVMEM_API kvmem_status kvmem_session_truncate(kvmem_session *s, int64_t n_tokens) {
+    const int whole = n_tokens >= s->cache.tokens;
+    const kvmem_status status = kvmem__from_cache(s, kvmem_cache_truncate(&s->cache, n_tokens));
+    if (status == KVMEM_OK && !whole) s->has_logits = 0;
+    return status;
+}
+KVMEM_API void kvmem_session_clear(kvmem_session *s) {
+    kvmem_cache_clear(&s->cache);
+    s->has_logits = 0;
+}
+
+KVMEM_API kvmem_status kvmem_session_copy(kvmem_session *dst, const kvmem_session *src) {
+    kvmem_session_config cfg = kvmem_session_config_default();
+    kvmem_status status;
+    cfg.n_ctx = src->n_ctx;
+    cfg.threads = src->threads;
+    cfg.max_block = src->max_block;
+    cfg.allocator = src->allocator;
+    cfg.backend = src->backend;
+    memset(dst, 0, sizeof *dst);
+    status = kvmem__session_check(src->model, &cfg, &dst->error);
+    if (status == KVMEM_OK) status = kvmem__session_begin(dst, src->model, &cfg);
+    if (status == KVMEM_OK) status = kvmem__from_cache(dst, kvmem_cache_copy(&dst->cache, &src->cache));
+    if (status != KVMEM_OK) {
+        const kvmem_error e = dst->error;
+        kvmem_session_free(dst);
+        dst->error = e;
+        return status;
+    }
+    dst->has_logits = src->has_logits;
+    if (src->has_logits) memcpy(dst->logits, src->logits, (size_t)src->model->n_vocab * sizeof(float));
+    return KVMEM_OK;
+}
+
+KVMEM_API kvmem_status kvmem_session_save(kvmem_session *s, kvmem_write_fn write, void *user) {
+    return kvmem__from_cache(s, kvmem_cache_save(&s->cache, write, user));
+}
+KVMEM_API kvmem_status kvmem_session_load(kvmem_session *s, const void *bytes, size_t size) {
+    s->has_logits = 0;
+    return kvmem__from_cache(s, kvmem_cache_load(&s->cache, bytes, size));
+}
+
+typedef struct kvmem__estimate_args { int64_t prompt, decoded; kvmem_bytes *out; kvmem_error *err; } kvmem__estimate_args;
+static kvmem_status kvmem__session_estimate(void *user, const kvmem_config *cfg) {
+    const kvmem__estimate_args *a = (const kvmem__estimate_args *)user;
+    return kvmem_estimate(cfg, a->prompt, a->decoded, a->out, a->err);
+}
+KVMEM_API kvmem_status kvmem_session_estimate(const kvmem_model *m, const kvmem_session_config *cfg,
+                                              int64_t prompt, int64_t decoded, kvmem_bytes *out,
+                                              kvmem_error *err) {
+    kvmem__estimate_args a;
+    a.prompt = prompt;
+    a.decoded = decoded;
+    a.out = out;
+    a.err = err;
+    KVMEM__TRY(kvmem__session_check(m, cfg, err));
+    return kvmem__with_config(m, cfg, kvmem__session_estimate, &a, err);
+}
 
 /* <<IMPL: sampling>> Owner T */
 #endif /* KVMEM_NO_DECODER */
