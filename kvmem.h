@@ -1838,7 +1838,7 @@ KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos) { (void)
 /* <<IMPL: backend>> CPU tables, run-time choice.  Owner K */
 
 /* ==== >>score : how much will an entry matter? ===================================================
-   A score function sees one lane (layer, g) of n entries and fills score (n); higher is kept. It reads
+   A score function sees one lane (layer, g) of n >= 1 entries, fills score (n); higher is kept. It reads
    the cache only through kvmem_view_* and only what its row declares, so that a recipe whose score reads
    no probabilities costs none. Sinks and the recent window are protected by the commit, not here; so is
    the selection: the top B scores, ties to the lower index. All lanes of a layer are scored before the
@@ -2047,8 +2047,8 @@ static const kvmem_score_entry kvmem__scores[] = {
 /* ==== >>budget : how many entries may each lane keep? ============================================
    A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
    recipe's amount (count, share, bytes) and contains sinks and the recent window; the caller clamps
-   keep[g] to [protected, n[g]]. Whatever the split, the sum over the layers is layers * G * mean: an
-   allocation moves memory, it does not make any. */
+   keep[g] to [protected, n[g]]. An allocation moves memory, it does not make any: over all layers the sum
+   stays layers * G * mean. */
 
 /* ==== >>budget_uniform : every lane the same. stage: budget ====
    keep[g] = mean.   reads: nothing.   cost: O(G). */
@@ -2434,7 +2434,7 @@ static int kvmem__decimal(kvmem__word w, int shift, double *out) {
     e10 += eneg ? -e : e;
     while (m % 10 == 0) { m /= 10; e10++; }
     if (e10 < -22 || e10 > 22) return 2;
-    if (m >> 53 || (e10 < 0 && m > 999999999)) return 2;
+    if (m > (uint64_t)1 << 53 || (e10 < 0 && m > 999999999)) return 2;
     for (i = e10 < 0 ? -e10 : e10; i > 0; i--) p *= 10; /* exact up to 10^22 */
     v = e10 < 0 ? (double)m / p : (double)m * p;
     if (e10 > 0 && v > 9007199254740992.0) return 2;

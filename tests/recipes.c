@@ -297,6 +297,316 @@ TEST(null_arguments_are_refused) {
     CHECK(kvmem_recipe_parse(&r, NULL, &e) == KVMEM_BAD_ARGUMENT && strstr(e.text, "text is NULL"));
     CHECK(kvmem_recipe_check(NULL, NULL) == KVMEM_BAD_ARGUMENT);
 }
+static void number(char *out, const char *what, int lo, int hi) {
+    sprintf(out, "%s%d", what, lo + (int)(test_unit() * (hi - lo + 1)));
+}
+/* A random valid recipe text; about half of the terms are given. */
+static void random_text(char *out) {
+    static const char *const codecs[] = { "f32", "f16", "bf16", "q8_0", "q4_0" };
+    static const char *const amounts[] = { "all", "70000", "4097", "33.3333333%", "12.5%", "1e-5%", "100%",
+                                           "8MiB", "1.5GiB", "12345B", "3KB", "9007199254740992B", "0.7MB" };
+    static const char *const plain[] = { "recency", "random", "knorm", "tova", "h2o" };
+    char b[64];
+    *out = 0;
+    if (test_unit() < 0.4) strcat(out, "pyramidkv ");
+    if (test_unit() < 0.5) { number(b, "segment=fixed(size=", 0, 100000); strcat(out, b); strcat(out, ") "); }
+    if (test_unit() < 0.7) {
+        if (test_unit() < 0.5) { strcat(out, "score="); strcat(out, plain[(int)(test_unit() * 5)]); strcat(out, " "); }
+        else {
+            number(b, "score=snapkv(window=", 1, 4096); strcat(out, b);
+            if (test_unit() < 0.5) { sprintf(b, ",kernel=%d", 1 + 2 * (int)(test_unit() * 128)); strcat(out, b); }
+            if (test_unit() < 0.5) strcat(out, test_unit() < 0.5 ? ",pool=max" : ",pool=avg");
+            strcat(out, ") ");
+        }
+    }
+    if (test_unit() < 0.5) { number(b, "budget=pyramid(beta=", 1, 1000000); strcat(out, b); strcat(out, ") "); }
+    strcat(out, "budget=");
+    strcat(out, amounts[(int)(test_unit() * 13)]);
+    sprintf(b, " codec=%s/%s ", codecs[(int)(test_unit() * 5)], codecs[(int)(test_unit() * 5)]);
+    if (test_unit() < 0.6) strcat(out, b); else strcat(out, " ");
+    if (test_unit() < 0.5) strcat(out, "place=cache ");
+    if (test_unit() < 0.5) { number(b, "sink=", 0, 9); strcat(out, b); strcat(out, " "); }
+    if (test_unit() < 0.5) { number(b, "recent=", 0, 90); strcat(out, b); strcat(out, test_unit() < 0.5 ? " " : "% "); }
+    if (test_unit() < 0.5) { number(b, "when=every(", 1, 1000000000); strcat(out, b); strcat(out, ") "); }
+    else if (test_unit() < 0.5) strcat(out, "when=block ");
+    if (test_unit() < 0.5) { number(b, "page=", 1, 1024); strcat(out, b); strcat(out, " "); }
+    if (test_unit() < 0.5) { sprintf(b, "seed=%llu", (unsigned long long)kvmem__mix(test_state)); strcat(out, b); }
+}
+TEST(printed_recipes_parse_back_to_the_same_bits) {
+    int i;
+    for (i = 0; i < 3000; i++) {
+        char text[600], once[900], twice[900];
+        kvmem_recipe a, b;
+        kvmem_error e;
+        random_text(text);
+        if (kvmem_recipe_parse(&a, text, &e)) { FAIL_AT("\"%s\": %s", text, e.text); return; }
+        REQUIRE(kvmem_recipe_print(&a, once, sizeof once) < sizeof once);
+        if (kvmem_recipe_parse(&b, once, &e)) { FAIL_AT("\"%s\": %s", once, e.text); return; }
+        kvmem_recipe_print(&b, twice, sizeof twice);
+        if (!same(&a, &b) || strcmp(once, twice)) { FAIL_AT("\"%s\" printed \"%s\", then \"%s\"", text, once, twice); return; }
+    }
+}
+TEST(numbers_of_nine_digits_survive_printing) {
+    int i;
+    for (i = 0; i < 20000; i++) {
+        char text[40], out[40];
+        kvmem__word w;
+        kvmem__text t;
+        double v = 0, u = 0;
+        const unsigned m = (unsigned)(test_unit() * (i % 3 ? 1e9 : 1e4));
+        sprintf(text, "%s%ue%d", i & 1 ? "" : "-", m, (int)(test_unit() * 24) - 18);
+        w.s = text; w.n = (int)strlen(text);
+        REQUIRE(kvmem__decimal(w, 0, &v) == 0);
+        if (v != strtod(text, NULL)) { FAIL_AT("%s read as %.17g", text, v); return; }
+        t = kvmem__text_into(out, sizeof out);
+        kvmem__put_number(&t, v);
+        w.s = out; w.n = (int)strlen(out);
+        if (kvmem__decimal(w, 0, &u) || u != v) { FAIL_AT("%s printed as %s", text, out); return; }
+    }
+}
+TEST(shares_survive_printing) {
+    int i;
+    for (i = 1; i < 100000; i++) {
+        char text[40], out[40];
+        kvmem_recipe r, back;
+        kvmem__text t;
+        const unsigned m = 1 + (unsigned)(test_unit() * 999999998);
+        sprintf(text, "budget=%u.%07u%%", m / 10000000, m % 10000000);
+        REQUIRE_OK(kvmem_recipe_parse(&r, text, NULL));
+        t = kvmem__text_into(out, sizeof out);
+        kvmem__format(&t, "budget=");
+        kvmem__put_amount(&t, r.amount);
+        REQUIRE_OK(kvmem_recipe_parse(&back, out, NULL));
+        if (back.amount.value != r.amount.value) { FAIL_AT("%s printed as %s", text, out); return; }
+        if (i > 3000) break;
+    }
+}
+TEST(print_writes_like_snprintf) {
+    const kvmem_recipe r = parsed("streamingllm");
+    char all[600], part[600];
+    const size_t n = kvmem_recipe_print(&r, all, sizeof all);
+    size_t size;
+    CHECK(n == strlen(all) && kvmem_recipe_print(&r, NULL, 0) == n && kvmem_recipe_print(&r, NULL, 99) == n);
+    CHECK(kvmem_recipe_explain(&r, NULL, 0) == kvmem_recipe_explain(&r, part, 10) && strlen(part) == 9);
+    for (size = 1; size <= n + 1; size++) {
+        memset(part, 'x', sizeof part);
+        CHECK(kvmem_recipe_print(&r, part, size) == n);
+        CHECK(strlen(part) == size - 1 && !memcmp(part, all, size - 1) && part[size] == 'x');
+    }
+}
+TEST(the_canonical_text_names_every_stage_and_parameter) {
+    const kvmem_recipe r = parsed("snapkv budget=12.5% codec=q8_0/q4_0"), e = parsed("when=every(7) budget=8MiB");
+    char text[600];
+    kvmem_recipe_print(&r, text, sizeof text);
+    CHECK(!strcmp(text, "snapkv segment=fixed(size=0) score=snapkv(window=32,kernel=5,pool=avg) "
+                        "budget=uniform(12.5%) reduce=drop codec.k=q8_0 codec.v=q4_0 retrieve=all "
+                        "place=original sink=0 recent=32 when=prompt page=64 seed=0"));
+    kvmem_recipe_print(&e, text, sizeof text);
+    CHECK(!strcmp(text, "segment=fixed(size=0) score=recency budget=uniform(8MiB) reduce=drop codec.k=f32 "
+                        "codec.v=f32 retrieve=all place=original sink=0 recent=0 when=every(7) page=64 seed=0"));
+}
+TEST(presets_are_their_text) {
+    static const char *const words[] = { "full", "window", "streamingllm", "h2o", "tova", "snapkv", "pyramidkv" };
+    int i;
+    for (i = 0; i < 7; i++) {
+        const kvmem_preset *p = kvmem_preset_at(i);
+        kvmem_recipe a, b;
+        char text[2000];
+        REQUIRE(p && !strcmp(p->word, words[i]) && p->what && p->cite);
+        a = parsed(p->word);
+        b = parsed(p->text);
+        CHECK(!strcmp(a.preset, p->word) && !*b.preset);
+        memset(a.preset, 0, sizeof a.preset);
+        CHECK(same(&a, &b));
+        a = parsed(p->word);
+        CHECK(kvmem_recipe_explain(&a, text, sizeof text) < sizeof text);
+        CHECK(strstr(text, p->text) && strstr(text, p->what) &&
+              (!strcmp(p->cite, "-") || strstr(text, p->cite)));
+    }
+    CHECK(!kvmem_preset_at(7) && !kvmem_preset_at(-1));
+}
+TEST(presets_carry_the_papers_defaults) {
+    kvmem_recipe r = parsed("streamingllm");
+    CHECK(r.sink == 4 && r.amount.value == 4 + 512 && !strcmp(word(&r, KVMEM_PLACE), "cache") &&
+          r.when == KVMEM_WHEN_STEP && !strcmp(word(&r, KVMEM_SCORE), "recency"));
+    r = parsed("window");
+    CHECK(r.sink == 0 && !strcmp(word(&r, KVMEM_SCORE), "recency") && !strcmp(word(&r, KVMEM_PLACE), "original"));
+    r = parsed("h2o");
+    CHECK(r.amount.kind == KVMEM_SHARE && r.amount.value == 0.2 && r.recent.kind == KVMEM_SHARE &&
+          r.recent.value == 0.5 && r.when == KVMEM_WHEN_STEP && r.stage[KVMEM_SCORE].par[0] == 0);
+    r = parsed("tova");
+    CHECK(r.amount.value == 512 && r.recent.value == 0 && r.sink == 0 && r.when == KVMEM_WHEN_STEP);
+    r = parsed("snapkv");
+    CHECK(r.amount.value == 2048 && r.recent.value == 32 && r.when == KVMEM_WHEN_PROMPT &&
+          r.stage[KVMEM_SCORE].par[0] == 32 && r.stage[KVMEM_SCORE].par[1] == 5 && r.stage[KVMEM_SCORE].par[2] == 0);
+    r = parsed("pyramidkv");
+    CHECK(r.amount.value == 2048 && r.recent.value == 8 && !strcmp(word(&r, KVMEM_BUDGET), "pyramid") &&
+          r.stage[KVMEM_BUDGET].par[0] == 20 && r.stage[KVMEM_SCORE].par[0] == 8 && r.stage[KVMEM_SCORE].par[1] == 7);
+}
+TEST(explain_shows_each_stage_with_citation_and_parameters) {
+    static const char *const parts[] = { "preset    pyramidkv: ", "[Cai 2024, arXiv 2406.02069]",
+        "means     score=snapkv(window=8,kernel=7,pool=avg)", "recipe    segment=fixed(size=0) score=snapkv(",
+        "segment   fixed: ", "score     snapkv: ", "[Li 2024, arXiv 2404.14469]", "window=8 ", "(1 to 4096)",
+        "pool=avg ", "(avg|max)", "budget    pyramid: ", "beta=20 ", "reduce    drop: ", "codec.k   f32: ",
+        "codec.v   f32: ", "retrieve  all: ", "place     original: ", "amount    2048: ", "sink      0: ",
+        "recent    8: ", "when      prompt: ", "page      64: ", "seed      0: " };
+    const kvmem_recipe r = parsed("pyramidkv");
+    char text[3000];
+    size_t i;
+    CHECK(kvmem_recipe_explain(&r, text, sizeof text) == strlen(text));
+    for (i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (!strstr(text, parts[i])) FAIL_AT("\"%s\" is missing in\n%s", parts[i], text);
+}
+TEST(tables_have_unique_words_defaults_in_range_and_texts) {
+    int s, i, k;
+    for (s = 0; s < KVMEM_N_STAGES; s++) {
+        const kvmem_entry *e;
+        REQUIRE(kvmem_stage_word((kvmem_stage)s) != NULL && kvmem_stage_entry((kvmem_stage)s, 0) != NULL);
+        for (i = 0; (e = kvmem_stage_entry((kvmem_stage)s, i)) != NULL; i++) {
+            kvmem_recipe r = kvmem_recipe_default();
+            kvmem_error err;
+            CHECK(e->word && e->what && e->cite && *e->what && *e->cite && strlen(e->word) < 32);
+            for (k = 0; k < i; k++) CHECK(strcmp(e->word, kvmem_stage_entry((kvmem_stage)s, k)->word));
+            kvmem__choose(&r.stage[s], e);
+            if (kvmem_recipe_check(&r, &err)) FAIL_AT("%s: %s", e->word, err.text);
+            for (k = 0; e->params && e->params[k].name; k++) CHECK(k < KVMEM_MAX_PARAMS && e->params[k].what);
+        }
+        CHECK(!kvmem_stage_entry((kvmem_stage)s, -1) && !kvmem_stage_entry((kvmem_stage)s, 1000));
+    }
+    CHECK(!kvmem_stage_word(KVMEM_N_STAGES) && !kvmem_stage_entry(KVMEM_N_STAGES, 0));
+}
+
+static kvmem_status own_score(const kvmem_view *v, int g, float *score) { (void)v; (void)g; (void)score; return KVMEM_OK; }
+TEST(a_users_own_entry_passes_the_check_and_prints_as_its_word) {
+    static const kvmem_param params[] = { { "heat", 0.5, 0, 1, NULL, 0, "how hot" }, { NULL, 0, 0, 0, NULL, 0, NULL } };
+    static const kvmem_score_entry mine = { { "mine", "my own", "-", params, 0 }, own_score },
+        empty = { { "empty", "no function", "-", NULL, 0 }, NULL },
+        blind = { { "blind", "reads queries", "-", params, KVMEM_READS_QUERIES }, own_score },
+        greedy = { { "greedy", "compares layers", "-", NULL, KVMEM_READS_LAYERS }, own_score };
+    kvmem_recipe r = parsed("tova budget=10%");
+    kvmem_error e;
+    char text[600];
+    r.stage[KVMEM_SCORE].entry = &mine.e;
+    r.stage[KVMEM_SCORE].par[0] = 0.25;
+    CHECK_OK(kvmem_recipe_check(&r, &e));
+    kvmem_recipe_print(&r, text, sizeof text);
+    CHECK(strstr(text, " score=mine(heat=0.25) "));
+    CHECK(kvmem_recipe_parse(&r, text, &e) == KVMEM_BAD_RECIPE && strstr(e.text, "unknown score entry 'mine'"));
+    r.stage[KVMEM_SCORE].par[0] = 2;
+    CHECK(kvmem_recipe_check(&r, &e) == KVMEM_BAD_RECIPE && strstr(e.text, "mine(heat=2): allowed are 0 to 1"));
+    r.stage[KVMEM_SCORE].par[0] = NAN;
+    CHECK(kvmem_recipe_check(&r, &e) == KVMEM_BAD_RECIPE && strstr(e.text, "mine(heat=nan)"));
+    r.stage[KVMEM_SCORE].par[0] = 0;
+    r.stage[KVMEM_SCORE].entry = &empty.e;
+    CHECK(kvmem_recipe_check(&r, &e) == KVMEM_BAD_RECIPE && strstr(e.text, "score=empty: the entry lacks a function"));
+    r.stage[KVMEM_SCORE].entry = &blind.e;
+    CHECK(kvmem_recipe_check(&r, &e) == KVMEM_BAD_RECIPE && strstr(e.text, "needs a parameter 'window'"));
+    r.stage[KVMEM_SCORE].entry = &greedy.e;
+    CHECK(kvmem_recipe_check(&r, &e) == KVMEM_BAD_RECIPE && strstr(e.text, "only a budget entry"));
+    r.stage[KVMEM_SCORE].entry = NULL;
+    CHECK(kvmem_recipe_check(&r, &e) == KVMEM_BAD_RECIPE && strstr(e.text, "score: no entry"));
+}
+TEST(a_recipe_filled_by_hand_is_checked) {
+    const kvmem_recipe good = kvmem_recipe_default();
+    kvmem_recipe r;
+    kvmem_error e;
+#define HAND(change, part) do { r = good; change; \
+        CHECK(kvmem_recipe_check(&r, &e) == KVMEM_BAD_RECIPE); \
+        if (!strstr(e.text, part)) FAIL_AT("\"%s\" instead of \"%s\"", e.text, part); } while (0)
+    HAND(r.page = 0, "page=0");
+    HAND(r.page = 1025, "page=1025");
+    HAND(r.sink = -1, "sink=-1");
+    HAND(r.when = (kvmem_when)7, "when: unknown value 7");
+    HAND(r.when = KVMEM_WHEN_EVERY, "when=every(0)");
+    HAND(r.amount.kind = KVMEM_COUNT, "a budget keeps at least 1 entry");
+    HAND((r.amount.kind = KVMEM_COUNT, r.amount.value = NAN), "a budget keeps at least 1 entry");
+    HAND((r.amount.kind = KVMEM_COUNT, r.amount.value = 2.5), "amount 2.5 is out of range");
+    HAND((r.amount.kind = KVMEM_SHARE, r.amount.value = 1.5), "amount 1.5 is out of range");
+    HAND((r.amount.kind = KVMEM_BYTES, r.amount.value = INFINITY), "out of range");
+    HAND(r.amount.kind = (kvmem_amount_kind)9, "unknown kind of amount 9");
+    HAND(r.recent.kind = KVMEM_BYTES, "recent=0");
+    HAND(r.recent.value = -1, "recent=-1");
+    HAND(r.recent.value = NAN, "recent=nan");
+    HAND(memset(r.preset, 'x', sizeof r.preset), "preset");
+    HAND(memset(&r, 0, sizeof r), "segment: no entry");
+}
+TEST(one_entry_is_read_from_its_own_text) {
+    kvmem_choice c;
+    kvmem_error e;
+    REQUIRE_OK(kvmem__parse_choice(&c, KVMEM_CODEC_K, " q8_0 ", &e));
+    CHECK(!strcmp(c.entry->word, "q8_0"));
+    REQUIRE_OK(kvmem__parse_choice(&c, KVMEM_SCORE, "snapkv(window=3)", &e));
+    CHECK(c.par[0] == 3 && c.par[1] == 5);
+    CHECK(kvmem__parse_choice(&c, KVMEM_CODEC_V, "q8_0/f16", &e) == KVMEM_BAD_RECIPE && strstr(e.text, "'/f16'"));
+    CHECK(kvmem__parse_choice(&c, KVMEM_CODEC_V, "", &e) == KVMEM_BAD_RECIPE && strstr(e.text, "codec.v= has no value"));
+    CHECK(kvmem__parse_choice(&c, KVMEM_CODEC_V, "f64", &e) == KVMEM_BAD_RECIPE && strstr(e.text, "'f64'"));
+}
+
+static const char *const samples[] = {
+    "snapkv budget=12.5% codec=q8_0/q4_0 recent=32",
+    "score=snapkv(window=16,kernel=7,pool=max) budget=pyramid(25%,beta=10,exact=0) reduce=drop sink=4",
+    "h2o score=h2o(normalize=1) recent=50% when=every(32) page=128 seed=18446744073709551615 budget=8MiB",
+    "pyramidkv segment = fixed ( size = 100 ) place=cache codec.k=f16 codec.v=bf16 retrieve=all" };
+/* Exactly n bytes and a NUL in their own block, so that a sanitizer sees any step past the end. */
+static void try_text(const char *text, size_t n) {
+    char *own = (char *)malloc(n + 1), out[900];
+    kvmem_recipe r, back;
+    kvmem_error e;
+    kvmem_status s;
+    if (!own) return;
+    memcpy(own, text, n);
+    own[n] = 0;
+    memset(&e, 'x', sizeof e);
+    s = kvmem_recipe_parse(&r, own, &e);
+    if (s == KVMEM_OK) {
+        CHECK(kvmem_recipe_print(&r, out, sizeof out) < sizeof out);
+        CHECK(kvmem_recipe_parse(&back, out, &e) == KVMEM_OK && same(&r, &back));
+    } else {
+        CHECK(s == KVMEM_BAD_RECIPE && e.status == s);
+        CHECK(memchr(e.text, 0, sizeof e.text) != NULL && *e.text);
+    }
+    free(own);
+}
+TEST(every_prefix_parses_or_says_why) {
+    size_t i, n;
+    for (i = 0; i < sizeof samples / sizeof *samples; i++)
+        for (n = 0; n <= strlen(samples[i]); n++) try_text(samples[i], n);
+}
+TEST(every_single_byte_change_parses_or_says_why) {
+    size_t i, n;
+    for (i = 0; i < sizeof samples / sizeof *samples; i++) {
+        char text[256];
+        const size_t len = strlen(samples[i]);
+        for (n = 0; n < len; n++) {
+            int ch;
+            for (ch = 1; ch < 256; ch++) {
+                memcpy(text, samples[i], len);
+                text[n] = (char)ch;
+                try_text(text, len);
+            }
+            memcpy(text, samples[i], len); /* one byte left out, one doubled */
+            memmove(text + n, text + n + 1, len - n - 1);
+            try_text(text, len - 1);
+            memcpy(text, samples[i], n);
+            memcpy(text + n + 1, samples[i] + n, len - n);
+            text[n] = samples[i][n];
+            try_text(text, len + 1);
+        }
+    }
+}
+TEST(random_pieces_parse_or_say_why) {
+    static const char *const pieces[] = { "snapkv", "score", "=", "(", ")", ",", "/", " ", "budget", "1", "25%",
+        "window", "codec", "q8_0", "pyramid", "8MiB", "beta", "every", "when", "recent", "0", "-", ".", "e9",
+        "all", "h2o", "=snapkv(", "=pyramid(", "999999999999999999999", "pool=max" };
+    int i, k;
+    for (i = 0; i < 20000; i++) {
+        char text[600];
+        const int n = 1 + (int)(test_unit() * 14);
+        *text = 0;
+        for (k = 0; k < n; k++) strcat(text, pieces[(int)(test_unit() * (sizeof pieces / sizeof *pieces))]);
+        try_text(text, strlen(text));
+    }
+}
 int main(int argc, char **argv) {
     test_begin(argc, argv, "recipes");
     RUN(the_default_is_full);
@@ -317,5 +627,20 @@ int main(int argc, char **argv) {
     RUN(contradictions_are_refused);
     RUN(too_long_a_text_is_refused);
     RUN(null_arguments_are_refused);
+    RUN(printed_recipes_parse_back_to_the_same_bits);
+    RUN(numbers_of_nine_digits_survive_printing);
+    RUN(shares_survive_printing);
+    RUN(print_writes_like_snprintf);
+    RUN(the_canonical_text_names_every_stage_and_parameter);
+    RUN(presets_are_their_text);
+    RUN(presets_carry_the_papers_defaults);
+    RUN(explain_shows_each_stage_with_citation_and_parameters);
+    RUN(tables_have_unique_words_defaults_in_range_and_texts);
+    RUN(a_users_own_entry_passes_the_check_and_prints_as_its_word);
+    RUN(a_recipe_filled_by_hand_is_checked);
+    RUN(one_entry_is_read_from_its_own_text);
+    RUN(every_prefix_parses_or_says_why);
+    RUN(every_single_byte_change_parses_or_says_why);
+    RUN(random_pieces_parse_or_say_why);
     return test_end();
 }
