@@ -448,7 +448,7 @@ struct kvmem_cache {
     kvmem_recipe recipe;
     kvmem_arena *arena;         /* shared by copies */
     const kvmem_backend *backend;
-    kvmem_codec_use k, v;       /* codecs of new pages */
+    const kvmem_codec_use *k, *v; /* codecs of new pages */
     kvmem_lane *lane;           /* (n_layers * n_kv_heads) */
     unsigned reads;             /* what the recipe's entries read */
     int n_stats;                /* per-entry floats kept in pages */
@@ -469,7 +469,11 @@ struct kvmem_cache {
     int64_t *event;             /* starts of events (n_events) */
     int n_events, cap_events;
     void *scratch;              /* grows on demand, counted */
-    size_t scratch_size;
+    size_t scratch_size, worker_bytes;
+    float *row;                 /* (head_dim) */
+    void *tmp[8];               /* what a stage function has asked for; freed when it returns */
+    size_t tmp_size[8];
+    int n_tmp;
     void *block;                /* the fixed arrays above, one allocation */
     size_t block_size;
 };
@@ -1813,27 +1817,1379 @@ KVMEM__UNUSED static void kvmem__codec_fast(kvmem_codec *c, const kvmem_backend 
     (void)b;
 }
 
-/* <<IMPL: cache>> arena, pages, lanes, append, commit, copy ...  Owner LEAD */
-/* Stand-ins so that the tables link until the cache section is here. LEAD: delete this block with the
-   marker above. */
-static float *kvmem__view_scratch(const kvmem_view *v, size_t floats) { (void)v; (void)floats; return NULL; }
-static kvmem_status kvmem__lane_keep(kvmem_cache *c, int layer, int g, const int *kept, int n_kept) {
-    (void)c; (void)layer; (void)g; (void)kept; (void)n_kept; return KVMEM_UNSUPPORTED;
-}
-KVMEM_API int kvmem_view_count(const kvmem_view *v, int g) { (void)v; (void)g; return 0; }
-KVMEM_API void kvmem_view_positions(const kvmem_view *v, int g, int32_t *out) { (void)v; (void)g; (void)out; }
-KVMEM_API void kvmem_view_keys(const kvmem_view *v, int g, int i0, int n, float *out) {
-    (void)v; (void)g; (void)i0; (void)n; (void)out;
-}
-KVMEM_API void kvmem_view_acc(const kvmem_view *v, int g, float *out) { (void)v; (void)g; (void)out; }
-KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out) { (void)v; (void)g; (void)out; }
-KVMEM_API kvmem_status kvmem_view_attention(const kvmem_view *v, int g, int w, float *out) {
-    (void)v; (void)g; (void)w; (void)out; return KVMEM_UNSUPPORTED;
-}
-KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos) { (void)v; (void)pos; return KVMEM_OK; }
-/* end of stand-ins */
+/* ==== >>cache : arena, pages, lanes ===============================================================
+   The cache is n_layers * n_kv_heads lanes. A lane is a table of pages; every page but the last is full,
+   so entry t of a lane is row t % P of page t / P, and entries lie in rising position order.
 
-/* <<IMPL: attention>> attend over coded pages, observation.  Owner LEAD (plain), A (fast) */
+       lane (layer l, KV head g):   [page 0: P rows][page 1: P rows][page 2: n % P rows]
+       page:   header | pos (P) int32 | stats (n_stats, P) float | K rows (P) coded | V rows (P) coded
+
+   All memory comes from the arena, which counts it by kind and enforces the byte ceiling: what would pass
+   it is not allocated. Pages are freed one by one, so an evicted page is memory the allocator has back.
+   Copies of a cache share pages (refs > 1); a shared page is copied before it is written.
+   Uses: platform, errors, numerics, backend, codecs. */
+struct kvmem_arena {
+    kvmem_allocator a;
+    size_t limit;               /* 0: none */
+    kvmem_bytes_part live, peak;
+    int refs;                   /* caches that use it */
+    struct kvmem__use *uses;    /* codecs in use, freed with the arena */
+};
+typedef struct kvmem__use {
+    kvmem_codec_use use;
+    const kvmem_entry *entry;   /* the table row it came from */
+    void *user;
+    struct kvmem__use *next;
+} kvmem__use;
+
+struct kvmem_page {
+    int refs;
+    size_t size;                /* bytes of this allocation */
+    const kvmem_codec_use *kc, *vc;
+    int32_t *pos;               /* (P) */
+    float *stats;               /* (n_stats, P) or NULL */
+    uint8_t *k, *v;             /* (P) coded rows */
+};
+
+static void kvmem__set_cap(kvmem_cache *c);
+static kvmem_status kvmem__add_event(kvmem_cache *c, int64_t pos);
+static void kvmem__view_scratch_end(kvmem_cache *c);
+static float *kvmem__view_scratch(const kvmem_view *v, size_t floats);
+
+/* --- arena --- */
+static size_t kvmem__part_total(const kvmem_bytes_part *p) {
+    return p->k + p->v + p->meta + p->stats + p->scratch;
+}
+/* Allocate part->total bytes, counted by kind. NULL: over the limit (*over = 1) or no memory. */
+static void *kvmem__arena_take(kvmem_arena *ar, const kvmem_bytes_part *part, int *over) {
+    void *p;
+    *over = 0;
+    if (ar->limit && (part->total > ar->limit || ar->live.total > ar->limit - part->total)) {
+        *over = 1;
+        return NULL;
+    }
+    p = kvmem__alloc(&ar->a, part->total);
+    if (!p) return NULL;
+    ar->live.k += part->k;
+    ar->live.v += part->v;
+    ar->live.meta += part->meta;
+    ar->live.stats += part->stats;
+    ar->live.scratch += part->scratch;
+    ar->live.total += part->total;
+    if (ar->live.total > ar->peak.total) ar->peak = ar->live;
+    return p;
+}
+static void kvmem__arena_give(kvmem_arena *ar, void *p, const kvmem_bytes_part *part) {
+    if (!p) return;
+    kvmem__release(&ar->a, p, part->total);
+    ar->live.k -= part->k;
+    ar->live.v -= part->v;
+    ar->live.meta -= part->meta;
+    ar->live.stats -= part->stats;
+    ar->live.scratch -= part->scratch;
+    ar->live.total -= part->total;
+}
+/* One kind of bytes: which is 2 meta, 3 stats, 4 scratch. */
+static kvmem_bytes_part kvmem__part(int which, size_t size) {
+    kvmem_bytes_part p;
+    memset(&p, 0, sizeof p);
+    if (which == 2) p.meta = size;
+    if (which == 3) p.stats = size;
+    if (which == 4) p.scratch = size;
+    p.total = size;
+    return p;
+}
+static kvmem_status kvmem__no_room(kvmem_cache *c, int over, size_t size, const char *what) {
+    if (over) return kvmem__fail(&c->error, KVMEM_OVER_BUDGET,
+        "%s needs %zu bytes more; %zu of the limit of %zu bytes are in use", what, size,
+        c->arena->live.total, c->arena->limit);
+    return kvmem__fail(&c->error, KVMEM_NO_MEMORY, "%s: the allocator gave no %zu bytes", what, size);
+}
+
+/* --- sizes that follow from shape and recipe: shared by init and by kvmem_estimate --- */
+#define KVMEM__ALIGN16(x) (((x) + 15) & ~(size_t)15)
+#define KVMEM__CHUNK 4096      /* entries whose attention is summed in one go; partial sums are merged in
+                                  order, so that any number of threads gives the same bits */
+
+typedef struct kvmem__plan {
+    kvmem_codec_use k, v;
+    unsigned reads;
+    int n_stats, ring, page, lanes;
+    size_t head, page_bytes;              /* page header with positions; whole page */
+    size_t block_bytes, ring_bytes;       /* fixed arrays; ring of queries (counted as statistics) */
+    size_t worker_floats;                 /* scratch of one attention worker */
+    size_t limit;
+    int lane_cap;
+} kvmem__plan;
+
+static size_t kvmem__page_head(int page) {
+    return KVMEM__ALIGN16(sizeof(kvmem_page)) + KVMEM__ALIGN16((size_t)page * sizeof(int32_t));
+}
+static size_t kvmem__page_size(int page, int n_stats, const kvmem_codec_use *k, const kvmem_codec_use *v) {
+    return kvmem__page_head(page) + KVMEM__ALIGN16((size_t)n_stats * (size_t)page * sizeof(float)) +
+           KVMEM__ALIGN16((size_t)page * k->row_bytes) + KVMEM__ALIGN16((size_t)page * v->row_bytes);
+}
+/* Slots of a lane's page table that hold n pages: powers of two from 4 on. */
+static int kvmem__table_cap(int n) {
+    int cap = 4;
+    while (cap < n) cap *= 2;
+    return cap;
+}
+/* Scratch of reducing one layer whose lanes hold at most n entries: scores of all lanes, selection
+   indices, and two arrays that a score function may ask for. */
+static size_t kvmem__commit_bytes(int G, size_t n) { return ((size_t)G + 5) * n * sizeof(float); }
+/* Scratch of append and attend for a block of n tokens with one worker of w1 bytes. */
+static size_t kvmem__attend_bytes(const kvmem_shape *s, int n, size_t w1) {
+    return (size_t)n * (size_t)s->n_heads * (size_t)(s->head_dim + 1) * sizeof(float) + w1;
+}
+/* Floats of one attention worker: r queries rotated and prepared, logits of a page, and twice (this
+   chunk, all chunks so far) maximum, sum and weighted values per query. */
+static size_t kvmem__worker_floats(const kvmem_shape *s, const kvmem__plan *p) {
+    const size_t r = (size_t)(s->n_heads / s->n_kv_heads), d = (size_t)s->head_dim;
+    return r * (d + (size_t)p->k.q_floats + (size_t)p->page + 2 * (d + 2));
+}
+/* Scratch of kvmem_view_attention on one lane: four partial sums and the logits of one group. */
+#define KVMEM__VIEW_PARTS 4
+static size_t kvmem__view_bytes(int r, size_t n) {
+    return (size_t)KVMEM__VIEW_PARTS * ((size_t)r + 1) * n * sizeof(float);
+}
+static double kvmem__entry_param(const kvmem_choice *ch, const char *name, double none) {
+    int i;
+    for (i = 0; ch->entry && ch->entry->params && ch->entry->params[i].name; i++)
+        if (!strcmp(ch->entry->params[i].name, name)) return ch->par[i];
+    return none;
+}
+static void kvmem__resolve_codec(kvmem_codec_use *u, const kvmem_choice *ch, const kvmem_backend *b, int d) {
+    memcpy(&u->fn, ch->entry, sizeof u->fn);
+    memcpy(u->par, ch->par, sizeof u->par);
+    kvmem__codec_fast(&u->fn, b);
+    u->row_bytes = u->fn.row_bytes(u->par, d);
+    u->q_floats = u->fn.q_floats ? u->fn.q_floats(u->par, d) : d;
+}
+static kvmem_status kvmem__check_shape(const kvmem_shape *s, const kvmem_recipe *r, kvmem_error *e) {
+    int l, i;
+    if (s->n_layers < 1 || s->n_layers > 4096 || s->n_kv_heads < 1 || s->n_kv_heads > 4096 ||
+        s->n_heads < 1 || s->n_heads > 65536 || s->head_dim < 1 || s->head_dim > 4096)
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT,
+            "shape: n_layers %d, n_heads %d, n_kv_heads %d, head_dim %d: each must be positive, at most 4096 "
+            "(n_heads 65536)", s->n_layers, s->n_heads, s->n_kv_heads, s->head_dim);
+    if (s->n_heads % s->n_kv_heads)
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "shape: n_heads %d is not a multiple of n_kv_heads %d",
+                           s->n_heads, s->n_kv_heads);
+    if (!(s->scale >= 0 && s->scale <= FLT_MAX) || !(s->softcap >= 0 && s->softcap <= FLT_MAX))
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "shape: scale %g and softcap %g must be finite and >= 0",
+                           (double)s->scale, (double)s->softcap);
+    for (l = 0; s->window && l < s->n_layers; l++)
+        if (s->window[l] < 0) return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "shape: window of layer %d is %d", l, s->window[l]);
+    for (l = 0; s->rope && l < s->n_layers; l++) {
+        const kvmem_rope *p = &s->rope[l];
+        if (p->n_rot < 0 || p->n_rot > s->head_dim || p->n_rot % 2 || (p->n_rot && !p->inv_freq))
+            return kvmem__fail(e, KVMEM_BAD_ARGUMENT,
+                "shape: rope of layer %d rotates %d channels of %d; it must be even, in range, with inv_freq", l,
+                p->n_rot, s->head_dim);
+        for (i = 0; i < p->n_rot / 2; i++)
+            if (!(fabs((double)p->inv_freq[i]) <= DBL_MAX))
+                return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "shape: rope of layer %d, inv_freq[%d] is not finite", l, i);
+    }
+    if (!s->rope && ((const kvmem_place_entry *)(const void *)r->stage[KVMEM_PLACE].entry)->fn)
+        return kvmem__fail(e, KVMEM_BAD_RECIPE,
+            "place=%s moves keys to other RoPE positions: the shape must have rope, so that the cache rotates",
+            r->stage[KVMEM_PLACE].entry->word);
+    return KVMEM_OK;
+}
+/* How many entries fit into every lane beside the fixed parts, in whole pages. */
+static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fixed) {
+    const size_t w1 = p->worker_floats * sizeof(float);
+    size_t reserve = fixed + kvmem__attend_bytes(s, p->page, w1) + KVMEM__MIN(15 * w1, p->limit / 16), per_page, n;
+    const int r = s->n_heads / s->n_kv_heads;
+    /* of one page more in every lane: pages, table slots (doubling: up to twice, old and new at once in
+       one lane), commit scratch */
+    per_page = (size_t)p->lanes * (p->page_bytes + 2 * sizeof(void *)) +
+               kvmem__commit_bytes(s->n_kv_heads, 2 * (size_t)p->page) +
+               (p->ring ? kvmem__view_bytes(r, (size_t)p->page) : 0);
+    reserve += (size_t)p->lanes * 4 * sizeof(void *) + 4096;
+    if (reserve >= p->limit) return 0;
+    n = (p->limit - reserve) / per_page;
+    if (n > (size_t)(INT_MAX / 2 / p->page)) n = (size_t)(INT_MAX / 2 / p->page);
+    return (int)n * p->page;
+}
+static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, const kvmem_recipe *r,
+                                     const kvmem_backend *b, kvmem_error *e) {
+    const kvmem_shape *s = &cfg->shape;
+    size_t floats = 0, ints = 0, bytes = 0, fixed, x;
+    int i, l, d, L, H, ok = 1;
+    memset(p, 0, sizeof *p);
+    KVMEM__TRY(kvmem_recipe_check(r, e));
+    KVMEM__TRY(kvmem__check_shape(s, r, e));
+    if (cfg->max_block < 1 || cfg->max_block > 65536)
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "config: max_block %d is not in 1..65536", cfg->max_block);
+    if (cfg->threads < 0) return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "config: threads %d is negative", cfg->threads);
+    d = s->head_dim;
+    L = s->n_layers;
+    H = s->n_heads;
+    p->page = r->page;
+    p->lanes = L * s->n_kv_heads;
+    for (i = 0; i < KVMEM_N_STAGES; i++) p->reads |= r->stage[i].entry->reads;
+    p->n_stats = !!(p->reads & KVMEM_READS_ACC) + !!(p->reads & KVMEM_READS_LAST);
+    if (p->reads & KVMEM_READS_QUERIES)
+        for (i = 0; i < KVMEM_N_STAGES; i++)
+            if (r->stage[i].entry->reads & KVMEM_READS_QUERIES) {
+                const int w = (int)kvmem__entry_param(&r->stage[i], "window", 64);
+                p->ring = KVMEM__MAX(p->ring, w);
+            }
+    kvmem__resolve_codec(&p->k, &r->stage[KVMEM_CODEC_K], b, d);
+    kvmem__resolve_codec(&p->v, &r->stage[KVMEM_CODEC_V], b, d);
+    /* fixed arrays: ropes, windows, sink biases, a row, layer states, block and ring positions, lanes */
+    for (l = 0; s->rope && l < L; l++) floats += (size_t)(s->rope[l].n_rot / 2);
+    floats += (size_t)d;
+    bytes += s->rope ? (size_t)L * sizeof(kvmem_rope) : 0;
+    ints += (s->window ? (size_t)L : 0) + (size_t)cfg->max_block + (size_t)p->ring;
+    ok = ok && (!s->sink_bias || kvmem__mul((size_t)L, (size_t)H, &x));
+    if (s->sink_bias) floats += (size_t)L * (size_t)H;
+    p->block_bytes = KVMEM__ALIGN16(bytes) + KVMEM__ALIGN16(floats * sizeof(float)) +
+                     KVMEM__ALIGN16(ints * sizeof(int32_t)) + KVMEM__ALIGN16((size_t)L) +
+                     KVMEM__ALIGN16((size_t)p->lanes * sizeof(kvmem_lane));
+    x = (size_t)H * (size_t)d;
+    ok = ok && kvmem__mul(x, (size_t)L, &x) && kvmem__mul(x, (size_t)p->ring, &x) &&
+         kvmem__mul(x, sizeof(float), &p->ring_bytes);
+    if (!ok) return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "shape: the ring of %d queries is too large", p->ring);
+    p->worker_floats = kvmem__worker_floats(s, p);
+    p->limit = cfg->max_bytes;
+    if (r->amount.kind == KVMEM_BYTES) {
+        const size_t lim = r->amount.value >= (double)SIZE_MAX ? SIZE_MAX : (size_t)r->amount.value;
+        if (!p->limit || lim < p->limit) p->limit = lim;
+    }
+    fixed = p->block_bytes + p->ring_bytes + sizeof(kvmem_arena) + 2 * sizeof(kvmem__use);
+    for (;;) {
+        p->head = kvmem__page_head(p->page);
+        p->page_bytes = kvmem__page_size(p->page, p->n_stats, &p->k, &p->v);
+        if (!p->limit) return KVMEM_OK;
+        p->lane_cap = kvmem__plan_cap(p, s, fixed);
+        if (p->lane_cap >= 4 * p->page || p->page <= 8) break;
+        p->page = (p->page + 1) / 2; /* few pages a lane: smaller ones waste less */
+    }
+    if (p->lane_cap < 3 * p->page)
+        return kvmem__fail(e, KVMEM_OVER_BUDGET,
+            "a limit of %zu bytes is too small: fixed parts and scratch take %zu, and three pages of %d entries in "
+            "each of %d lanes %zu more", p->limit,
+            fixed + kvmem__attend_bytes(s, p->page, p->worker_floats * sizeof(float)), p->page, p->lanes,
+            3 * (size_t)p->lanes * p->page_bytes);
+    return KVMEM_OK;
+}
+
+/* --- pages --- */
+static kvmem_bytes_part kvmem__page_part(int page, int n_stats, const kvmem_codec_use *k,
+                                         const kvmem_codec_use *v) {
+    kvmem_bytes_part p;
+    memset(&p, 0, sizeof p);
+    p.total = kvmem__page_size(page, n_stats, k, v);
+    p.k = (size_t)page * k->row_bytes;
+    p.v = (size_t)page * v->row_bytes;
+    p.stats = (size_t)n_stats * (size_t)page * sizeof(float);
+    p.meta = p.total - p.k - p.v - p.stats;
+    return p;
+}
+static kvmem_page *kvmem__page_new(kvmem_cache *c, const kvmem_codec_use *kc, const kvmem_codec_use *vc) {
+    const int P = c->recipe.page;
+    const kvmem_bytes_part part = kvmem__page_part(P, c->n_stats, kc, vc);
+    int over;
+    uint8_t *m = (uint8_t *)kvmem__arena_take(c->arena, &part, &over);
+    kvmem_page *p;
+    if (!m) {
+        kvmem__no_room(c, over, part.total, "a page");
+        return NULL;
+    }
+    p = (kvmem_page *)(void *)m;
+    p->refs = 1;
+    p->size = part.total;
+    p->kc = kc;
+    p->vc = vc;
+    m += KVMEM__ALIGN16(sizeof(kvmem_page));
+    p->pos = (int32_t *)(void *)m;
+    m += KVMEM__ALIGN16((size_t)P * sizeof(int32_t));
+    p->stats = c->n_stats ? (float *)(void *)m : NULL;
+    m += KVMEM__ALIGN16((size_t)c->n_stats * (size_t)P * sizeof(float));
+    p->k = m;
+    p->v = m + KVMEM__ALIGN16((size_t)P * kc->row_bytes);
+    return p;
+}
+static void kvmem__page_drop(kvmem_cache *c, kvmem_page *p) {
+    kvmem_bytes_part part;
+    if (!p || --p->refs > 0) return;
+    part = kvmem__page_part(c->recipe.page, c->n_stats, p->kc, p->vc);
+    kvmem__arena_give(c->arena, p, &part);
+}
+/* Rows in use of page i of a lane. */
+static int kvmem__page_rows(const kvmem_cache *c, const kvmem_lane *ln, int i) {
+    return KVMEM__MIN(c->recipe.page, ln->n - i * c->recipe.page);
+}
+/* Make page i of a lane this cache's own before it is written. */
+static kvmem_status kvmem__page_own(kvmem_cache *c, kvmem_lane *ln, int i) {
+    kvmem_page *old = ln->pages[i], *p;
+    const size_t P = (size_t)c->recipe.page;
+    if (old->refs == 1) return KVMEM_OK;
+    p = kvmem__page_new(c, old->kc, old->vc);
+    if (!p) return c->error.status;
+    memcpy(p->pos, old->pos, P * sizeof(int32_t));
+    if (p->stats) memcpy(p->stats, old->stats, (size_t)c->n_stats * P * sizeof(float));
+    memcpy(p->k, old->k, P * old->kc->row_bytes);
+    memcpy(p->v, old->v, P * old->vc->row_bytes);
+    old->refs--;
+    ln->pages[i] = p;
+    return KVMEM_OK;
+}
+/* Copy entry (src, i) to (dst, j); recodes when the pages' codecs differ: tmp (head_dim) is scratch. */
+static void kvmem__row_move(kvmem_cache *c, kvmem_page *dst, int j, const kvmem_page *src, int i, float *tmp) {
+    const int P = c->recipe.page, d = c->shape.head_dim;
+    int s;
+    dst->pos[j] = src->pos[i];
+    for (s = 0; s < c->n_stats; s++) dst->stats[s * P + j] = src->stats[s * P + i];
+    if (dst->kc == src->kc)
+        memmove(dst->k + (size_t)j * dst->kc->row_bytes, src->k + (size_t)i * src->kc->row_bytes, src->kc->row_bytes);
+    else {
+        src->kc->fn.decode(src->kc->par, tmp, src->k + (size_t)i * src->kc->row_bytes, 1, d);
+        dst->kc->fn.encode(dst->kc->par, dst->k + (size_t)j * dst->kc->row_bytes, tmp, 1, d);
+    }
+    if (dst->vc == src->vc)
+        memmove(dst->v + (size_t)j * dst->vc->row_bytes, src->v + (size_t)i * src->vc->row_bytes, src->vc->row_bytes);
+    else {
+        src->vc->fn.decode(src->vc->par, tmp, src->v + (size_t)i * src->vc->row_bytes, 1, d);
+        dst->vc->fn.encode(dst->vc->par, dst->v + (size_t)j * dst->vc->row_bytes, tmp, 1, d);
+    }
+}
+
+/* --- lanes --- */
+static kvmem_lane *kvmem__lane_at(const kvmem_cache *c, int layer, int g) {
+    return &c->lane[layer * c->shape.n_kv_heads + g];
+}
+/* Room for n pages in the table. */
+static kvmem_status kvmem__lane_table(kvmem_cache *c, kvmem_lane *ln, int n) {
+    const int cap = kvmem__table_cap(n);
+    kvmem_bytes_part part, old;
+    kvmem_page **t;
+    int over;
+    if (n <= ln->cap_pages) return KVMEM_OK;
+    part = kvmem__part(2, (size_t)cap * sizeof *t);
+    old = kvmem__part(2, (size_t)ln->cap_pages * sizeof *t);
+    t = (kvmem_page **)kvmem__arena_take(c->arena, &part, &over);
+    if (!t) return kvmem__no_room(c, over, part.total, "a page table");
+    if (ln->n_pages) memcpy(t, ln->pages, (size_t)ln->n_pages * sizeof *t);
+    kvmem__arena_give(c->arena, ln->pages, &old);
+    ln->pages = t;
+    ln->cap_pages = cap;
+    return KVMEM_OK;
+}
+static void kvmem__lane_cut(kvmem_cache *c, kvmem_lane *ln, int n) { /* keep the first n entries */
+    const int P = c->recipe.page, keep = (n + P - 1) / P;
+    while (ln->n_pages > keep) kvmem__page_drop(c, ln->pages[--ln->n_pages]);
+    ln->n = n;
+    if (n == 0 && ln->pages) {
+        const kvmem_bytes_part part = kvmem__part(2, (size_t)ln->cap_pages * sizeof *ln->pages);
+        kvmem__arena_give(c->arena, ln->pages, &part);
+        ln->pages = NULL;
+        ln->cap_pages = 0;
+    }
+}
+/* Space for n more entries behind the lane: whole pages are added, a shared last page is copied. Rows
+   are not filled and ln->n stays. On failure the lane is as before. */
+static kvmem_status kvmem__lane_grow(kvmem_cache *c, kvmem_lane *ln, int n) {
+    const int P = c->recipe.page, had = ln->n_pages, want = (ln->n + n + P - 1) / P;
+    KVMEM__TRY(kvmem__lane_table(c, ln, want));
+    if (ln->n % P) KVMEM__TRY(kvmem__page_own(c, ln, ln->n_pages - 1));
+    while (ln->n_pages < want) {
+        kvmem_page *p = kvmem__page_new(c, c->k, c->v);
+        if (!p) {
+            while (ln->n_pages > had) kvmem__page_drop(c, ln->pages[--ln->n_pages]);
+            return c->error.status;
+        }
+        ln->pages[ln->n_pages++] = p;
+    }
+    return KVMEM_OK;
+}
+/* The lane keeps the n_kept entries whose rising indices are in kept; pages that become empty are freed.
+   Rows move toward the front in place: no memory is needed unless pages are shared. */
+static kvmem_status kvmem__lane_keep(kvmem_cache *c, int layer, int g, const int *kept, int n_kept) {
+    kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+    const int P = c->recipe.page;
+    int j, first = 0, last_own;
+    KVMEM_ASSERT(n_kept >= 0 && n_kept <= ln->n);
+    while (first < n_kept && kept[first] == first) first++; /* these stay where they are */
+    if (first < n_kept) {
+        last_own = (n_kept - 1) / P;
+        for (j = first / P; j <= last_own; j++) KVMEM__TRY(kvmem__page_own(c, ln, j));
+    }
+    for (j = first; j < n_kept; j++)
+        kvmem__row_move(c, ln->pages[j / P], j % P, ln->pages[kept[j] / P], kept[j] % P, c->row);
+    kvmem__lane_cut(c, ln, n_kept);
+    return KVMEM_OK;
+}
+
+/* --- scratch: one buffer of the cache, grown on demand --- */
+static kvmem_status kvmem__scratch(kvmem_cache *c, size_t size) {
+    kvmem_bytes_part part = kvmem__part(4, size), old = kvmem__part(4, c->scratch_size);
+    int over;
+    if (size <= c->scratch_size) return KVMEM_OK;
+    kvmem__arena_give(c->arena, c->scratch, &old);
+    c->scratch_size = 0;
+    c->scratch = kvmem__arena_take(c->arena, &part, &over);
+    if (!c->scratch) return kvmem__no_room(c, over, size, "scratch");
+    c->scratch_size = size;
+    return KVMEM_OK;
+}
+static void kvmem__scratch_free(kvmem_cache *c) {
+    const kvmem_bytes_part old = kvmem__part(4, c->scratch_size);
+    kvmem__arena_give(c->arena, c->scratch, &old);
+    c->scratch = NULL;
+    c->scratch_size = 0;
+}
+
+/* --- life of a cache --- */
+KVMEM_API kvmem_config kvmem_config_default(void) {
+    kvmem_config cfg;
+    memset(&cfg, 0, sizeof cfg);
+    cfg.max_block = 512;
+    return cfg;
+}
+/* The arena's copy of a codec choice, so that pages can point to it; found again if it is there. */
+static const kvmem_codec_use *kvmem__use_codec(kvmem_cache *c, const kvmem_choice *ch) {
+    kvmem__use *u;
+    const kvmem_bytes_part part = kvmem__part(2, sizeof *u);
+    int over, i;
+    for (u = c->arena->uses; u; u = u->next) {
+        int same = u->entry == ch->entry && u->user == ch->user;
+        for (i = 0; same && i < KVMEM_MAX_PARAMS; i++)
+            same = !(u->use.par[i] < ch->par[i]) && !(u->use.par[i] > ch->par[i]);
+        if (same) return &u->use;
+    }
+    u = (kvmem__use *)kvmem__arena_take(c->arena, &part, &over);
+    if (!u) {
+        kvmem__no_room(c, over, part.total, "a codec");
+        return NULL;
+    }
+    kvmem__resolve_codec(&u->use, ch, c->backend, c->shape.head_dim);
+    u->entry = ch->entry;
+    u->user = ch->user;
+    u->next = c->arena->uses;
+    c->arena->uses = u;
+    return &u->use;
+}
+static void kvmem__arena_free(kvmem_arena *ar) {
+    const kvmem_allocator a = ar->a;
+    while (ar->uses) {
+        kvmem__use *u = ar->uses;
+        const kvmem_bytes_part part = kvmem__part(2, sizeof *u);
+        ar->uses = u->next;
+        kvmem__arena_give(ar, u, &part);
+    }
+    kvmem__release(&a, ar, sizeof *ar);
+}
+/* Carve the fixed arrays out of c->block and fill them from the shape s. */
+static void kvmem__carve(kvmem_cache *c, const kvmem_shape *s) {
+    const int L = s->n_layers;
+    uint8_t *m = (uint8_t *)c->block;
+    kvmem_rope *rope = (kvmem_rope *)(void *)m;
+    float *f;
+    int32_t *w;
+    int l;
+    m += KVMEM__ALIGN16(s->rope ? (size_t)L * sizeof(kvmem_rope) : 0);
+    f = (float *)(void *)m;
+    for (l = 0; s->rope && l < L; l++) {
+        const size_t half = (size_t)(s->rope[l].n_rot / 2);
+        rope[l] = s->rope[l];
+        rope[l].inv_freq = f;
+        if (half) memcpy(f, s->rope[l].inv_freq, half * sizeof(float));
+        f += half;
+    }
+    if (s->rope) c->shape.rope = rope;
+    if (s->sink_bias) {
+        const size_t n = (size_t)L * (size_t)s->n_heads;
+        memcpy(f, s->sink_bias, n * sizeof(float));
+        c->shape.sink_bias = f;
+        f += n;
+    }
+    c->row = f;
+    f += s->head_dim;
+    m += KVMEM__ALIGN16((size_t)(f - (float *)(void *)m) * sizeof(float));
+    w = (int32_t *)(void *)m;
+    if (s->window) {
+        memcpy(w, s->window, (size_t)L * sizeof(int32_t));
+        c->shape.window = w;
+        w += L;
+    }
+    c->block_pos = w;
+    w += c->max_block;
+    c->ring_pos = w;
+    w += c->ring;
+    memset(c->block_pos, 0, (size_t)(c->max_block + c->ring) * sizeof(int32_t));
+    m += KVMEM__ALIGN16((size_t)(w - (int32_t *)(void *)m) * sizeof(int32_t));
+    c->layer_state = m;
+    m += KVMEM__ALIGN16((size_t)L);
+    c->lane = (kvmem_lane *)(void *)m;
+    memset(c->layer_state, 0, (size_t)L);
+    memset(c->lane, 0, (size_t)L * (size_t)s->n_kv_heads * sizeof *c->lane);
+}
+static kvmem_status kvmem__take_fixed(kvmem_cache *c, const kvmem_shape *s, size_t ring_bytes) {
+    kvmem_bytes_part part = kvmem__part(2, c->block_size);
+    int over;
+    c->block = kvmem__arena_take(c->arena, &part, &over);
+    if (!c->block) {
+        c->block_size = 0;
+        return kvmem__no_room(c, over, part.total, "the cache's fixed arrays");
+    }
+    kvmem__carve(c, s);
+    if (c->ring) {
+        part = kvmem__part(3, ring_bytes);
+        c->ring_q = (float *)kvmem__arena_take(c->arena, &part, &over);
+        if (!c->ring_q) return kvmem__no_room(c, over, part.total, "the ring of queries");
+        memset(c->ring_q, 0, ring_bytes);
+    }
+    return KVMEM_OK;
+}
+static size_t kvmem__ring_bytes(const kvmem_cache *c) {
+    return (size_t)c->ring * (size_t)c->shape.n_layers * (size_t)c->shape.n_heads *
+           (size_t)c->shape.head_dim * sizeof(float);
+}
+KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg) {
+    kvmem_recipe full = kvmem_recipe_default();
+    kvmem_allocator a;
+    kvmem_arena *ar;
+    kvmem__plan plan;
+    kvmem_error e;
+    kvmem_status st;
+    memset(c, 0, sizeof *c);
+    if (!cfg) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "kvmem_cache_init: config is NULL");
+    if (cfg->recipe) full = *cfg->recipe;
+    c->backend = cfg->backend ? cfg->backend : kvmem_backend_cpu(NULL);
+    KVMEM__TRY(kvmem__make_plan(&plan, cfg, &full, c->backend, &c->error));
+    a = kvmem__allocator(&cfg->allocator);
+    ar = (kvmem_arena *)kvmem__alloc(&a, sizeof *ar);
+    if (!ar) return kvmem__fail(&c->error, KVMEM_NO_MEMORY, "no memory for the cache's arena");
+    memset(ar, 0, sizeof *ar);
+    ar->a = a;
+    ar->limit = plan.limit;
+    ar->refs = 1;
+    ar->live = ar->peak = kvmem__part(2, sizeof *ar);
+    c->arena = ar;
+    c->shape = cfg->shape;
+    if (!(c->shape.scale > 0)) c->shape.scale = (float)(1.0 / sqrt((double)c->shape.head_dim));
+    c->recipe = full;
+    c->recipe.page = plan.page;
+    c->reads = plan.reads;
+    c->n_stats = plan.n_stats;
+    c->ring = plan.ring;
+    c->lane_cap = plan.lane_cap;
+    c->threads = cfg->threads;
+    c->max_block = cfg->max_block;
+    c->model_id = cfg->model_id;
+    c->block_size = plan.block_bytes;
+    c->worker_bytes = plan.worker_floats * sizeof(float);
+    st = kvmem__take_fixed(c, &cfg->shape, plan.ring_bytes);
+    if (st == KVMEM_OK) {
+        c->k = kvmem__use_codec(c, &c->recipe.stage[KVMEM_CODEC_K]);
+        c->v = c->k ? kvmem__use_codec(c, &c->recipe.stage[KVMEM_CODEC_V]) : NULL;
+        if (!c->v) st = c->error.status;
+    }
+    if (st != KVMEM_OK) {
+        e = c->error;
+        kvmem_cache_free(c);
+        c->error = e;
+    }
+    return st;
+}
+KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
+    int i;
+    kvmem_bytes_part part;
+    if (!c || !c->arena) return;
+    for (i = 0; c->lane && i < c->shape.n_layers * c->shape.n_kv_heads; i++)
+        kvmem__lane_cut(c, &c->lane[i], 0);
+    part = kvmem__part(2, (size_t)c->cap_events * sizeof *c->event);
+    kvmem__arena_give(c->arena, c->event, &part);
+    c->event = NULL;
+    c->n_events = c->cap_events = 0;
+    kvmem__scratch_free(c);
+    if (c->layer_state) memset(c->layer_state, 0, (size_t)c->shape.n_layers);
+    c->tokens = c->since_reduce = 0;
+    c->next_pos = 0;
+    c->block_n = c->ring_n = c->ring_at = 0;
+}
+KVMEM_API void kvmem_cache_free(kvmem_cache *c) {
+    kvmem_bytes_part part;
+    if (!c) return;
+    if (c->arena) {
+        kvmem_cache_clear(c);
+        part = kvmem__part(3, kvmem__ring_bytes(c));
+        kvmem__arena_give(c->arena, c->ring_q, &part);
+        part = kvmem__part(2, c->block_size);
+        kvmem__arena_give(c->arena, c->block, &part);
+        if (--c->arena->refs == 0) kvmem__arena_free(c->arena);
+    }
+    memset(c, 0, sizeof *c);
+}
+KVMEM_API kvmem_status kvmem_cache_copy(kvmem_cache *dst, const kvmem_cache *src) {
+    kvmem_status st;
+    kvmem_error e;
+    int i, j;
+    if (!src || !src->arena) {
+        memset(dst, 0, sizeof *dst);
+        return kvmem__fail(&dst->error, KVMEM_BAD_ARGUMENT, "kvmem_cache_copy: the source is not initialized");
+    }
+    *dst = *src;
+    dst->arena->refs++;
+    dst->block = NULL;
+    dst->lane = NULL;
+    dst->layer_state = NULL;
+    dst->ring_q = NULL;
+    dst->scratch = NULL;
+    dst->scratch_size = 0;
+    dst->event = NULL;
+    dst->n_events = dst->cap_events = 0;
+    st = src->block_n ? kvmem__fail(&dst->error, KVMEM_BAD_STATE, "kvmem_cache_copy in the middle of a block")
+                      : kvmem__take_fixed(dst, &src->shape, kvmem__ring_bytes(src));
+    if (st == KVMEM_OK && dst->ring) {
+        memcpy(dst->ring_q, src->ring_q, kvmem__ring_bytes(src));
+        memcpy(dst->ring_pos, src->ring_pos, (size_t)src->ring * sizeof *src->ring_pos);
+    }
+    for (i = 0; st == KVMEM_OK && i < src->n_events; i++) st = kvmem__add_event(dst, src->event[i]);
+    for (i = 0; st == KVMEM_OK && i < src->shape.n_layers * src->shape.n_kv_heads; i++) {
+        kvmem_lane *to = &dst->lane[i];
+        const kvmem_lane *from = &src->lane[i];
+        if (!from->n_pages) continue;
+        st = kvmem__lane_table(dst, to, from->n_pages);
+        for (j = 0; st == KVMEM_OK && j < from->n_pages; j++) {
+            to->pages[j] = from->pages[j];
+            to->pages[j]->refs++;
+            to->n_pages++;
+        }
+        if (st == KVMEM_OK) to->n = from->n;
+    }
+    if (st != KVMEM_OK) {
+        e = dst->error;
+        kvmem_cache_free(dst);
+        dst->error = e;
+    }
+    return st;
+}
+
+/* --- append, truncate, read --- */
+static kvmem_status kvmem__check_layer(kvmem_cache *c, int layer, const char *call) {
+    if (!c->arena) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "%s: the cache is not initialized", call);
+    if (layer < 0 || layer >= c->shape.n_layers)
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "%s: layer %d is not in 0..%d", call, layer,
+                           c->shape.n_layers - 1);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__check_finite(kvmem_cache *c, const float *x, int n, int heads, const char *what,
+                                        int layer) {
+    const size_t d = (size_t)c->shape.head_dim, total = (size_t)n * (size_t)heads * d;
+    size_t i;
+    float sum = 0;
+    for (i = 0; i < total; i++) sum += x[i] * 0.0f; /* NaN as soon as one value is not finite */
+    if (sum == 0.0f) return KVMEM_OK;
+    for (i = 0; i < total; i++)
+        if (!(x[i] - x[i] == 0.0f)) break;
+    return kvmem__fail(&c->error, KVMEM_BAD_VALUE, "%s of layer %d, token %d of the block, head %d, channel %d is "
+        "not finite", what, layer, (int)(i / d / (size_t)heads), (int)(i / d % (size_t)heads), (int)(i % d));
+}
+/* Write the block's rows behind every lane of the layer; pages are there. */
+static kvmem_status kvmem__cpu_encode(kvmem_cache *c, int layer, int n, const float *k, const float *v) {
+    const int G = c->shape.n_kv_heads, d = c->shape.head_dim, P = c->recipe.page;
+    const int threads = n >= 16 ? kvmem__threads(c->threads) : 1;
+    int g;
+    (void)threads;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static)
+#endif
+    for (g = 0; g < G; g++) {
+        kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+        int t, s;
+        for (t = 0; t < n; t++) {
+            kvmem_page *p = ln->pages[(ln->n + t) / P];
+            const size_t row = (size_t)((ln->n + t) % P), from = ((size_t)t * (size_t)G + (size_t)g) * (size_t)d;
+            p->pos[row] = c->block_pos[t];
+            for (s = 0; s < c->n_stats; s++) p->stats[(size_t)s * (size_t)P + row] = 0;
+            p->kc->fn.encode(p->kc->par, p->k + row * p->kc->row_bytes, k + from, 1, d);
+            p->vc->fn.encode(p->vc->par, p->v + row * p->vc->row_bytes, v + from, 1, d);
+        }
+    }
+    return KVMEM_OK;
+}
+/* The block's positions: set by the first layer, repeated by the others. */
+static kvmem_status kvmem__block_begin(kvmem_cache *c, int n, const int32_t *pos) {
+    int t;
+    if (c->block_n) {
+        if (n != c->block_n)
+            return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "append: %d tokens, but the block has %d", n, c->block_n);
+        for (t = 0; pos && t < n; t++)
+            if (pos[t] != c->block_pos[t])
+                return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "append: token %d has position %d here and %d in "
+                                   "the layer before", t, (int)pos[t], (int)c->block_pos[t]);
+        return KVMEM_OK;
+    }
+    if (n < 1 || n > c->max_block)
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "append: a block of %d tokens; 1..%d (max_block) are allowed",
+                           n, c->max_block);
+    if (!pos && c->next_pos > INT32_MAX - n)
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "append: positions pass %d", (int)INT32_MAX);
+    for (t = 0; pos && t < n; t++)
+        if (pos[t] < (t ? pos[t - 1] + 1 : c->next_pos) || pos[t] == INT32_MAX)
+            return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "append: position %d of token %d; positions rise and "
+                               "this one must be at least %d", (int)pos[t], t, t ? (int)pos[t - 1] + 1 : (int)c->next_pos);
+    for (t = 0; t < n; t++) c->block_pos[t] = pos ? pos[t] : c->next_pos + t;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_cache_append(kvmem_cache *c, int layer, int n, const float *k, const float *v,
+                                          const int32_t *pos) {
+    const int G = c->shape.n_kv_heads, d = c->shape.head_dim;
+    int g;
+    KVMEM__TRY(kvmem__check_layer(c, layer, "append"));
+    if (!k || !v) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "append: k or v is NULL");
+    if (c->layer_state[layer])
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "append: layer %d has its rows of this block; commit first", layer);
+    KVMEM__TRY(kvmem__block_begin(c, n, pos));
+    KVMEM__TRY(kvmem__check_finite(c, k, n, G, "k", layer));
+    KVMEM__TRY(kvmem__check_finite(c, v, n, G, "v", layer));
+    if (c->shape.rope) {
+        float *kr;
+        KVMEM__TRY(kvmem__scratch(c, (size_t)n * (size_t)G * (size_t)d * sizeof(float)));
+        kr = (float *)c->scratch;
+        c->backend->rope(kr, k, n, G, d, &c->shape.rope[layer], c->block_pos, 1, c->threads);
+        k = kr;
+    }
+    for (g = 0; g < G; g++) {
+        if (kvmem__lane_grow(c, kvmem__lane_at(c, layer, g), n) != KVMEM_OK) {
+            while (g--) kvmem__lane_cut(c, kvmem__lane_at(c, layer, g), kvmem__lane_at(c, layer, g)->n);
+            return c->error.status;
+        }
+    }
+    KVMEM__TRY(c->backend->encode(c, layer, n, k, v));
+    for (g = 0; g < G; g++) kvmem__lane_at(c, layer, g)->n += n;
+    c->block_n = n;
+    c->layer_state[layer] = 1;
+    return KVMEM_OK;
+}
+/* First entry of a lane whose position is at least pos. */
+static int kvmem__lane_find(const kvmem_cache *c, const kvmem_lane *ln, int32_t pos) {
+    const int P = c->recipe.page;
+    int lo = 0, hi = ln->n;
+    while (lo < hi) {
+        const int mid = lo + (hi - lo) / 2;
+        if (ln->pages[mid / P]->pos[mid % P] < pos) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo;
+}
+KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens) {
+    const int32_t n = (int32_t)KVMEM__MIN(n_tokens, (int64_t)INT32_MAX);
+    int i;
+    KVMEM__TRY(kvmem__check_layer(c, 0, "truncate"));
+    if (n_tokens < 0)
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "truncate: %lld tokens is negative", (long long)n_tokens);
+    for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) {
+        const int keep = kvmem__lane_find(c, &c->lane[i], n);
+        if (keep < c->lane[i].n) kvmem__lane_cut(c, &c->lane[i], keep);
+    }
+    while (c->n_events && c->event[c->n_events - 1] >= n) c->n_events--;
+    while (c->ring_n && c->ring_pos[(c->ring_at + c->ring - 1) % c->ring] >= n) {
+        c->ring_at = (c->ring_at + c->ring - 1) % c->ring;
+        c->ring_n--;
+    }
+    memset(c->layer_state, 0, (size_t)c->shape.n_layers); /* a block in flight is forgotten */
+    c->block_n = 0;
+    if (c->next_pos > n) c->next_pos = n;
+    if (c->tokens > n) c->tokens = n;
+    return KVMEM_OK;
+}
+KVMEM_API int kvmem_cache_lane_len(const kvmem_cache *c, int layer, int g) {
+    if (!c->arena || layer < 0 || layer >= c->shape.n_layers || g < 0 || g >= c->shape.n_kv_heads) return 0;
+    return kvmem__lane_at(c, layer, g)->n;
+}
+/* Decode entries [i0, i0+n) of a lane, page by page. */
+static kvmem_status kvmem__cpu_gather(const kvmem_cache *c, int layer, int g, int i0, int n, float *k, float *v) {
+    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+    const int P = c->recipe.page, d = c->shape.head_dim;
+    int t = 0;
+    while (t < n) {
+        const kvmem_page *p = ln->pages[(i0 + t) / P];
+        const int row = (i0 + t) % P, m = KVMEM__MIN(n - t, P - row);
+        const size_t at = (size_t)t * (size_t)d;
+        if (k) p->kc->fn.decode(p->kc->par, k + at, p->k + (size_t)row * p->kc->row_bytes, m, d);
+        if (v) p->vc->fn.decode(p->vc->par, v + at, p->v + (size_t)row * p->vc->row_bytes, m, d);
+        t += m;
+    }
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_cache_read(const kvmem_cache *c, int layer, int g, int i0, int n, float *k,
+                                        float *v, int32_t *pos) {
+    const kvmem_lane *ln;
+    int t;
+    if (!c->arena || layer < 0 || layer >= c->shape.n_layers || g < 0 || g >= c->shape.n_kv_heads)
+        return KVMEM_BAD_ARGUMENT;
+    ln = kvmem__lane_at(c, layer, g);
+    if (i0 < 0 || n < 0 || i0 > ln->n || n > ln->n - i0) return KVMEM_BAD_ARGUMENT;
+    for (t = 0; pos && t < n; t++) pos[t] = ln->pages[(i0 + t) / c->recipe.page]->pos[(i0 + t) % c->recipe.page];
+    return c->backend->gather(c, layer, g, i0, n, k, v);
+}
+KVMEM_API void kvmem_cache_bytes(const kvmem_cache *c, kvmem_bytes *out) {
+    int i;
+    memset(out, 0, sizeof *out);
+    if (!c->arena) return;
+    out->live = c->arena->live;
+    out->peak = c->arena->peak;
+    out->limit = c->arena->limit;
+    for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) out->entries += (size_t)c->lane[i].n;
+    out->tokens = c->tokens;
+    out->full = (size_t)c->tokens * (size_t)c->shape.n_layers * (size_t)c->shape.n_kv_heads *
+                (size_t)c->shape.head_dim * 4;
+}
+/* Recode the pages of every lane to c->k and c->v, one at a time. */
+static kvmem_status kvmem__recode_pages(kvmem_cache *c) {
+    int i, j, t;
+    for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++)
+        for (j = 0; j < c->lane[i].n_pages; j++) {
+            kvmem_page *old = c->lane[i].pages[j], *p;
+            if (old->kc == c->k && old->vc == c->v) continue;
+            p = kvmem__page_new(c, c->k, c->v);
+            if (!p) return c->error.status;
+            for (t = 0; t < kvmem__page_rows(c, &c->lane[i], j); t++) kvmem__row_move(c, p, t, old, t, c->row);
+            c->lane[i].pages[j] = p;
+            kvmem__page_drop(c, old);
+        }
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_cache_recode(kvmem_cache *c, const char *codec_k, const char *codec_v) {
+    const char *text[2];
+    int i;
+    kvmem_choice ch[2];
+    KVMEM__TRY(kvmem__check_layer(c, 0, "recode"));
+    if (c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "recode in the middle of a block");
+    text[0] = codec_k;
+    text[1] = codec_v;
+    for (i = 0; i < 2; i++) {
+        char line[256];
+        kvmem__text t;
+        kvmem_recipe r;
+        ch[i] = c->recipe.stage[KVMEM_CODEC_K + i];
+        if (!text[i]) continue;
+        if (strpbrk(text[i], " \t\r\n"))
+            return kvmem__fail(&c->error, KVMEM_BAD_RECIPE, "recode: \"%s\" is not one codec", text[i]);
+        t.out = line;
+        t.size = sizeof line;
+        t.len = 0;
+        kvmem__format(&t, "%s=%s", kvmem_stage_word((kvmem_stage)(KVMEM_CODEC_K + i)), text[i]);
+        if (t.len >= sizeof line)
+            return kvmem__fail(&c->error, KVMEM_BAD_RECIPE, "recode: the codec's text is too long");
+        KVMEM__TRY(kvmem_recipe_parse(&r, line, &c->error));
+        ch[i] = r.stage[KVMEM_CODEC_K + i];
+    }
+    {
+        const kvmem_codec_use *k = kvmem__use_codec(c, &ch[0]), *v = k ? kvmem__use_codec(c, &ch[1]) : NULL;
+        if (!v) return c->error.status;
+        c->k = k;
+        c->v = v;
+        c->recipe.stage[KVMEM_CODEC_K] = ch[0];
+        c->recipe.stage[KVMEM_CODEC_V] = ch[1];
+        kvmem__set_cap(c);
+    }
+    return kvmem__recode_pages(c);
+}
+
+/* ==== >>attention : causal attention that reads the coded pages ==================================
+   One query against one lane, page by page (online softmax, Milakov and Gimelshein 2018):
+       s = scale * q.k            over the rows of a page, by the codec's own dot
+       m' = max(m, max s), l = l e^(m-m') + sum e^(s-m'), o = o e^(m-m') + sum e^(s-m') v
+   and o / l at the end; nothing is decoded into a big buffer. The queries of a group share every row
+   that is read. Entries are summed in chunks of KVMEM__CHUNK whose (m, l, o) are merged in order:
+       m = max(ma, mb), l = la e^(ma-m) + lb e^(mb-m), o likewise;   l = 0 is the neutral element.
+
+   Where a key is read (stage place): keys are stored rotated for their own position. RoPE turns add up,
+   so reading the key of slot s at position p' instead of pos is the same as turning the query by
+   pos - p' more. Neighbouring entries share that difference, so a query is turned once per run, not a
+   key per entry. With place=original there is one run and the difference is 0.
+   Uses: backend (rope, vectors), codecs, cache. */
+
+/* What one worker needs beside the pages; carved out of the cache's scratch. */
+typedef struct kvmem__worker {
+    float *q;                  /* (r, d) rotated queries */
+    float *qp;                 /* (r, q_floats) prepared by the K codec */
+    float *s;                  /* (r, P) logits of a page */
+    float *m, *l, *o;          /* (r) (r) (r, d): this chunk */
+    float *tm, *tl, *to;       /* the same over all chunks so far */
+    int32_t at;                /* position for which q and qp are prepared */
+    const kvmem_codec_use *kc; /* codec for which qp is prepared; NULL: nothing prepared */
+} kvmem__worker;
+
+static void kvmem__worker_init(kvmem__worker *w, const kvmem_cache *c, float *f) {
+    const size_t r = (size_t)(c->shape.n_heads / c->shape.n_kv_heads), d = (size_t)c->shape.head_dim;
+    const size_t P = (size_t)c->recipe.page;
+    w->q = f;
+    f += r * d;
+    w->s = f;
+    f += r * P;
+    w->m = f;
+    f += r;
+    w->l = f;
+    f += r;
+    w->o = f;
+    f += r * d;
+    w->tm = f;
+    f += r;
+    w->tl = f;
+    f += r;
+    w->to = f;
+    f += r * d;
+    w->qp = f;
+    w->kc = NULL;
+    w->at = 0;
+}
+/* The queries of one token for one lane: q (r, d) as the caller gave them, rotated for position `at`
+   and scaled, then prepared for the codec kc. */
+static void kvmem__worker_query(kvmem__worker *w, const kvmem_cache *c, int layer, const float *q, int32_t at,
+                                const kvmem_codec_use *kc) {
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    int j;
+    if (w->kc == kc && w->at == at) return;
+    if (!w->kc || w->at != at) {
+        if (c->shape.rope) c->backend->rope(w->q, q, 1, r, d, &c->shape.rope[layer], &at, 1, 1);
+        else memcpy(w->q, q, (size_t)r * (size_t)d * sizeof(float));
+        c->backend->scale(w->q, c->shape.scale, r * d);
+    }
+    for (j = 0; j < r; j++) {
+        if (kc->fn.q_prepare) kc->fn.q_prepare(kc->par, w->qp + j * kc->q_floats, w->q + j * d, d);
+        else memcpy(w->qp + j * kc->q_floats, w->q + j * d, (size_t)d * sizeof(float));
+    }
+    w->at = at;
+    w->kc = kc;
+}
+/* Where are entry t's key and the query read? The query sits in slot qslot at position qpos. The result
+   is the position for which the query is rotated so that its distance to the stored key is right. */
+static int32_t kvmem__query_at(const kvmem_cache *c, int slot, int32_t pos, int qslot, int32_t qpos) {
+    const kvmem_choice *ch = &c->recipe.stage[KVMEM_PLACE];
+    const kvmem_place_fn fn = ((const kvmem_place_entry *)(const void *)ch->entry)->fn;
+    return fn ? fn(ch->par, qslot, qpos) - (fn(ch->par, slot, pos) - pos) : qpos;
+}
+/* Logits w->s (r, rows t0..t1 of page i) of the query in (qslot, qpos). s[j * P + t]. */
+static void kvmem__page_logits(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int i,
+                               int t0, int t1, const float *q, int qslot, int32_t qpos) {
+    const kvmem_page *p = ln->pages[i];
+    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    const int moves = ((const kvmem_place_entry *)(const void *)c->recipe.stage[KVMEM_PLACE].entry)->fn != NULL;
+    int a, b, j;
+    for (a = t0; a < t1; a = b) { /* runs of entries that see the query at the same position */
+        const int32_t at = kvmem__query_at(c, i * P + a, p->pos[a], qslot, qpos);
+        for (b = a + 1; moves && b < t1; b++)
+            if (kvmem__query_at(c, i * P + b, p->pos[b], qslot, qpos) != at) break;
+        if (!moves) b = t1;
+        kvmem__worker_query(w, c, layer, q, at, p->kc);
+        p->kc->fn.dot(p->kc->par, w->s + a, P, p->k + (size_t)a * p->kc->row_bytes, b - a, w->qp, r, d);
+    }
+    if (c->shape.softcap > 0)
+        for (j = 0; j < r; j++) c->backend->softcap(w->s + j * P + t0, c->shape.softcap, (size_t)(t1 - t0));
+}
+/* Entries [a, b) of the lane that a query at qpos in slot qslot may see: causal, inside the window. */
+static void kvmem__visible(const kvmem_cache *c, int layer, const kvmem_lane *ln, int qslot, int32_t qpos, int *a,
+                           int *b) {
+    const int window = c->shape.window ? c->shape.window[layer] : 0;
+    *b = KVMEM__MIN(qslot + 1, ln->n);
+    *a = window && qpos >= window ? kvmem__lane_find(c, ln, qpos - window + 1) : 0;
+    if (*a > *b) *a = *b;
+}
+/* One chunk [a, b) of entries into w->m, w->l, w->o. skip (n_pages) or NULL: pages not read. */
+static void kvmem__attend_chunk(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int a,
+                                int b, const float *q, int qslot, int32_t qpos, const unsigned char *read) {
+    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    const kvmem_backend *be = c->backend;
+    int i, j;
+    for (j = 0; j < r; j++) { w->m[j] = -INFINITY; w->l[j] = 0; }
+    memset(w->o, 0, (size_t)r * (size_t)d * sizeof(float));
+    for (i = a / P; i * P < b; i++) {
+        const kvmem_page *p = ln->pages[i];
+        const int t0 = KVMEM__MAX(a - i * P, 0), t1 = KVMEM__MIN(b - i * P, P);
+        if (read && !read[i]) continue;
+        kvmem__page_logits(w, c, layer, ln, i, t0, t1, q, qslot, qpos);
+        for (j = 0; j < r; j++) {
+            float *s = w->s + j * P + t0;
+            const float mx = be->max(s, t1 - t0);
+            if (mx > w->m[j]) {
+                const float f = kvmem__expf(w->m[j] - mx);
+                w->l[j] *= f;
+                be->scale(w->o + j * d, f, d);
+                w->m[j] = mx;
+            }
+            w->l[j] += be->exp_sum(s, s, w->m[j], t1 - t0);
+        }
+        p->vc->fn.axpy(p->vc->par, w->o, p->v + (size_t)t0 * p->vc->row_bytes, t1 - t0, w->s + t0, P, r, d);
+    }
+}
+/* Merge the chunk into the total. */
+static void kvmem__attend_merge(kvmem__worker *w, const kvmem_cache *c) {
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    int j;
+    for (j = 0; j < r; j++) {
+        const float m = KVMEM__MAX(w->tm[j], w->m[j]);
+        float fa, fb;
+        if (!(w->l[j] > 0)) continue;
+        fa = w->tl[j] > 0 ? kvmem__expf(w->tm[j] - m) : 0;
+        fb = kvmem__expf(w->m[j] - m);
+        c->backend->scale(w->to + j * d, fa, d);
+        c->backend->axpy(w->to + j * d, fb, w->o + j * d, d);
+        w->tl[j] = w->tl[j] * fa + w->l[j] * fb;
+        w->tm[j] = m;
+    }
+}
+/* Attention of token t of the block (n tokens) for KV head g: out (r, d), lse (r) or NULL. */
+static void kvmem__attend_one(kvmem__worker *w, const kvmem_cache *c, int layer, int g, int t, int n, const float *q,
+                              float *out, float *lse, const unsigned char *read) {
+    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim, qslot = ln->n - n + t;
+    const int32_t qpos = c->block_pos[t];
+    int a, b, e, j, i;
+    kvmem__visible(c, layer, ln, qslot, qpos, &a, &b);
+    w->kc = NULL;
+    for (j = 0; j < r; j++) { w->tm[j] = -INFINITY; w->tl[j] = 0; }
+    memset(w->to, 0, (size_t)r * (size_t)d * sizeof(float));
+    for (; a < b; a = e) {
+        e = KVMEM__MIN(b, (a / KVMEM__CHUNK + 1) * KVMEM__CHUNK);
+        kvmem__attend_chunk(w, c, layer, ln, a, e, q, qslot, qpos, read);
+        kvmem__attend_merge(w, c);
+    }
+    for (j = 0; j < r; j++) {
+        if (c->shape.sink_bias) { /* an extra logit with no value */
+            const float s = c->shape.sink_bias[layer * c->shape.n_heads + g * r + j], m = KVMEM__MAX(w->tm[j], s);
+            const float f = w->tl[j] > 0 ? kvmem__expf(w->tm[j] - m) : 0;
+            c->backend->scale(w->to + j * d, f, d);
+            w->tl[j] = w->tl[j] * f + kvmem__expf(s - m);
+            w->tm[j] = m;
+        }
+        for (i = 0; i < d; i++) out[j * d + i] = w->tl[j] > 0 ? w->to[j * d + i] / w->tl[j] : 0;
+        if (lse) lse[j] = w->tl[j] > 0 ? w->tm[j] + logf(w->tl[j]) : -INFINITY;
+    }
+}
+/* How many workers the scratch can hold: the wanted number, fewer if the byte limit leaves no room. */
+static kvmem_status kvmem__workers(kvmem_cache *c, size_t fixed, int wanted, int *workers) {
+    const kvmem_arena *ar = c->arena;
+    if (ar->limit) {
+        const size_t used = ar->live.total - c->scratch_size, room = ar->limit - used;
+        const size_t fit = room > fixed ? (room - fixed) / c->worker_bytes : 0;
+        if (fit < (size_t)wanted) wanted = fit > 1 ? (int)fit : 1;
+    }
+    *workers = wanted;
+    return kvmem__scratch(c, fixed + (size_t)wanted * c->worker_bytes);
+}
+/* Ask the retrieve stage which pages of lane g are read; pages of the block itself always are. */
+static kvmem_status kvmem__retrieve(kvmem_cache *c, int layer, int g, int n, const float *q, unsigned char *read) {
+    const kvmem_choice *ch = &c->recipe.stage[KVMEM_RETRIEVE];
+    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim, P = c->recipe.page;
+    kvmem_view v;
+    float *qg;
+    kvmem_status st;
+    int t, i;
+    v.cache = c;
+    v.layer = layer;
+    v.par = ch->par;
+    v.user = ch->user;
+    v.seed = c->recipe.seed;
+    qg = kvmem__view_scratch(&v, (size_t)n * (size_t)r * (size_t)d);
+    if (!qg) return c->error.status;
+    for (t = 0; t < n; t++)
+        memcpy(qg + (size_t)t * (size_t)(r * d), q + ((size_t)t * (size_t)c->shape.n_heads + (size_t)(g * r)) * (size_t)d,
+               (size_t)(r * d) * sizeof(float));
+    memset(read, 1, (size_t)ln->n_pages);
+    st = ((const kvmem_retrieve_entry *)(const void *)ch->entry)->fn(&v, g, qg, n, read, ln->n_pages);
+    for (i = (ln->n - n) / P; i < ln->n_pages; i++) read[i] = 1;
+    kvmem__view_scratch_end(c);
+    return st;
+}
+static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const float *q, float *out, float *lse) {
+    const int G = c->shape.n_kv_heads, H = c->shape.n_heads, d = c->shape.head_dim, r = H / G;
+    const int picks = ((const kvmem_retrieve_entry *)(const void *)c->recipe.stage[KVMEM_RETRIEVE].entry)->fn != NULL;
+    int units = G * n, u, workers, max_pages = 0, g;
+    unsigned char *read = NULL;
+    float *f;
+    size_t mask = 0;
+    if (picks) {
+        for (g = 0; g < G; g++) max_pages = KVMEM__MAX(max_pages, kvmem__lane_at(c, layer, g)->n_pages);
+        mask = KVMEM__ALIGN16((size_t)G * (size_t)max_pages);
+    }
+    KVMEM__TRY(kvmem__workers(c, mask, KVMEM__MIN(kvmem__threads(c->threads), units), &workers));
+    f = (float *)(void *)((uint8_t *)c->scratch + mask);
+    if (picks) {
+        read = (unsigned char *)c->scratch;
+        for (g = 0; g < G; g++)
+            KVMEM__TRY(kvmem__retrieve(c, layer, g, n, q, read + (size_t)g * (size_t)max_pages));
+    }
+#ifdef _OPENMP
+#pragma omp parallel num_threads(workers)
+#endif
+    {
+        kvmem__worker w;
+        int id = 0;
+#ifdef _OPENMP
+        id = omp_get_thread_num();
+#endif
+        kvmem__worker_init(&w, c, f + (size_t)id * (c->worker_bytes / sizeof(float)));
+#ifdef _OPENMP
+#pragma omp for schedule(dynamic, 4)
+#endif
+        for (u = 0; u < units; u++) { /* tokens of one lane are neighbours */
+            const int lane = u / n, t = u % n;
+            const size_t row = (size_t)t * (size_t)H + (size_t)(lane * r);
+            kvmem__attend_one(&w, c, layer, lane, t, n, q + row * (size_t)d, out + row * (size_t)d,
+                              lse ? lse + row : NULL, read ? read + (size_t)lane * (size_t)max_pages : NULL);
+        }
+    }
+    return KVMEM_OK;
+}
+
+/* ==== >>observe : what attention shows of the entries ============================================
+   Collected only when an entry of the recipe declares it: per entry, the probability mass that queries
+   put on it, averaged over the query heads of the group,
+       acc[t] += sum_i mean_h P[h][i][t]   (all queries)      last[t] = mean_h P[h][newest][t]
+   and a ring of the newest queries, from which kvmem_view_attention computes any window's rows again.
+   P is recovered from the logits and the log-sum-exp that attend returns: P = e^(s - lse). */
+static float *kvmem__stat(const kvmem_cache *c, const kvmem_page *p, unsigned which) {
+    const int second = which == KVMEM_READS_LAST && (c->reads & KVMEM_READS_ACC);
+    return p->stats + (second ? c->recipe.page : 0);
+}
+/* Add the rows of token t to acc and, for the newest token, set last. */
+static void kvmem__observe_one(kvmem__worker *w, kvmem_cache *c, int layer, int g, int t, int n, const float *q,
+                               const float *lse) {
+    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, P = c->recipe.page, qslot = ln->n - n + t;
+    const float share = 1.0f / (float)r;
+    int a, b, i, j, x;
+    kvmem__visible(c, layer, ln, qslot, c->block_pos[t], &a, &b);
+    w->kc = NULL;
+    for (i = a / P; i * P < b; i++) {
+        const kvmem_page *p = ln->pages[i];
+        const int t0 = KVMEM__MAX(a - i * P, 0), t1 = KVMEM__MIN(b - i * P, P);
+        kvmem__page_logits(w, c, layer, ln, i, t0, t1, q, qslot, c->block_pos[t]);
+        for (j = 0; j < r; j++) {
+            float *s = w->s + j * P;
+            c->backend->exp_sum(s + t0, s + t0, lse[j], t1 - t0);
+            if (c->reads & KVMEM_READS_ACC) {
+                float *acc = kvmem__stat(c, p, KVMEM_READS_ACC);
+                for (x = t0; x < t1; x++) acc[x] += share * s[x];
+            }
+            if ((c->reads & KVMEM_READS_LAST) && t == n - 1) {
+                float *last = kvmem__stat(c, p, KVMEM_READS_LAST);
+                for (x = t0; x < t1; x++) last[x] += share * s[x];
+            }
+        }
+    }
+}
+static kvmem_status kvmem__cpu_observe(kvmem_cache *c, int layer, int n, const float *q, const float *lse) {
+    const int G = c->shape.n_kv_heads, H = c->shape.n_heads, d = c->shape.head_dim, r = H / G;
+    int g, i, t, workers;
+    float *f;
+    for (g = 0; g < G; g++) {
+        kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+        for (i = 0; i < ln->n_pages; i++) {
+            KVMEM__TRY(kvmem__page_own(c, ln, i));
+            if (c->reads & KVMEM_READS_LAST)
+                memset(kvmem__stat(c, ln->pages[i], KVMEM_READS_LAST), 0, (size_t)c->recipe.page * sizeof(float));
+        }
+    }
+    KVMEM__TRY(kvmem__workers(c, 0, KVMEM__MIN(kvmem__threads(c->threads), G), &workers));
+    f = (float *)c->scratch;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(workers) private(t)
+#endif
+    {
+        kvmem__worker w;
+        int id = 0;
+#ifdef _OPENMP
+        id = omp_get_thread_num();
+#endif
+        kvmem__worker_init(&w, c, f + (size_t)id * (c->worker_bytes / sizeof(float)));
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+        for (g = 0; g < G; g++) /* a lane's statistics are summed by one thread, in order of the tokens */
+            for (t = (c->reads & KVMEM_READS_ACC) ? 0 : n - 1; t < n; t++) {
+                const size_t row = (size_t)t * (size_t)H + (size_t)(g * r);
+                kvmem__observe_one(&w, c, layer, g, t, n, q + row * (size_t)d, lse + row);
+            }
+    }
+    return KVMEM_OK;
+}
+/* The newest queries of a layer go into its ring; the ring's place moves on when the block ends. */
+static void kvmem__ring_push(kvmem_cache *c, int layer, int n, const float *q) {
+    const size_t row = (size_t)c->shape.n_heads * (size_t)c->shape.head_dim;
+    const int m = KVMEM__MIN(n, c->ring);
+    int t;
+    for (t = 0; t < m; t++) {
+        const int slot = (c->ring_at + t) % c->ring;
+        memcpy(c->ring_q + ((size_t)layer * (size_t)c->ring + (size_t)slot) * row, q + (size_t)(n - m + t) * row,
+               row * sizeof(float));
+        c->ring_pos[slot] = c->block_pos[n - m + t];
+    }
+}
+/* Queries in the ring as layer sees it: those of the block in flight count once it has attended. */
+static int kvmem__ring_count(const kvmem_cache *c, int layer, int *first) {
+    const int more = c->block_n && c->layer_state[layer] == 2 ? KVMEM__MIN(c->block_n, c->ring) : 0;
+    const int n = KVMEM__MIN(c->ring, c->ring_n + more);
+    *first = c->ring ? (c->ring_at + more - n + 2 * c->ring) % c->ring : 0;
+    return n;
+}
+KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, const float *q, float *out) {
+    float *lse = NULL;
+    KVMEM__TRY(kvmem__check_layer(c, layer, "attend"));
+    if (!q || !out) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "attend: q or out is NULL");
+    if (c->layer_state[layer] != 1 || n != c->block_n)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "attend: layer %d, %d tokens: append these tokens first, then "
+                           "attend once", layer, n);
+    KVMEM__TRY(kvmem__check_finite(c, q, n, c->shape.n_heads, "q", layer));
+    if (c->reads & (KVMEM_READS_ACC | KVMEM_READS_LAST)) {
+        const kvmem_bytes_part part = kvmem__part(4, (size_t)n * (size_t)c->shape.n_heads * sizeof(float));
+        kvmem_status st;
+        int over;
+        lse = (float *)kvmem__arena_take(c->arena, &part, &over);
+        if (!lse) return kvmem__no_room(c, over, part.total, "the observation of attention");
+        st = c->backend->attend(c, layer, n, q, out, lse);
+        if (st == KVMEM_OK) st = c->backend->observe(c, layer, n, q, lse);
+        kvmem__arena_give(c->arena, lse, &part);
+        KVMEM__TRY(st);
+    } else
+        KVMEM__TRY(c->backend->attend(c, layer, n, q, out, NULL));
+    if (c->ring) kvmem__ring_push(c, layer, n, q);
+    c->layer_state[layer] = 2;
+    return KVMEM_OK;
+}
+
+/* --- what stage functions see --- */
+#define KVMEM__VIEW_BLOCKS 8
+/* Floats that live until the stage function returns; NULL with the cache's error set when there is no
+   room. At most KVMEM__VIEW_BLOCKS a call. */
+static float *kvmem__view_scratch(const kvmem_view *v, size_t floats) {
+    kvmem_cache *c = v->cache;
+    kvmem_bytes_part part = kvmem__part(4, floats * sizeof(float) + 1);
+    int over;
+    void *p;
+    if (c->n_tmp == KVMEM__VIEW_BLOCKS || floats > SIZE_MAX / sizeof(float) - 1) {
+        kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "a stage function asks for too much scratch");
+        return NULL;
+    }
+    p = kvmem__arena_take(c->arena, &part, &over);
+    if (!p) {
+        kvmem__no_room(c, over, part.total, "scratch of a stage function");
+        return NULL;
+    }
+    c->tmp[c->n_tmp] = p;
+    c->tmp_size[c->n_tmp++] = part.total;
+    return (float *)p;
+}
+static void kvmem__view_scratch_end(kvmem_cache *c) {
+    while (c->n_tmp) {
+        kvmem_bytes_part part;
+        c->n_tmp--;
+        part = kvmem__part(4, c->tmp_size[c->n_tmp]);
+        kvmem__arena_give(c->arena, c->tmp[c->n_tmp], &part);
+    }
+}
+KVMEM_API int kvmem_view_count(const kvmem_view *v, int g) { return kvmem__lane_at(v->cache, v->layer, g)->n; }
+KVMEM_API void kvmem_view_positions(const kvmem_view *v, int g, int32_t *out) {
+    kvmem_cache_read(v->cache, v->layer, g, 0, kvmem_view_count(v, g), NULL, NULL, out);
+}
+KVMEM_API void kvmem_view_keys(const kvmem_view *v, int g, int i0, int n, float *out) {
+    kvmem_cache_read(v->cache, v->layer, g, i0, n, out, NULL, NULL);
+}
+KVMEM_API void kvmem_view_values(const kvmem_view *v, int g, int i0, int n, float *out) {
+    kvmem_cache_read(v->cache, v->layer, g, i0, n, NULL, out, NULL);
+}
+static void kvmem__view_stat(const kvmem_view *v, int g, unsigned which, float *out) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    const int P = v->cache->recipe.page;
+    int i;
+    if (!(v->cache->reads & which)) {
+        memset(out, 0, (size_t)ln->n * sizeof(float));
+        return;
+    }
+    for (i = 0; i * P < ln->n; i++)
+        memcpy(out + i * P, kvmem__stat(v->cache, ln->pages[i], which),
+               (size_t)kvmem__page_rows(v->cache, ln, i) * sizeof(float));
+}
+KVMEM_API void kvmem_view_acc(const kvmem_view *v, int g, float *out) { kvmem__view_stat(v, g, KVMEM_READS_ACC, out); }
+KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out) { kvmem__view_stat(v, g, KVMEM_READS_LAST, out); }
+
+/* Add the softmax row of one ring query, mean over the group, to out (n); logits: (r, n). */
+static void kvmem__view_row(kvmem__worker *w, const kvmem_cache *c, int layer, int g, const float *q, int32_t qpos,
+                            float *logits, float *out) {
+    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, n = ln->n;
+    const int qslot = kvmem__lane_find(c, ln, qpos + 1) - 1; /* its own slot, or the last before it */
+    int a, b, i, j, t;
+    kvmem__visible(c, layer, ln, qslot, qpos, &a, &b);
+    w->kc = NULL;
+    for (i = a / P; i * P < b; i++) {
+        const int t0 = KVMEM__MAX(a - i * P, 0), t1 = KVMEM__MIN(b - i * P, P);
+        kvmem__page_logits(w, c, layer, ln, i, t0, t1, q, qslot, qpos);
+        for (j = 0; j < r; j++)
+            memcpy(logits + (size_t)j * (size_t)n + (size_t)(i * P + t0), w->s + j * P + t0,
+                   (size_t)(t1 - t0) * sizeof(float));
+    }
+    for (j = 0; j < r && a < b; j++) {
+        float *s = logits + (size_t)j * (size_t)n + a;
+        const float m = c->backend->max(s, b - a), l = c->backend->exp_sum(s, s, m, b - a);
+        const float f = 1.0f / (l * (float)r);
+        for (t = 0; t < b - a; t++) out[a + t] += f * s[t];
+    }
+}
+KVMEM_API kvmem_status kvmem_view_attention(const kvmem_view *v, int g, int w, float *out) {
+    kvmem_cache *c = v->cache;
+    const int H = c->shape.n_heads, d = c->shape.head_dim, r = H / c->shape.n_kv_heads, n = kvmem_view_count(v, g);
+    int first, have = kvmem__ring_count(c, v->layer, &first), part, t;
+    float *parts, *logits, *work;
+    if (!c->ring) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "kvmem_view_attention: the entry does not declare "
+                                     "KVMEM_READS_QUERIES");
+    if (w > have) w = have;
+    first = (first + have - w) % c->ring;
+    memset(out, 0, (size_t)n * sizeof(float));
+    parts = kvmem__view_scratch(v, (size_t)KVMEM__VIEW_PARTS * (size_t)n);
+    logits = parts ? kvmem__view_scratch(v, (size_t)KVMEM__VIEW_PARTS * (size_t)r * (size_t)n) : NULL;
+    work = logits ? kvmem__view_scratch(v, (size_t)KVMEM__VIEW_PARTS * (c->worker_bytes / sizeof(float))) : NULL;
+    if (!work) return c->error.status;
+    memset(parts, 0, (size_t)KVMEM__VIEW_PARTS * (size_t)n * sizeof(float));
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(KVMEM__MIN(kvmem__threads(c->threads), KVMEM__VIEW_PARTS)) schedule(static) private(t)
+#endif
+    for (part = 0; part < KVMEM__VIEW_PARTS; part++) { /* fixed shares of the rows: any thread count agrees */
+        kvmem__worker wk;
+        kvmem__worker_init(&wk, c, work + (size_t)part * (c->worker_bytes / sizeof(float)));
+        for (t = part * w / KVMEM__VIEW_PARTS; t < (part + 1) * w / KVMEM__VIEW_PARTS; t++) {
+            const int slot = (first + t) % c->ring;
+            const float *q = c->ring_q + (((size_t)v->layer * (size_t)c->ring + (size_t)slot) * (size_t)H +
+                                          (size_t)(g * r)) * (size_t)d;
+            kvmem__view_row(&wk, c, v->layer, g, q, c->ring_pos[slot], logits + (size_t)part * (size_t)r * (size_t)n,
+                            parts + (size_t)part * (size_t)n);
+        }
+    }
+    for (part = 0; part < KVMEM__VIEW_PARTS; part++)
+        for (t = 0; t < n; t++) out[t] += parts[(size_t)part * (size_t)n + (size_t)t];
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__add_event(kvmem_cache *c, int64_t pos) {
+    if (c->n_events == c->cap_events) {
+        const int cap = c->cap_events ? 2 * c->cap_events : 16;
+        const kvmem_bytes_part part = kvmem__part(2, (size_t)cap * sizeof *c->event);
+        const kvmem_bytes_part old = kvmem__part(2, (size_t)c->cap_events * sizeof *c->event);
+        int over;
+        int64_t *e = (int64_t *)kvmem__arena_take(c->arena, &part, &over);
+        if (!e) return kvmem__no_room(c, over, part.total, "the list of events");
+        if (c->n_events) memcpy(e, c->event, (size_t)c->n_events * sizeof *e);
+        kvmem__arena_give(c->arena, c->event, &old);
+        c->event = e;
+        c->cap_events = cap;
+    }
+    c->event[c->n_events++] = pos;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos) {
+    kvmem_cache *c = v->cache;
+    if (c->n_events && c->event[c->n_events - 1] >= pos)
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "kvmem_view_cut: %d does not rise above the last start", (int)pos);
+    return kvmem__add_event(c, pos);
+}
 
 /* <<IMPL: backend>> CPU tables, run-time choice.  Owner K */
 
@@ -2182,7 +3538,836 @@ static const kvmem_place_entry kvmem__places[] = {
     { { "cache", "at its slot in the cache", "Xiao 2023, arXiv 2309.17453", NULL, 0 },
       kvmem__place_cache } };
 
-/* <<IMPL: persistence>> save, load, inspect.  Owner LEAD */
+/* ==== >>commit : the end of a block: segment, score, budget, reduce ===============================
+   For each layer:  mean B from the amount  ->  keep[g] by the budget stage  ->  sinks and recent window
+   set apart  ->  the best of the rest by the score stage  ->  the reduce stage.
+   An amount is entries per lane, mean over the cache: a count; a share of the tokens seen; bytes: what
+   fits. A lane that needs nothing removed is not scored. NaN scores are an error that names the entry.
+   Ties go to the lower index. Uses: cache, observe. */
+
+/* Under a byte limit: the mean that leaves every lane room for the next block of up to a page, and for a
+   page that is only partly full when lanes differ in length. */
+static int kvmem__keep_cap(const kvmem_cache *c) { return KVMEM__MAX(c->lane_cap - 2 * c->recipe.page, 1); }
+/* Entries per lane, mean over the cache, that the recipe allows now; INT_MAX: all. */
+static int kvmem__mean_budget(const kvmem_cache *c) {
+    const kvmem_amount *am = &c->recipe.amount;
+    const double seen = (double)(c->tokens + c->block_n);
+    double b = (double)INT_MAX;
+    if (am->kind == KVMEM_COUNT) b = am->value;
+    if (am->kind == KVMEM_SHARE) b = am->value >= 1 ? seen : floor(am->value * seen + 1e-9);
+    if (c->lane_cap) b = KVMEM__MIN(b, (double)kvmem__keep_cap(c));
+    if (b < 1) b = 1;
+    return b < (double)INT_MAX ? (int)b : INT_MAX;
+}
+/* Does the recipe ever remove entries? */
+static int kvmem__evicts(const kvmem_cache *c) { return c->recipe.amount.kind != KVMEM_ALL; }
+
+/* Does this commit reduce by the recipe's own rule, and if not, must it because the next block would not
+   fit under the byte limit? */
+static int kvmem__reduce_due(const kvmem_cache *c, kvmem_phase phase) {
+    const kvmem_recipe *r = &c->recipe;
+    if (!kvmem__evicts(c)) return 0;
+    if (phase == KVMEM_PROMPT_END || r->when == KVMEM_WHEN_BLOCK) return 1;
+    if (phase == KVMEM_DECODE && r->when == KVMEM_WHEN_STEP) return 1;
+    if (phase == KVMEM_DECODE && r->when == KVMEM_WHEN_EVERY && c->since_reduce + c->block_n >= r->every) return 1;
+    if (!c->lane_cap) return 0;
+    return kvmem_cache_room(c) < (phase == KVMEM_DECODE ? 1 : KVMEM__MIN(r->page, c->max_block));
+}
+/* Sinks and recent entries of a lane that keeps `keep` of n. The newest entry outranks the sinks. */
+static void kvmem__protect(const kvmem_recipe *r, int keep, int *sink, int *recent) {
+    const double want = r->recent.kind == KVMEM_SHARE ? floor(r->recent.value * keep + 1e-9) : r->recent.value;
+    int w = want < (double)keep ? (int)want : keep;
+    int s = KVMEM__MIN(r->sink, keep);
+    if (w > 0 && s == keep) s = keep - 1;
+    if (w > keep - s) w = keep - s;
+    *sink = s;
+    *recent = w;
+}
+static kvmem_view kvmem__view_of(kvmem_cache *c, int layer, kvmem_stage stage) {
+    kvmem_view v;
+    v.cache = c;
+    v.layer = layer;
+    v.par = c->recipe.stage[stage].par;
+    v.user = c->recipe.stage[stage].user;
+    v.seed = c->recipe.seed;
+    return v;
+}
+static kvmem_status kvmem__score_lane(kvmem_cache *c, int layer, int g, float *score) {
+    const kvmem_score_entry *e = (const kvmem_score_entry *)(const void *)c->recipe.stage[KVMEM_SCORE].entry;
+    const kvmem_view v = kvmem__view_of(c, layer, KVMEM_SCORE);
+    const int n = kvmem_view_count(&v, g);
+    kvmem_status st;
+    int t;
+    c->error.status = KVMEM_OK;
+    st = e->fn(&v, g, score);
+    kvmem__view_scratch_end(c);
+    if (st != KVMEM_OK && c->error.status == KVMEM_OK)
+        kvmem__fail(&c->error, st, "score=%s failed in layer %d, KV head %d", e->e.word, layer, g);
+    for (t = 0; st == KVMEM_OK && t < n; t++)
+        if (score[t] != score[t])
+            st = kvmem__fail(&c->error, KVMEM_BAD_VALUE, "score=%s gives NaN for entry %d of layer %d, KV head %d",
+                             e->e.word, t, layer, g);
+    return st;
+}
+/* Select keep entries of a lane by score and reduce it. kept (n), idx (n) are scratch. */
+static kvmem_status kvmem__reduce_lane(kvmem_cache *c, int layer, int g, int keep, const float *score, int *kept,
+                                       int *idx) {
+    const kvmem_reduce_entry *e = (const kvmem_reduce_entry *)(const void *)c->recipe.stage[KVMEM_REDUCE].entry;
+    const kvmem_view v = kvmem__view_of(c, layer, KVMEM_REDUCE);
+    const int n = kvmem_view_count(&v, g);
+    int s, w, m = 0, t;
+    kvmem_status st;
+    kvmem__protect(&c->recipe, keep, &s, &w);
+    for (t = 0; t < s; t++) kept[m++] = t;
+    m += kvmem__topk(kept + m, score + s, n - w - s, keep - s - w, idx);
+    for (t = s; t < m; t++) kept[t] += s;
+    for (t = n - w; t < n; t++) kept[m++] = t;
+    c->error.status = KVMEM_OK;
+    st = e->fn(&v, g, kept, m, score);
+    kvmem__view_scratch_end(c);
+    if (st == KVMEM_OK && kvmem_view_count(&v, g) != keep)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "reduce=%s left %d entries instead of %d", e->e.word,
+                           kvmem_view_count(&v, g), keep);
+    if (st != KVMEM_OK && c->error.status == KVMEM_OK)
+        kvmem__fail(&c->error, st, "reduce=%s failed in layer %d, KV head %d", e->e.word, layer, g);
+    return st;
+}
+/* Ask the budget stage for keep (G); 1 in *any if some lane must shrink. */
+static kvmem_status kvmem__ask_budget(kvmem_cache *c, int layer, int mean, int *len, int *keep,
+                                      const float *const *score, int *any) {
+    const kvmem_budget_entry *e = (const kvmem_budget_entry *)(const void *)c->recipe.stage[KVMEM_BUDGET].entry;
+    const kvmem_view v = kvmem__view_of(c, layer, KVMEM_BUDGET);
+    kvmem_status st;
+    int g;
+    *any = 0;
+    for (g = 0; g < c->shape.n_kv_heads; g++) len[g] = keep[g] = kvmem_view_count(&v, g);
+    c->error.status = KVMEM_OK;
+    st = e->fn(&v, mean, len, score, keep);
+    kvmem__view_scratch_end(c);
+    if (st != KVMEM_OK) {
+        if (c->error.status == KVMEM_OK) kvmem__fail(&c->error, st, "budget=%s failed in layer %d", e->e.word, layer);
+        return st;
+    }
+    for (g = 0; g < c->shape.n_kv_heads; g++) {
+        keep[g] = KVMEM__MIN(KVMEM__MAX(keep[g], KVMEM__MIN(1, len[g])), len[g]);
+        *any |= keep[g] < len[g];
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__reduce_layer(kvmem_cache *c, int layer, int mean) {
+    const int G = c->shape.n_kv_heads;
+    const int all = (c->recipe.stage[KVMEM_BUDGET].entry->reads & KVMEM_READS_SCORES) != 0;
+    const float **score;
+    int *len, *keep, *kept, *idx, g, longest = 0, any = 1;
+    size_t stride, bytes;
+    float *f;
+    for (g = 0; g < G; g++) longest = KVMEM__MAX(longest, kvmem_cache_lane_len(c, layer, g));
+    if (c->tokens + c->block_n <= mean || !longest) return KVMEM_OK;
+    stride = (size_t)longest;
+    bytes = (size_t)G * sizeof *score + (2 * (size_t)G + 2 * stride + (all ? (size_t)G : 1) * stride) * 4;
+    KVMEM__TRY(kvmem__scratch(c, bytes));
+    score = (const float **)c->scratch;
+    len = (int *)(void *)(score + G);
+    keep = len + G;
+    kept = keep + G;
+    idx = kept + stride;
+    f = (float *)(void *)(idx + stride);
+    for (g = 0; g < G; g++) score[g] = f + (all ? (size_t)g * stride : 0);
+    for (g = 0; all && g < G; g++) KVMEM__TRY(kvmem__score_lane(c, layer, g, f + (size_t)g * stride));
+    KVMEM__TRY(kvmem__ask_budget(c, layer, mean, len, keep, all ? score : NULL, &any));
+    for (g = 0; any && g < G; g++) {
+        if (keep[g] >= len[g]) continue;
+        if (!all) KVMEM__TRY(kvmem__score_lane(c, layer, g, f));
+        KVMEM__TRY(kvmem__reduce_lane(c, layer, g, keep[g], score[g], kept, idx));
+    }
+    return KVMEM_OK;
+}
+
+/* Let the segment stage see the tokens of the block. */
+static kvmem_status kvmem__segment(kvmem_cache *c) {
+    const kvmem_segment_entry *e = (const kvmem_segment_entry *)(const void *)c->recipe.stage[KVMEM_SEGMENT].entry;
+    const kvmem_view v = kvmem__view_of(c, 0, KVMEM_SEGMENT);
+    kvmem_status st;
+    if (!e->fn) return KVMEM_OK;
+    st = e->fn(&v, c->block_pos[0], c->block_pos[c->block_n - 1] + 1);
+    kvmem__view_scratch_end(c);
+    return st;
+}
+/* How many layers are in this state? */
+static int kvmem__layers_in(const kvmem_cache *c, int state) {
+    int l, n = 0;
+    for (l = 0; l < c->shape.n_layers; l++) n += c->layer_state[l] == state;
+    return n;
+}
+KVMEM_API kvmem_status kvmem_cache_commit_layer(kvmem_cache *c, int layer, kvmem_phase phase) {
+    KVMEM__TRY(kvmem__check_layer(c, layer, "commit_layer"));
+    if (c->reads & KVMEM_READS_LAYERS)
+        return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "commit_layer: budget=%s compares layers",
+                           c->recipe.stage[KVMEM_BUDGET].entry->word);
+    if (c->lane_cap)
+        return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "commit_layer: a byte limit is shared by all layers");
+    if (c->layer_state[layer] != 2)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit_layer: layer %d has not attended in this block", layer);
+    if (kvmem__reduce_due(c, phase)) KVMEM__TRY(kvmem__reduce_layer(c, layer, kvmem__mean_budget(c)));
+    c->layer_state[layer] = 3;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
+    int l, due, mean, waiting, appended, pushed;
+    KVMEM__TRY(kvmem__check_layer(c, 0, "commit"));
+    if (!c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit: no block was appended");
+    waiting = kvmem__layers_in(c, 0);
+    appended = kvmem__layers_in(c, 1);
+    if (waiting)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit: %d of %d layers have not got this block's rows", waiting,
+                           c->shape.n_layers);
+    if (c->ring && appended && appended < c->shape.n_layers)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit: the recipe reads queries, and %d of %d layers have not "
+                           "attended in this block", appended, c->shape.n_layers);
+    KVMEM__TRY(kvmem__segment(c));
+    due = kvmem__reduce_due(c, phase);
+    mean = due ? kvmem__mean_budget(c) : 0;
+    for (l = 0; due && l < c->shape.n_layers; l++) {
+        if (c->layer_state[l] == 3) continue;
+        KVMEM__TRY(kvmem__reduce_layer(c, l, mean));
+    }
+    pushed = c->ring && !appended ? KVMEM__MIN(c->block_n, c->ring) : 0;
+    if (c->ring) {
+        c->ring_at = (c->ring_at + pushed) % c->ring;
+        c->ring_n = KVMEM__MIN(c->ring_n + pushed, c->ring);
+    }
+    c->tokens += c->block_n;
+    c->next_pos = c->block_pos[c->block_n - 1] + 1;
+    c->since_reduce = due ? 0 : c->since_reduce + c->block_n;
+    c->block_n = 0;
+    memset(c->layer_state, 0, (size_t)c->shape.n_layers);
+    if (phase == KVMEM_PROMPT_END) kvmem__scratch_free(c); /* sized for the prompt; decoding needs less */
+    return KVMEM_OK;
+}
+
+/* --- what fits --- */
+/* Bytes that a block of b tokens needs beside what is live now, scratch not counted in either. */
+static size_t kvmem__block_need(const kvmem_cache *c, int b) {
+    const int P = c->recipe.page, G = c->shape.n_kv_heads, r = c->shape.n_heads / G;
+    const size_t page = kvmem__page_size(P, c->n_stats, c->k, c->v);
+    size_t need = 1024, longest = 0, i, a, m;
+    for (i = 0; i < (size_t)(c->shape.n_layers * G); i++) {
+        const kvmem_lane *ln = &c->lane[i];
+        const int want = (ln->n + b + P - 1) / P;
+        if (want > ln->n_pages) need += (size_t)(want - ln->n_pages) * page;
+        if (ln->n % P && ln->pages[ln->n_pages - 1]->refs > 1) need += page;
+        if (want > ln->cap_pages) need += (size_t)kvmem__table_cap(want) * sizeof(void *);
+        longest = KVMEM__MAX(longest, (size_t)ln->n + (size_t)b);
+    }
+    a = kvmem__attend_bytes(&c->shape, b, c->worker_bytes);
+    m = kvmem__evicts(c) ? kvmem__commit_bytes(G, longest) + (c->ring ? kvmem__view_bytes(r, longest) : 0) : 0;
+    return need + KVMEM__MAX(a, m);
+}
+KVMEM_API int kvmem_cache_room(const kvmem_cache *c) {
+    size_t free_bytes;
+    int lo = 0, hi;
+    if (!c->arena) return 0;
+    if (!c->arena->limit) return c->max_block;
+    free_bytes = c->arena->limit - (c->arena->live.total - c->scratch_size);
+    hi = KVMEM__MIN(c->max_block, c->recipe.page);
+    while (lo < hi) {
+        const int mid = hi - (hi - lo) / 2;
+        if (kvmem__block_need(c, mid) <= free_bytes) lo = mid;
+        else hi = mid - 1;
+    }
+    return lo;
+}
+/* After the codecs changed: worker scratch and the lanes' capacity under the limit. */
+static void kvmem__set_cap(kvmem_cache *c) {
+    kvmem__plan p;
+    memset(&p, 0, sizeof p);
+    p.k = *c->k;
+    p.v = *c->v;
+    p.page = c->recipe.page;
+    p.lanes = c->shape.n_layers * c->shape.n_kv_heads;
+    p.ring = c->ring;
+    p.n_stats = c->n_stats;
+    p.page_bytes = kvmem__page_size(p.page, p.n_stats, &p.k, &p.v);
+    p.worker_floats = kvmem__worker_floats(&c->shape, &p);
+    c->worker_bytes = KVMEM__MAX(c->worker_bytes, p.worker_floats * sizeof(float));
+    p.limit = c->arena->limit;
+    if (p.limit)
+        c->lane_cap = KVMEM__MAX(kvmem__plan_cap(&p, &c->shape, c->block_size + kvmem__ring_bytes(c) +
+                                 sizeof(kvmem_arena) + 4 * sizeof(kvmem__use)), p.page);
+}
+
+/* --- estimate --- */
+/* Counted like a real run: every block appends, attends and commits. Lengths are followed per layer; a
+   budget that reads scores is taken at its mean. */
+#define KVMEM__EST_LAYERS 1024
+typedef struct kvmem__est {
+    kvmem__plan p;
+    kvmem_cache c;      /* shape (with one KV head), recipe and counters only: nothing is allocated */
+    int G, n_uses;
+    kvmem_bytes *out;
+    int len[KVMEM__EST_LAYERS], cap[KVMEM__EST_LAYERS]; /* entries and table slots of a lane of the layer */
+} kvmem__est;
+
+/* Bytes now and, if higher than before, at the peak. */
+static void kvmem__est_count(kvmem__est *e) {
+    const int P = e->p.page;
+    const kvmem_bytes_part page = kvmem__page_part(P, e->p.n_stats, &e->p.k, &e->p.v);
+    kvmem_bytes_part *b = &e->out->live;
+    int l;
+    memset(b, 0, sizeof *b);
+    b->stats = e->p.ring_bytes;
+    b->meta = e->p.block_bytes + sizeof(kvmem_arena) + (size_t)e->n_uses * sizeof(kvmem__use);
+    b->scratch = e->c.scratch_size;
+    e->out->entries = 0;
+    for (l = 0; l < e->c.shape.n_layers; l++) {
+        const size_t n = (size_t)e->G * (size_t)((e->len[l] + P - 1) / P);
+        b->k += n * page.k;
+        b->v += n * page.v;
+        b->stats += n * page.stats;
+        b->meta += n * page.meta + (size_t)e->G * (size_t)e->cap[l] * sizeof(void *);
+        e->out->entries += (size_t)e->G * (size_t)e->len[l];
+    }
+    b->total = kvmem__part_total(b);
+    if (b->total > e->out->peak.total) e->out->peak = *b;
+}
+static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
+    const kvmem_budget_entry *be = (const kvmem_budget_entry *)(const void *)e->c.recipe.stage[KVMEM_BUDGET].entry;
+    const kvmem_view v = kvmem__view_of(&e->c, layer, KVMEM_BUDGET);
+    int len = e->len[layer], keep = KVMEM__MIN(mean, len);
+    size_t bytes;
+    if (e->c.tokens + e->c.block_n <= mean) return;
+    bytes = (size_t)e->G * sizeof(float *) + (2 * (size_t)e->G + 3 * (size_t)len) * 4;
+    e->c.scratch_size = KVMEM__MAX(e->c.scratch_size, bytes);
+    kvmem__est_count(e);
+    if (!(be->e.reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS))) be->fn(&v, mean, &len, NULL, &keep);
+    e->len[layer] = KVMEM__MAX(KVMEM__MIN(keep, len), KVMEM__MIN(1, len));
+}
+static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
+    const int P = e->p.page, G = e->G, threads = kvmem__threads(e->c.threads);
+    size_t rows = e->c.shape.rope ? (size_t)n * (size_t)G * (size_t)e->c.shape.head_dim * sizeof(float) : 0;
+    int l, due, mean;
+    rows = KVMEM__MAX(rows, (size_t)KVMEM__MIN(threads, n * G) * e->c.worker_bytes);
+    e->c.block_n = n;
+    e->c.scratch_size = KVMEM__MAX(e->c.scratch_size, rows);
+    for (l = 0; l < e->c.shape.n_layers; l++) {
+        e->len[l] += n;
+        e->cap[l] = KVMEM__MAX(e->cap[l], kvmem__table_cap((e->len[l] + P - 1) / P));
+    }
+    kvmem__est_count(e);
+    due = kvmem__evicts(&e->c) &&
+          (phase == KVMEM_PROMPT_END || e->c.recipe.when == KVMEM_WHEN_BLOCK ||
+           (phase == KVMEM_DECODE && e->c.recipe.when == KVMEM_WHEN_STEP) ||
+           (phase == KVMEM_DECODE && e->c.recipe.when == KVMEM_WHEN_EVERY &&
+            e->c.since_reduce + n >= e->c.recipe.every) ||
+           (e->c.lane_cap && e->len[0] + KVMEM__MIN(P, e->c.max_block) > e->c.lane_cap));
+    mean = due ? kvmem__mean_budget(&e->c) : 0;
+    for (l = 0; due && l < e->c.shape.n_layers; l++) kvmem__est_reduce(e, l, mean);
+    e->c.since_reduce = due ? 0 : e->c.since_reduce + n;
+    e->c.tokens += n;
+    if (phase == KVMEM_PROMPT_END) e->c.scratch_size = 0;
+    kvmem__est_count(e);
+}
+KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, int64_t decoded, kvmem_bytes *out,
+                                      kvmem_error *err) {
+    kvmem__est e;
+    kvmem_recipe r = kvmem_recipe_default();
+    int64_t left = prompt;
+    int block;
+    memset(&e, 0, sizeof e);
+    memset(out, 0, sizeof *out);
+    if (!cfg || prompt < 0 || decoded < 0 || prompt > INT32_MAX - 1 || decoded > INT32_MAX - 1 - prompt)
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "estimate: a prompt of %lld and %lld decoded tokens: at most %d in all",
+                           (long long)prompt, (long long)decoded, (int)INT32_MAX - 1);
+    if (cfg->recipe) r = *cfg->recipe;
+    KVMEM__TRY(kvmem__make_plan(&e.p, cfg, &r, cfg->backend ? cfg->backend : kvmem_backend_cpu(NULL), err));
+    if (cfg->shape.n_layers > KVMEM__EST_LAYERS)
+        return kvmem__fail(err, KVMEM_UNSUPPORTED, "estimate: more than %d layers", KVMEM__EST_LAYERS);
+    e.c.shape = cfg->shape;
+    e.G = cfg->shape.n_kv_heads;
+    e.c.shape.n_kv_heads = 1;
+    e.c.recipe = r;
+    e.c.recipe.page = e.p.page;
+    e.c.lane_cap = e.p.lane_cap;
+    e.c.max_block = cfg->max_block;
+    e.c.threads = cfg->threads;
+    e.c.worker_bytes = e.p.worker_floats * sizeof(float);
+    e.n_uses = r.stage[KVMEM_CODEC_K].entry == r.stage[KVMEM_CODEC_V].entry &&
+               !memcmp(r.stage[KVMEM_CODEC_K].par, r.stage[KVMEM_CODEC_V].par, sizeof r.stage[0].par) ? 1 : 2;
+    e.out = out;
+    kvmem__est_count(&e);
+    block = KVMEM__MIN(cfg->max_block, e.p.limit ? e.p.page : cfg->max_block);
+    while (left > 0 || decoded > 0) {
+        const int n = left > 0 ? (int)KVMEM__MIN(left, (int64_t)block) : 1;
+        const kvmem_phase phase = left > n ? KVMEM_PREFILL : left > 0 ? KVMEM_PROMPT_END : KVMEM_DECODE;
+        kvmem__est_block(&e, n, phase);
+        if (e.p.limit && out->live.total > e.p.limit)
+            return kvmem__fail(err, KVMEM_OVER_BUDGET, "after %lld tokens the cache needs %zu bytes, the limit is %zu",
+                               (long long)e.c.tokens, out->live.total, e.p.limit);
+        if (left > 0) left -= n;
+        else decoded--;
+    }
+    out->limit = e.p.limit;
+    out->tokens = e.c.tokens;
+    out->full = (size_t)e.c.tokens * (size_t)cfg->shape.n_layers * (size_t)e.G * (size_t)cfg->shape.head_dim * 4;
+    return KVMEM_OK;
+}
+
+/* ==== >>persistence : save, load, inspect ========================================================
+   One container, little-endian, whatever the host:
+
+       "kvmem-c\n"  u32 version  u32 page  u32 layers  u32 heads  u32 kv_heads  u32 head_dim  u32 n_stats
+       u32 ring  u64 model_id  u64 shape_hash  u64 tokens  u32 next_pos  u64 since_reduce
+       u32 ring_n  u32 ring_at  u32 n_events  u32 n_codecs  u32 recipe_len  recipe text
+       codecs:  u32 word_len  word  u32 row_bytes  8 x f64 bits of the parameters
+       events (n_events) u64;  ring positions (ring) u32;  ring queries (layers, ring, heads, d) f32
+       lanes:   u32 n, then for each page: u32 K codec  u32 V codec  pos (rows) u32  stats (n_stats, rows) f32
+                K rows  V rows
+       u32 CRC-32 of everything before it
+
+   Coded rows are stored as they are, so loading restores the cache bit for bit. A file is refused unless
+   shape, model and recipe are the cache's own, and nothing is used before the checksum has been verified. */
+#define KVMEM__SAVE_VERSION 1u
+#define KVMEM__SAVE_HEAD 96 /* bytes before the recipe text */
+
+typedef struct kvmem__out { kvmem_write_fn write; void *user; uint32_t crc; int failed; } kvmem__out;
+static void kvmem__out_bytes(kvmem__out *o, const void *p, size_t n) {
+    if (o->failed || !n) return;
+    o->crc = kvmem__crc32(o->crc, p, n);
+    if (o->write(o->user, p, n)) o->failed = 1;
+}
+static void kvmem__out_u32(kvmem__out *o, uint32_t v) {
+    uint8_t b[4];
+    kvmem__put32(b, v);
+    kvmem__out_bytes(o, b, 4);
+}
+static void kvmem__out_u64(kvmem__out *o, uint64_t v) {
+    kvmem__out_u32(o, (uint32_t)(v & 0xffffffffu));
+    kvmem__out_u32(o, (uint32_t)(v >> 32));
+}
+static void kvmem__out_f32s(kvmem__out *o, const float *f, size_t n) {
+    uint8_t b[256];
+    size_t i, m;
+    while (n) {
+        m = KVMEM__MIN(n, sizeof b / 4);
+        for (i = 0; i < m; i++) kvmem__putf32(b + 4 * i, f[i]);
+        kvmem__out_bytes(o, b, 4 * m);
+        f += m;
+        n -= m;
+    }
+}
+/* Everything of the shape that changes what stored rows mean. */
+static uint64_t kvmem__shape_hash(const kvmem_shape *s) {
+    uint64_t h = 0xcbf29ce484222325u;
+    uint8_t b[4];
+    int l, i;
+#define KVMEM__HASH32(x) (kvmem__put32(b, (uint32_t)(x)), h = kvmem__fnv(h, b, 4))
+#define KVMEM__HASHF(x) (kvmem__putf32(b, (x)), h = kvmem__fnv(h, b, 4))
+    KVMEM__HASHF(s->scale);
+    KVMEM__HASHF(s->softcap);
+    for (l = 0; l < s->n_layers; l++) {
+        KVMEM__HASH32(s->window ? s->window[l] : 0);
+        if (!s->rope) continue;
+        KVMEM__HASH32(s->rope[l].n_rot * 2 + s->rope[l].neox);
+        KVMEM__HASHF(s->rope[l].mscale);
+        for (i = 0; i < s->rope[l].n_rot / 2; i++) KVMEM__HASHF(s->rope[l].inv_freq[i]);
+    }
+    for (i = 0; s->sink_bias && i < s->n_layers * s->n_heads; i++) KVMEM__HASHF(s->sink_bias[i]);
+#undef KVMEM__HASH32
+#undef KVMEM__HASHF
+    return h;
+}
+static uint32_t kvmem__use_index(const kvmem_cache *c, const kvmem_codec_use *u) {
+    const kvmem__use *x;
+    uint32_t i = 0;
+    for (x = c->arena->uses; x && &x->use != u; x = x->next) i++;
+    return i;
+}
+static void kvmem__save_head(const kvmem_cache *c, kvmem__out *o, const char *recipe) {
+    const kvmem_shape *s = &c->shape;
+    const kvmem__use *u;
+    uint32_t n_uses = 0;
+    for (u = c->arena->uses; u; u = u->next) n_uses++;
+    kvmem__out_bytes(o, "kvmem-c\n", 8);
+    kvmem__out_u32(o, KVMEM__SAVE_VERSION);
+    kvmem__out_u32(o, (uint32_t)c->recipe.page);
+    kvmem__out_u32(o, (uint32_t)s->n_layers);
+    kvmem__out_u32(o, (uint32_t)s->n_heads);
+    kvmem__out_u32(o, (uint32_t)s->n_kv_heads);
+    kvmem__out_u32(o, (uint32_t)s->head_dim);
+    kvmem__out_u32(o, (uint32_t)c->n_stats);
+    kvmem__out_u32(o, (uint32_t)c->ring);
+    kvmem__out_u64(o, c->model_id);
+    kvmem__out_u64(o, kvmem__shape_hash(s));
+    kvmem__out_u64(o, (uint64_t)c->tokens);
+    kvmem__out_u32(o, (uint32_t)c->next_pos);
+    kvmem__out_u64(o, (uint64_t)c->since_reduce);
+    kvmem__out_u32(o, (uint32_t)c->ring_n);
+    kvmem__out_u32(o, (uint32_t)c->ring_at);
+    kvmem__out_u32(o, (uint32_t)c->n_events);
+    kvmem__out_u32(o, n_uses);
+    kvmem__out_u32(o, (uint32_t)strlen(recipe));
+    kvmem__out_bytes(o, recipe, strlen(recipe));
+    for (u = c->arena->uses; u; u = u->next) {
+        int i;
+        kvmem__out_u32(o, (uint32_t)strlen(u->entry->word));
+        kvmem__out_bytes(o, u->entry->word, strlen(u->entry->word));
+        kvmem__out_u32(o, (uint32_t)u->use.row_bytes);
+        for (i = 0; i < KVMEM_MAX_PARAMS; i++) {
+            uint64_t bits;
+            memcpy(&bits, &u->use.par[i], 8);
+            kvmem__out_u64(o, bits);
+        }
+    }
+}
+static void kvmem__save_lane(const kvmem_cache *c, kvmem__out *o, const kvmem_lane *ln) {
+    const int P = c->recipe.page;
+    int i, t, s;
+    kvmem__out_u32(o, (uint32_t)ln->n);
+    for (i = 0; i < ln->n_pages; i++) {
+        const kvmem_page *p = ln->pages[i];
+        const int rows = kvmem__page_rows(c, ln, i);
+        kvmem__out_u32(o, kvmem__use_index(c, p->kc));
+        kvmem__out_u32(o, kvmem__use_index(c, p->vc));
+        for (t = 0; t < rows; t++) kvmem__out_u32(o, (uint32_t)p->pos[t]);
+        for (s = 0; s < c->n_stats; s++) kvmem__out_f32s(o, p->stats + (size_t)s * (size_t)P, (size_t)rows);
+        kvmem__out_bytes(o, p->k, (size_t)rows * p->kc->row_bytes);
+        kvmem__out_bytes(o, p->v, (size_t)rows * p->vc->row_bytes);
+    }
+}
+#define KVMEM__RECIPE_TEXT 1024
+KVMEM_API kvmem_status kvmem_cache_save(kvmem_cache *c, kvmem_write_fn write, void *user) {
+    char text[KVMEM__RECIPE_TEXT];
+    kvmem__out o;
+    int i;
+    size_t row;
+    KVMEM__TRY(kvmem__check_layer(c, 0, "save"));
+    if (!write) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "save: no function to write with");
+    if (c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "save in the middle of a block: commit first");
+    if (kvmem_recipe_print(&c->recipe, text, sizeof text) >= sizeof text)
+        return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "save: the recipe's text is too long");
+    o.write = write;
+    o.user = user;
+    o.crc = 0;
+    o.failed = 0;
+    kvmem__save_head(c, &o, text);
+    for (i = 0; i < c->n_events; i++) kvmem__out_u64(&o, (uint64_t)c->event[i]);
+    for (i = 0; i < c->ring; i++) kvmem__out_u32(&o, i < c->ring_n || c->ring_n == c->ring || c->ring_at ? (uint32_t)c->ring_pos[i] : 0);
+    row = (size_t)c->ring * (size_t)c->shape.n_layers * (size_t)c->shape.n_heads * (size_t)c->shape.head_dim;
+    if (row) kvmem__out_f32s(&o, c->ring_q, row);
+    for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) kvmem__save_lane(c, &o, &c->lane[i]);
+    kvmem__out_u32(&o, o.crc);
+    return o.failed ? kvmem__fail(&c->error, KVMEM_IO, "save: the writer refused bytes") : KVMEM_OK;
+}
+
+/* A reader that cannot pass the end: after a short read everything reads as zero and `bad` is set. */
+typedef struct kvmem__in { const uint8_t *p; size_t left; int bad; } kvmem__in;
+static const uint8_t *kvmem__in_bytes(kvmem__in *in, size_t n) {
+    const uint8_t *p = in->p;
+    if (in->bad || n > in->left) {
+        in->bad = 1;
+        return NULL;
+    }
+    in->p += n;
+    in->left -= n;
+    return p;
+}
+static uint32_t kvmem__in_u32(kvmem__in *in) {
+    const uint8_t *p = kvmem__in_bytes(in, 4);
+    return p ? kvmem__le32(p) : 0;
+}
+static uint64_t kvmem__in_u64(kvmem__in *in) {
+    const uint8_t *p = kvmem__in_bytes(in, 8);
+    return p ? kvmem__le64(p) : 0;
+}
+static int kvmem__in_f32s(kvmem__in *in, float *f, size_t n) {
+    const uint8_t *p;
+    size_t i;
+    if (n > in->left / 4) {
+        in->bad = 1;
+        return 0;
+    }
+    p = kvmem__in_bytes(in, 4 * n);
+    for (i = 0; p && i < n; i++) f[i] = kvmem__lef32(p + 4 * i);
+    return p != NULL;
+}
+typedef struct kvmem__saved {
+    uint32_t version, page, layers, heads, kv_heads, head_dim, n_stats, ring, next_pos, ring_n, ring_at;
+    uint32_t n_events, n_codecs, recipe_len;
+    uint64_t model_id, shape_hash, tokens, since_reduce;
+    const char *recipe;
+} kvmem__saved;
+
+/* Header of a saved cache, after the checksum was verified; in is left at the codecs. */
+static kvmem_status kvmem__load_head(kvmem__in *in, kvmem__saved *h, const void *bytes, size_t size, kvmem_error *e) {
+    const uint8_t *b = (const uint8_t *)bytes;
+    memset(h, 0, sizeof *h);
+    if (!b || size < 8 || memcmp(b, "kvmem-c\n", 8))
+        return kvmem__fail(e, KVMEM_BAD_FILE, "not a saved cache: the first bytes are not \"kvmem-c\"");
+    if (size < 12) return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: cut off after %zu bytes", size);
+    h->version = kvmem__le32(b + 8);
+    if (h->version != KVMEM__SAVE_VERSION)
+        return kvmem__fail(e, KVMEM_UNSUPPORTED, "saved cache: format version %u, this library reads %u", h->version,
+                           KVMEM__SAVE_VERSION);
+    if (size < KVMEM__SAVE_HEAD + 4 || kvmem__crc32(0, b, size - 4) != kvmem__le32(b + size - 4))
+        return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: the checksum over %zu bytes does not fit; the file is cut or "
+                           "changed", size);
+    in->p = b + 12;
+    in->left = size - 16;
+    in->bad = 0;
+    h->page = kvmem__in_u32(in);
+    h->layers = kvmem__in_u32(in);
+    h->heads = kvmem__in_u32(in);
+    h->kv_heads = kvmem__in_u32(in);
+    h->head_dim = kvmem__in_u32(in);
+    h->n_stats = kvmem__in_u32(in);
+    h->ring = kvmem__in_u32(in);
+    h->model_id = kvmem__in_u64(in);
+    h->shape_hash = kvmem__in_u64(in);
+    h->tokens = kvmem__in_u64(in);
+    h->next_pos = kvmem__in_u32(in);
+    h->since_reduce = kvmem__in_u64(in);
+    h->ring_n = kvmem__in_u32(in);
+    h->ring_at = kvmem__in_u32(in);
+    h->n_events = kvmem__in_u32(in);
+    h->n_codecs = kvmem__in_u32(in);
+    h->recipe_len = kvmem__in_u32(in);
+    h->recipe = (const char *)kvmem__in_bytes(in, h->recipe_len);
+    if (in->bad || h->page < 1 || h->page > 1024 || h->layers < 1 || h->layers > 4096 || h->kv_heads < 1 ||
+        h->kv_heads > 4096 || h->heads < 1 || h->heads > 65536 || h->head_dim < 1 || h->head_dim > 4096 ||
+        h->n_stats > 2 || h->ring > 65536 || h->ring_n > h->ring || (h->ring && h->ring_at >= h->ring) ||
+        (!h->ring && h->ring_at) || h->next_pos > INT32_MAX || h->tokens > INT64_MAX || h->since_reduce > INT64_MAX ||
+        h->n_codecs > 4096 || h->recipe_len >= KVMEM__RECIPE_TEXT || h->n_events > in->left / 8)
+        return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: a header field is out of range");
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__load_match(kvmem_cache *c, const kvmem__saved *h) {
+    const kvmem_shape *s = &c->shape;
+    char text[KVMEM__RECIPE_TEXT];
+    const size_t n = kvmem_recipe_print(&c->recipe, text, sizeof text);
+    if ((int)h->layers != s->n_layers || (int)h->heads != s->n_heads || (int)h->kv_heads != s->n_kv_heads ||
+        (int)h->head_dim != s->head_dim)
+        return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: %u layers, %u heads, %u KV heads of %u; this cache has "
+            "%d, %d, %d of %d", h->layers, h->heads, h->kv_heads, h->head_dim, s->n_layers, s->n_heads, s->n_kv_heads,
+            s->head_dim);
+    if (h->shape_hash != kvmem__shape_hash(s))
+        return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: its scale, windows or RoPE differ from this cache's");
+    if (h->model_id != c->model_id)
+        return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: it was made with another model");
+    if (n != h->recipe_len || memcmp(text, h->recipe, n))
+        return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: its recipe is \"%.*s\"", (int)h->recipe_len, h->recipe);
+    if ((int)h->page != c->recipe.page || (int)h->n_stats != c->n_stats || (int)h->ring != c->ring)
+        return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: pages of %u entries, %u statistics, a ring of %u; this "
+            "cache has %d, %d, %d", h->page, h->n_stats, h->ring, c->recipe.page, c->n_stats, c->ring);
+    return KVMEM_OK;
+}
+/* Codec i of the file, as this cache's arena knows it; NULL with the error set. */
+static const kvmem_codec_use *kvmem__load_codec(kvmem_cache *c, kvmem__in *in) {
+    const uint32_t len = kvmem__in_u32(in);
+    const char *word = (const char *)kvmem__in_bytes(in, len);
+    const uint32_t row = kvmem__in_u32(in);
+    const kvmem_codec_use *u;
+    kvmem_choice ch;
+    int i;
+    memset(&ch, 0, sizeof ch);
+    for (i = 0; i < KVMEM_MAX_PARAMS; i++) {
+        const uint64_t bits = kvmem__in_u64(in);
+        memcpy(&ch.par[i], &bits, 8);
+    }
+    if (in->bad || len > 64) {
+        kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: its list of codecs is cut off");
+        return NULL;
+    }
+    for (i = 0; i < 2; i++) {
+        const kvmem_choice *own = &c->recipe.stage[KVMEM_CODEC_K + i];
+        if (strlen(own->entry->word) == len && !memcmp(own->entry->word, word, len)) {
+            ch.entry = own->entry;
+            ch.user = own->user;
+        }
+    }
+    for (i = 0; !ch.entry && kvmem_stage_entry(KVMEM_CODEC_K, i); i++) {
+        const kvmem_entry *e = kvmem_stage_entry(KVMEM_CODEC_K, i);
+        if (strlen(e->word) == len && !memcmp(e->word, word, len)) ch.entry = e;
+    }
+    if (!ch.entry) {
+        kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "saved cache: unknown codec \"%.*s\"", (int)len, word);
+        return NULL;
+    }
+    for (i = 0; ch.entry->params && ch.entry->params[i].name; i++)
+        if (!(ch.par[i] >= ch.entry->params[i].lo && ch.par[i] <= ch.entry->params[i].hi)) {
+            kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: parameter %s of codec %s is out of range",
+                        ch.entry->params[i].name, ch.entry->word);
+            return NULL;
+        }
+    u = kvmem__use_codec(c, &ch);
+    if (u && u->row_bytes != row) {
+        kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: rows of codec %s have %u bytes, not %zu", ch.entry->word, row,
+                    u->row_bytes);
+        return NULL;
+    }
+    return u;
+}
+static kvmem_status kvmem__load_lane(kvmem_cache *c, kvmem__in *in, kvmem_lane *ln, const kvmem_codec_use *const *codec,
+                                     uint32_t n_codecs, int32_t next_pos) {
+    const uint32_t n = kvmem__in_u32(in);
+    const int P = c->recipe.page;
+    int32_t last = -1;
+    int i, t, s, pages;
+    if (in->bad || n > in->left / 4 || n > INT32_MAX / 2)
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a lane of %u entries passes the end of the file", n);
+    pages = ((int)n + P - 1) / P;
+    if (pages) KVMEM__TRY(kvmem__lane_table(c, ln, pages));
+    for (i = 0; i < pages; i++) {
+        const uint32_t kc = kvmem__in_u32(in), vc = kvmem__in_u32(in);
+        const int rows = KVMEM__MIN(P, (int)n - i * P);
+        const uint8_t *k, *v;
+        kvmem_page *p;
+        if (in->bad || kc >= n_codecs || vc >= n_codecs)
+            return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page names codec %u or %u of %u", kc, vc, n_codecs);
+        p = kvmem__page_new(c, codec[kc], codec[vc]);
+        if (!p) return c->error.status;
+        ln->pages[ln->n_pages++] = p;
+        ln->n += rows;
+        for (t = 0; t < rows; t++) {
+            const uint32_t pos = kvmem__in_u32(in);
+            if (in->bad || pos >= (uint32_t)next_pos || (int32_t)pos <= last)
+                return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: positions of a lane do not rise below %d",
+                                   (int)next_pos);
+            p->pos[t] = last = (int32_t)pos;
+        }
+        for (s = 0; s < c->n_stats; s++) kvmem__in_f32s(in, p->stats + (size_t)s * (size_t)P, (size_t)rows);
+        k = kvmem__in_bytes(in, (size_t)rows * p->kc->row_bytes);
+        v = kvmem__in_bytes(in, (size_t)rows * p->vc->row_bytes);
+        if (!k || !v) return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page passes the end of the file");
+        memcpy(p->k, k, (size_t)rows * p->kc->row_bytes);
+        memcpy(p->v, v, (size_t)rows * p->vc->row_bytes);
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__load_body(kvmem_cache *c, kvmem__in *in, const kvmem__saved *h, const kvmem_codec_use **codec) {
+    const size_t row = (size_t)c->shape.n_heads * (size_t)c->shape.head_dim;
+    uint32_t i;
+    for (i = 0; i < h->n_codecs; i++) {
+        codec[i] = kvmem__load_codec(c, in);
+        if (!codec[i]) return c->error.status;
+    }
+    for (i = 0; i < h->n_events; i++) KVMEM__TRY(kvmem__add_event(c, (int64_t)kvmem__in_u64(in)));
+    for (i = 0; i < h->ring; i++) c->ring_pos[i] = (int32_t)(kvmem__in_u32(in) & 0x7fffffffu);
+    if (h->ring && !kvmem__in_f32s(in, c->ring_q, (size_t)h->ring * (size_t)c->shape.n_layers * row))
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: the ring of queries passes the end of the file");
+    for (i = 0; i < h->layers * h->kv_heads; i++)
+        KVMEM__TRY(kvmem__load_lane(c, in, &c->lane[i], codec, h->n_codecs, (int32_t)h->next_pos));
+    if (in->bad || in->left) return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: %zu bytes too many or too few", in->left);
+    c->tokens = (int64_t)h->tokens;
+    c->next_pos = (int32_t)h->next_pos;
+    c->since_reduce = (int64_t)h->since_reduce;
+    c->ring_n = (int)h->ring_n;
+    c->ring_at = (int)h->ring_at;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_cache_load(kvmem_cache *c, const void *bytes, size_t size) {
+    const kvmem_codec_use **codec;
+    kvmem_bytes_part part;
+    kvmem__saved h;
+    kvmem__in in;
+    kvmem_status st;
+    int over;
+    KVMEM__TRY(kvmem__check_layer(c, 0, "load"));
+    kvmem_cache_clear(c);
+    KVMEM__TRY(kvmem__load_head(&in, &h, bytes, size, &c->error));
+    KVMEM__TRY(kvmem__load_match(c, &h));
+    part = kvmem__part(4, ((size_t)h.n_codecs + 1) * sizeof *codec);
+    codec = (const kvmem_codec_use **)kvmem__arena_take(c->arena, &part, &over);
+    if (!codec) return kvmem__no_room(c, over, part.total, "load");
+    st = kvmem__load_body(c, &in, &h, codec);
+    kvmem__arena_give(c->arena, (void *)codec, &part);
+    if (st != KVMEM_OK) {
+        const kvmem_error e = c->error;
+        kvmem_cache_clear(c);
+        c->error = e;
+    }
+    return st;
+}
+KVMEM_API kvmem_status kvmem_cache_inspect(const void *bytes, size_t size, kvmem_cache_info *out, kvmem_error *err) {
+    kvmem__saved h;
+    kvmem__in in;
+    uint32_t i, row[64];
+    memset(out, 0, sizeof *out);
+    KVMEM__TRY(kvmem__load_head(&in, &h, bytes, size, err));
+    out->version = (int)h.version;
+    out->n_layers = (int)h.layers;
+    out->n_heads = (int)h.heads;
+    out->n_kv_heads = (int)h.kv_heads;
+    out->head_dim = (int)h.head_dim;
+    out->page = (int)h.page;
+    out->model_id = h.model_id;
+    out->tokens = (int64_t)h.tokens;
+    out->file_bytes = size;
+    memcpy(out->recipe, h.recipe, KVMEM__MIN((size_t)h.recipe_len, sizeof out->recipe - 1));
+    for (i = 0; i < h.n_codecs; i++) {
+        kvmem__in_bytes(&in, kvmem__in_u32(&in));
+        row[i % 64] = kvmem__in_u32(&in);
+        kvmem__in_bytes(&in, 8 * KVMEM_MAX_PARAMS);
+    }
+    kvmem__in_bytes(&in, 8 * (size_t)h.n_events + 4 * (size_t)h.ring);
+    for (i = 0; i < h.ring && !in.bad; i++)
+        kvmem__in_bytes(&in, 4 * (size_t)h.layers * (size_t)h.heads * (size_t)h.head_dim);
+    for (i = 0; i < h.layers * h.kv_heads && !in.bad; i++) {
+        uint32_t n = kvmem__in_u32(&in);
+        out->entries += n;
+        while (n && !in.bad) {
+            const uint32_t rows = KVMEM__MIN(n, h.page), kc = kvmem__in_u32(&in), vc = kvmem__in_u32(&in);
+            const size_t kb = kc < h.n_codecs && kc < 64 ? (size_t)row[kc] * rows : 0;
+            const size_t vb = vc < h.n_codecs && vc < 64 ? (size_t)row[vc] * rows : 0;
+            kvmem__in_bytes(&in, 4 * (size_t)rows * (1 + h.n_stats));
+            kvmem__in_bytes(&in, kb);
+            kvmem__in_bytes(&in, vb);
+            out->k_bytes += kb;
+            out->v_bytes += vb;
+            n -= rows;
+        }
+    }
+    if (in.bad || in.left) return kvmem__fail(err, KVMEM_BAD_FILE, "saved cache: pages do not add up to the file's size");
+    return KVMEM_OK;
+}
+#ifndef KVMEM_NO_STDIO
+static int kvmem__write_file(void *user, const void *bytes, size_t size) {
+    return fwrite(bytes, 1, size, (FILE *)user) != size;
+}
+KVMEM_API kvmem_status kvmem_cache_save_file(kvmem_cache *c, const char *path) {
+    FILE *f;
+    kvmem_status st;
+    KVMEM__TRY(kvmem__check_layer(c, 0, "save"));
+    f = path ? fopen(path, "wb") : NULL;
+    if (!f) return kvmem__fail(&c->error, KVMEM_IO, "%s: cannot be opened for writing", path ? path : "(no path)");
+    st = kvmem_cache_save(c, kvmem__write_file, f);
+    if (fclose(f) != 0 || st == KVMEM_IO) return kvmem__fail(&c->error, KVMEM_IO, "%s: writing failed", path);
+    return st;
+}
+KVMEM_API kvmem_status kvmem_cache_load_file(kvmem_cache *c, const char *path) {
+    kvmem_bytes_part part;
+    kvmem_status st = KVMEM_OK;
+    FILE *f;
+    long size;
+    void *bytes;
+    KVMEM__TRY(kvmem__check_layer(c, 0, "load"));
+    f = path ? fopen(path, "rb") : NULL;
+    if (!f) return kvmem__fail(&c->error, KVMEM_IO, "%s: cannot be opened", path ? path : "(no path)");
+    if (fseek(f, 0, SEEK_END) || (size = ftell(f)) < 0 || fseek(f, 0, SEEK_SET)) {
+        fclose(f);
+        return kvmem__fail(&c->error, KVMEM_IO, "%s: its size cannot be read", path);
+    }
+    /* the file's bytes are the caller's business, not the cache's: they do not count against its limit */
+    memset(&part, 0, sizeof part);
+    part.total = (size_t)size;
+    bytes = kvmem__alloc(&c->arena->a, part.total);
+    if (!bytes) st = kvmem__fail(&c->error, KVMEM_NO_MEMORY, "%s: no memory for its %zu bytes", path, part.total);
+    else if (fread(bytes, 1, part.total, f) != part.total) st = kvmem__fail(&c->error, KVMEM_IO, "%s: reading failed", path);
+    else st = kvmem_cache_load(c, bytes, part.total);
+    kvmem__release(&c->arena->a, bytes, part.total);
+    fclose(f);
+    return st;
+}
+#endif
 
 /* ==== >>recipes : one line of text composes the seven stages =====================================
    recipe  = [preset] { term }                       words are separated by white space
