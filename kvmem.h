@@ -1810,12 +1810,691 @@ KVMEM__UNUSED static const kvmem_codec *kvmem__codec_table(int i) {
     return i >= 0 && i < (int)(sizeof table / sizeof table[0]) ? &table[i] : NULL;
 }
 
+/* --- fast twins -----------------------------------------------------------------------------------
+   Two shapes of `dot`:
+   - lanes are channels (f32, f16, bf16; q8_0 and q4_0 where there are no byte dot products): a block of
+     rows times up to 4 queries is kept in registers, each piece of a row is converted once for all
+     queries, and the partial sums of 16 (8) pairs are folded together by a transposing tree instead of
+     one horizontal sum a pair;
+   - lanes are rows (q8_0 and q4_0 on AVX-512 VNNI, d a multiple of 32): 4 code bytes of each of 16 rows
+     stand in one register, and one instruction multiplies them with 4 bytes of the query and adds. The
+     query is prepared as 16-bit numbers, one scale per 32 channels, split in two signed bytes; that
+     rounding is the only error: at most 1.6e-5 |q_i| |row_t| per piece, sums of integers are exact.
+   `axpy` keeps up to 4 outputs x 64 channels in registers over all rows of the call.
+   The result of a pair does not depend on how many queries or rows share the call. They apply to d a
+   multiple of 16; other rows take the plain twins. */
+#if KVMEM__X86 || KVMEM__NEON
+#define KVMEM__INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define KVMEM__UNROLL _Pragma("unroll")
+#elif __GNUC__ >= 8
+#define KVMEM__UNROLL _Pragma("GCC unroll 16")
+#else
+#define KVMEM__UNROLL
+#endif
+#endif
+
+#if KVMEM__X86
+/* The scale in front of a piece. */
+KVMEM__AVX2 KVMEM__INLINE float kvmem__scale_f16c(const uint8_t *piece) {
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128((int)kvmem__le16(piece))));
+}
+
+/* ---- AVX-512 ---- */
+
+/* 16 values at channel c (a multiple of 16) of a row; codes of q8_0 and q4_0 come without their scale. */
+KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__load_avx512(kvmem__rows kind, const uint8_t *row, int c, int d) {
+    if (kind == KVMEM__ROWS_F32) return _mm512_loadu_ps((const void *)(row + 4 * (size_t)c));
+    if (kind == KVMEM__ROWS_F16)
+        return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * (size_t)c)));
+    if (kind == KVMEM__ROWS_BF16)
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(
+            _mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * (size_t)c))), 16));
+    row += (size_t)(c / 32) * kvmem__piece_bytes(kind, 32) + 2;
+    if (kind == KVMEM__ROWS_Q8_0)
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
+            _mm_loadu_si128((const __m128i *)(const void *)(row + c % 32))));
+    else {
+        const __m512 code = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+        __m128i x; /* only the low 4 bits of an index count */
+        if (c % 32 == 0 && d - c < 32) { /* a last piece of 16: 8 bytes */
+            x = _mm_loadl_epi64((const __m128i *)(const void *)row);
+            x = _mm_unpacklo_epi64(x, _mm_srli_epi16(x, 4));
+        } else {
+            x = _mm_loadu_si128((const __m128i *)(const void *)row);
+            if (c % 32) x = _mm_srli_epi16(x, 4);
+        }
+        return _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(x), code);
+    }
+}
+
+/* Lane k of the result is the sum of a[k]; every a[k] is added up in the same order. */
+KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__fold_avx512(const __m512 *a) {
+    __m512 v[4], x, y;
+    int j;
+    KVMEM__UNROLL
+    for (j = 0; j < 4; j++) {
+        x = _mm512_add_ps(_mm512_shuffle_f32x4(a[j], a[4 + j], 0x44), _mm512_shuffle_f32x4(a[j], a[4 + j], 0xee));
+        y = _mm512_add_ps(_mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x44),
+                          _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xee));
+        v[j] = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+    }
+    x = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+    y = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+    return _mm512_add_ps(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xee));
+}
+
+/* nq (1, 2 or 4) queries against n rows, 16 / nq rows at a time. Rows past the end repeat the last. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_avx512_nq(kvmem__rows kind, int nq, float *s, size_t ld,
+                                                      const uint8_t *rows, size_t rb, int n,
+                                                      const float *q, int d) {
+    const int nr = 16 / nq;
+    int t, c, i, r;
+    for (t = 0; t < n; t += nr) {
+        const int m = KVMEM__MIN(nr, n - t);
+        const uint8_t *row[16];
+        __m512 a[16], y[4], x, scale;
+        KVMEM__UNROLL
+        for (r = 0; r < nr; r++) row[r] = rows + rb * (size_t)(t + KVMEM__MIN(r, m - 1));
+        KVMEM__UNROLL
+        for (i = 0; i < 16; i++) a[i] = _mm512_setzero_ps();
+        for (c = 0; c < d; c += 16) {
+            KVMEM__UNROLL
+            for (i = 0; i < nq; i++) y[i] = _mm512_loadu_ps(q + (size_t)i * (size_t)d + c);
+            KVMEM__UNROLL
+            for (r = 0; r < nr; r++) {
+                x = kvmem__load_avx512(kind, row[r], c, d);
+                if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0) {
+                    scale = _mm512_set1_ps(kvmem__scale_f16c(
+                        row[r] + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32)));
+                    x = _mm512_mul_ps(x, scale);
+                }
+                KVMEM__UNROLL
+                for (i = 0; i < nq; i++) a[i * nr + r] = _mm512_fmadd_ps(x, y[i], a[i * nr + r]);
+            }
+        }
+        x = kvmem__fold_avx512(a);
+        if (nq == 1) _mm512_mask_storeu_ps(s + t, (__mmask16)((1u << m) - 1), x);
+        else if (nq == 2) { /* the scores of query i stand in lanes i nr .. */
+            const __mmask8 some = (__mmask8)((1u << m) - 1);
+            _mm256_mask_storeu_ps(s + t, some, _mm512_castps512_ps256(x));
+            _mm256_mask_storeu_ps(s + ld + t, some, _mm512_extractf32x8_ps(x, 1));
+        } else {
+            const __mmask8 some = (__mmask8)((1u << m) - 1);
+            _mm_mask_storeu_ps(s + t, some, _mm512_castps512_ps128(x));
+            _mm_mask_storeu_ps(s + ld + t, some, _mm512_extractf32x4_ps(x, 1));
+            _mm_mask_storeu_ps(s + 2 * ld + t, some, _mm512_extractf32x4_ps(x, 2));
+            _mm_mask_storeu_ps(s + 3 * ld + t, some, _mm512_extractf32x4_ps(x, 3));
+        }
+    }
+}
+/* acc (nq, d) at channels c .. c + 16 nc, over n rows; nq 1, 2 or 4; nc 1, 2 or 4. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_avx512_nq(kvmem__rows kind, int nq, int nc, float *acc,
+                                                       const uint8_t *rows, size_t rb, int n,
+                                                       const float *w, size_t ld, int c, int d) {
+    __m512 a[16], x[4], y;
+    int t, i, k;
+    KVMEM__UNROLL
+    for (i = 0; i < nq; i++) {
+        KVMEM__UNROLL
+        for (k = 0; k < nc; k++) a[i * nc + k] = _mm512_loadu_ps(acc + (size_t)i * (size_t)d + c + 16 * k);
+    }
+    for (t = 0; t < n; t++, rows += rb) {
+        KVMEM__UNROLL
+        for (k = 0; k < nc; k++) x[k] = kvmem__load_avx512(kind, rows, c + 16 * k, d);
+        KVMEM__UNROLL
+        for (i = 0; i < nq; i++) {
+            y = _mm512_set1_ps(w[(size_t)i * ld + (size_t)t]);
+            KVMEM__UNROLL
+            for (k = 0; k < nc; k++) a[i * nc + k] = _mm512_fmadd_ps(x[k], y, a[i * nc + k]);
+        }
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < nq; i++) {
+        KVMEM__UNROLL
+        for (k = 0; k < nc; k++) _mm512_storeu_ps(acc + (size_t)i * (size_t)d + c + 16 * k, a[i * nc + k]);
+    }
+}
+/* Weights times the scales of one piece: ws (nq, 64) from w (nq, ld), m <= 64 rows. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__weigh_avx512(float *ws, const uint8_t *piece, size_t rb, int m,
+                                                     const float *w, size_t ld, int nq) {
+    uint16_t half[64];
+    int t, i;
+    for (t = 0; t < m; t++) half[t] = kvmem__le16(piece + rb * (size_t)t);
+    for (; t < ((m + 15) & ~15); t++) half[t] = 0;
+    for (t = 0; t < m; t += 16) {
+        const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(half + t)));
+        const __mmask16 some = (__mmask16)(m - t >= 16 ? 0xffffu : (1u << (m - t)) - 1);
+        for (i = 0; i < nq; i++)
+            _mm512_storeu_ps(ws + 64 * i + t,
+                             _mm512_mul_ps(scale, _mm512_maskz_loadu_ps(some, w + (size_t)i * ld + t)));
+    }
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_avx512_q(kvmem__rows kind, int nq, float *acc,
+                                                      const uint8_t *rows, size_t rb, int n,
+                                                      const float *w, size_t ld, int d) {
+    int c = 0, t;
+    if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0) {
+        float ws[4 * 64];
+        for (t = 0; t < n; t += 64) {
+            const int m = KVMEM__MIN(64, n - t);
+            const uint8_t *in = rows + rb * (size_t)t;
+            for (c = 0; c < d; c += 32) {
+                kvmem__weigh_avx512(ws, in + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32), rb, m, w + t, ld, nq);
+                if (d - c >= 32) kvmem__axpy_avx512_nq(kind, nq, 2, acc, in, rb, m, ws, 64, c, d);
+                else kvmem__axpy_avx512_nq(kind, nq, 1, acc, in, rb, m, ws, 64, c, d);
+            }
+        }
+    } else {
+        for (; d - c >= 64; c += 64) kvmem__axpy_avx512_nq(kind, nq, 4, acc, rows, rb, n, w, ld, c, d);
+        for (; d - c >= 32; c += 32) kvmem__axpy_avx512_nq(kind, nq, 2, acc, rows, rb, n, w, ld, c, d);
+        for (; d - c >= 16; c += 16) kvmem__axpy_avx512_nq(kind, nq, 1, acc, rows, rb, n, w, ld, c, d);
+    }
+}
+/* Rows to floats, equal to the plain twin bit for bit. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__decode_avx512(kvmem__rows kind, float *out, const void *rows, int n,
+                                                      int d) {
+    const uint8_t *in = (const uint8_t *)rows;
+    const size_t rb = kvmem__row_bytes(kind, d);
+    int t, c;
+    for (t = 0; t < n; t++, in += rb, out += d) {
+        for (c = 0; c < d; c += 16) {
+            __m512 x = kvmem__load_avx512(kind, in, c, d);
+            if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0)
+                x = _mm512_mul_ps(x, _mm512_set1_ps(kvmem__scale_f16c(
+                        in + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32))));
+            _mm512_storeu_ps(out + c, x);
+        }
+    }
+}
+
+/* A query for the byte dot products, 18 words per 32 channels: 8 words of high bytes, 8 of low bytes
+   (q ~ (256 high + low) * scale, both signed, 4 channels a word), -offset * sum(q), the scale. offset is
+   what the codes carry so that they are not negative: 128 in q8_0, 8 in q4_0. */
+#define KVMEM__QWORDS 18
+KVMEM__AVX512 KVMEM__INLINE void kvmem__q_bytes(float *out, const float *q, int d, int offset) {
+    int c;
+    for (c = 0; c < d; c += 32, out += KVMEM__QWORDS) {
+        const __m512 x = _mm512_loadu_ps(q + c), y = _mm512_loadu_ps(q + c + 16);
+        const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x), _mm512_abs_ps(y)));
+        const __m512 inv = _mm512_set1_ps(kvmem__inverse(most / 32639.0f));
+        const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, inv)), b = _mm512_cvtps_epi32(_mm512_mul_ps(y, inv));
+        const __m512i half = _mm512_set1_epi32(128);
+        const float scale = most / 32639.0f;
+        const int sum = -offset * _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+        __m128i *o = (__m128i *)(void *)out;
+        _mm_storeu_si128(o, _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(a, half), 8)));
+        _mm_storeu_si128(o + 1, _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(b, half), 8)));
+        _mm_storeu_si128(o + 2, _mm512_cvtepi32_epi8(a)); /* the low byte of q - 256 high */
+        _mm_storeu_si128(o + 3, _mm512_cvtepi32_epi8(b));
+        memcpy(out + 16, &sum, 4);
+        out[17] = scale;
+    }
+}
+/* 16 bytes of each of 16 rows: lane i of z[j] is row 4 i + j. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__rows16(__m512i *z, const uint8_t *p, size_t rb) {
+    int j;
+    KVMEM__UNROLL
+    for (j = 0; j < 4; j++) {
+        const uint8_t *r = p + rb * (size_t)j;
+        z[j] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)r));
+        z[j] = _mm512_inserti32x4(z[j], _mm_loadu_si128((const __m128i *)(const void *)(r + 4 * rb)), 1);
+        z[j] = _mm512_inserti32x4(z[j], _mm_loadu_si128((const __m128i *)(const void *)(r + 8 * rb)), 2);
+        z[j] = _mm512_inserti32x4(z[j], _mm_loadu_si128((const __m128i *)(const void *)(r + 12 * rb)), 3);
+    }
+}
+/* z -> w[c]: word c (4 bytes) of rows 0..15. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__words16(__m512i *w, const __m512i *z) {
+    const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpacklo_epi32(z[2], z[3]);
+    const __m512i e = _mm512_unpackhi_epi32(z[0], z[1]), f = _mm512_unpackhi_epi32(z[2], z[3]);
+    w[0] = _mm512_unpacklo_epi64(a, b);
+    w[1] = _mm512_unpackhi_epi64(a, b);
+    w[2] = _mm512_unpacklo_epi64(e, f);
+    w[3] = _mm512_unpackhi_epi64(e, f);
+}
+/* One piece of 16 rows (rb apart, first at p) against nq queries (qf floats apart): tot[i] gains the
+   scores of query i, lane = row. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__piece_vnni(kvmem__rows kind, int nq, __m512 *tot, const uint8_t *p,
+                                                   size_t rb, const float *q, size_t qf) {
+    __m512i z[4], w[8], hi[4], lo[4];
+    __m512 scale;
+    int i, c;
+    kvmem__rows16(z, p, rb);
+    scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_unpacklo_epi64(
+        _mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpacklo_epi32(z[2], z[3]))));
+    kvmem__rows16(z, p + 2, rb);
+    kvmem__words16(w, z);
+    if (kind == KVMEM__ROWS_Q8_0) {
+        kvmem__rows16(z, p + 18, rb);
+        kvmem__words16(w + 4, z);
+        KVMEM__UNROLL
+        for (c = 0; c < 8; c++) w[c] = _mm512_xor_si512(w[c], _mm512_set1_epi8(-128));
+    } else {
+        KVMEM__UNROLL
+        for (c = 0; c < 4; c++) {
+            w[4 + c] = _mm512_and_si512(_mm512_srli_epi16(w[c], 4), _mm512_set1_epi8(15));
+            w[c] = _mm512_and_si512(w[c], _mm512_set1_epi8(15));
+        }
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < nq; i++) {
+        int corr;
+        memcpy(&corr, q + (size_t)i * qf + 16, 4);
+        hi[i] = _mm512_setzero_si512();
+        lo[i] = _mm512_set1_epi32(corr);
+    }
+    KVMEM__UNROLL
+    for (c = 0; c < 8; c++) {
+        KVMEM__UNROLL
+        for (i = 0; i < nq; i++) {
+            int a, b;
+            memcpy(&a, q + (size_t)i * qf + c, 4);
+            memcpy(&b, q + (size_t)i * qf + 8 + c, 4);
+            hi[i] = _mm512_dpbusd_epi32(hi[i], w[c], _mm512_set1_epi32(a));
+            lo[i] = _mm512_dpbusd_epi32(lo[i], w[c], _mm512_set1_epi32(b));
+        }
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < nq; i++) {
+        const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(hi[i], 8), lo[i]);
+        tot[i] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale),
+                                 _mm512_set1_ps(q[(size_t)i * qf + 17]), tot[i]);
+    }
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_vnni_nq(kvmem__rows kind, int nq, float *s, size_t ld,
+                                                    const uint8_t *rows, size_t rb, int n, const float *q,
+                                                    int d) {
+    const size_t pb = kvmem__piece_bytes(kind, 32), qf = (size_t)(d / 32) * KVMEM__QWORDS;
+    uint8_t tail[16 * 34];
+    int t, c, i, r;
+    for (t = 0; t < n; t += 16) {
+        const int m = KVMEM__MIN(16, n - t);
+        const uint8_t *p = rows + rb * (size_t)t;
+        __m512 tot[4];
+        KVMEM__UNROLL
+        for (i = 0; i < nq; i++) tot[i] = _mm512_setzero_ps();
+        for (c = 0; c < d / 32; c++, p += pb) {
+            if (m == 16) kvmem__piece_vnni(kind, nq, tot, p, rb, q + KVMEM__QWORDS * (size_t)c, qf);
+            else {
+                for (r = 0; r < 16; r++) memcpy(tail + pb * (size_t)r, p + rb * (size_t)KVMEM__MIN(r, m - 1), pb);
+                kvmem__piece_vnni(kind, nq, tot, tail, pb, q + KVMEM__QWORDS * (size_t)c, qf);
+            }
+        }
+        for (i = 0; i < nq; i++)
+            _mm512_mask_storeu_ps(s + (size_t)i * ld + t, (__mmask16)((1u << m) - 1), tot[i]);
+    }
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_vnni(kvmem__rows kind, float *s, int ld, const void *rows, int n,
+                                                 const float *q, int nq, int d) {
+    const uint8_t *in = (const uint8_t *)rows;
+    const size_t rb = kvmem__row_bytes(kind, d), l = (size_t)ld, qf = (size_t)(d / 32) * KVMEM__QWORDS;
+    for (; nq >= 4; nq -= 4, s += 4 * l, q += 4 * qf) kvmem__dot_vnni_nq(kind, 4, s, l, in, rb, n, q, d);
+    if (nq & 2) {
+        kvmem__dot_vnni_nq(kind, 2, s, l, in, rb, n, q, d);
+        s += 2 * l;
+        q += 2 * qf;
+    }
+    if (nq & 1) kvmem__dot_vnni_nq(kind, 1, s, l, in, rb, n, q, d);
+}
+
+/* ---- AVX2: as above with 8 lanes; q8_0 and q4_0 are multiplied as floats ---- */
+KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__load_avx2(kvmem__rows kind, const uint8_t *row, int c, int d) {
+    if (kind == KVMEM__ROWS_F32) return _mm256_loadu_ps((const float *)(const void *)(row + 4 * (size_t)c));
+    if (kind == KVMEM__ROWS_F16)
+        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(row + 2 * (size_t)c)));
+    if (kind == KVMEM__ROWS_BF16)
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(
+            _mm_loadu_si128((const __m128i *)(const void *)(row + 2 * (size_t)c))), 16));
+    row += (size_t)(c / 32) * kvmem__piece_bytes(kind, 32) + 2;
+    if (kind == KVMEM__ROWS_Q8_0)
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
+            _mm_loadl_epi64((const __m128i *)(const void *)(row + c % 32))));
+    else { /* the high nibbles start at channel 16 of a piece, at 8 in a last piece of 16 */
+        const int half = d - c + c % 32 < 32 ? 8 : 16, j = c % 32;
+        __m128i x = _mm_loadl_epi64((const __m128i *)(const void *)(row + j % half));
+        if (j >= half) x = _mm_srli_epi16(x, 4);
+        x = _mm_sub_epi8(_mm_and_si128(x, _mm_set1_epi8(15)), _mm_set1_epi8(8));
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
+    }
+}
+KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__fold_avx2(const __m256 *a) {
+    const __m256 u = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+    const __m256 v = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(u, v, 0x20), _mm256_permute2f128_ps(u, v, 0x31));
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__dot_avx2_nq(kvmem__rows kind, int nq, float *s, size_t ld,
+                                                  const uint8_t *rows, size_t rb, int n, const float *q,
+                                                  int d) {
+    const int nr = 8 / nq, coded = kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0;
+    int t, c, j, i, r;
+    for (t = 0; t < n; t += nr) {
+        const int m = KVMEM__MIN(nr, n - t);
+        const uint8_t *row[8];
+        __m256 a[8], y[4], x, scale[8];
+        float out[8];
+        KVMEM__UNROLL
+        for (r = 0; r < nr; r++) row[r] = rows + rb * (size_t)(t + KVMEM__MIN(r, m - 1));
+        KVMEM__UNROLL
+        for (i = 0; i < 8; i++) a[i] = _mm256_setzero_ps();
+        for (c = 0; c < d; c += 32) {
+            const int b = KVMEM__MIN(32, d - c);
+            KVMEM__UNROLL
+            for (r = 0; r < nr; r++)
+                scale[r] = coded ? _mm256_set1_ps(kvmem__scale_f16c(
+                               row[r] + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32)))
+                                 : _mm256_setzero_ps();
+            for (j = 0; j < b; j += 8) {
+                KVMEM__UNROLL
+                for (i = 0; i < nq; i++) y[i] = _mm256_loadu_ps(q + (size_t)i * (size_t)d + c + j);
+                KVMEM__UNROLL
+                for (r = 0; r < nr; r++) {
+                    x = kvmem__load_avx2(kind, row[r], c + j, d);
+                    if (coded) x = _mm256_mul_ps(x, scale[r]);
+                    KVMEM__UNROLL
+                    for (i = 0; i < nq; i++) a[i * nr + r] = _mm256_fmadd_ps(x, y[i], a[i * nr + r]);
+                }
+            }
+        }
+        _mm256_storeu_ps(out, kvmem__fold_avx2(a));
+        for (i = 0; i < nq; i++) {
+            for (r = 0; r < m; r++) s[(size_t)i * ld + (size_t)(t + r)] = out[i * nr + r];
+        }
+    }
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__axpy_avx2_nq(kvmem__rows kind, int nq, float *acc, const uint8_t *rows,
+                                                   size_t rb, int n, const float *w, size_t ld, int c,
+                                                   int d) {
+    __m256 a[8], x[2], y;
+    int t, i, k;
+    KVMEM__UNROLL
+    for (i = 0; i < 2 * nq; i++) a[i] = _mm256_loadu_ps(acc + (size_t)(i / 2) * (size_t)d + c + 8 * (i % 2));
+    for (t = 0; t < n; t++, rows += rb) {
+        KVMEM__UNROLL
+        for (k = 0; k < 2; k++) x[k] = kvmem__load_avx2(kind, rows, c + 8 * k, d);
+        KVMEM__UNROLL
+        for (i = 0; i < nq; i++) {
+            y = _mm256_set1_ps(w[(size_t)i * ld + (size_t)t]);
+            KVMEM__UNROLL
+            for (k = 0; k < 2; k++) a[2 * i + k] = _mm256_fmadd_ps(x[k], y, a[2 * i + k]);
+        }
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < 2 * nq; i++) _mm256_storeu_ps(acc + (size_t)(i / 2) * (size_t)d + c + 8 * (i % 2), a[i]);
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__axpy_avx2_q(kvmem__rows kind, int nq, float *acc, const uint8_t *rows,
+                                                  size_t rb, int n, const float *w, size_t ld, int d) {
+    float ws[4 * 64];
+    int t, c, r, i;
+    if (kind != KVMEM__ROWS_Q8_0 && kind != KVMEM__ROWS_Q4_0) {
+        for (c = 0; c < d; c += 16) kvmem__axpy_avx2_nq(kind, nq, acc, rows, rb, n, w, ld, c, d);
+        return;
+    }
+    for (t = 0; t < n; t += 64) {
+        const int m = KVMEM__MIN(64, n - t);
+        const uint8_t *in = rows + rb * (size_t)t;
+        for (c = 0; c < d; c += 16) {
+            if (c % 32 == 0) { /* weights times the scales of this piece */
+                for (r = 0; r < m; r++) {
+                    const float scale = kvmem__scale_f16c(in + rb * (size_t)r +
+                                                          (size_t)(c / 32) * kvmem__piece_bytes(kind, 32));
+                    for (i = 0; i < nq; i++) ws[64 * i + r] = scale * w[(size_t)i * ld + (size_t)(t + r)];
+                }
+            }
+            kvmem__axpy_avx2_nq(kind, nq, acc, in, rb, m, ws, 64, c, d);
+        }
+    }
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__decode_avx2(kvmem__rows kind, float *out, const void *rows, int n, int d) {
+    const uint8_t *in = (const uint8_t *)rows;
+    const size_t rb = kvmem__row_bytes(kind, d);
+    int t, c;
+    for (t = 0; t < n; t++, in += rb, out += d) {
+        for (c = 0; c < d; c += 8) {
+            __m256 x = kvmem__load_avx2(kind, in, c, d);
+            if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0)
+                x = _mm256_mul_ps(x, _mm256_set1_ps(kvmem__scale_f16c(
+                        in + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32))));
+            _mm256_storeu_ps(out + c, x);
+        }
+    }
+}
+#endif /* KVMEM__X86 */
+
+#if KVMEM__NEON
+/* ---- NEON: as above with 4 lanes ---- */
+KVMEM__INLINE float32x4_t kvmem__load_neon(kvmem__rows kind, const uint8_t *row, int c, int d) {
+    if (kind == KVMEM__ROWS_F32) return vreinterpretq_f32_u8(vld1q_u8(row + 4 * (size_t)c));
+    if (kind == KVMEM__ROWS_F16) return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(row + 2 * (size_t)c)));
+    if (kind == KVMEM__ROWS_BF16)
+        return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(row + 2 * (size_t)c)), 16));
+    row += (size_t)(c / 32) * kvmem__piece_bytes(kind, 32) + 2;
+    {
+        const int half = kind == KVMEM__ROWS_Q8_0 ? 32 : d - c + c % 32 < 32 ? 8 : 16, j = c % 32;
+        uint32_t u = kvmem__le32(row + j % half);
+        int8x8_t x;
+        if (kind == KVMEM__ROWS_Q4_0) u = (j >= half ? u >> 4 : u) & 0x0f0f0f0fu;
+        x = vcreate_s8((uint64_t)u);
+        if (kind == KVMEM__ROWS_Q4_0) x = vsub_s8(x, vdup_n_s8(8));
+        return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(x))));
+    }
+}
+KVMEM__INLINE float kvmem__scale_neon(const uint8_t *piece) {
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(kvmem__le16(piece)))), 0);
+}
+KVMEM__INLINE void kvmem__dot_neon_nq(kvmem__rows kind, int nq, float *s, size_t ld, const uint8_t *rows,
+                                      size_t rb, int n, const float *q, int d) {
+    const int nr = 16 / nq, coded = kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0;
+    int t, c, i, r;
+    for (t = 0; t < n; t += nr) {
+        const int m = KVMEM__MIN(nr, n - t);
+        const uint8_t *row[16];
+        float32x4_t a[16], y[4], x;
+        float scale[16], out[16];
+        KVMEM__UNROLL
+        for (r = 0; r < nr; r++) row[r] = rows + rb * (size_t)(t + KVMEM__MIN(r, m - 1));
+        KVMEM__UNROLL
+        for (i = 0; i < 16; i++) { a[i] = vdupq_n_f32(0); scale[i] = 0; }
+        for (c = 0; c < d; c += 4) {
+            if (coded && c % 32 == 0) {
+                for (r = 0; r < nr; r++)
+                    scale[r] = kvmem__scale_neon(row[r] + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32));
+            }
+            KVMEM__UNROLL
+            for (i = 0; i < nq; i++) y[i] = vld1q_f32(q + (size_t)i * (size_t)d + c);
+            KVMEM__UNROLL
+            for (r = 0; r < nr; r++) {
+                x = kvmem__load_neon(kind, row[r], c, d);
+                if (coded) x = vmulq_n_f32(x, scale[r]);
+                KVMEM__UNROLL
+                for (i = 0; i < nq; i++) a[i * nr + r] = vfmaq_f32(a[i * nr + r], x, y[i]);
+            }
+        }
+        KVMEM__UNROLL
+        for (i = 0; i < 16; i += 4)
+            vst1q_f32(out + i, vpaddq_f32(vpaddq_f32(a[i], a[i + 1]), vpaddq_f32(a[i + 2], a[i + 3])));
+        for (i = 0; i < nq; i++) {
+            for (r = 0; r < m; r++) s[(size_t)i * ld + (size_t)(t + r)] = out[i * nr + r];
+        }
+    }
+}
+KVMEM__INLINE void kvmem__axpy_neon_nq(kvmem__rows kind, int nq, float *acc, const uint8_t *rows, size_t rb,
+                                       int n, const float *w, size_t ld, int c, int d) {
+    float32x4_t a[16], x[4];
+    int t, i, k;
+    KVMEM__UNROLL
+    for (i = 0; i < 4 * nq; i++) a[i] = vld1q_f32(acc + (size_t)(i / 4) * (size_t)d + c + 4 * (i % 4));
+    for (t = 0; t < n; t++, rows += rb) {
+        KVMEM__UNROLL
+        for (k = 0; k < 4; k++) x[k] = kvmem__load_neon(kind, rows, c + 4 * k, d);
+        KVMEM__UNROLL
+        for (i = 0; i < nq; i++) {
+            const float y = w[(size_t)i * ld + (size_t)t];
+            KVMEM__UNROLL
+            for (k = 0; k < 4; k++) a[4 * i + k] = vfmaq_n_f32(a[4 * i + k], x[k], y);
+        }
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < 4 * nq; i++) vst1q_f32(acc + (size_t)(i / 4) * (size_t)d + c + 4 * (i % 4), a[i]);
+}
+KVMEM__INLINE void kvmem__axpy_neon_q(kvmem__rows kind, int nq, float *acc, const uint8_t *rows, size_t rb,
+                                      int n, const float *w, size_t ld, int d) {
+    float ws[4 * 64];
+    int t, c, r, i;
+    if (kind != KVMEM__ROWS_Q8_0 && kind != KVMEM__ROWS_Q4_0) {
+        for (c = 0; c < d; c += 16) kvmem__axpy_neon_nq(kind, nq, acc, rows, rb, n, w, ld, c, d);
+        return;
+    }
+    for (t = 0; t < n; t += 64) {
+        const int m = KVMEM__MIN(64, n - t);
+        const uint8_t *in = rows + rb * (size_t)t;
+        for (c = 0; c < d; c += 16) {
+            if (c % 32 == 0) { /* weights times the scales of this piece */
+                for (r = 0; r < m; r++) {
+                    const float scale = kvmem__scale_neon(in + rb * (size_t)r +
+                                                          (size_t)(c / 32) * kvmem__piece_bytes(kind, 32));
+                    for (i = 0; i < nq; i++) ws[64 * i + r] = scale * w[(size_t)i * ld + (size_t)(t + r)];
+                }
+            }
+            kvmem__axpy_neon_nq(kind, nq, acc, in, rb, m, ws, 64, c, d);
+        }
+    }
+}
+KVMEM__INLINE void kvmem__decode_neon(kvmem__rows kind, float *out, const void *rows, int n, int d) {
+    const uint8_t *in = (const uint8_t *)rows;
+    const size_t rb = kvmem__row_bytes(kind, d);
+    int t, c;
+    for (t = 0; t < n; t++, in += rb, out += d) {
+        for (c = 0; c < d; c += 4) {
+            float32x4_t x = kvmem__load_neon(kind, in, c, d);
+            if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0)
+                x = vmulq_n_f32(x, kvmem__scale_neon(in + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32)));
+            vst1q_f32(out + c, x);
+        }
+    }
+}
+#endif /* KVMEM__NEON */
+
+
+/* The fast functions by path and codec: the loops above with the kind bound, for d a multiple of 16. */
+#define KVMEM__SPLIT(isa, word, kind, attr)                                                         \
+    attr static void kvmem__##word##_dot_##isa(const double *par, float *s, int ld, const void *rows, \
+                                               int n, const float *q, int nq, int d) {              \
+        const uint8_t *in = (const uint8_t *)rows;                                                  \
+        const size_t rb = kvmem__row_bytes(kind, d), l = (size_t)ld, f = (size_t)d;                 \
+        int i = 0;                                                                                  \
+        (void)par;                                                                                  \
+        if (d % 16) { kvmem__dot_rows(kind, s, ld, rows, n, q, nq, d); return; }                    \
+        for (; nq - i >= 4; i += 4)                                                                 \
+            kvmem__dot_##isa##_nq(kind, 4, s + l * (size_t)i, l, in, rb, n, q + f * (size_t)i, d);  \
+        if (nq - i >= 2) {                                                                          \
+            kvmem__dot_##isa##_nq(kind, 2, s + l * (size_t)i, l, in, rb, n, q + f * (size_t)i, d);  \
+            i += 2;                                                                                 \
+        }                                                                                           \
+        if (i < nq) kvmem__dot_##isa##_nq(kind, 1, s + l * (size_t)i, l, in, rb, n, q + f * (size_t)i, d); \
+    }                                                                                               \
+    attr static void kvmem__##word##_axpy_##isa(const double *par, float *acc, const void *rows, int n, \
+                                                const float *w, int ld, int nq, int d) {            \
+        const uint8_t *in = (const uint8_t *)rows;                                                  \
+        const size_t rb = kvmem__row_bytes(kind, d), l = (size_t)ld, f = (size_t)d;                 \
+        int i = 0;                                                                                  \
+        (void)par;                                                                                  \
+        if (d % 16) { kvmem__axpy_rows(kind, acc, rows, n, w, ld, nq, d); return; }                 \
+        for (; nq - i >= 4; i += 4)                                                                 \
+            kvmem__axpy_##isa##_q(kind, 4, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); \
+        if (nq - i >= 2) {                                                                          \
+            kvmem__axpy_##isa##_q(kind, 2, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); \
+            i += 2;                                                                                 \
+        }                                                                                           \
+        if (i < nq) kvmem__axpy_##isa##_q(kind, 1, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); \
+    }                                                                                               \
+    attr static void kvmem__##word##_decode_##isa(const double *par, float *out, const void *in, int n, \
+                                                  int d) {                                          \
+        (void)par;                                                                                  \
+        if (d % 16) kvmem__decode_rows(kind, out, in, n, d);                                        \
+        else kvmem__decode_##isa(kind, out, in, n, d);                                              \
+    }
+#define KVMEM__SPLIT_ALL(isa, attr)                                                                 \
+    KVMEM__SPLIT(isa, f32, KVMEM__ROWS_F32, attr)                                                   \
+    KVMEM__SPLIT(isa, f16, KVMEM__ROWS_F16, attr)                                                   \
+    KVMEM__SPLIT(isa, bf16, KVMEM__ROWS_BF16, attr)                                                 \
+    KVMEM__SPLIT(isa, q8_0, KVMEM__ROWS_Q8_0, attr)                                                 \
+    KVMEM__SPLIT(isa, q4_0, KVMEM__ROWS_Q4_0, attr)
+/* Put those of row `kind` into c. */
+#define KVMEM__USE(word, isa)                                                                       \
+    c->dot = kvmem__##word##_dot_##isa;                                                             \
+    c->axpy = kvmem__##word##_axpy_##isa;                                                           \
+    c->decode = kvmem__##word##_decode_##isa;                                                       \
+    break;
+#define KVMEM__USE_ALL(isa)                                                                         \
+    switch (kind) {                                                                                 \
+    case KVMEM__ROWS_F32: KVMEM__USE(f32, isa)                                                      \
+    case KVMEM__ROWS_F16: KVMEM__USE(f16, isa)                                                      \
+    case KVMEM__ROWS_BF16: KVMEM__USE(bf16, isa)                                                    \
+    case KVMEM__ROWS_Q8_0: KVMEM__USE(q8_0, isa)                                                    \
+    case KVMEM__ROWS_Q4_0: KVMEM__USE(q4_0, isa)                                                    \
+    default: break;                                                                                 \
+    }
+
+#if KVMEM__X86
+KVMEM__SPLIT_ALL(avx2, KVMEM__AVX2)
+KVMEM__SPLIT_ALL(avx512, KVMEM__AVX512)
+/* The byte dot products where a row is whole pieces, else floats. */
+static int kvmem__q_words(const double *par, int d) {
+    (void)par;
+    return d % 32 ? d : d / 32 * KVMEM__QWORDS;
+}
+KVMEM__AVX512 static void kvmem__q8_0_prepare_vnni(const double *par, float *out, const float *q, int d) {
+    (void)par;
+    if (d % 32) memcpy(out, q, (size_t)d * sizeof(float));
+    else kvmem__q_bytes(out, q, d, 128);
+}
+KVMEM__AVX512 static void kvmem__q4_0_prepare_vnni(const double *par, float *out, const float *q, int d) {
+    (void)par;
+    if (d % 32) memcpy(out, q, (size_t)d * sizeof(float));
+    else kvmem__q_bytes(out, q, d, 8);
+}
+KVMEM__AVX512 static void kvmem__q8_0_dot_vnni(const double *par, float *s, int ld, const void *rows, int n,
+                                               const float *q, int nq, int d) {
+    if (d % 32) kvmem__q8_0_dot_avx512(par, s, ld, rows, n, q, nq, d);
+    else kvmem__dot_vnni(KVMEM__ROWS_Q8_0, s, ld, rows, n, q, nq, d);
+}
+KVMEM__AVX512 static void kvmem__q4_0_dot_vnni(const double *par, float *s, int ld, const void *rows, int n,
+                                               const float *q, int nq, int d) {
+    if (d % 32) kvmem__q4_0_dot_avx512(par, s, ld, rows, n, q, nq, d);
+    else kvmem__dot_vnni(KVMEM__ROWS_Q4_0, s, ld, rows, n, q, nq, d);
+}
+#endif
+#if KVMEM__NEON
+KVMEM__SPLIT_ALL(neon, )
+#endif
+#undef KVMEM__SPLIT
+#undef KVMEM__SPLIT_ALL
+
 /* Put the fast twins that backend b's processor path allows into a copied table row. A row that is not
    one of the table's stays as it is. */
 KVMEM__UNUSED static void kvmem__codec_fast(kvmem_codec *c, const kvmem_backend *b) {
-    (void)c;
+    int kind = 0;
+    while (kvmem__codec_table(kind) && kvmem__codec_table(kind)->decode != c->decode) kind++;
+#if KVMEM__X86
+    if (b->isa == 2) {
+        KVMEM__USE_ALL(avx2)
+    } else if (b->isa == 3) {
+        KVMEM__USE_ALL(avx512)
+        if (kind == KVMEM__ROWS_Q8_0) { c->dot = kvmem__q8_0_dot_vnni; c->q_prepare = kvmem__q8_0_prepare_vnni; }
+        if (kind == KVMEM__ROWS_Q4_0) { c->dot = kvmem__q4_0_dot_vnni; c->q_prepare = kvmem__q4_0_prepare_vnni; }
+        if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0) c->q_floats = kvmem__q_words;
+    }
+#elif KVMEM__NEON
+    if (b->isa == 1) {
+        KVMEM__USE_ALL(neon)
+    }
+#else
     (void)b;
+    (void)kind;
+#endif
 }
+#undef KVMEM__USE
+#undef KVMEM__USE_ALL
 
 /* ==== >>cache : arena, pages, lanes ===============================================================
    The cache is n_layers * n_kv_heads lanes. A lane is a table of pages; every page but the last is full,
