@@ -46,9 +46,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 static size_t fuzz_seed(int i, uint8_t *out, size_t cap) {
     static const char *const own[] = {
         "snapkv budget=12.5% codec=q8_0", "h2o budget=64 recent=16 sink=4 when=step page=32 seed=7",
-        "score=snapkv(window=8,kernel=5,pool=max) budget=uniform:25% codec.k=q4_0 codec.v=f16",
+        "score=snapkv(window=8,kernel=5,pool=max) budget=uniform(25%) codec.k=q4_0 codec.v=f16",
         "budget=8MiB score=tova", "place=cache window budget=100", "budget=0", "budget=101%", "codec=q9_0",
-        "score=random budget=pyramid(beta=20):64 reduce=drop retrieve=all segment=fixed(n=32)" };
+        "score=random budget=pyramid(64,beta=20) reduce=drop retrieve=all segment=fixed(size=32)" };
     const int n_own = (int)(sizeof own / sizeof *own);
     const kvmem_preset *p = i < n_own ? NULL : kvmem_preset_at(i - n_own);
     const char *text = i < n_own ? own[i] : p ? (i & 1 ? p->text : p->word) : NULL;
