@@ -5093,7 +5093,7 @@ KVMEM_API const kvmem_preset *kvmem_preset_at(int i) {
 KVMEM_API const char *kvmem_stage_word(kvmem_stage stage) {
     static const char *const words[KVMEM_N_STAGES] = { "segment", "score", "budget", "reduce", "codec.k",
                                                        "codec.v", "retrieve", "place" };
-    return (int)stage >= 0 && (int)stage < KVMEM_N_STAGES ? words[(int)stage] : NULL;
+    return (unsigned)stage < KVMEM_N_STAGES ? words[(int)stage] : NULL;
 }
 
 KVMEM_API const kvmem_entry *kvmem_stage_entry(kvmem_stage stage, int i) {
@@ -5733,7 +5733,7 @@ static kvmem_status kvmem__check_fields(const kvmem_recipe *r, kvmem_error *err)
     const double budget = r->amount.value, recent = r->recent.value;
     if (!memchr(r->preset, 0, sizeof r->preset))
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "preset: the word does not end");
-    if ((int)r->amount.kind < KVMEM_ALL || (int)r->amount.kind > KVMEM_BYTES)
+    if ((unsigned)r->amount.kind > KVMEM_BYTES)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "budget: unknown kind of amount %d", (int)r->amount.kind);
     if (r->amount.kind != KVMEM_ALL && !(budget > 0))
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "budget=%g: a budget keeps at least 1 entry", budget);
@@ -5749,7 +5749,7 @@ static kvmem_status kvmem__check_fields(const kvmem_recipe *r, kvmem_error *err)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "sink=%d: allowed are 0 to %d", r->sink, KVMEM__BIG_COUNT);
     if (r->page < 1 || r->page > 1024)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "page=%d: allowed are 1 to 1024", r->page);
-    if ((int)r->when < KVMEM_WHEN_PROMPT || (int)r->when > KVMEM_WHEN_EVERY)
+    if ((unsigned)r->when > KVMEM_WHEN_EVERY)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "when: unknown value %d", (int)r->when);
     if (r->when == KVMEM_WHEN_EVERY && (r->every < 1 || r->every > KVMEM__BIG_COUNT))
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "when=every(%d): allowed are 1 to %d", r->every,
