@@ -2992,7 +2992,7 @@ static void kvmem__carve(kvmem_cache *c, const kvmem_shape *s) {
     w = (int32_t *)(void *)m;
     if (s->window) {
         memcpy(w, s->window, (size_t)L * sizeof(int32_t));
-        c->shape.window = w;
+        c->shape.window = (const int *)(const void *)w; /* int32_t may be long, of the same size */
         w += L;
     }
     c->block_pos = w;
@@ -4770,8 +4770,8 @@ static int kvmem__in_f32s(kvmem__in *in, float *f, size_t n) {
     return p != NULL;
 }
 typedef struct kvmem__saved {
-    uint32_t version, page, layers, heads, kv_heads, head_dim, n_stats, ring, next_pos, ring_n, ring_at;
-    uint32_t n_events, n_codecs, recipe_len;
+    unsigned version, page, layers, heads, kv_heads, head_dim, n_stats, ring, next_pos, ring_n, ring_at;
+    unsigned n_events, n_codecs, recipe_len;
     uint64_t model_id, shape_hash, tokens, since_reduce;
     const char *recipe;
 } kvmem__saved;
@@ -4843,7 +4843,7 @@ static kvmem_status kvmem__load_match(kvmem_cache *c, const kvmem__saved *h) {
 static const kvmem_codec_use *kvmem__load_codec(kvmem_cache *c, kvmem__in *in) {
     const uint32_t len = kvmem__in_u32(in);
     const char *word = (const char *)kvmem__in_bytes(in, len);
-    const uint32_t row = kvmem__in_u32(in);
+    const unsigned row = (unsigned)kvmem__in_u32(in);
     const kvmem_codec_use *u;
     kvmem_choice ch;
     int i;
@@ -4886,8 +4886,8 @@ static const kvmem_codec_use *kvmem__load_codec(kvmem_cache *c, kvmem__in *in) {
     return u;
 }
 static kvmem_status kvmem__load_lane(kvmem_cache *c, kvmem__in *in, kvmem_lane *ln, const kvmem_codec_use *const *codec,
-                                     uint32_t n_codecs, int32_t next_pos) {
-    const uint32_t n = kvmem__in_u32(in);
+                                     unsigned n_codecs, int32_t next_pos) {
+    const unsigned n = (unsigned)kvmem__in_u32(in);
     const int P = c->recipe.page;
     int32_t last = -1;
     int i, t, s, pages;
@@ -4896,7 +4896,7 @@ static kvmem_status kvmem__load_lane(kvmem_cache *c, kvmem__in *in, kvmem_lane *
     pages = ((int)n + P - 1) / P;
     if (pages) KVMEM__TRY(kvmem__lane_table(c, ln, pages));
     for (i = 0; i < pages; i++) {
-        const uint32_t kc = kvmem__in_u32(in), vc = kvmem__in_u32(in);
+        const unsigned kc = (unsigned)kvmem__in_u32(in), vc = (unsigned)kvmem__in_u32(in);
         const int rows = KVMEM__MIN(P, (int)n - i * P);
         const uint8_t *k, *v;
         kvmem_page *p;
