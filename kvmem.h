@@ -139,7 +139,9 @@ enum {
     KVMEM_READS_ACC     = 8,  /* per entry: probability summed over all queries so far (group mean) */
     KVMEM_READS_LAST    = 16, /* per entry: probability given by the newest query (group mean) */
     KVMEM_READS_SCORES  = 32, /* budget only: the scores of all lanes of the layer */
-    KVMEM_READS_LAYERS  = 64  /* budget only: compares layers, so no layer can be committed alone */
+    KVMEM_READS_LAYERS  = 64, /* budget only: compares layers, so no layer can be committed alone */
+    KVMEM_READS_LANES   = 128 /* score only: looks at the layer's other lanes, so all lanes are scored
+                                 before the first is reduced */
 };
 
 /* The head that every stage entry begins with: what the parser, the printer and `list` need. */
@@ -3876,23 +3878,18 @@ KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos) {
    A score function sees one lane (layer, g) of n >= 1 entries, fills score (n); higher is kept. It reads
    the cache only through kvmem_view_* and only what its row declares, so that a recipe whose score reads
    no probabilities costs none. Sinks and the recent window are protected by the commit, not here; so is
-   the selection: the top B scores, ties to the lower index. All lanes of a layer are scored before the
-   first of them is reduced. Letters: n entries of the lane, w window, B budget, G KV heads, d head size.
+   the selection: the top B scores, ties to the lower index. Letters: n entries of the lane, w window, B budget, G KV heads, d head size.
 
        entry      t:   0    1    2    3    4        B = 3, one recent entry protected:
        score           .9   .1   .4   .2   .3       keep {0, 2, 4} = top 2 of the first four + entry 4 */
 
 #define KVMEM__END_PARAMS { NULL, 0, 0, 0, NULL, 0, NULL }
 
-/* Memory for n floats that lasts until the stage function returns; NULL: none. Taken once a call. */
+/* Memory for n floats that lasts until the stage function returns; NULL: none, and the cache's error says
+   why. */
 static float *kvmem__view_scratch(const kvmem_view *v, size_t floats);
 /* Lane (layer, g) keeps the entries kept (n_kept), statistics and positions with them. */
 static kvmem_status kvmem__lane_keep(kvmem_cache *c, int layer, int g, const int *kept, int n_kept);
-
-static kvmem_status kvmem__no_scratch(const kvmem_view *v, const char *word) {
-    return kvmem__fail(&v->cache->error, KVMEM_NO_MEMORY, "%s: no memory for scratch at layer %d", word,
-                       v->layer);
-}
 
 /* ==== >>score_random : the floor that every method must beat. stage: score ====
    Random eviction, a baseline of NVIDIA/kvpress.     Code: kvpress/presses/random_press.py (score).
@@ -3905,7 +3902,7 @@ static kvmem_status kvmem__score_random(const kvmem_view *v, int g, float *score
     const int n = kvmem_view_count(v, g);
     int32_t *pos = (int32_t *)(void *)kvmem__view_scratch(v, (size_t)n);
     int t;
-    if (!pos) return kvmem__no_scratch(v, "random");
+    if (!pos) return v->cache->error.status;
     kvmem_view_positions(v, g, pos);
     for (t = 0; t < n; t++) {
         const uint64_t u = kvmem__random(v->seed, (uint64_t)v->layer, (uint64_t)g, (uint64_t)pos[t]);
@@ -3926,7 +3923,7 @@ static kvmem_status kvmem__score_recency(const kvmem_view *v, int g, float *scor
     const int n = kvmem_view_count(v, g);
     int32_t *pos = (int32_t *)(void *)kvmem__view_scratch(v, (size_t)n);
     int t;
-    if (!pos) return kvmem__no_scratch(v, "recency");
+    if (!pos) return v->cache->error.status;
     kvmem_view_positions(v, g, pos);
     for (t = 0; t < n; t++) score[t] = (float)(pos[t] - pos[n - 1]);
     return KVMEM_OK;
@@ -3943,7 +3940,7 @@ static kvmem_status kvmem__score_knorm(const kvmem_view *v, int g, float *score)
     const int n = kvmem_view_count(v, g), d = v->cache->shape.head_dim, rows = 32;
     float *k = kvmem__view_scratch(v, (size_t)rows * (size_t)d);
     int t, i, c;
-    if (!k) return kvmem__no_scratch(v, "knorm");
+    if (!k) return v->cache->error.status;
     for (t = 0; t < n; t += rows) {
         const int m = KVMEM__MIN(rows, n - t);
         kvmem_view_keys(v, g, t, m, k);
@@ -3978,7 +3975,7 @@ static kvmem_status kvmem__score_h2o(const kvmem_view *v, int g, float *score) {
     if (v->par[0] > 0) {
         int32_t *pos = (int32_t *)(void *)kvmem__view_scratch(v, (size_t)n);
         int t;
-        if (!pos) return kvmem__no_scratch(v, "h2o");
+        if (!pos) return v->cache->error.status;
         kvmem_view_positions(v, g, pos);
         for (t = 0; t < n; t++) score[t] /= (float)(pos[n - 1] - pos[t] + 1);
     }
@@ -3991,7 +3988,7 @@ static kvmem_status kvmem__score_h2o(const kvmem_view *v, int g, float *score) {
    s[t] = mean over all H query heads of the layer of P[h][newest][t]: the mean over its lanes of the
    group means. Every lane gets the same scores and so keeps the same tokens; each decode step drops the
    argmin. Where another stage made the lanes differ, only lanes that hold the same tokens vote together.
-   reads: LAST.   state: one float an entry.   cost: O(G n) a lane.   always kept: nothing (recent=1
+   reads: LAST, LANES.   state: one float an entry.   cost: O(G n) a lane.   always kept: nothing (recent=1
    protects the newest token, as kvpress does).   ties: lower index.
    departs: nowhere for equal lanes.                                     test: tests/stages.c tova_* */
 static kvmem_status kvmem__score_tova(const kvmem_view *v, int g, float *score) {
@@ -4000,7 +3997,7 @@ static kvmem_status kvmem__score_tova(const kvmem_view *v, int g, float *score) 
     float *last = kvmem__view_scratch(v, 3 * un);
     int32_t *pos, *other;
     int g2, t, voters = 0;
-    if (!last) return kvmem__no_scratch(v, "tova");
+    if (!last) return v->cache->error.status;
     pos = (int32_t *)(void *)(last + un);
     other = pos + un;
     kvmem_view_positions(v, g, pos);
@@ -4057,7 +4054,7 @@ static kvmem_status kvmem__score_snapkv(const kvmem_view *v, int g, float *score
         float *votes;
         KVMEM__TRY(kvmem_view_attention(v, g, w, score));
         votes = kvmem__view_scratch(v, (size_t)m);
-        if (!votes) return kvmem__no_scratch(v, "snapkv");
+        if (!votes) return v->cache->error.status;
         memcpy(votes, score, (size_t)m * sizeof *votes);
         kvmem__pool(score, votes, m, (int)v->par[1], v->par[2] > 0);
     }
@@ -4075,14 +4072,14 @@ static const kvmem_score_entry kvmem__scores[] = {
     { { "h2o", "attention received from all queries so far", "Zhang 2023, arXiv 2306.14048",
         kvmem__params_h2o, KVMEM_READS_ACC }, kvmem__score_h2o },
     { { "tova", "attention of the newest query, mean over the layer's heads",
-        "Oren 2024, arXiv 2401.06104", NULL, KVMEM_READS_LAST }, kvmem__score_tova },
+        "Oren 2024, arXiv 2401.06104", NULL, KVMEM_READS_LAST | KVMEM_READS_LANES }, kvmem__score_tova },
     { { "snapkv", "pooled attention of the last queries", "Li 2024, arXiv 2404.14469",
         kvmem__params_snapkv, KVMEM_READS_QUERIES }, kvmem__score_snapkv } };
 
 /* ==== >>budget : how many entries may each lane keep? ============================================
    A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
    recipe's amount (count, share, bytes) and contains sinks and the recent window; the caller clamps
-   keep[g] to [protected, n[g]]. An allocation moves memory, it does not make any: over all layers the sum
+   keep[g] to [1, n[g]]. An allocation moves memory, it does not make any: over all layers the sum
    stays layers * G * mean. */
 
 /* ==== >>budget_uniform : every lane the same. stage: budget ====
@@ -4096,12 +4093,8 @@ static kvmem_status kvmem__budget_uniform(const kvmem_view *v, int mean, const i
     return KVMEM_OK;
 }
 
-/* Entries of a lane that the recipe protects when it keeps `mean`: sinks and the recent window. */
-KVMEM__UNUSED static int kvmem__protected(const kvmem_recipe *r, int mean) {
-    const double recent = r->recent.kind == KVMEM_SHARE ? floor(r->recent.value * mean) : r->recent.value;
-    const double p = recent + r->sink;
-    return p < mean ? (int)p : mean;
-}
+/* Sinks and recent entries that are set apart in a lane that keeps `keep` entries. Section commit. */
+static void kvmem__protect(const kvmem_recipe *r, int keep, int *sink, int *recent);
 
 /* Layer l's share of the pyramid: k_l entries besides the protected ones, for B such entries in the mean,
    m = n - w candidates and L layers. exact = 0: the code's floored step. exact = 1: the real ramp from mx
@@ -4142,12 +4135,14 @@ static const kvmem_param kvmem__params_pyramid[] = {
 static kvmem_status kvmem__budget_pyramid(const kvmem_view *v, int mean, const int *n,
                                           const float *const *score, int *keep) {
     const kvmem_cache *c = v->cache;
-    const int w = kvmem__protected(&c->recipe, mean), B = mean - w;
-    int g;
+    const int seen = (int)KVMEM__MIN(c->tokens + c->block_n, (int64_t)INT_MAX);
+    int g, sink, recent, w, B;
+    (void)n;
     (void)score;
+    kvmem__protect(&c->recipe, mean, &sink, &recent);
+    w = sink + recent;
+    B = mean - w;
     for (g = 0; g < c->shape.n_kv_heads; g++) {
-        const int64_t more = KVMEM__MAX(c->tokens, (int64_t)n[g]);
-        const int seen = (int)KVMEM__MIN(more, (int64_t)INT_MAX);
         if (seen < mean || (int64_t)seen < 2 * (int64_t)B || B < 1) keep[g] = mean;
         else keep[g] = w + kvmem__pyramid(v->layer, c->shape.n_layers, B, seen - w, (int)v->par[0],
                                           v->par[1] > 0);
@@ -4335,7 +4330,8 @@ static kvmem_status kvmem__ask_budget(kvmem_cache *c, int layer, int mean, int *
 }
 static kvmem_status kvmem__reduce_layer(kvmem_cache *c, int layer, int mean) {
     const int G = c->shape.n_kv_heads;
-    const int all = (c->recipe.stage[KVMEM_BUDGET].entry->reads & KVMEM_READS_SCORES) != 0;
+    const int all = (c->recipe.stage[KVMEM_BUDGET].entry->reads & KVMEM_READS_SCORES) ||
+                    (c->recipe.stage[KVMEM_SCORE].entry->reads & KVMEM_READS_LANES);
     const float **score;
     int *len, *keep, *kept, *idx, g, longest = 0, any = 1;
     size_t stride, bytes;
@@ -5721,6 +5717,9 @@ static kvmem_status kvmem__check_choice(const kvmem_choice *c, kvmem_stage stage
         return kvmem__fail(err, KVMEM_BAD_RECIPE,
                            "%s=%s reads queries, so it needs a parameter 'window' that says how many", word,
                            e->word);
+    if ((e->reads & KVMEM_READS_LANES) && stage != KVMEM_SCORE)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a score entry can look at other lanes", word,
+                           e->word);
     if ((e->reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS)) && stage != KVMEM_BUDGET)
         return kvmem__fail(err, KVMEM_BAD_RECIPE,
                            "%s=%s: only a budget entry can read the layer's scores or compare layers", word,
@@ -5765,7 +5764,7 @@ KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *er
         KVMEM__TRY(kvmem__check_choice(&r->stage[s], (kvmem_stage)s, err));
     KVMEM__TRY(kvmem__check_fields(r, err));
     if (r->amount.kind == KVMEM_COUNT) { /* the parts of a count budget must fit into it */
-        const double recent = r->recent.kind == KVMEM_SHARE ? floor(r->recent.value * r->amount.value)
+        const double recent = r->recent.kind == KVMEM_SHARE ? floor(r->recent.value * r->amount.value + 1e-9)
                                                             : r->recent.value;
         if (recent + r->sink > r->amount.value)
             return kvmem__fail(err, KVMEM_BAD_RECIPE,
