@@ -58,7 +58,7 @@ FUZZ_TIME ?= 60
 fuzz: ## each fuzz target with libFuzzer for FUZZ_TIME seconds (clang)
 	@FUZZ_TIME=$(FUZZ_TIME) sh tools/fuzz.sh
 
-bench: kvmem $(BENCHES) ## speed and memory tables of this machine
+bench: $(BENCHES) $(B)/mkgguf ## speed and memory tables of this machine
 	@B=$(B) sh bench/run.sh
 
 clean: ## remove everything that was built
