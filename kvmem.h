@@ -325,7 +325,8 @@ struct kvmem_backend {
     /* out = act(gate) * up; out may be gate or up */
     void (*glu)(float *out, const float *gate, const float *up, size_t count, kvmem_act act, int threads);
     void (*add)(float *y, const float *x, size_t count);            /* y += x */
-    void (*softcap)(float *y, float cap, size_t count);             /* y = cap tanh(y / cap) */
+    /* y = cap tanh(y / cap); always there: attention uses it, too */
+    void (*softcap)(float *y, float cap, size_t count);
 };
 /* The CPU's table by name: "plain" (always there), "avx2", "avx512", "neon"; NULL: the best that this
    machine has, found now. NULL is returned for a path that this machine or this build lacks. */
@@ -1575,7 +1576,360 @@ KVMEM__UNUSED static void kvmem__tensor_row(float *out, const kvmem_tensor *w, i
 }
 #endif /* KVMEM_NO_DECODER */
 
-/* <<IMPL: kernels>> dot, axpy, exp, matmul: plain twins, AVX2, AVX-512, NEON.  Owner K */
+/* ==== >>kernels : vectors, norms, rotations, matrix products ======================================
+   The few loops in which all time goes. Each has a plain C twin (name ends in _plain) that is the
+   definition, and fast ones beside it (_avx2, _avx512, _neon) that a test compares with the twin. Sums
+   are kept in eight partial sums, so that the plain twins vectorize, too; nothing here depends on the
+   number of threads. */
+
+#define KVMEM__LANES 8
+
+static float kvmem__sum8(const float *s) {
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+static float kvmem__dot_plain(const float *a, const float *b, int n) {
+    float s[KVMEM__LANES] = { 0, 0, 0, 0, 0, 0, 0, 0 };
+    int i, j;
+    for (i = 0; i + KVMEM__LANES <= n; i += KVMEM__LANES)
+        for (j = 0; j < KVMEM__LANES; j++) s[j] += a[i + j] * b[i + j];
+    for (j = 0; i < n; i++, j++) s[j] += a[i] * b[i];
+    return kvmem__sum8(s);
+}
+static void kvmem__axpy_plain(float *y, float a, const float *x, int n) {
+    int i;
+    for (i = 0; i < n; i++) y[i] += a * x[i];
+}
+static void kvmem__scale_plain(float *y, float a, int n) {
+    int i;
+    for (i = 0; i < n; i++) y[i] *= a;
+}
+static float kvmem__max_plain(const float *x, int n) {
+    float m = -INFINITY;
+    int i;
+    for (i = 0; i < n; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+static float kvmem__exp_sum_plain(float *p, const float *s, float m, int n) {
+    float sum[KVMEM__LANES] = { 0, 0, 0, 0, 0, 0, 0, 0 };
+    int i;
+    for (i = 0; i < n; i++) {
+        p[i] = kvmem__expf(s[i] - m);
+        sum[i % KVMEM__LANES] += p[i];
+    }
+    return kvmem__sum8(sum);
+}
+
+/* cap tanh(y / cap). tanh t = 1 - 2 / (e^2t + 1) loses digits near 0, where a series takes over. */
+static float kvmem__tanhf(float t) {
+    const float a = fabsf(t), q = t * t;
+    float r;
+    if (a < 0.25f)
+        return t + t * q * (-0.33333333f + q * (0.13333333f + q * (-0.05396825f + q * 0.02186949f)));
+    r = 1 - 2 / (kvmem__expf(2 * a) + 1);
+    return t < 0 ? -r : r;
+}
+static void kvmem__softcap_plain(float *y, float cap, size_t count) {
+    size_t i;
+    for (i = 0; i < count; i++) y[i] = cap * kvmem__tanhf(y[i] / cap);
+}
+
+/* Rotary positions (Su 2021, arXiv 2104.09864): channel pair i of a row at position p turns by the angle
+   p inv_freq[i]. Angles are computed in double, since float32 loses them at long contexts. */
+static void kvmem__rope_row(float *out, const float *x, int heads, int d, const kvmem_rope *r, int32_t pos,
+                            float mscale) {
+    const int half = r->n_rot / 2, apart = r->neox ? half : 1, step = r->neox ? 1 : 2;
+    float c[64], s[64];
+    int h, i, i0, n;
+    if (out != x) memcpy(out, x, sizeof(float) * (size_t)heads * (size_t)d);
+    for (i0 = 0; i0 < half; i0 += 64) {
+        n = KVMEM__MIN(64, half - i0);
+        for (i = 0; i < n; i++) {
+            const double angle = (double)pos * (double)r->inv_freq[i0 + i];
+            c[i] = (float)cos(angle) * mscale;
+            s[i] = (float)sin(angle) * mscale;
+        }
+        for (h = 0; h < heads; h++) {
+            float *a = out + (size_t)h * (size_t)d + (size_t)i0 * (size_t)step;
+            for (i = 0; i < n; i++, a += step) {
+                const float u = a[0], v = a[apart];
+                a[0] = u * c[i] - v * s[i];
+                a[apart] = u * s[i] + v * c[i];
+            }
+        }
+    }
+}
+static void kvmem__rope(float *out, const float *x, int n, int heads, int d, const kvmem_rope *r,
+                        const int32_t *pos, int with_mscale, int threads) {
+    const float mscale = with_mscale ? r->mscale : 1.0f;
+    const size_t row = (size_t)heads * (size_t)d;
+    int i;
+    if (n < 8) threads = 1;
+    threads = kvmem__threads(threads);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static)
+#endif
+    for (i = 0; i < n; i++)
+        kvmem__rope_row(out + (size_t)i * row, x + (size_t)i * row, heads, d, r, pos[i], mscale);
+}
+
+#ifndef KVMEM_NO_DECODER
+static void kvmem__add_plain(float *y, const float *x, size_t count) {
+    size_t i;
+    for (i = 0; i < count; i++) y[i] += x[i];
+}
+static void kvmem__rmsnorm_plain(float *out, const float *x, const float *w, int n, int d, float eps,
+                                 int threads) {
+    int i, j;
+    (void)threads;
+    for (i = 0; i < n; i++, x += d, out += d) {
+        const float a = 1 / sqrtf(kvmem__dot_plain(x, x, d) / (float)d + eps);
+        for (j = 0; j < d; j++) out[j] = w ? x[j] * a * w[j] : x[j] * a;
+    }
+}
+/* silu(g) = g / (1 + e^-g). gelu by tanh is g / (1 + e^-2u), u = sqrt(2 / pi) (g + 0.044715 g^3). */
+static void kvmem__glu_plain(float *out, const float *gate, const float *up, size_t count, kvmem_act act,
+                             int threads) {
+    size_t i;
+    (void)threads;
+    for (i = 0; i < count; i++) {
+        const float g = gate[i];
+        const float u = act == KVMEM_SILU ? g : 1.5957691216f * (g + 0.044715f * g * g * g);
+        out[i] = g / (1 + kvmem__expf(-u)) * up[i];
+    }
+}
+static void kvmem__embed_rows(const kvmem_backend *b, float *out, const kvmem_tensor *w, const int *ids, int n,
+                        int threads) {
+    int i;
+    (void)b;
+    (void)threads;
+    for (i = 0; i < n; i++) kvmem__tensor_row(out + (size_t)i * (size_t)w->ne[0], w, ids[i]);
+}
+
+/* ---- Matrix product -----------------------------------------------------------------------------
+   out[i][r] = sum_k x[i][k] W[r][k]. With quantized weights the activations are quantized, too, in
+   blocks of 32 of a row: x = d q, d = max|x| / 127, q rounded to nearest even. A block of weights and a
+   block of activations meet in integers, exactly, and blocks are added in float in rising order:
+
+       out = sum over blocks  d (s sum q (code - off) + m sum q)
+
+   The fast paths have two shapes. Few rows of x (decoding): every weight is used once or thrice, memory is the
+   limit, so rows of W stream through registers. Many (a prompt): a tile of 16 rows of W is unpacked once
+   into a panel (four values of each row side by side, which is what the integer dot instructions eat),
+   stays in the first-level cache, and all rows of x pass by it in groups of 8. */
+enum { KVMEM__FEW = 3, KVMEM__TILE = 16, KVMEM__GROUP = 8, KVMEM__KC = 1024, KVMEM__KC_FLOAT = 256 };
+
+typedef struct kvmem__mm {
+    const kvmem_tensor *w;
+    const kvmem__quant *t;
+    const float *x;
+    float *out;
+    int n, rows, cols;
+    size_t row_bytes;
+    int integers;  /* activations are quantized */
+    int per;       /* scales in a block of 32: 1 or 2 */
+    int blocks, padded; /* blocks of 32 in a row, and rounded up to 8 */
+    /* activations, lane u of group g, block b, half h (per of them): q[(g padded + b) G + u][32],
+       d[(g padded + b) G + u]; start = -off * sum q and fsum = d * sum q at
+       [((g padded + b) per + h) G + u]. Padding is zero. */
+    int group;     /* G: 8, or 1 for few rows */
+    int8_t *q;
+    float *d, *fsum;
+    int32_t *start;
+    uint8_t *panel; /* one for each thread */
+} kvmem__mm;
+
+#define KVMEM__PANEL_BYTES ((size_t)KVMEM__KC * 24)
+
+static void kvmem__mm_shape(kvmem__mm *m, const kvmem_tensor *w, int n) {
+    memset(m, 0, sizeof *m);
+    m->w = w;
+    m->t = kvmem__quant_of(w->type);
+    m->n = n;
+    m->rows = (int)w->ne[1];
+    m->cols = (int)w->ne[0];
+    m->row_bytes = kvmem__tensor_row_bytes(w);
+    m->integers = m->t->off >= 0;
+    if (w->type == KVMEM_Q8_SPLIT && (m->cols % 32 != 0 || w->group % 16 != 0)) m->integers = 0;
+    m->per = m->t->per16 && !(w->type == KVMEM_Q8_SPLIT && w->group % 32 == 0) ? 2 : 1;
+    m->blocks = m->cols / 32;
+    m->padded = (m->blocks + 7) / 8 * 8;
+    m->group = n <= KVMEM__FEW ? 1 : KVMEM__GROUP;
+}
+/* Carves the scratch up; p NULL only counts. Every array is a multiple of 64 bytes. */
+static size_t kvmem__mm_carve(kvmem__mm *m, void *p, int threads) {
+    const size_t rows = ((size_t)m->n + (size_t)m->group - 1) / (size_t)m->group * (size_t)m->group;
+    const size_t blocks = m->integers ? (rows * (size_t)m->padded + 7) / 8 * 8 : 0;
+    const size_t sums = (blocks * (size_t)m->per * 4 + 63) / 64 * 64, ds = (blocks * 4 + 63) / 64 * 64;
+    const size_t panels = m->n > KVMEM__FEW ? (size_t)kvmem__threads(threads) * KVMEM__PANEL_BYTES : 0;
+    if (p) {
+        uint8_t *at = (uint8_t *)p + (64 - (size_t)((uintptr_t)p & 63)) % 64;
+        m->q = (int8_t *)at;
+        m->d = (float *)(void *)(at + blocks * 32);
+        m->fsum = (float *)(void *)(at + blocks * 32 + ds);
+        m->start = (int32_t *)(void *)(at + blocks * 32 + ds + sums);
+        m->panel = at + blocks * 32 + ds + 2 * sums;
+    }
+    return blocks * 32 + ds + 2 * sums + panels + 64;
+}
+static size_t kvmem__mm_scratch(const kvmem_backend *b, const kvmem_tensor *w, int n, int threads) {
+    kvmem__mm m;
+    (void)b;
+    kvmem__mm_shape(&m, w, n);
+    return kvmem__mm_carve(&m, NULL, threads);
+}
+
+/* Nearest integer, ties to even, of |v| < 2^22: adding 1.5 * 2^23 leaves it in the low mantissa bits. */
+static int kvmem__nearest(float v) {
+    uint32_t u;
+    v += 12582912.0f;
+    memcpy(&u, &v, 4);
+    return (int)(u & 0x7fffff) - 0x400000;
+}
+/* One block of activations. Infinite and NaN values give d infinite or NaN with codes 0, so that the
+   product is NaN; blocks below 1e-36 count as zero. sum (2): sums of the codes of the halves. */
+static float kvmem__quantize32_plain(int8_t *q, const float *x, int32_t *sum) {
+    uint32_t big = 0, u;
+    float top, inv;
+    int i;
+    for (i = 0; i < 32; i++) { /* the largest magnitude by its bits: NaN is above infinity */
+        memcpy(&u, &x[i], 4);
+        u &= 0x7fffffffu;
+        if (u > big) big = u;
+    }
+    memcpy(&top, &big, 4);
+    inv = top >= 1e-36f && top <= FLT_MAX ? 127 / top : 0;
+    sum[0] = sum[1] = 0;
+    for (i = 0; i < 32; i++) {
+        q[i] = inv > 0 ? (int8_t)kvmem__nearest(x[i] * inv) : (int8_t)0;
+        sum[i / 16] += q[i];
+    }
+    return top >= 1e-36f || top != top ? top / 127 : 0;
+}
+typedef float (*kvmem__quantize32_fn)(int8_t *q, const float *x, int32_t *sum);
+
+static void kvmem__mm_quantize(const kvmem__mm *m, int i, kvmem__quantize32_fn quantize32) {
+    const size_t G = (size_t)m->group, u = (size_t)i % G, first = (size_t)i / G * (size_t)m->padded;
+    const float *x = m->x + (size_t)i * (size_t)m->cols;
+    size_t at;
+    int32_t sum[2];
+    int b, h;
+    for (b = 0; b < m->padded; b++) {
+        at = (first + (size_t)b) * G + u;
+        if (b < m->blocks) m->d[at] = quantize32(m->q + at * 32, x + (size_t)b * 32, sum);
+        else {
+            memset(m->q + at * 32, 0, 32);
+            m->d[at] = 0;
+            sum[0] = sum[1] = 0;
+        }
+        if (m->per == 1) sum[0] += sum[1];
+        for (h = 0; h < m->per; h++) {
+            const size_t s = ((first + (size_t)b) * (size_t)m->per + (size_t)h) * G + u;
+            m->start[s] = -m->t->off * sum[h];
+            m->fsum[s] = m->d[at] * (float)sum[h];
+        }
+    }
+}
+static const uint8_t *kvmem__mm_row(const kvmem__mm *m, int r) { return m->w->data + (size_t)r * m->row_bytes; }
+/* The scales of a row of KVMEM_Q8_SPLIT. */
+static const uint8_t *kvmem__mm_scales(const kvmem__mm *m, int r) {
+    if (m->w->type != KVMEM_Q8_SPLIT) return NULL;
+    return m->w->scales + (size_t)r * (size_t)(m->cols / m->w->group) * 4;
+}
+
+/* Row r of W against all rows of x, plain twin. Activations come with G = 1 or 8. */
+static void kvmem__mm_row_plain(const kvmem__mm *m, int r) {
+    uint8_t code[256];
+    float s[16], mn[16];
+    int c0, b, i, j, h;
+    for (i = 0; i < m->n; i++) m->out[(size_t)i * (size_t)m->rows + (size_t)r] = 0;
+    for (c0 = 0; c0 < m->cols; c0 += 256) {
+        const int n = KVMEM__MIN(256, m->cols - c0);
+        kvmem__unpack(m->w->type, kvmem__mm_row(m, r), kvmem__mm_scales(m, r), m->w->group, c0, n, code, s, mn);
+        for (i = 0; i < m->n; i++) {
+            const size_t G = (size_t)m->group, first = (size_t)i / G * (size_t)m->padded + (size_t)c0 / 32;
+            float acc = m->out[(size_t)i * (size_t)m->rows + (size_t)r];
+            for (b = 0; b < n / 32; b++) {
+                const size_t at = (first + (size_t)b) * G + (size_t)i % G;
+                const int8_t *q = m->q + at * 32;
+                int32_t dot[2] = { 0, 0 }, sum[2] = { 0, 0 };
+                for (h = 0; h < 2; h++)
+                    for (j = 16 * h; j < 16 * h + 16; j++) {
+                        dot[h] += ((int)code[32 * b + j] - m->t->off) * q[j];
+                        sum[h] += q[j];
+                    }
+                if (m->per == 1) acc += m->d[at] * (s[2 * b] * (float)(dot[0] + dot[1]));
+                else acc += m->d[at] * (s[2 * b] * (float)dot[0] + s[2 * b + 1] * (float)dot[1]);
+                if (m->t->has_min)
+                    acc += m->d[at] * (mn[2 * b] * (float)sum[0] + mn[2 * b + 1] * (float)sum[1]);
+            }
+            m->out[(size_t)i * (size_t)m->rows + (size_t)r] = acc;
+        }
+    }
+}
+/* Row r of a float tensor, or of a split one with a group that blocks of 32 cannot follow. */
+static void kvmem__mm_row_float_plain(const kvmem__mm *m, int r) {
+    float w[256];
+    int c0, i, j;
+    for (i = 0; i < m->n; i++) m->out[(size_t)i * (size_t)m->rows + (size_t)r] = 0;
+    for (c0 = 0; c0 < m->cols; c0 += 256) {
+        const int n = KVMEM__MIN(256, m->cols - c0);
+        if (m->w->type == KVMEM_Q8_SPLIT) {
+            const uint8_t *p = kvmem__mm_row(m, r), *s = kvmem__mm_scales(m, r);
+            for (j = 0; j < n; j++)
+                w[j] = kvmem__lef32(s + (size_t)((c0 + j) / m->w->group) * 4) *
+                       (float)((int)(p[c0 + j] ^ 128) - 128);
+        } else kvmem__decode(m->t, w, kvmem__mm_row(m, r) + (size_t)c0 * (size_t)m->t->bytes, (size_t)n);
+        for (i = 0; i < m->n; i++)
+            m->out[(size_t)i * (size_t)m->rows + (size_t)r] +=
+                kvmem__dot_plain(w, m->x + (size_t)i * (size_t)m->cols + (size_t)c0, n);
+    }
+}
+/* Rows [r0, r1) of W. */
+static void kvmem__mm_rows_plain(const kvmem__mm *m, int r0, int r1, uint8_t *panel) {
+    int r;
+    (void)panel;
+    for (r = r0; r < r1; r++) {
+        if (m->integers) kvmem__mm_row_plain(m, r);
+        else kvmem__mm_row_float_plain(m, r);
+    }
+}
+
+/* The frame of every path: quantize x, then tiles of W's rows in parallel. */
+typedef void (*kvmem__mm_rows_fn)(const kvmem__mm *m, int r0, int r1, uint8_t *panel);
+static void kvmem__mm_run(kvmem__mm *m, kvmem__quantize32_fn quantize32, kvmem__mm_rows_fn rows, int threads) {
+    const int tile = KVMEM__TILE, tiles = (m->rows + tile - 1) / tile;
+    int i;
+    threads = kvmem__threads(threads);
+    if ((double)m->rows * (double)m->cols * (double)m->n < 65536.0) threads = 1; /* not worth waking */
+    if (m->integers) {
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static) if (m->n > 3)
+#endif
+        for (i = 0; i < m->n; i++) kvmem__mm_quantize(m, i, quantize32);
+    }
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    {
+        uint8_t *panel = m->panel + (size_t)omp_get_thread_num() * KVMEM__PANEL_BYTES;
+        int k;
+#pragma omp for schedule(static)
+        for (k = 0; k < tiles; k++) rows(m, k * tile, KVMEM__MIN(m->rows, (k + 1) * tile), panel);
+    }
+#else
+    for (i = 0; i < tiles; i++) rows(m, i * tile, KVMEM__MIN(m->rows, (i + 1) * tile), m->panel);
+#endif
+}
+static void kvmem__matmul_plain(const kvmem_backend *b, float *out, const kvmem_tensor *w, const float *x,
+                                int n, void *scratch, int threads) {
+    kvmem__mm m;
+    (void)b;
+    kvmem__mm_shape(&m, w, n);
+    kvmem__mm_carve(&m, scratch, threads);
+    m.x = x;
+    m.out = out;
+    if (n > 0) kvmem__mm_run(&m, kvmem__quantize32_plain, kvmem__mm_rows_plain, threads);
+}
+#endif /* KVMEM_NO_DECODER */
 
 /* ==== >>codecs : how the rows of K and V are stored ==============================================
    A codec turns a row (one token's d values of one KV head) into bytes, and attention works on those
@@ -3872,7 +4226,30 @@ KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos) {
     return kvmem__add_event(c, pos);
 }
 
-/* <<IMPL: backend>> CPU tables, run-time choice.  Owner K */
+/* ==== >>backend : the CPU's tables and the choice at run time =====================================
+   One table a path. The choice is a pure function of the processor, so there is nothing to initialize. */
+#define KVMEM__CACHE_OPS                                                                            \
+    kvmem__cpu_encode, kvmem__cpu_attend, kvmem__cpu_observe, kvmem__cpu_gather, kvmem__rope
+#ifndef KVMEM_NO_DECODER
+#define KVMEM__DECODER_OPS(isa)                                                                     \
+    kvmem__mm_scratch, kvmem__matmul_##isa, kvmem__embed_rows, kvmem__rmsnorm_##isa,                  \
+    kvmem__glu_##isa, kvmem__add_##isa
+#else
+#define KVMEM__DECODER_OPS(isa) NULL, NULL, NULL, NULL, NULL, NULL
+#endif
+#define KVMEM__VECTOR_OPS(isa)                                                                      \
+    kvmem__dot_##isa, kvmem__axpy_##isa, kvmem__scale_##isa, kvmem__max_##isa, kvmem__exp_sum_##isa
+
+static const kvmem_backend kvmem__plain = { "plain", 0, KVMEM__VECTOR_OPS(plain), KVMEM__CACHE_OPS,
+                                            KVMEM__DECODER_OPS(plain), kvmem__softcap_plain };
+
+KVMEM_API const kvmem_backend *kvmem_backend_cpu(const char *name) {
+    if (!name || !strcmp(name, "plain")) return &kvmem__plain;
+    return NULL;
+}
+KVMEM_API const char *kvmem_backend_name(const kvmem_backend *b) {
+    return (b ? b : kvmem_backend_cpu(NULL))->name;
+}
 
 /* ==== >>score : how much will an entry matter? ===================================================
    A score function sees one lane (layer, g) of n >= 1 entries, fills score (n); higher is kept. It reads
