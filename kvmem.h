@@ -4860,8 +4860,8 @@ typedef struct kvmem__est {
     int len[KVMEM__EST_LAYERS], cap[KVMEM__EST_LAYERS]; /* entries and table slots of a lane of the layer */
 } kvmem__est;
 
-/* Bytes now and, if higher than before, at the peak. */
-static void kvmem__est_count(kvmem__est *e) {
+/* Bytes now, with `more` transient scratch, and, if higher than before, at the peak. */
+static void kvmem__est_count(kvmem__est *e, size_t more) {
     const int P = e->p.page;
     const kvmem_bytes_part page = kvmem__page_part(P, e->p.n_stats, &e->p.k, &e->p.v);
     kvmem_bytes_part *b = &e->out->live;
@@ -4869,7 +4869,7 @@ static void kvmem__est_count(kvmem__est *e) {
     memset(b, 0, sizeof *b);
     b->stats = e->p.ring_bytes;
     b->meta = e->p.block_bytes + sizeof(kvmem_arena) + (size_t)e->n_uses * sizeof(kvmem__use);
-    b->scratch = e->c.scratch_size;
+    b->scratch = e->c.scratch_size + more;
     e->out->entries = 0;
     for (l = 0; l < e->c.shape.n_layers; l++) {
         const size_t n = (size_t)e->G * (size_t)((e->len[l] + P - 1) / P);
@@ -4885,12 +4885,15 @@ static void kvmem__est_count(kvmem__est *e) {
 static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
     const kvmem_budget_entry *be = (const kvmem_budget_entry *)(const void *)e->c.recipe.stage[KVMEM_BUDGET].entry;
     const kvmem_view v = kvmem__view_of(&e->c, layer, KVMEM_BUDGET);
+    const int r = e->c.shape.n_heads / e->G;
     int len = e->len[layer], keep = KVMEM__MIN(mean, len);
-    size_t bytes;
+    size_t bytes, more = 0;
     if (e->c.tokens + e->c.block_n <= mean) return;
     bytes = (size_t)e->G * sizeof(float *) + (2 * (size_t)e->G + 3 * (size_t)len) * 4;
     e->c.scratch_size = KVMEM__MAX(e->c.scratch_size, bytes);
-    kvmem__est_count(e);
+    if (e->c.ring) /* what kvmem_view_attention takes, and the votes of one lane */
+        more = kvmem__view_bytes(r, (size_t)len) + KVMEM__VIEW_PARTS * e->c.worker_bytes + (size_t)len * sizeof(float);
+    kvmem__est_count(e, more);
     if (!(be->e.reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS))) be->fn(&v, mean, &len, NULL, &keep);
     e->len[layer] = KVMEM__MAX(KVMEM__MIN(keep, len), KVMEM__MIN(1, len));
 }
@@ -4905,7 +4908,8 @@ static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
         e->len[l] += n;
         e->cap[l] = KVMEM__MAX(e->cap[l], kvmem__table_cap((e->len[l] + P - 1) / P));
     }
-    kvmem__est_count(e);
+    kvmem__est_count(e, (e->p.reads & (KVMEM_READS_ACC | KVMEM_READS_LAST)) ? /* log-sum-exps for the observers */
+                     (size_t)n * (size_t)e->c.shape.n_heads * sizeof(float) : 0);
     due = kvmem__evicts(&e->c) &&
           (phase == KVMEM_PROMPT_END || e->c.recipe.when == KVMEM_WHEN_BLOCK ||
            (phase == KVMEM_DECODE && e->c.recipe.when == KVMEM_WHEN_STEP) ||
@@ -4917,7 +4921,7 @@ static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
     e->c.since_reduce = due ? 0 : e->c.since_reduce + n;
     e->c.tokens += n;
     if (phase == KVMEM_PROMPT_END) e->c.scratch_size = 0;
-    kvmem__est_count(e);
+    kvmem__est_count(e, 0);
 }
 KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, int64_t decoded, kvmem_bytes *out,
                                       kvmem_error *err) {
@@ -4941,12 +4945,13 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
     e.c.recipe.page = e.p.page;
     e.c.lane_cap = e.p.lane_cap;
     e.c.max_block = cfg->max_block;
+    e.c.ring = e.p.ring;
     e.c.threads = cfg->threads;
     e.c.worker_bytes = e.p.worker_floats * sizeof(float);
     e.n_uses = r.stage[KVMEM_CODEC_K].entry == r.stage[KVMEM_CODEC_V].entry &&
                !memcmp(r.stage[KVMEM_CODEC_K].par, r.stage[KVMEM_CODEC_V].par, sizeof r.stage[0].par) ? 1 : 2;
     e.out = out;
-    kvmem__est_count(&e);
+    kvmem__est_count(&e, 0);
     block = KVMEM__MIN(cfg->max_block, e.p.limit ? e.p.page : cfg->max_block);
     while (left > 0 || decoded > 0) {
         const int n = left > 0 ? (int)KVMEM__MIN(left, (int64_t)block) : 1;
