@@ -367,13 +367,13 @@ TEST(live_bytes_never_pass_the_limit_and_the_stream_goes_on) {
     for (k = 0; k < 6; k++) {
         world w; kvmem_cache c; test_heap h; size_t limit;
         memset(&h, 0, sizeof h);
-        REQUIRE(world_init(&w, 2, 4, 2, 8, 600, recipe[k]));
+        REQUIRE(world_init(&w, 2, 4, 2, 8, 4200, recipe[k]));
         w.cfg.shape.rope = w.rope; w.cfg.allocator = test_allocator(&h);
         if (k == 5) w.cfg.max_bytes = 80 * 1024;
         REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
         limit = c.arena->limit;
-        CHECK_OK(feed(&w, &c, 0, 500, 512, KVMEM_PROMPT_END, NULL));
-        CHECK_OK(feed(&w, &c, 500, 600, 1, KVMEM_DECODE, NULL));
+        CHECK_OK(feed(&w, &c, 0, 4096, 512, KVMEM_PROMPT_END, NULL));
+        CHECK_OK(feed(&w, &c, 4096, 4200, 1, KVMEM_DECODE, NULL));
         CHECK(h.peak <= limit);
         CHECK(k == 5 || c.arena->live.k + c.arena->live.v > limit / 6); /* the limit is used, not only kept */
         kvmem_cache_free(&c); CHECK(h.live == 0); world_free(&w);
