@@ -28,6 +28,8 @@ def cases():
         base = f"--preset small --arch {a}" + (" --layers 26" if a == "gemma2" else "")
         for t in ["f32", "q8_0", "q4_0", "q4_k", "q6_k"] if a != "llama" else TYPES:
             yield f"{a} {t}", f"{base} --type {t}", 256, t
+    yield "llama q4_k, embedding q6_k", "--preset small --type q4_k --embd-type q6_k", 256, "q4_k"
+    yield "llama q8_0, embedding f16", "--preset small --type q8_0 --embd-type f16", 256, "q8_0"
     s = "--preset small --type f32"
     yield "llama tied", f"{s} --tied 1", 256, "f32"
     yield "llama bpe vocabulary", f"{s} --vocab-kind llama-bpe", 256, "f32"
@@ -41,6 +43,8 @@ def cases():
     yield "qwen3 head-dim 128", f"{s} --arch qwen3 --head-dim 128", 256, "f32"
     g2 = f"{s} --arch gemma2 --layers 26"
     yield "gemma2 hard caps, window 16", f"{g2} --attn-softcap 3 --logit-softcap 5 --swa 16", 256, "f32"
+    yield "gemma2 27B's q scale", f"{s} --arch gemma2 --layers 46 --head-dim 32", 256, "f32"
+    yield "gemma3 27B's q scale", f"{s} --arch gemma3 --layers 62 --head-dim 32", 256, "f32"
     yield "gemma3 window 16, base 1e6", f"{s} --arch gemma3 --swa 16 --rope-base 1000000", 256, "f32"
     yield "gemma3 linear rope", f"{s} --arch gemma3 --layers 12 --swa 16 --rope-scaling linear --rope-factor 8", 256, "f32"
     p3 = f"{s} --arch phi3"
@@ -95,7 +99,7 @@ def main():
     o.add_argument("--kvmem", default="./kvmem", help="'' compares the peer with itself on decoded weights only")
     o.add_argument("--mkgguf", default="build/mkgguf")
     o.add_argument("--tmp", default="/tmp")
-    o.add_argument("--tokens", type=int, default=48)
+    o.add_argument("--tokens", type=int, default=150)
     o.add_argument("--kv", default="f16", help="cache type of both: f16 q8_0 q4_0")
     o.add_argument("--flash", default="1", help="the peer's flash attention: 0 or 1")
     o.add_argument("--only", default="", help="cases whose name contains this")
