@@ -472,7 +472,7 @@ struct kvmem_cache {
     int64_t *event;             /* starts of events (n_events) */
     int n_events, cap_events;
     void *scratch;              /* grows on demand, counted */
-    size_t scratch_size, worker_bytes;
+    size_t scratch_size, worker_bytes, tile_bytes;
     float *row;                 /* (head_dim) */
     void *tmp[8];               /* what a stage function has asked for; freed when it returns */
     size_t tmp_size[8];
@@ -3032,6 +3032,45 @@ static kvmem_status kvmem__check_shape(const kvmem_shape *s, const kvmem_recipe 
             r->stage[KVMEM_PLACE].entry->word);
     return KVMEM_OK;
 }
+/* Attention of many queries (section tiles) works on units of KVMEM__TILE_ROWS (token, query head) rows
+   of one KV head, if the block has KVMEM__TILE_MIN tokens. */
+#define KVMEM__TILE_MIN 8
+#define KVMEM__TILE_ROWS 64
+typedef struct kvmem__tile {
+    float *q;       /* (rows, d) rotated and scaled */
+    float *s;       /* (rows, w) logits, then weights */
+    float *o;       /* (rows, dp) */
+    float *m, *l;   /* (rows) */
+    float *k;       /* (d, w) */
+    float *v;       /* (w, dp): V, and before that K as decoded */
+    int rows, w, dp, tokens;
+    int32_t shift;  /* q is rotated for each token's own place plus this */
+    int ready;
+} kvmem__tile;
+
+#define KVMEM__UP16(x) (((x) + 15) & ~15)
+/* Sizes of a unit that follow from the shape. */
+static void kvmem__tile_sizes(kvmem__tile *x, int r, int d, int page) {
+    memset(x, 0, sizeof *x);
+    x->tokens = KVMEM__MAX(1, KVMEM__TILE_ROWS / r);
+    x->rows = x->tokens * r;
+    x->w = KVMEM__MIN(64, KVMEM__UP16(page));
+    x->dp = KVMEM__UP16(d);
+}
+static size_t kvmem__tile_bytes(int r, int d, int page) {
+    kvmem__tile x;
+    kvmem__tile_sizes(&x, r, d, page);
+    return ((size_t)x.rows * (size_t)(d + x.w + x.dp + 2) + (size_t)x.w * (size_t)(d + x.dp)) * sizeof(float);
+}
+/* How many workers take a block of n tokens by tiles; 0: none, the block goes token by token. Under a byte
+   limit the tiles may take a sixteenth of it, which kvmem__plan_cap keeps free. */
+static int kvmem__tile_workers(const kvmem_cache *c, size_t limit, int n, int G) {
+    const int per = KVMEM__MAX(1, KVMEM__TILE_ROWS * G / c->shape.n_heads), units = G * ((n + per - 1) / per);
+    int workers = KVMEM__MIN(kvmem__threads(c->threads), units);
+    if (n < KVMEM__TILE_MIN || !c->backend->isa) return 0;
+    if (limit && limit / 16 / c->tile_bytes < (size_t)workers) workers = (int)(limit / 16 / c->tile_bytes);
+    return workers;
+}
 /* How many entries fit into every lane beside the fixed parts, in whole pages. */
 static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fixed) {
     const size_t w1 = p->worker_floats * sizeof(float);
@@ -3043,6 +3082,7 @@ static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fi
                kvmem__commit_bytes(s->n_kv_heads, 2 * (size_t)p->page) +
                (p->ring ? kvmem__view_bytes(r, (size_t)p->page) : 0);
     reserve += (size_t)p->lanes * 4 * sizeof(void *) + 4096;
+    if (kvmem__tile_bytes(r, s->head_dim, p->page) <= p->limit / 16) reserve += p->limit / 16;
     if (reserve >= p->limit) return 0;
     n = (p->limit - reserve) / per_page;
     if (n > (size_t)(INT_MAX / 2 / p->page)) n = (size_t)(INT_MAX / 2 / p->page);
@@ -3418,6 +3458,7 @@ KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg)
     c->model_id = cfg->model_id;
     c->block_size = plan.block_bytes;
     c->worker_bytes = plan.worker_floats * sizeof(float);
+    c->tile_bytes = kvmem__tile_bytes(c->shape.n_heads / c->shape.n_kv_heads, c->shape.head_dim, plan.page);
     st = kvmem__take_fixed(c, &cfg->shape, plan.ring_bytes);
     if (st == KVMEM_OK) {
         c->k = kvmem__use_codec(c, &c->recipe.stage[KVMEM_CODEC_K]);
@@ -3935,10 +3976,324 @@ static kvmem_status kvmem__retrieve(kvmem_cache *c, int layer, int g, int n, con
     kvmem__view_scratch_end(c);
     return st;
 }
+/* ==== >>tiles : causal attention of many queries at once =========================================
+   A block of prompt tokens reads the same pages again and again, so here a page is decoded once for all
+   queries of a unit: KVMEM__TILE_ROWS rows, that is (token, query head) pairs of one KV head. Per tile of
+   w <= 64 entries, with Q (rows, d) rotated and scaled, K and V the decoded tile:
+       S (rows, w) = Q K^T      masked to what each token may see
+       m' = max(m, max_w S),  P = e^(S - m'),  l = l e^(m - m') + sum_w P,  O = O e^(m - m') + P V
+   and out = O / l at the end (FlashAttention's loop, Dao 2023, arXiv 2307.08691, on a CPU cache). The two
+   products are small matrix products whose operands stay in the first caches.
+   A masked entry has P = 0 and adds nothing, so a token's result depends on the pages alone, not on the
+   tokens that share its unit: blocks of KVMEM__TILE_MIN tokens or more give the same bits for any way of
+   cutting a prompt. Shorter blocks, and the plain backend, take the loop above; the results differ by
+   rounding.      test: tests/attention.c */
+
+/* --- C (m, n) = or += A (m, k) B (k, n), n a multiple of 16; sums over k run in rising order --- */
+KVMEM__UNUSED static void kvmem__product_plain(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, int m,
+                                 int k, int n, int add) {
+    int i, j, x;
+    for (i = 0; i < m; i++) {
+        float *ci = c + (size_t)i * ldc;
+        for (j = 0; !add && j < n; j++) ci[j] = 0;
+        for (x = 0; x < k; x++) {
+            const float f = a[(size_t)i * lda + (size_t)x], *bx = b + (size_t)x * ldb;
+            for (j = 0; j < n; j++) ci[j] += f * bx[j];
+        }
+    }
+}
+#if KVMEM__X86
+/* mr (1, 2, 4) rows x nv vectors of C in registers. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__product_avx512_at(int mr, int nv, float *c, size_t ldc, const float *a, size_t lda,
+                                                          const float *b, size_t ldb, int k, int add) {
+    __m512 s[16], y[4], f;
+    int i, j, x;
+    KVMEM__UNROLL
+    for (i = 0; i < mr; i++) {
+        KVMEM__UNROLL
+        for (j = 0; j < nv; j++)
+            s[i * nv + j] = add ? _mm512_loadu_ps(c + (size_t)i * ldc + 16 * j) : _mm512_setzero_ps();
+    }
+    for (x = 0; x < k; x++) {
+        KVMEM__UNROLL
+        for (j = 0; j < nv; j++) y[j] = _mm512_loadu_ps(b + (size_t)x * ldb + 16 * j);
+        KVMEM__UNROLL
+        for (i = 0; i < mr; i++) {
+            f = _mm512_set1_ps(a[(size_t)i * lda + (size_t)x]);
+            KVMEM__UNROLL
+            for (j = 0; j < nv; j++) s[i * nv + j] = _mm512_fmadd_ps(f, y[j], s[i * nv + j]);
+        }
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < mr; i++) {
+        KVMEM__UNROLL
+        for (j = 0; j < nv; j++) _mm512_storeu_ps(c + (size_t)i * ldc + 16 * j, s[i * nv + j]);
+    }
+}
+KVMEM__AVX512 static void kvmem__product_avx512(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
+                                                int m, int k, int n, int add) {
+    int i, j;
+    for (j = 0; j < n;) {
+        const int nv = n - j >= 64 ? 4 : n - j >= 32 ? 2 : 1;
+        for (i = 0; i < m;) {
+            const int mr = m - i >= 4 ? 4 : 1;
+            float *ci = c + (size_t)i * ldc + j;
+            const float *ai = a + (size_t)i * lda;
+            if (mr == 4 && nv == 4) kvmem__product_avx512_at(4, 4, ci, ldc, ai, lda, b + j, ldb, k, add);
+            else if (mr == 4 && nv == 2) kvmem__product_avx512_at(4, 2, ci, ldc, ai, lda, b + j, ldb, k, add);
+            else if (mr == 4) kvmem__product_avx512_at(4, 1, ci, ldc, ai, lda, b + j, ldb, k, add);
+            else if (nv == 4) kvmem__product_avx512_at(1, 4, ci, ldc, ai, lda, b + j, ldb, k, add);
+            else if (nv == 2) kvmem__product_avx512_at(1, 2, ci, ldc, ai, lda, b + j, ldb, k, add);
+            else kvmem__product_avx512_at(1, 1, ci, ldc, ai, lda, b + j, ldb, k, add);
+            i += mr;
+        }
+        j += 16 * nv;
+    }
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__product_avx2_at(int mr, float *c, size_t ldc, const float *a, size_t lda, const float *b,
+                                                      size_t ldb, int k, int add) {
+    __m256 s[12], y[2], f;
+    int i, x;
+    KVMEM__UNROLL
+    for (i = 0; i < 2 * mr; i++) s[i] = add ? _mm256_loadu_ps(c + (size_t)(i / 2) * ldc + 8 * (i % 2)) : _mm256_setzero_ps();
+    for (x = 0; x < k; x++) {
+        y[0] = _mm256_loadu_ps(b + (size_t)x * ldb);
+        y[1] = _mm256_loadu_ps(b + (size_t)x * ldb + 8);
+        KVMEM__UNROLL
+        for (i = 0; i < mr; i++) {
+            f = _mm256_set1_ps(a[(size_t)i * lda + (size_t)x]);
+            s[2 * i] = _mm256_fmadd_ps(f, y[0], s[2 * i]);
+            s[2 * i + 1] = _mm256_fmadd_ps(f, y[1], s[2 * i + 1]);
+        }
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < 2 * mr; i++) _mm256_storeu_ps(c + (size_t)(i / 2) * ldc + 8 * (i % 2), s[i]);
+}
+KVMEM__AVX2 static void kvmem__product_avx2(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, int m,
+                                            int k, int n, int add) {
+    int i, j;
+    for (j = 0; j < n; j += 16) {
+        for (i = 0; m - i >= 6; i += 6)
+            kvmem__product_avx2_at(6, c + (size_t)i * ldc + j, ldc, a + (size_t)i * lda, lda, b + j, ldb, k, add);
+        for (; i < m; i++)
+            kvmem__product_avx2_at(1, c + (size_t)i * ldc + j, ldc, a + (size_t)i * lda, lda, b + j, ldb, k, add);
+    }
+}
+/* out (d, 64) = rows (n, d) transposed, n <= 64, 8 x 8 at a time; whole eights of rows and channels. */
+KVMEM__AVX2 static void kvmem__turn_avx2(float *out, size_t ldo, const float *rows, int n, int d) {
+    int t, c, i;
+    for (t = 0; t < n; t += 8) {
+        for (c = 0; c < d; c += 8) {
+            const float *p = rows + (size_t)t * (size_t)d + c;
+            __m256 a[8], b[8];
+            KVMEM__UNROLL
+            for (i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(p + (size_t)i * (size_t)d);
+            KVMEM__UNROLL
+            for (i = 0; i < 8; i += 2) {
+                b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+                b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+            }
+            KVMEM__UNROLL
+            for (i = 0; i < 8; i += 4) {
+                a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+                a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+                a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+                a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+            }
+            KVMEM__UNROLL
+            for (i = 0; i < 4; i++) {
+                _mm256_storeu_ps(out + (size_t)(c + i) * ldo + t, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+                _mm256_storeu_ps(out + (size_t)(c + i + 4) * ldo + t, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+            }
+        }
+    }
+}
+#endif
+#if KVMEM__NEON
+KVMEM__INLINE void kvmem__product_neon_at(int mr, float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
+                                          int k, int add) {
+    float32x4_t s[16], y[4];
+    int i, x;
+    KVMEM__UNROLL
+    for (i = 0; i < 4 * mr; i++) s[i] = add ? vld1q_f32(c + (size_t)(i / 4) * ldc + 4 * (i % 4)) : vdupq_n_f32(0);
+    for (x = 0; x < k; x++) {
+        KVMEM__UNROLL
+        for (i = 0; i < 4; i++) y[i] = vld1q_f32(b + (size_t)x * ldb + 4 * i);
+        KVMEM__UNROLL
+        for (i = 0; i < 4 * mr; i++) s[i] = vfmaq_n_f32(s[i], y[i % 4], a[(size_t)(i / 4) * lda + (size_t)x]);
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < 4 * mr; i++) vst1q_f32(c + (size_t)(i / 4) * ldc + 4 * (i % 4), s[i]);
+}
+static void kvmem__product_neon(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, int m, int k, int n,
+                                int add) {
+    int i, j;
+    for (j = 0; j < n; j += 16) {
+        for (i = 0; m - i >= 4; i += 4)
+            kvmem__product_neon_at(4, c + (size_t)i * ldc + j, ldc, a + (size_t)i * lda, lda, b + j, ldb, k, add);
+        for (; i < m; i++)
+            kvmem__product_neon_at(1, c + (size_t)i * ldc + j, ldc, a + (size_t)i * lda, lda, b + j, ldb, k, add);
+    }
+}
+#endif
+static void kvmem__product(const kvmem_backend *b, float *c, size_t ldc, const float *a, size_t lda, const float *x, size_t ldx,
+                           int m, int k, int n, int add) {
+#if KVMEM__X86
+    if (b->isa == 3) { kvmem__product_avx512(c, ldc, a, lda, x, ldx, m, k, n, add); return; }
+    if (b->isa == 2) { kvmem__product_avx2(c, ldc, a, lda, x, ldx, m, k, n, add); return; }
+#endif
+#if KVMEM__NEON
+    if (b->isa == 1) { kvmem__product_neon(c, ldc, a, lda, x, ldx, m, k, n, add); return; }
+#endif
+    (void)b;
+    kvmem__product_plain(c, ldc, a, lda, x, ldx, m, k, n, add);
+}
+/* out (d, ldo) = rows (n, d) transposed. */
+static void kvmem__turn(const kvmem_backend *b, float *out, size_t ldo, const float *rows, int n, int d) {
+    int t, c;
+#if KVMEM__X86
+    if (b->isa >= 2 && n % 8 == 0 && d % 8 == 0) { kvmem__turn_avx2(out, ldo, rows, n, d); return; }
+#endif
+    (void)b;
+    for (c = 0; c < d; c++)
+        for (t = 0; t < n; t++) out[(size_t)c * ldo + (size_t)t] = rows[(size_t)t * (size_t)d + (size_t)c];
+}
+
+/* --- one unit: tn tokens of the block, one KV head --- */
+static void kvmem__tile_init(kvmem__tile *x, const kvmem_cache *c, float *f) {
+    const int d = c->shape.head_dim;
+    kvmem__tile_sizes(x, c->shape.n_heads / c->shape.n_kv_heads, d, c->recipe.page);
+    x->q = f;
+    f += x->rows * d;
+    x->s = f;
+    f += x->rows * x->w;
+    x->o = f;
+    f += x->rows * x->dp;
+    x->k = f;
+    f += d * x->w;
+    x->v = f;
+    f += x->w * x->dp;
+    x->m = f;
+    x->l = f + x->rows;
+}
+/* Rotate the unit's queries: token i is read at its own place plus shift. */
+static void kvmem__tile_queries(kvmem__tile *x, const kvmem_cache *c, int layer, int g, int t0, int tn, const float *q,
+                                const int32_t *at, int32_t shift) {
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    int i;
+    if (x->ready && x->shift == shift) return;
+    for (i = 0; i < tn; i++) {
+        const float *from = q + ((size_t)(t0 + i) * (size_t)c->shape.n_heads + (size_t)(g * r)) * (size_t)d;
+        const int32_t pos = at[i] + shift;
+        if (c->shape.rope) c->backend->rope(x->q + i * r * d, from, 1, r, d, &c->shape.rope[layer], &pos, 1, 1);
+        else memcpy(x->q + i * r * d, from, (size_t)(r * d) * sizeof(float));
+    }
+    c->backend->scale(x->q, c->shape.scale, tn * r * d);
+    x->shift = shift;
+    x->ready = 1;
+}
+/* Rows e0 .. e0 + w of page p as x->k (d, w) and x->v (w, dp); what is past the rows is zero. */
+static void kvmem__tile_load(kvmem__tile *x, const kvmem_cache *c, const kvmem_page *p, int e0, int w) {
+    const int d = c->shape.head_dim;
+    int i;
+    p->kc->fn.decode(p->kc->par, x->v, p->k + (size_t)e0 * p->kc->row_bytes, w, d);
+    memset(x->v + w * d, 0, (size_t)((x->w - w) * d) * sizeof(float));
+    kvmem__turn(c->backend, x->k, (size_t)x->w, x->v, x->w, d);
+    if (x->dp == d) p->vc->fn.decode(p->vc->par, x->v, p->v + (size_t)e0 * p->vc->row_bytes, w, d);
+    else {
+        memset(x->v, 0, (size_t)(w * x->dp) * sizeof(float));
+        for (i = 0; i < w; i++)
+            p->vc->fn.decode(p->vc->par, x->v + i * x->dp, p->v + (size_t)(e0 + i) * p->vc->row_bytes, 1, d);
+    }
+}
+/* Entries [e, e + w) of the lane, already in x->k and x->v, for tokens [i0, i1) of the unit; token i sees
+   [from[i], to[i]) of the lane. */
+static void kvmem__tile_step(kvmem__tile *x, const kvmem_cache *c, int e, int w, int i0, int i1, const int *from,
+                             const int *to) {
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim, rows = (i1 - i0) * r;
+    const kvmem_backend *be = c->backend;
+    float *s = x->s, *o = x->o + i0 * r * x->dp;
+    int i, j, y;
+    kvmem__product(be, s, (size_t)x->w, x->q + i0 * r * d, (size_t)d, x->k, (size_t)x->w, rows, d, x->w, 0);
+    if (c->shape.softcap > 0) be->softcap(s, c->shape.softcap, (size_t)rows * (size_t)x->w);
+    for (i = i0; i < i1; i++) {
+        const int a = KVMEM__MAX(from[i] - e, 0), b = KVMEM__MIN(to[i] - e, w);
+        for (j = 0; j < r; j++, s += x->w) {
+            const int row = i * r + j;
+            float mx;
+            for (y = 0; y < a; y++) s[y] = -INFINITY;
+            for (y = b; y < x->w; y++) s[y] = -INFINITY;
+            mx = be->max(s, x->w);
+            if (mx > x->m[row]) {
+                const float f = kvmem__expf(x->m[row] - mx);
+                x->l[row] *= f;
+                be->scale(x->o + row * x->dp, f, x->dp);
+                x->m[row] = mx;
+            }
+            x->l[row] += be->exp_sum(s, s, x->m[row], x->w);
+        }
+    }
+    kvmem__product(be, o, (size_t)x->dp, x->s, (size_t)x->w, x->v, (size_t)x->dp, rows, w, x->dp, 1);
+}
+/* out (r, d) and lse (r) of the tokens from O, m and l. */
+static void kvmem__tile_finish(kvmem__tile *x, const kvmem_cache *c, int layer, int g, int t0, int tn, float *out, float *lse) {
+    const int H = c->shape.n_heads, r = H / c->shape.n_kv_heads, d = c->shape.head_dim;
+    int i, y;
+    for (i = 0; i < tn * r; i++) {
+        const int h = g * r + i % r;
+        const size_t row = (size_t)(t0 + i / r) * (size_t)H + (size_t)h;
+        float m = x->m[i], l = x->l[i], f;
+        if (c->shape.sink_bias) { /* an extra logit with no value */
+            const float s = c->shape.sink_bias[layer * H + h];
+            m = KVMEM__MAX(x->m[i], s);
+            f = l > 0 ? kvmem__expf(x->m[i] - m) : 0;
+            c->backend->scale(x->o + i * x->dp, f, d);
+            l = l * f + kvmem__expf(s - m);
+        }
+        for (y = 0; y < d; y++) out[row * (size_t)d + (size_t)y] = l > 0 ? x->o[i * x->dp + y] / l : 0;
+        if (lse) lse[row] = l > 0 ? m + logf(l) : -INFINITY;
+    }
+}
+/* Tokens [t0, t0 + tn) of a block of n, KV head g. read (n_pages) or NULL: pages not read are 0. */
+static void kvmem__tile_unit(kvmem__tile *x, const kvmem_cache *c, int layer, int g, int t0, int tn, int n, const float *q,
+                             float *out, float *lse, const unsigned char *read) {
+    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads;
+    const kvmem_place_fn fn = ((const kvmem_place_entry *)(const void *)c->recipe.stage[KVMEM_PLACE].entry)->fn;
+    const double *par = c->recipe.stage[KVMEM_PLACE].par;
+    int from[KVMEM__TILE_ROWS], to[KVMEM__TILE_ROWS], i, e, w, y, i0, i1;
+    int32_t at[KVMEM__TILE_ROWS];
+    for (i = 0; i < tn; i++) {
+        const int slot = ln->n - n + t0 + i;
+        kvmem__visible(c, layer, ln, slot, c->block_pos[t0 + i], &from[i], &to[i]);
+        at[i] = fn ? fn(par, slot, c->block_pos[t0 + i]) : c->block_pos[t0 + i];
+    }
+    x->ready = 0;
+    for (i = 0; i < tn * r; i++) { x->m[i] = -INFINITY; x->l[i] = 0; }
+    memset(x->o, 0, (size_t)(tn * r * x->dp) * sizeof(float));
+    /* tiles start at whole multiples of 64 rows of a page, and where keys move by another distance */
+    for (e = from[0] / P * P; e < to[tn - 1]; e += w) {
+        const kvmem_page *p = ln->pages[e / P];
+        const int32_t shift = fn ? p->pos[e % P] - fn(par, e, p->pos[e % P]) : 0;
+        w = KVMEM__MIN(ln->n - e, P - e % P);
+        w = KVMEM__MIN(w, 64 - e % P % 64);
+        for (y = 1; fn && y < w; y++)
+            if (p->pos[e % P + y] - fn(par, e + y, p->pos[e % P + y]) != shift) w = y;
+        for (i0 = 0; i0 < tn && to[i0] <= e; i0++) {}
+        for (i1 = tn; i1 > i0 && from[i1 - 1] >= e + w; i1--) {}
+        if (i0 == i1 || (read && !read[e / P])) continue;
+        kvmem__tile_queries(x, c, layer, g, t0, tn, q, at, shift);
+        kvmem__tile_load(x, c, p, e % P, w);
+        kvmem__tile_step(x, c, e, w, i0, i1, from, to);
+    }
+    kvmem__tile_finish(x, c, layer, g, t0, tn, out, lse);
+}
 static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const float *q, float *out, float *lse) {
     const int G = c->shape.n_kv_heads, H = c->shape.n_heads, d = c->shape.head_dim, r = H / G;
     const int picks = ((const kvmem_retrieve_entry *)(const void *)c->recipe.stage[KVMEM_RETRIEVE].entry)->fn != NULL;
-    int units = G * n, u, workers, max_pages = 0, g;
+    const int tiles = kvmem__tile_workers(c, c->arena->limit, n, G);
+    const int per = tiles ? KVMEM__MAX(1, KVMEM__TILE_ROWS / r) : 1, blocks = (n + per - 1) / per;
+    int units = G * blocks, u, workers = tiles, max_pages = 0, g;
     unsigned char *read = NULL;
     float *f;
     size_t mask = 0;
@@ -3946,7 +4301,8 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
         for (g = 0; g < G; g++) max_pages = KVMEM__MAX(max_pages, kvmem__lane_at(c, layer, g)->n_pages);
         mask = KVMEM__ALIGN16((size_t)G * (size_t)max_pages);
     }
-    KVMEM__TRY(kvmem__workers(c, mask, KVMEM__MIN(kvmem__threads(c->threads), units), &workers));
+    if (tiles) KVMEM__TRY(kvmem__scratch(c, mask + (size_t)tiles * c->tile_bytes));
+    else KVMEM__TRY(kvmem__workers(c, mask, KVMEM__MIN(kvmem__threads(c->threads), units), &workers));
     f = (float *)(void *)((uint8_t *)c->scratch + mask);
     if (picks) {
         read = (unsigned char *)c->scratch;
@@ -3958,19 +4314,23 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
 #endif
     {
         kvmem__worker w;
+        kvmem__tile x;
         int id = 0;
 #ifdef _OPENMP
         id = omp_get_thread_num();
 #endif
-        kvmem__worker_init(&w, c, f + (size_t)id * (c->worker_bytes / sizeof(float)));
+        if (tiles) kvmem__tile_init(&x, c, f + (size_t)id * (c->tile_bytes / sizeof(float)));
+        else kvmem__worker_init(&w, c, f + (size_t)id * (c->worker_bytes / sizeof(float)));
 #ifdef _OPENMP
-#pragma omp for schedule(dynamic, 4)
+#pragma omp for schedule(dynamic, 1)
 #endif
-        for (u = 0; u < units; u++) { /* tokens of one lane are neighbours */
-            const int lane = u / n, t = u % n;
+        for (u = 0; u < units; u++) { /* units of one lane are neighbours; the last ones, the longest, first */
+            const int lane = u / blocks, t = tiles ? (blocks - 1 - u % blocks) * per : u % blocks;
             const size_t row = (size_t)t * (size_t)H + (size_t)(lane * r);
-            kvmem__attend_one(&w, c, layer, lane, t, n, q + row * (size_t)d, out + row * (size_t)d,
-                              lse ? lse + row : NULL, read ? read + (size_t)lane * (size_t)max_pages : NULL);
+            const unsigned char *pages = read ? read + (size_t)lane * (size_t)max_pages : NULL;
+            if (tiles) kvmem__tile_unit(&x, c, layer, lane, t, KVMEM__MIN(per, n - t), n, q, out, lse, pages);
+            else kvmem__attend_one(&w, c, layer, lane, t, n, q + row * (size_t)d, out + row * (size_t)d,
+                                   lse ? lse + row : NULL, pages);
         }
     }
     return KVMEM_OK;
@@ -4812,6 +5172,7 @@ static size_t kvmem__block_need(const kvmem_cache *c, int b) {
         longest = KVMEM__MAX(longest, (size_t)ln->n + (size_t)b);
     }
     a = kvmem__attend_bytes(&c->shape, b, c->worker_bytes);
+    if (kvmem__tile_workers(c, c->arena->limit, b, G)) a = KVMEM__MAX(a, c->arena->limit / 16);
     m = kvmem__evicts(c) ? kvmem__commit_bytes(G, longest) + (c->ring ? kvmem__view_bytes(r, longest) : 0) : 0;
     return need + KVMEM__MAX(a, m);
 }
@@ -4900,8 +5261,10 @@ static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
 static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
     const int P = e->p.page, G = e->G, threads = kvmem__threads(e->c.threads);
     size_t rows = e->c.shape.rope ? (size_t)n * (size_t)G * (size_t)e->c.shape.head_dim * sizeof(float) : 0;
-    int l, due, mean;
-    rows = KVMEM__MAX(rows, (size_t)KVMEM__MIN(threads, n * G) * e->c.worker_bytes);
+    int l, due, mean, tiles;
+    tiles = kvmem__tile_workers(&e->c, e->p.limit, n, G);
+    rows = KVMEM__MAX(rows, tiles ? (size_t)tiles * e->c.tile_bytes
+                                  : (size_t)KVMEM__MIN(threads, n * G) * e->c.worker_bytes);
     e->c.block_n = n;
     e->c.scratch_size = KVMEM__MAX(e->c.scratch_size, rows);
     for (l = 0; l < e->c.shape.n_layers; l++) {
@@ -4948,6 +5311,8 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
     e.c.ring = e.p.ring;
     e.c.threads = cfg->threads;
     e.c.worker_bytes = e.p.worker_floats * sizeof(float);
+    e.c.tile_bytes = kvmem__tile_bytes(cfg->shape.n_heads / e.G, cfg->shape.head_dim, e.p.page);
+    e.c.backend = cfg->backend ? cfg->backend : kvmem_backend_cpu(NULL);
     e.n_uses = r.stage[KVMEM_CODEC_K].entry == r.stage[KVMEM_CODEC_V].entry &&
                !memcmp(r.stage[KVMEM_CODEC_K].par, r.stage[KVMEM_CODEC_V].par, sizeof r.stage[0].par) ? 1 : 2;
     e.out = out;
