@@ -567,7 +567,7 @@ typedef struct kvmem_piece {
     uint32_t at, len;
     float score;
     unsigned char type;  /* as in GGUF: 1 normal 2 unknown 3 control 4 user-defined 5 unused 6 byte */
-    unsigned char strip; /* 1: white space left of it in a text is swallowed, 2: right of it */
+    unsigned char strip; /* white space right of it in a text is swallowed */
     unsigned char eog;   /* generation ends here */
 } kvmem_piece;
 
@@ -581,19 +581,22 @@ typedef struct kvmem_tokenizer {
     int n_vocab, n_merges;
     int bos, eos, eot, unk;              /* ids, -1: none */
     int add_bos, add_eos;                /* what KVMEM_ADD_SPECIAL adds */
-    int add_space_prefix, clean_spaces, ignore_merges;
-    size_t max_piece;                    /* longest result of kvmem_token_bytes */
+    int add_space_prefix;                /* a text begins with a space that is not in it */
+    size_t max_piece;                    /* no result of kvmem_token_bytes is longer */
     /* tables */
     const uint8_t *base;                 /* of piece[].at, borrowed */
     const uint8_t *merge_base;           /* of merge_at[], borrowed */
     kvmem_piece *piece;                  /* (n_vocab) */
-    uint32_t *table;                     /* text to id + 1: (table_mask + 1) */
-    uint32_t table_mask;
+    uint32_t *table;                     /* (table_mask + 1) pairs: id + 1 (0: free), hash */
     uint32_t *merge_at;                  /* (n_merges) */
-    uint32_t *merge_table;               /* merge to rank + 1: (merge_mask + 1) */
-    uint32_t merge_mask, max_merge;
-    int *special;                        /* tokens looked for in text, longest first (n_special) */
+    uint32_t *merge_table;               /* (merge_mask + 1) pairs: rank + 1 (0: free), hash */
+    uint32_t *runs;                      /* Unicode classes, BPE only */
+    uint32_t table_mask, merge_mask, max_merge;
+    int ignore_merges;                   /* BPE: a word that is a token is taken whole */
+    int cut_words;                       /* SPM: nothing joins across the start of a word */
     int n_special;
+    int *special;                        /* (n_special) tokens looked for in text, sorted by bytes */
+    int special_first[257];              /* where those with a first byte begin */
     int byte_id[256];                    /* token of a byte, -1: none */
     void *block; size_t block_size;      /* the owned tables, one allocation */
 } kvmem_tokenizer;
@@ -617,12 +620,13 @@ KVMEM_API const char *kvmem_tokenizer_pre_name(const kvmem_tokenizer *t); /* "ll
    tokens, BPE reads them as U+FFFD. */
 KVMEM_API kvmem_status kvmem_tokenize(const kvmem_tokenizer *t, const char *text, size_t len,
                                       unsigned flags, int *ids, size_t cap, size_t *n, kvmem_error *err);
-/* The piece as the vocabulary spells it ("\xe2\x96\x81the", "\xc4\xa0the"), borrowed, not NUL-terminated; NULL if id is out
-   of range. For listings; for text use the functions below. */
+/* The piece as the vocabulary spells it (a space is U+2581 or U+0120), borrowed, not NUL-terminated; NULL
+   if id is out of range. For listings; for text use the functions below. */
 KVMEM_API const char *kvmem_token_piece(const kvmem_tokenizer *t, int id, size_t *len);
 /* The bytes of text that a token stands for; they may be a part of a UTF-8 sequence. Returns their
    number (0 if id is out of range) and writes as many as cap allows. */
-KVMEM_API size_t kvmem_token_bytes(const kvmem_tokenizer *t, int id, unsigned flags, char *out, size_t cap);
+KVMEM_API size_t kvmem_token_bytes(const kvmem_tokenizer *t, int id, unsigned flags, char *out,
+                                   size_t cap);
 /* All bytes of n ids. Returns their number, as snprintf does, but adds no NUL. */
 KVMEM_API size_t kvmem_detokenize(const kvmem_tokenizer *t, const int *ids, size_t n, unsigned flags,
                                   char *out, size_t cap);
@@ -650,13 +654,16 @@ typedef enum kvmem_chat {
     KVMEM_CHAT_CHATML,     /* Qwen 2/3, SmolLM2 */
     KVMEM_CHAT_LLAMA2,     /* [INST] with <<SYS>> */
     KVMEM_CHAT_LLAMA3,
-    KVMEM_CHAT_MISTRAL_V1, /* " [INST] ": 7B v0.1/v0.2, Mixtral */
-    KVMEM_CHAT_MISTRAL_V3, /* "[INST] ": 7B v0.3 */
-    KVMEM_CHAT_MISTRAL_V3_TEKKEN, /* "[INST]": Nemo */
+    KVMEM_CHAT_MISTRAL,    /* "[INST] ", the first 7B files, no system message */
+    KVMEM_CHAT_MISTRAL_V1, /* " [INST] " */
+    KVMEM_CHAT_MISTRAL_V3, /* "[INST] " */
+    KVMEM_CHAT_MISTRAL_V3_TEKKEN, /* "[INST]" */
     KVMEM_CHAT_MISTRAL_V7, /* [SYSTEM_PROMPT] */
+    KVMEM_CHAT_MISTRAL_V7_TEKKEN,
     KVMEM_CHAT_GEMMA,
     KVMEM_CHAT_PHI3,
-    KVMEM_CHAT_ZEPHYR      /* TinyLlama */
+    KVMEM_CHAT_ZEPHYR,     /* turns end with </s>: TinyLlama */
+    KVMEM_CHAT_ZEPHYR_EOT  /* turns end with <|endoftext|> */
 } kvmem_chat;
 typedef struct kvmem_message { const char *role, *content; } kvmem_message; /* "system" "user" "assistant" */
 KVMEM_API const char *kvmem_chat_name(kvmem_chat kind); /* "chatml", NULL past the last */
@@ -665,7 +672,8 @@ KVMEM_API kvmem_status kvmem_chat_detect(const char *text, size_t len, kvmem_cha
 /* By the file's tokenizer.chat_template. KVMEM_UNSUPPORTED if there is none or it is not known. */
 KVMEM_API kvmem_status kvmem_chat_of_gguf(const kvmem_gguf *g, kvmem_chat *out, kvmem_error *err);
 /* The text of a conversation, to be tokenized with ADD_SPECIAL | PARSE_SPECIAL (BOS is not in it).
-   assistant: end with the head of the answer to come. *len as snprintf; a NUL is added if it fits. */
+   assistant: end with the head of the answer to come (families with [INST] have none and ignore it).
+   *len as snprintf; a NUL is added if it fits. */
 KVMEM_API kvmem_status kvmem_chat_format(kvmem_chat kind, const kvmem_message *m, size_t n, int assistant,
                                          char *out, size_t size, size_t *len, kvmem_error *err);
 
@@ -7101,7 +7109,1511 @@ KVMEM_API int kvmem_gguf_string(const kvmem_gguf *g, const char *key, const char
     return 1;
 }
 
-/* <<IMPL: tokenizer>> unicode, SentencePiece, byte-level BPE, llama2.c, chat templates.  Owner T */
+/* ==== >>unicode : UTF-8 and general categories ====================================================
+   A byte-level BPE vocabulary was trained on words that a regular expression cut out, and those ask for
+   Unicode categories: letters (L), numbers (N), punctuation (P), symbols (S), marks (M), white space.
+   The table is a run-length code of all code points, printed by tools/unicode_table.py (which explains
+   the digits); opening a tokenizer unpacks it into sorted run starts (start * 8 + class) for a binary
+   search. */
+enum {
+    KVMEM__U_OTHER, KVMEM__U_LETTER, KVMEM__U_NUMBER, KVMEM__U_PUNCT, KVMEM__U_SYMBOL, KVMEM__U_MARK,
+    KVMEM__U_SPACE /* White_Space, taken out of OTHER */
+};
+/* Unicode 15.1.0: 2244 runs in 3295 characters */
+#define KVMEM__UNICODE_RUNS 2244
+static const char *const kvmem__unicode_runs[] = {
+    "*<=C@C>:%<E<25=C;C25;C;C*=;G;D+;C#F4C+<C3+;5;22C2:C2E1F2'J)/I+C+J,RK&/C,$.;+&D+;-#+#2/#2N%C2",
+    "F'CQ2a'#2A$+@2D$<$E#RH$;K;L;L;K*#26&.<*,E<C<DR&;#=2F$R0:%>,K2^%;+Q#CP,LCN,:%-D+B)$+K29R6$2T%",
+    "R&+*):%2<R$,C=+$KD21N+R$+M+O$B*#24M$;#2&'23C0*$R#2E$R3#R<2Q$M+R-+Q2%L<:%;2+M#2#$,$21#1#+%.$K",
+    "+Q$L$M+*#K&,#-L$:%,D8D+;K$M#0&,$21#1#,#,#,$K#O&L$M%K).#+):%L-K;*%M#2$#-#21#1#,#/$K+R##M#M$+*",
+    "*,L$:%;C)+P#M#2#$,$21#1#,#/$K+Q$L$M)M&,#-L$:%C+8*%K+#0%-#.%,#+#,%,%-%2'&O%M#N$+(K*):(J#'O2##",
+    "-#22#2+$K+Q#M#N)L#-$+$,L$:%);9C+M;2##-#22#2%#/$K+Q#M#N)L(,#,L$:%#,K*'N2$#-#2D$L+Q#M#N+C&-K9-",
+    "L$:.C0#M#2-%23#2$#+$1%K&P#K#R#(:%$L;*'2K$K,Q&C1R#;:%<*@,#+#/#23#+#2%K,R$+$/#+#Q#:%$.*;+EB*C;",
+    "ELH:/CKCKCK>L2##2c&R/;L/R&#Rc#J#KH#DcF<*@2F$R/+:%@0N.M+M,Q-N2(R'+K:%ND2A#+'+$2F$;2H-#.$1#+#.",
+    "$2D$#.$2<#.$1#+#.$2*#2T$#.$2^$$MB$:/%2+J%(2Q%$0$;2G6C;2,#25<%2F%=52#)2-N*$2.M<*$2-L*'2(#-#L*",
+    "'2O$R;=+=C+K$:%(:%(B&M#K:%(2T%)/L2=K+'2a$*%2:#R'&R'&C%<:%29$/*&2G$&25(:&%J=22O$<2P$R%#R8$K:%",
+    "(:%(A+@$R:*L$O2J$R,2#%:%AJ%R$J$<#M29R(,:%2G$R)*#>2cR/%c:%%-:%2c<2$)2F$$-B#*#M;R0.K0K,M+'2[(R",
+    "[$2Q+$0$2A$0$2##+#+#+#2:$2P$#1C+E-#1E.$0#E2(E$-#1D*,B3*#B/CB(CB'*,3+$8E<+:%E<#2(%J<**R<**D+F",
+    "+D2%C+E/H+C+C+C.C2&D.G/F+C:N$,7D&JS.>J8<JW**4J&*0:W$JI%:1JC6B):9JL$<J:B%JN/B1JZ$>J;<JQ.$J;#J",
+    "D&2`)H.M,'>3<2A#+'+$2S$)+;*)K22*$1#1#1#1#1#1#1#1#R;BJ$+B;DB'*=J5#JT%*'JQ)*5J+#=C,3B%DB'C:$P;",
+    "/D5,;D#2Q%$LD-;2U%;.'2F$#2Y%#D6J%2;Jc*&C2+J:#:%J9:#C:*J;:%JB:*J[,2[P)J[$2HW8%JR$*$2I$<2H+=2+",
+    ":%,*/2J$N;R%;2:L2a$:%L@*#J22$D2b%D2[$',#+#/*32+K-K.K22OFK%8F(2O$>*#L2M$R-*#<:%(R-0=+;,K:%27R",
+    "#<22R(*&;28%N2J$R)B(#+:%&</K2%:%/#2D$R)*$-K2#L$:%$>22E+M2M$K+M,L/L+K+*3-<2&O<-L*%0$0$0*$1#1#",
+    "2F$C2)D&2N&R#;L$:%(2__-*'22&2L$*_J+2I.$2E&*A1*'/'+K2%C2(#/#+#,#,#2G&J,*+2F.<J+2[$$2Q$)C*;2'F",
+    "R+B%(R+B>#B)C;E#;C<&/#2b&&=C@C>:%<E<25=C;C25;C;CA2T%%0$0$0$-%I#I*(D$2'#25#2.#,#2*$2)*=2V&'=&",
+    ":H$%J$:T$J,4E#J(%C*J$JH$K*]&28%2L$**K:6&2;6*$2/32#3'2AO'29#;2c&2#;7*E$2Y'$:%(2c&2c&2C$*#2O$*",
+    "&;2&#2*#1#,#2&#2*#1#,*^$2R,*$21*%2#*30#2E$#2$*`$0$+#2G$#,%+$22#;:#22D92:*#:$*K$2.#,'7218%;25",
+    "';*[$2S$&4,:+$:I$+M#L'N.#-#28$M&K:$)B$)284;285*;2#C27L&7A*$2Q$%A21$:#2.':#2-)>*'9*K%2D%*R$2N",
+    "$*(2N$)82cN*#:%*a+::#2E$#L;$,*F%M28:%+*#21R&6c*12-N>*A209*/22*$M2P$R*A&:9K,L+*$N2H$R&<#>K*(2",
+    "4):%(M2cR)#:%>+L+*#2>K<+*$M2K$R).>N;L:%+;+=#:/*&2-#24R'@K,K*Y$1#+#.#2*#2%;(2J$R'':%(N#2#$,$2",
+    "1#1#,#/#L+Q$L$M$+(K'/L$Q%O*F'2P$R-.c:%<#;K-*92K$R/,;+*#:%*a'2J$Q$R$B2.L*=2K$R,=+*&:%(B(*.2F$",
+    "R(+;(:%*Q$26$R*&:'=C1*T(2G$R*;*_%2[$:.*'2#$+$2##,#23P#L$N+K+L=*$:%*a$2#$2BQ$Q+;+K*6+R%2C$Q+N",
+    "B#K*#+R&2I$R+=+c*(2D%)B%*Q*2$#2@R##R#+c*%:8%<29$R1#R)*D%1#,#2AP%K#L#Q+K*#:%(0#,#2;O#L#O+):%*",
+    "Q,2.N<)L+K2(#2=Q%OB(:%*Q%+**:0J8*(;2Uc*a%:J&#c*&2_(*GU%2d%<*(2KD$*+K0R**E`&2b4*TP+2T4)2:#:%&",
+    "<2J%#:%(29$O;*%2K$QcF.;C*%:%#9#20'2.*K82[$:2>*`%2F%&K+RR$)N2(*[$,;+K*&L*)2Sb(*#2QI$*E$2$*bY+",
+    ".#1#,#2^+**+*8-$+*).*#2G/*_J%2F&'2(%2$)2%$CL;*[U'RI$$R2*$JO&*W$JQ**%JB$JW$OEP*#R#DQJ9NJX$*0J",
+    "]$MC*U&:/*':/*'JR%*$:4*b&2P%#2b$#,$+$,$.#2'#+#1#2d$#.$2##1#27#.#/#+%1#2O-$24C24C2:C24C2:C24C",
+    "2:C24C2:C24C2#$:M$J[2RR$FRM$J#KJ)KDc**O#R**KE$2:(0*P)Q#R,$Q#L#O'2Y$*<K*K&2H$%Q1$:%&+C*[,29K*",
+    ",2G$N:%'C*K127N:%*a91#.#,#2*#2`($:$Q*D$2_$Q+&:%&<*L;:V$C5C6*G%:H$C:**](.#26#,#+$+#2%#.#+#+(+",
+    "&+#+#+#-#,#+$+#+#+#+#+#,#+$.#1#.#.#+#2%#2,'-#/#2,*O$D*I+JG$&J_%*'J*$J*#J*#J@*%:(Jd'*S$J8*(JG",
+    "$&J$)D*)H*U'JSA&J,%J(%JR&&JZ%(J'&C**J'&JS$*#J%(JC$*#J9$D*I%JO-*'J)$J(%J$)JI$#I*#J)&J$)J$)JN'",
+    "#JR$*@:%*aB2[YL$*;2UD'(2Y)$2]V(*)2LL***2I6*]O%2Y3*]Q$2F]''2[E'*KMZ8RK**KSb(",
+    NULL
+};
+
+static int kvmem__unicode_digit(char c) { return c == 'c' ? 28 : c == 'd' ? 57 : c - 35; }
+
+/* Unpack the table into runs (KVMEM__UNICODE_RUNS). */
+static void kvmem__unicode_unpack(uint32_t *runs) {
+    uint32_t start = 0;
+    int line, i, n = 0;
+    uint32_t len = 0, cls = 0;
+    int shift = -1; /* -1: a run begins; else digits of its length follow */
+    for (line = 0; kvmem__unicode_runs[line]; line++)
+        for (i = 0; kvmem__unicode_runs[line][i]; i++) {
+            const uint32_t v = (uint32_t)kvmem__unicode_digit(kvmem__unicode_runs[line][i]);
+            if (shift < 0) {
+                cls = v >> 3;
+                len = (v & 7) + 1;
+                if (len == 8) { shift = 0; continue; }
+            } else {
+                len += (v & 31) << shift;
+                shift += 5;
+                if (v & 32) continue;
+                shift = -1;
+            }
+            KVMEM_ASSERT(n < KVMEM__UNICODE_RUNS);
+            runs[n++] = start << 3 | cls;
+            start += len;
+        }
+    KVMEM_ASSERT(n == KVMEM__UNICODE_RUNS && start == 0x110000);
+}
+static int kvmem__unicode_space(uint32_t c) {
+    if (c < 0x80) return (c >= 9 && c <= 13) || c == ' ';
+    return c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 ||
+           c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+}
+static int kvmem__unicode_class(const uint32_t *runs, uint32_t c) {
+    int lo = 0, hi = KVMEM__UNICODE_RUNS;
+    if (kvmem__unicode_space(c)) return KVMEM__U_SPACE;
+    while (hi - lo > 1) {
+        const int mid = lo + (hi - lo) / 2;
+        if (runs[mid] >> 3 <= c) lo = mid;
+        else hi = mid;
+    }
+    return (int)(runs[lo] & 7);
+}
+
+/* Length of the sequence that s (n > 0 bytes) begins with: 1..4 when complete; 0 when it is a part of a
+   sequence that may still be completed; -1 when it is no UTF-8 (stray or overlong bytes, surrogates,
+   beyond U+10FFFF). */
+static int kvmem__utf8_check(const uint8_t *s, size_t n) {
+    const unsigned a = s[0];
+    unsigned lo = 0x80, hi = 0xbf;
+    int len, i;
+    if (a < 0x80) return 1;
+    if (a < 0xc2 || a > 0xf4) return -1;
+    len = a < 0xe0 ? 2 : a < 0xf0 ? 3 : 4;
+    if (a == 0xe0) lo = 0xa0;
+    else if (a == 0xed) hi = 0x9f;
+    else if (a == 0xf0) lo = 0x90;
+    else if (a == 0xf4) hi = 0x8f;
+    for (i = 1; i < len; i++) {
+        if ((size_t)i == n) return 0;
+        if (s[i] < lo || s[i] > hi) return -1;
+        lo = 0x80;
+        hi = 0xbf;
+    }
+    return len;
+}
+/* One code point; a byte that begins none counts as U+FFFD. Returns the bytes taken. */
+static int kvmem__utf8_decode(const uint8_t *s, size_t n, uint32_t *c) {
+    const int len = kvmem__utf8_check(s, n);
+    switch (len) {
+    case 1: *c = s[0]; return 1;
+    case 2: *c = (uint32_t)(s[0] & 31) << 6 | (s[1] & 63); return 2;
+    case 3: *c = (uint32_t)(s[0] & 15) << 12 | (uint32_t)(s[1] & 63) << 6 | (s[2] & 63); return 3;
+    case 4:
+        *c = (uint32_t)(s[0] & 7) << 18 | (uint32_t)(s[1] & 63) << 12 | (uint32_t)(s[2] & 63) << 6 |
+             (s[3] & 63);
+        return 4;
+    default: *c = 0xfffd; return 1;
+    }
+}
+static int kvmem__utf8_encode(uint32_t c, uint8_t *out) {
+    if (c < 0x80) { out[0] = (uint8_t)c; return 1; }
+    if (c < 0x800) {
+        out[0] = (uint8_t)(0xc0 | c >> 6);
+        out[1] = (uint8_t)(0x80 | (c & 63));
+        return 2;
+    }
+    if (c < 0x10000) {
+        out[0] = (uint8_t)(0xe0 | c >> 12);
+        out[1] = (uint8_t)(0x80 | (c >> 6 & 63));
+        out[2] = (uint8_t)(0x80 | (c & 63));
+        return 3;
+    }
+    out[0] = (uint8_t)(0xf0 | c >> 18);
+    out[1] = (uint8_t)(0x80 | (c >> 12 & 63));
+    out[2] = (uint8_t)(0x80 | (c >> 6 & 63));
+    out[3] = (uint8_t)(0x80 | (c & 63));
+    return 4;
+}
+
+/* ==== >>pretokenize : cutting text into words =====================================================
+   Byte-level BPE never joins across words, and what a word is was a regular expression at training time.
+   Each expression is a hand-written matcher here: given position p inside the piece that ends at e, it
+   returns the end of the match that begins at p, or p for none. A rule is up to six such stages; each
+   stage cuts every piece that the stages before it left, matches and the gaps between them alike.
+   A text is an array c (n) of code point | class << 21; bit 31 marks the first of a word.
+   Expressions: the tokenizer.json files of the models, as llama.cpp reads them (src/llama-vocab.cpp). */
+#define KVMEM__WORD 0x80000000u
+#define KVMEM__CP(x) ((x) & 0x1fffffu)
+#define KVMEM__CLS(x) ((int)((x) >> 21 & 7))
+
+typedef size_t (*kvmem__match_fn)(const uint32_t *c, size_t p, size_t e);
+
+static int kvmem__crlf(uint32_t x) { return KVMEM__CP(x) == '\r' || KVMEM__CP(x) == '\n'; }
+
+/* 's 't 'm 'd 're 've 'll : length of the contraction at p, 0 for none */
+static size_t kvmem__contraction(const uint32_t *c, size_t p, size_t e, int any_case) {
+    uint32_t a, b;
+    if (KVMEM__CP(c[p]) != '\'' || p + 1 >= e) return 0;
+    a = KVMEM__CP(c[p + 1]);
+    if (any_case && a >= 'A' && a <= 'Z') a += 32;
+    if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
+    if (p + 2 >= e) return 0;
+    b = KVMEM__CP(c[p + 2]);
+    if (any_case && b >= 'A' && b <= 'Z') b += 32;
+    return (a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l') ? 3 : 0;
+}
+/* \s+(?!\S)|\s+ : a run of white space leaves its last character to the word that follows */
+static size_t kvmem__spaces(const uint32_t *c, size_t p, size_t e) {
+    size_t q = p;
+    while (q < e && KVMEM__CLS(c[q]) == KVMEM__U_SPACE) q++;
+    return q < e && q - p > 1 ? q - 1 : q;
+}
+/* letter, number, white space, or the rest */
+static int kvmem__kind(uint32_t x) {
+    const int k = KVMEM__CLS(x);
+    return k == KVMEM__U_LETTER || k == KVMEM__U_NUMBER || k == KVMEM__U_SPACE ? k : KVMEM__U_OTHER;
+}
+/* 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
+static size_t kvmem__pre_gpt2(const uint32_t *c, size_t p, size_t e) {
+    size_t q = p + kvmem__contraction(c, p, e, 0);
+    int kind;
+    if (q > p) return q;
+    if (KVMEM__CP(c[p]) == ' ' && p + 1 < e) q++;
+    kind = kvmem__kind(c[q]);
+    if (kind == KVMEM__U_SPACE) return kvmem__spaces(c, p, e);
+    while (q < e && kvmem__kind(c[q]) == kind) q++;
+    return q;
+}
+/* (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|
+   \s*[\r\n]+|\s+(?!\S)|\s+ */
+static size_t kvmem__pre_llama3_digits(const uint32_t *c, size_t p, size_t e, size_t digits) {
+    const int kind = kvmem__kind(c[p]);
+    size_t q = p + kvmem__contraction(c, p, e, 1), end;
+    if (q > p) return q;
+    if (kind == KVMEM__U_LETTER || (kind != KVMEM__U_NUMBER && !kvmem__crlf(c[p]) && p + 1 < e &&
+                                    KVMEM__CLS(c[p + 1]) == KVMEM__U_LETTER)) {
+        for (q = p + 1; q < e && KVMEM__CLS(c[q]) == KVMEM__U_LETTER;) q++;
+        return q;
+    }
+    if (kind == KVMEM__U_NUMBER) {
+        while (q < e && q - p < digits && KVMEM__CLS(c[q]) == KVMEM__U_NUMBER) q++;
+        return q;
+    }
+    if (KVMEM__CP(c[p]) == ' ' && p + 1 < e) q++;
+    if (kvmem__kind(c[q]) == KVMEM__U_OTHER) {
+        while (q < e && kvmem__kind(c[q]) == KVMEM__U_OTHER) q++;
+        while (q < e && kvmem__crlf(c[q])) q++;
+        return q;
+    }
+    for (q = p, end = p; q < e && KVMEM__CLS(c[q]) == KVMEM__U_SPACE; q++)
+        if (kvmem__crlf(c[q])) end = q + 1;
+    return end > p ? end : kvmem__spaces(c, p, e);
+}
+static size_t kvmem__pre_llama3(const uint32_t *c, size_t p, size_t e) {
+    return kvmem__pre_llama3_digits(c, p, e, 3);
+}
+static size_t kvmem__pre_qwen2(const uint32_t *c, size_t p, size_t e) {
+    return kvmem__pre_llama3_digits(c, p, e, 1);
+}
+/* \p{N}+ and \p{N} */
+static size_t kvmem__pre_numbers(const uint32_t *c, size_t p, size_t e) {
+    while (p < e && KVMEM__CLS(c[p]) == KVMEM__U_NUMBER) p++;
+    return p;
+}
+static size_t kvmem__pre_number(const uint32_t *c, size_t p, size_t e) {
+    (void)e;
+    return KVMEM__CLS(c[p]) == KVMEM__U_NUMBER ? p + 1 : p;
+}
+/* [0-9][0-9][0-9] */
+static size_t kvmem__pre_3digits(const uint32_t *c, size_t p, size_t e) {
+    size_t q;
+    for (q = p; q < e && q < p + 3; q++)
+        if (KVMEM__CP(c[q]) < '0' || KVMEM__CP(c[q]) > '9') return p;
+    return q == p + 3 ? q : p;
+}
+/* [\p{P}\$\+<=>\^~\|]+ (default) and the same with ` (falcon) */
+static size_t kvmem__punctuation(const uint32_t *c, size_t p, size_t e, uint32_t also) {
+    for (; p < e; p++) {
+        const uint32_t x = KVMEM__CP(c[p]);
+        if (KVMEM__CLS(c[p]) != KVMEM__U_PUNCT && x != '$' && x != '+' && x != '<' && x != '=' &&
+            x != '>' && x != '^' && x != '~' && x != '|' && x != also) break;
+    }
+    return p;
+}
+static size_t kvmem__pre_default_punct(const uint32_t *c, size_t p, size_t e) {
+    return kvmem__punctuation(c, p, e, '$');
+}
+static size_t kvmem__pre_falcon_punct(const uint32_t *c, size_t p, size_t e) {
+    return kvmem__punctuation(c, p, e, '`');
+}
+/* deepseek: [\r\n]   \s?\p{L}+   \s?\p{P}+   and the ranges U+0800..9FA5, U+AC00..D7FF
+   deepseek-llm spells its letters as a list of ranges (cased scripts), and its punctuation too */
+static const uint16_t kvmem__deepseek_letters[] = {
+    0x41, 0x5A, 0x61, 0x7A, 0xB5, 0xB5, 0xC0, 0xD6, 0xD8, 0xF6, 0xF8, 0x1BA, 0x1BC, 0x1BF, 0x1C4, 0x293,
+    0x295, 0x2AF, 0x370, 0x373, 0x376, 0x377, 0x37B, 0x37D, 0x37F, 0x37F, 0x386, 0x386, 0x388, 0x38A,
+    0x38C, 0x38C, 0x38E, 0x3A1, 0x3A3, 0x3F5, 0x3F7, 0x481, 0x48A, 0x52F, 0x531, 0x556, 0x10A0, 0x10C5,
+    0x13A0, 0x13F5, 0x13F8, 0x13FD, 0x1C90, 0x1CBA, 0x1CBD, 0x1CBF, 0x1D00, 0x1D2B, 0x1D6B, 0x1D77,
+    0x1D79, 0x1D9A, 0x1E00, 0x1F15, 0x1F18, 0x1F1D, 0x1F20, 0x1F45, 0x1F48, 0x1F4D, 0x1F50, 0x1F57,
+    0x1F59, 0x1F59, 0x1F5B, 0x1F5B, 0x1F5D, 0x1F5D, 0x1F5F, 0x1F7D, 0x1F80, 0x1FB4, 0x1FB6, 0x1FBC,
+    0x1FBE, 0x1FBE, 0x1FC2, 0x1FC4, 0x1FC6, 0x1FCC, 0x1FD0, 0x1FD3, 0x1FD6, 0x1FDB, 0x1FE0, 0x1FEC,
+    0x1FF2, 0x1FF4, 0x1FF6, 0x1FFC, 0x2102, 0x2102, 0x2107, 0x2107, 0x210A, 0x2113, 0x2115, 0x2115,
+    0x2119, 0x211D, 0x2124, 0x2124, 0x2126, 0x2126, 0x2128, 0x2128, 0x212A, 0x212D, 0x212F, 0x2134,
+    0x2139, 0x2139, 0x213C, 0x213F, 0x2145, 0x2149, 0x214E, 0x214E, 0x2183, 0x2184, 0x2C00, 0x2C7B,
+    0x2C7E, 0x2CE4, 0x2CEB, 0x2CEE, 0x2CF2, 0x2CF3, 0xA640, 0xA66D, 0xA680, 0xA69B, 0xA722, 0xA76F,
+    0xA771, 0xA787, 0xA78B, 0xA78E, 0xAB70, 0xABBF, 0xFB00, 0xFB06, 0xFB13, 0xFB17, 0xFF21, 0xFF3A,
+    0xFF41, 0xFF5A };
+static const uint32_t kvmem__deepseek_letters2[] = {
+    0x10400, 0x1044F, 0x104B0, 0x104D3, 0x104D8, 0x104FB, 0x10C80, 0x10CB2, 0x10CC0, 0x10CF2, 0x118A0,
+    0x118DF, 0x1E900, 0x1E943 };
+static int kvmem__deepseek_letter(uint32_t x) {
+    int lo = 0, hi = (int)(sizeof kvmem__deepseek_letters / sizeof kvmem__deepseek_letters[0] / 2), i;
+    x = KVMEM__CP(x);
+    if (x > 0xffff) {
+        for (i = 0; i < 14; i += 2)
+            if (x >= kvmem__deepseek_letters2[i] && x <= kvmem__deepseek_letters2[i + 1]) return 1;
+        return 0;
+    }
+    while (hi - lo > 1) {
+        const int mid = lo + (hi - lo) / 2;
+        if (kvmem__deepseek_letters[2 * mid] <= x) lo = mid;
+        else hi = mid;
+    }
+    return x >= kvmem__deepseek_letters[2 * lo] && x <= kvmem__deepseek_letters[2 * lo + 1];
+}
+static int kvmem__deepseek_punct(uint32_t x) { /* white space (U+3000) never matches */
+    if (KVMEM__CLS(x) == KVMEM__U_SPACE) return 0;
+    x = KVMEM__CP(x);
+    return (x >= '!' && x <= '/') || (x >= ':' && x <= '~') || (x >= 0xff01 && x <= 0xff0f) ||
+           (x >= 0xff1a && x <= 0xff5e) || (x >= 0x2018 && x <= 0x201f) || (x >= 0x3000 && x <= 0x3002);
+}
+static size_t kvmem__pre_newline(const uint32_t *c, size_t p, size_t e) {
+    (void)e;
+    return kvmem__crlf(c[p]) ? p + 1 : p;
+}
+static size_t kvmem__pre_deepseek_letters(const uint32_t *c, size_t p, size_t e) {
+    size_t q = p + (KVMEM__CLS(c[p]) == KVMEM__U_SPACE ? 1 : 0);
+    if (q >= e || !kvmem__deepseek_letter(c[q])) return p;
+    while (q < e && kvmem__deepseek_letter(c[q])) q++;
+    return q;
+}
+static size_t kvmem__pre_deepseek_punct(const uint32_t *c, size_t p, size_t e) {
+    size_t q = p + (KVMEM__CLS(c[p]) == KVMEM__U_SPACE ? 1 : 0);
+    if (q >= e || !kvmem__deepseek_punct(c[q])) return p;
+    while (q < e && kvmem__deepseek_punct(c[q])) q++;
+    return q;
+}
+static size_t kvmem__pre_space_class(const uint32_t *c, size_t p, size_t e, int cls) {
+    size_t q = p + (KVMEM__CLS(c[p]) == KVMEM__U_SPACE ? 1 : 0);
+    if (q >= e || KVMEM__CLS(c[q]) != cls) return p;
+    while (q < e && KVMEM__CLS(c[q]) == cls) q++;
+    return q;
+}
+static size_t kvmem__pre_space_letters(const uint32_t *c, size_t p, size_t e) {
+    return kvmem__pre_space_class(c, p, e, KVMEM__U_LETTER);
+}
+static size_t kvmem__pre_space_punct(const uint32_t *c, size_t p, size_t e) {
+    return kvmem__pre_space_class(c, p, e, KVMEM__U_PUNCT);
+}
+static size_t kvmem__pre_cjk(const uint32_t *c, size_t p, size_t e) {
+    for (; p < e; p++) {
+        const uint32_t x = KVMEM__CP(c[p]);
+        if (KVMEM__CLS(c[p]) == KVMEM__U_SPACE) break;
+        if (!((x >= 0x800 && x <= 0x9fa5) || (x >= 0xac00 && x <= 0xd7ff))) break;
+    }
+    return p;
+}
+/* \s+$ : called at the first of a run only (a later start could not match either) */
+static size_t kvmem__pre_tail(const uint32_t *c, size_t p, size_t e) {
+    size_t q = p;
+    if (KVMEM__CLS(c[p]) != KVMEM__U_SPACE || KVMEM__CLS(c[e - 1]) != KVMEM__U_SPACE) return p;
+    if (!(c[p] & KVMEM__WORD) && KVMEM__CLS(c[p - 1]) == KVMEM__U_SPACE) return p;
+    while (q < e && KVMEM__CLS(c[q]) == KVMEM__U_SPACE) q++;
+    return q == e ? e : p;
+}
+
+typedef enum kvmem__rule {
+    KVMEM__RULE_DEFAULT, KVMEM__RULE_GPT2, KVMEM__RULE_LLAMA3, KVMEM__RULE_QWEN2, KVMEM__RULE_STARCODER,
+    KVMEM__RULE_FALCON, KVMEM__RULE_DEEPSEEK_LLM, KVMEM__RULE_DEEPSEEK_CODER, KVMEM__N_RULES
+} kvmem__rule;
+static const kvmem__match_fn kvmem__rules[KVMEM__N_RULES][6] = {
+    {kvmem__pre_default_punct, kvmem__pre_gpt2, kvmem__pre_numbers, kvmem__pre_3digits, NULL, NULL},
+    {kvmem__pre_gpt2, NULL, NULL, NULL, NULL, NULL},
+    {kvmem__pre_llama3, NULL, NULL, NULL, NULL, NULL},
+    {kvmem__pre_qwen2, NULL, NULL, NULL, NULL, NULL},
+    {kvmem__pre_number, kvmem__pre_gpt2, NULL, NULL, NULL, NULL},
+    {kvmem__pre_falcon_punct, kvmem__pre_gpt2, kvmem__pre_3digits, NULL, NULL, NULL},
+    {kvmem__pre_newline, kvmem__pre_deepseek_letters, kvmem__pre_deepseek_punct, kvmem__pre_tail,
+     kvmem__pre_cjk, kvmem__pre_numbers},
+    {kvmem__pre_newline, kvmem__pre_space_letters, kvmem__pre_space_punct, kvmem__pre_cjk,
+     kvmem__pre_number, NULL} };
+
+/* Names that tokenizer.ggml.pre may have. whole: a word that is a token is taken without merging. */
+typedef struct kvmem__pre { const char *name; unsigned char rule, whole, add_bos; } kvmem__pre;
+static const kvmem__pre kvmem__pres[] = {
+    {"default", KVMEM__RULE_DEFAULT, 0, 0},          {"gpt-2", KVMEM__RULE_GPT2, 0, 0},
+    {"phi-2", KVMEM__RULE_GPT2, 0, 0},               {"mpt", KVMEM__RULE_GPT2, 0, 0},
+    {"olmo", KVMEM__RULE_GPT2, 0, 0},                {"jais", KVMEM__RULE_GPT2, 0, 0},
+    {"trillion", KVMEM__RULE_GPT2, 0, 0},            {"mellum", KVMEM__RULE_GPT2, 0, 0},
+    {"gigachat", KVMEM__RULE_GPT2, 0, 0},            {"exaone4", KVMEM__RULE_GPT2, 0, 0},
+    {"granite-docling", KVMEM__RULE_GPT2, 0, 0},     {"llama-bpe", KVMEM__RULE_LLAMA3, 1, 1},
+    {"llama3", KVMEM__RULE_LLAMA3, 1, 1},            {"llama-v3", KVMEM__RULE_LLAMA3, 1, 1},
+    {"falcon3", KVMEM__RULE_LLAMA3, 1, 1},           {"falcon-h1", KVMEM__RULE_LLAMA3, 1, 1},
+    {"pixtral", KVMEM__RULE_LLAMA3, 1, 1},           {"midm-2.0", KVMEM__RULE_LLAMA3, 1, 1},
+    {"lfm2", KVMEM__RULE_LLAMA3, 1, 1},              {"dbrx", KVMEM__RULE_LLAMA3, 0, 0},
+    {"smaug-bpe", KVMEM__RULE_LLAMA3, 0, 0},         {"glm4", KVMEM__RULE_LLAMA3, 0, 0},
+    {"chatglm-bpe", KVMEM__RULE_LLAMA3, 0, 0},       {"qwen2", KVMEM__RULE_QWEN2, 0, 0},
+    {"deepseek-r1-qwen", KVMEM__RULE_QWEN2, 0, 0},   {"stablelm2", KVMEM__RULE_QWEN2, 0, 0},
+    {"megrez", KVMEM__RULE_QWEN2, 0, 0},             {"hunyuan", KVMEM__RULE_QWEN2, 0, 0},
+    {"solar-open", KVMEM__RULE_QWEN2, 0, 0},         {"grok-2", KVMEM__RULE_QWEN2, 0, 0},
+    {"starcoder", KVMEM__RULE_STARCODER, 0, 0},      {"refact", KVMEM__RULE_STARCODER, 0, 0},
+    {"smollm", KVMEM__RULE_STARCODER, 0, 0},         {"command-r", KVMEM__RULE_STARCODER, 0, 0},
+    {"codeshell", KVMEM__RULE_STARCODER, 0, 0},      {"exaone", KVMEM__RULE_STARCODER, 0, 0},
+    {"minerva-7b", KVMEM__RULE_STARCODER, 0, 0},     {"falcon", KVMEM__RULE_FALCON, 0, 0},
+    {"deepseek-llm", KVMEM__RULE_DEEPSEEK_LLM, 0, 0},
+    {"deepseek-coder", KVMEM__RULE_DEEPSEEK_CODER, 0, 0} };
+
+/* Mark the words of c (n > 0). */
+static void kvmem__split(uint32_t *c, size_t n, int rule) {
+    int stage;
+    c[0] |= KVMEM__WORD;
+    for (stage = 0; stage < 6 && kvmem__rules[rule][stage]; stage++) {
+        const kvmem__match_fn match = kvmem__rules[rule][stage];
+        size_t a, b, p, q;
+        for (a = 0; a < n; a = b) {
+            for (b = a + 1; b < n && !(c[b] & KVMEM__WORD);) b++;
+            for (p = a; p < b; p = q > p ? q : p + 1) {
+                q = match(c, p, b);
+                if (q == p) continue;
+                c[p] |= KVMEM__WORD;
+                if (q < b) c[q] |= KVMEM__WORD;
+            }
+        }
+    }
+}
+
+/* ==== >>tokenizer : vocabularies ==================================================================
+   A vocabulary is a list of pieces. Text becomes ids in three steps: special tokens are cut out; BPE cuts
+   the rest into words; inside a word the best pair of neighbours is joined again and again (see
+   tokenize). SentencePiece writes a space as U+2581 and ranks a pair by the score of the piece it makes;
+   byte-level BPE writes each byte as one printable character and ranks a pair by its line in the list of
+   merges. Pieces and merges stay where they are, in the file's bytes; hash tables find them by text. */
+#define KVMEM__TOK_MAX 0x1000000 /* most pieces or merges */
+
+/* FNV-1a over 32 bits, folded so that low bits make a table index. */
+#define KVMEM__TOK_HASH 2166136261u
+static uint32_t kvmem__tok_hash(uint32_t h, const uint8_t *s, size_t n) {
+    size_t i;
+    for (i = 0; i < n; i++) h = (h ^ s[i]) * 16777619u;
+    return h;
+}
+static uint32_t kvmem__tok_fold(uint32_t h) { return h ^ h >> 15; }
+
+/* Piece of exactly these bytes, or -1. */
+static int kvmem__tok_find(const kvmem_tokenizer *t, const uint8_t *s, size_t n) {
+    uint32_t h, i;
+    if (n == 0 || n > t->max_piece) return -1;
+    h = kvmem__tok_fold(kvmem__tok_hash(KVMEM__TOK_HASH, s, n));
+    for (i = h & t->table_mask; t->table[2 * i]; i = (i + 1) & t->table_mask) {
+        const kvmem_piece *p;
+        if (t->table[2 * i + 1] != h) continue;
+        p = &t->piece[t->table[2 * i] - 1];
+        if (p->len == n && !memcmp(t->base + p->at, s, n)) return (int)(t->table[2 * i] - 1);
+    }
+    return -1;
+}
+static void kvmem__tok_enter(kvmem_tokenizer *t, int id) { /* equal texts: the lowest id is found */
+    const kvmem_piece *p = &t->piece[id];
+    uint32_t h, i;
+    if (p->len == 0 || kvmem__tok_find(t, t->base + p->at, p->len) >= 0) return;
+    h = kvmem__tok_fold(kvmem__tok_hash(KVMEM__TOK_HASH, t->base + p->at, p->len));
+    for (i = h & t->table_mask; t->table[2 * i];) i = (i + 1) & t->table_mask;
+    t->table[2 * i] = (uint32_t)id + 1;
+    t->table[2 * i + 1] = h;
+}
+
+/* Rank of the merge of two neighbouring symbols (la and lb bytes at s), or -1. A merge is the text
+   "left right"; symbols hold no space, so comparing around the space is enough. */
+static int kvmem__tok_rank(const kvmem_tokenizer *t, const uint8_t *s, size_t la, size_t lb) {
+    uint32_t h, i;
+    if (la + lb + 1 > t->max_merge) return -1;
+    h = kvmem__tok_hash(KVMEM__TOK_HASH, s, la);
+    h = (h ^ ' ') * 16777619u;
+    h = kvmem__tok_fold(kvmem__tok_hash(h, s + la, lb));
+    for (i = h & t->merge_mask; t->merge_table[2 * i]; i = (i + 1) & t->merge_mask) {
+        const uint8_t *m;
+        if (t->merge_table[2 * i + 1] != h) continue;
+        m = t->merge_base + t->merge_at[t->merge_table[2 * i] - 1];
+        if (kvmem__le64(m) == la + lb + 1 && !memcmp(m + 8, s, la) && m[8 + la] == ' ' &&
+            !memcmp(m + 9 + la, s + la, lb)) return (int)(t->merge_table[2 * i] - 1);
+    }
+    return -1;
+}
+static kvmem_status kvmem__tok_enter_merge(kvmem_tokenizer *t, int rank) { /* the first of equals wins */
+    const uint8_t *m = t->merge_base + t->merge_at[rank] + 8;
+    const size_t len = (size_t)kvmem__le64(m - 8);
+    size_t la;
+    uint32_t h, i;
+    for (la = 1; la < len && m[la] != ' ';) la++;
+    if (la + 1 >= len)
+        return kvmem__fail(&t->error, KVMEM_BAD_FILE,
+                           "tokenizer.ggml.merges: merge %d is not two parts with a space between", rank);
+    h = kvmem__tok_fold(kvmem__tok_hash(KVMEM__TOK_HASH, m, len));
+    for (i = h & t->merge_mask; t->merge_table[2 * i]; i = (i + 1) & t->merge_mask) {
+        const uint8_t *o = t->merge_base + t->merge_at[t->merge_table[2 * i] - 1];
+        if (t->merge_table[2 * i + 1] == h && kvmem__le64(o) == len && !memcmp(o + 8, m, len))
+            return KVMEM_OK;
+    }
+    t->merge_table[2 * i] = (uint32_t)rank + 1;
+    t->merge_table[2 * i + 1] = h;
+    return KVMEM_OK;
+}
+
+/* Orders of special tokens: the longest first (then the lower id), or by their bytes. */
+static int kvmem__tok_before(const kvmem_tokenizer *t, int a, int b, int by_bytes) {
+    const kvmem_piece *p = &t->piece[a], *q = &t->piece[b];
+    int c;
+    if (!by_bytes) return p->len != q->len ? p->len > q->len : a < b;
+    c = memcmp(t->base + p->at, t->base + q->at, KVMEM__MIN(p->len, q->len));
+    if (c == 0 && p->len != q->len) c = p->len < q->len ? -1 : 1;
+    return c ? c < 0 : a < b;
+}
+static void kvmem__tok_sort(const kvmem_tokenizer *t, int *id, int n, int by_bytes) { /* heap sort */
+    int i, end;
+    for (i = n / 2 - 1, end = n; end > 1;) {
+        int root, child, v;
+        if (i >= 0) { root = i--; v = id[root]; }
+        else { end--; v = id[end]; id[end] = id[0]; root = 0; }
+        for (; (child = 2 * root + 1) < end; root = child) {
+            if (child + 1 < end && kvmem__tok_before(t, id[child], id[child + 1], by_bytes)) child++;
+            if (!kvmem__tok_before(t, v, id[child], by_bytes)) break;
+            id[root] = id[child];
+        }
+        id[root] = v;
+    }
+}
+
+static size_t kvmem__tok_slots(int n) { /* a power of two with room for n entries at 2/3 load or less */
+    size_t s = 16;
+    while (s < (size_t)n + (size_t)n / 2) s *= 2;
+    return s;
+}
+/* One allocation for all tables. n_special tokens are looked for in text. */
+static kvmem_status kvmem__tok_alloc(kvmem_tokenizer *t, int n_special) {
+    const size_t pieces = (size_t)t->n_vocab * sizeof(kvmem_piece), slots = kvmem__tok_slots(t->n_vocab);
+    const size_t m_slots = t->n_merges ? kvmem__tok_slots(t->n_merges) : 0;
+    const size_t runs = t->kind == KVMEM_VOCAB_BPE ? KVMEM__UNICODE_RUNS : 0;
+    const size_t ints = 2 * slots + 2 * m_slots + (size_t)t->n_merges + (size_t)n_special + runs;
+    uint32_t *u; /* counts are at most KVMEM__TOK_MAX: no sum here can overflow 32 bits */
+    t->block_size = pieces + 4 * ints;
+    t->block = kvmem__alloc(&t->allocator, t->block_size);
+    if (!t->block)
+        return kvmem__fail(&t->error, KVMEM_NO_MEMORY, "no memory for a vocabulary of %d pieces (%zu bytes)",
+                           t->n_vocab, t->block_size);
+    memset(t->block, 0, t->block_size);
+    t->piece = (kvmem_piece *)t->block;
+    u = (uint32_t *)(void *)(t->piece + t->n_vocab);
+    t->table = u;
+    t->table_mask = (uint32_t)slots - 1;
+    u += 2 * slots;
+    t->merge_table = u;
+    t->merge_mask = m_slots ? (uint32_t)m_slots - 1 : 0;
+    u += 2 * m_slots;
+    t->merge_at = u;
+    u += t->n_merges;
+    t->special = (int *)(void *)u;
+    u += n_special;
+    t->runs = runs ? u : NULL;
+    if (runs) kvmem__unicode_unpack(t->runs);
+    return KVMEM_OK;
+}
+
+KVMEM_API void kvmem_tokenizer_close(kvmem_tokenizer *t) {
+    kvmem_error e;
+    if (!t) return;
+    kvmem__release(&t->allocator, t->block, t->block_size);
+    e = t->error;
+    memset(t, 0, sizeof *t);
+    t->error = e; /* still tells why an open failed */
+}
+KVMEM_API const char *kvmem_tokenizer_pre_name(const kvmem_tokenizer *t) {
+    return t->kind == KVMEM_VOCAB_BPE ? kvmem__pres[t->pre].name : "-";
+}
+
+static int kvmem__same(const char *name, const uint8_t *s, size_t n) {
+    return strlen(name) == n && !memcmp(name, s, n);
+}
+/* The byte that a piece "<0xAB>" names, or -1. */
+static int kvmem__tok_hex(const uint8_t *s, size_t n) {
+    int v = 0, i;
+    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
+    for (i = 3; i < 5; i++) {
+        if (s[i] >= '0' && s[i] <= '9') v = v * 16 + s[i] - '0';
+        else if (s[i] >= 'A' && s[i] <= 'F') v = v * 16 + s[i] - 'A' + 10;
+        else if (s[i] >= 'a' && s[i] <= 'f') v = v * 16 + s[i] - 'a' + 10;
+        else return -1;
+    }
+    return v;
+}
+
+/* Control tokens that files do not always mark as such, known by name. 1: ends a turn; 2: ends the
+   generation, too; 4: neither (fill-in-the-middle marks). In order of preference as end of turn. */
+typedef struct kvmem__known { const char *name; int what; } kvmem__known;
+static const kvmem__known kvmem__knowns[] = {
+    {"<|eot_id|>", 1}, {"<|im_end|>", 1}, {"<|end|>", 1}, {"<end_of_turn>", 1}, {"<|endoftext|>", 1},
+    {"<|end_of_text|>", 1}, {"<EOT>", 1}, {"_<EOT>", 1}, {"[EOT]", 1}, {"<end_of_utterance>", 1},
+    {"<\xef\xbd\x9c" "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>", 1}, {"<|eom_id|>", 2},
+    {"<|return|>", 2}, {"<|call|>", 2}, {"</s>", 2}, {"[EOS]", 2}, {"<eos>", 2}, {"<|fim_pad|>", 2},
+    {"<fim-pad>", 2}, {"<fim_pad>", 2}, {"<|fim_repo|>", 2}, {"<|repo_name|>", 2}, {"<fim-repo>", 2},
+    {"<reponame>", 2}, {"<|file_sep|>", 2}, {"<|fim_prefix|>", 4}, {"<fim-prefix>", 4},
+    {"<fim_prefix>", 4}, {"<|fim_suffix|>", 4}, {"<fim-suffix>", 4}, {"<fim_suffix>", 4},
+    {"<|fim_middle|>", 4}, {"<fim-middle>", 4}, {"<fim_middle>", 4} };
+
+static void kvmem__tok_known(kvmem_tokenizer *t) {
+    size_t i;
+    for (i = 0; i < sizeof kvmem__knowns / sizeof kvmem__knowns[0]; i++) {
+        const kvmem__known *k = &kvmem__knowns[i];
+        const int id = kvmem__tok_find(t, (const uint8_t *)k->name, strlen(k->name));
+        if (id < 0) continue;
+        t->piece[id].type = 3;
+        if (k->what & 3) t->piece[id].eog = 1;
+        if (k->what == 1 && t->eot < 0) t->eot = id;
+    }
+    if (t->eos >= 0) t->piece[t->eos].eog = 1;
+    if (t->eot >= 0) t->piece[t->eot].eog = 1;
+}
+/* The tokens looked for in text: control, user-defined, unknown. */
+static int kvmem__tok_is_special_type(int type) { return type >= 2 && type <= 4; }
+static void kvmem__tok_specials(kvmem_tokenizer *t, int room) {
+    int i, n = 0, k;
+    for (i = 0; i < t->n_vocab && n < room; i++)
+        if (kvmem__tok_is_special_type(t->piece[i].type) && t->piece[i].len) t->special[n++] = i;
+    t->n_special = n;
+    kvmem__tok_sort(t, t->special, n, 1);
+    for (i = k = 0; i <= 256; i++) {
+        while (k < n && t->base[t->piece[t->special[k]].at] < i) k++;
+        t->special_first[i] = k;
+    }
+}
+/* After all pieces are in: byte tokens, and may SPM text be cut before each U+2581 that follows another
+   character? Not if a piece has one inside. */
+static void kvmem__tok_finish(kvmem_tokenizer *t) {
+    int i, b;
+    for (b = 0; b < 256; b++) {
+        static const char hex[] = "0123456789ABCDEF";
+        uint8_t name[6];
+        memcpy(name, "<0x00>", 6);
+        name[3] = (uint8_t)hex[b >> 4];
+        name[4] = (uint8_t)hex[b & 15];
+        t->byte_id[b] = kvmem__tok_find(t, name, 6);
+        name[0] = (uint8_t)b;
+        if (t->byte_id[b] < 0) t->byte_id[b] = kvmem__tok_find(t, name, 1);
+    }
+    t->cut_words = t->kind == KVMEM_VOCAB_SPM;
+    for (i = 0; i < t->n_vocab && t->cut_words; i++) {
+        const kvmem_piece *p = &t->piece[i];
+        const uint8_t *s = t->base + p->at;
+        uint32_t j, other = 0;
+        for (j = 0; j < p->len; j++) {
+            const int mark = p->len - j >= 3 && !memcmp(s + j, "\xe2\x96\x81", 3);
+            if (mark && other) t->cut_words = 0;
+            if (mark) j += 2;
+            else other = 1;
+        }
+    }
+    if (t->bos < 0) t->add_bos = 0;
+    if (t->eos < 0) t->add_eos = 0;
+}
+
+static kvmem_status kvmem__tok_id(kvmem_tokenizer *t, const kvmem_gguf *g, const char *key, int *out) {
+    int64_t v;
+    if (!kvmem_gguf_int(g, key, &v)) return KVMEM_OK;
+    if (v == -1 || v == 0xffffffff) { *out = -1; return KVMEM_OK; }
+    if (v < 0 || v >= t->n_vocab)
+        return kvmem__fail(&t->error, KVMEM_BAD_FILE, "%s is %lld, but the vocabulary has %d pieces", key,
+                           (long long)v, t->n_vocab);
+    *out = (int)v;
+    return KVMEM_OK;
+}
+/* An array of the metadata with items of one type; NULL and an error if it is something else. */
+static const kvmem_gguf_kv *kvmem__tok_array(kvmem_tokenizer *t, const kvmem_gguf *g, const char *key,
+                                             int item_type, uint64_t least, int needed, kvmem_status *st) {
+    const kvmem_gguf_kv *kv = kvmem_gguf_find(g, key);
+    *st = KVMEM_OK;
+    if (!kv && !needed) return NULL;
+    if (!kv) *st = kvmem__fail(&t->error, KVMEM_BAD_FILE, "the file has no %s", key);
+    else if (kv->type != KVMEM__GGUF_ARRAY || kv->item_type != item_type)
+        *st = kvmem__fail(&t->error, KVMEM_BAD_FILE, "%s is not an array of the right type", key);
+    else if (kv->n < least)
+        *st = kvmem__fail(&t->error, KVMEM_BAD_FILE, "%s has %lld items, fewer than %lld", key,
+                          (long long)kv->n, (long long)least);
+    else if (kv->n > KVMEM__TOK_MAX || kv->size > 0xffffffffu)
+        *st = kvmem__fail(&t->error, KVMEM_UNSUPPORTED, "%s has more than 2^24 items or 4 GiB", key);
+    return *st == KVMEM_OK ? kv : NULL;
+}
+static kvmem_status kvmem__tok_kind(kvmem_tokenizer *t, const kvmem_gguf *g) {
+    const char *s;
+    size_t n;
+    if (!kvmem_gguf_string(g, "tokenizer.ggml.model", &s, &n))
+        return kvmem__fail(&t->error, KVMEM_BAD_FILE, "the file has no tokenizer.ggml.model");
+    if (kvmem__same("llama", (const uint8_t *)s, n)) {
+        t->kind = KVMEM_VOCAB_SPM;
+        t->add_bos = t->add_space_prefix = 1;
+        t->bos = 1;
+        t->eos = 2;
+        t->unk = 0;
+        return KVMEM_OK;
+    }
+    if (!kvmem__same("gpt2", (const uint8_t *)s, n))
+        return kvmem__fail(&t->error, KVMEM_UNSUPPORTED, "tokenizer.ggml.model \"%.*s\": only llama and gpt2",
+                           (int)KVMEM__MIN(n, 64), s);
+    t->kind = KVMEM_VOCAB_BPE;
+    t->pre = 0; /* files from before this key: default */
+    if (kvmem_gguf_string(g, "tokenizer.ggml.pre", &s, &n)) {
+        const int count = (int)(sizeof kvmem__pres / sizeof kvmem__pres[0]);
+        while (t->pre < count && !kvmem__same(kvmem__pres[t->pre].name, (const uint8_t *)s, n)) t->pre++;
+        if (t->pre == count) {
+            t->pre = 0;
+            return kvmem__fail(&t->error, KVMEM_UNSUPPORTED, "tokenizer.ggml.pre \"%.*s\" is not known",
+                               (int)KVMEM__MIN(n, 64), s);
+        }
+    }
+    t->ignore_merges = kvmem__pres[t->pre].whole;
+    t->add_bos = kvmem__pres[t->pre].add_bos;
+    return KVMEM_OK;
+}
+/* Phi-3 swallows white space after its special tokens; the file says so only by the model's name. */
+static void kvmem__tok_phi3(kvmem_tokenizer *t, const kvmem_gguf *g) {
+    static const char *const keep[] = {"<unk>", "<s>", "<|endoftext|>"};
+    const char *s;
+    size_t n, i, j;
+    int phi3 = 0, id;
+    if (!kvmem_gguf_string(g, "general.name", &s, &n)) return;
+    for (i = 0; i + 4 <= n && !phi3; i++) {
+        char low[5];
+        for (j = 0; j < 5; j++) {
+            low[j] = i + j < n ? s[i + j] : 0;
+            if (low[j] >= 'A' && low[j] <= 'Z') low[j] = (char)(low[j] + 32);
+        }
+        phi3 = !memcmp(low, "phi3", 4) || !memcmp(low, "phi-3", 5);
+    }
+    if (!phi3) return;
+    for (i = 0; i < (size_t)t->n_special; i++) t->piece[t->special[i]].strip = 1;
+    if ((id = kvmem_token_find(t, "</s>", 4)) >= 0) t->piece[id].strip = 1;
+    for (i = 0; i < 3; i++)
+        if ((id = kvmem_token_find(t, keep[i], strlen(keep[i]))) >= 0) t->piece[id].strip = 0;
+}
+static kvmem_status kvmem__tok_pieces(kvmem_tokenizer *t, const kvmem_gguf_kv *tokens,
+                                      const kvmem_gguf_kv *scores, const kvmem_gguf_kv *types) {
+    const uint8_t *at = tokens->data;
+    int i;
+    t->base = tokens->data;
+    for (i = 0; i < t->n_vocab; i++) {
+        kvmem_piece *p = &t->piece[i];
+        size_t len;
+        const char *s = kvmem__gguf_next_string(&at, &len);
+        int64_t type = 1;
+        double score = 0;
+        if (types && (!kvmem__gguf_item_int(types, (uint64_t)i, &type) || type < 0 || type > 6)) type = 0;
+        if (scores) kvmem__gguf_item_float(scores, (uint64_t)i, &score);
+        if (score != score)
+            return kvmem__fail(&t->error, KVMEM_BAD_FILE, "tokenizer.ggml.scores: score %d is not a number", i);
+        p->at = (uint32_t)((const uint8_t *)s - t->base);
+        p->len = (uint32_t)len;
+        p->score = (float)score;
+        p->type = (unsigned char)type;
+        if (len > t->max_piece) t->max_piece = len;
+        kvmem__tok_enter(t, i);
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__tok_merges(kvmem_tokenizer *t, const kvmem_gguf_kv *merges) {
+    const uint8_t *at = merges->data;
+    int i;
+    t->merge_base = merges->data;
+    for (i = 0; i < t->n_merges; i++) {
+        size_t len;
+        t->merge_at[i] = (uint32_t)(at - merges->data);
+        kvmem__gguf_next_string(&at, &len);
+        if (len > t->max_merge) t->max_merge = (uint32_t)len;
+        KVMEM__TRY(kvmem__tok_enter_merge(t, i));
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__tok_open(kvmem_tokenizer *t, const kvmem_gguf *g) {
+    const kvmem_gguf_kv *tokens, *scores, *types, *merges = NULL;
+    kvmem_status st;
+    int64_t v;
+    int i, n_special = (int)(sizeof kvmem__knowns / sizeof kvmem__knowns[0]);
+    KVMEM__TRY(kvmem__tok_kind(t, g));
+    tokens = kvmem__tok_array(t, g, "tokenizer.ggml.tokens", KVMEM__GGUF_STRING, 1, 1, &st);
+    KVMEM__TRY(st);
+    t->n_vocab = (int)tokens->n;
+    scores = kvmem__tok_array(t, g, "tokenizer.ggml.scores", KVMEM__GGUF_F32, tokens->n, 0, &st);
+    KVMEM__TRY(st);
+    types = kvmem__tok_array(t, g, "tokenizer.ggml.token_type", KVMEM__GGUF_I32, tokens->n, 0, &st);
+    KVMEM__TRY(st);
+    if (t->kind == KVMEM_VOCAB_BPE) {
+        merges = kvmem__tok_array(t, g, "tokenizer.ggml.merges", KVMEM__GGUF_STRING, 0, 1, &st);
+        KVMEM__TRY(st);
+        t->n_merges = (int)merges->n;
+    }
+    if (t->bos >= t->n_vocab) t->bos = -1; /* defaults of SPM */
+    if (t->eos >= t->n_vocab) t->eos = -1;
+    KVMEM__TRY(kvmem__tok_id(t, g, "tokenizer.ggml.bos_token_id", &t->bos));
+    KVMEM__TRY(kvmem__tok_id(t, g, "tokenizer.ggml.eos_token_id", &t->eos));
+    KVMEM__TRY(kvmem__tok_id(t, g, "tokenizer.ggml.eot_token_id", &t->eot));
+    KVMEM__TRY(kvmem__tok_id(t, g, "tokenizer.ggml.unknown_token_id", &t->unk));
+    if (kvmem_gguf_int(g, "tokenizer.ggml.add_bos_token", &v)) t->add_bos = v != 0;
+    if (kvmem_gguf_int(g, "tokenizer.ggml.add_eos_token", &v)) t->add_eos = v != 0;
+    if (kvmem_gguf_int(g, "tokenizer.ggml.add_space_prefix", &v)) t->add_space_prefix = v != 0;
+    for (i = 0; types && i < t->n_vocab; i++)
+        if (kvmem__gguf_item_int(types, (uint64_t)i, &v) && v >= 2 && v <= 4) n_special++;
+    KVMEM__TRY(kvmem__tok_alloc(t, n_special));
+    KVMEM__TRY(kvmem__tok_pieces(t, tokens, scores, types));
+    if (merges) KVMEM__TRY(kvmem__tok_merges(t, merges));
+    kvmem__tok_known(t);
+    kvmem__tok_specials(t, n_special);
+    kvmem__tok_finish(t);
+    kvmem__tok_phi3(t, g);
+    return KVMEM_OK;
+}
+static void kvmem__tok_begin(kvmem_tokenizer *t, const kvmem_allocator *allocator) {
+    memset(t, 0, sizeof *t);
+    t->allocator = kvmem__allocator(allocator);
+    t->bos = t->eos = t->eot = t->unk = -1;
+}
+static kvmem_status kvmem__tok_end(kvmem_tokenizer *t, kvmem_status st) {
+    if (st != KVMEM_OK) kvmem_tokenizer_close(t);
+    return st;
+}
+KVMEM_API kvmem_status kvmem_tokenizer_open_gguf(kvmem_tokenizer *t, const kvmem_gguf *g,
+                                                 const kvmem_allocator *allocator) {
+    if (!t) return KVMEM_BAD_ARGUMENT;
+    kvmem__tok_begin(t, allocator);
+    if (!g) return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "no GGUF was given");
+    return kvmem__tok_end(t, kvmem__tok_open(t, g));
+}
+
+/* llama2.c's tokenizer.bin: int32 longest piece, then per piece float32 score, int32 length, bytes. */
+static kvmem_status kvmem__tok_open_bin(kvmem_tokenizer *t, const uint8_t *b, size_t size, int n_vocab) {
+    size_t at = 4;
+    int i;
+    if (size < 4) return kvmem__fail(&t->error, KVMEM_BAD_FILE, "tokenizer.bin has only %zu bytes", size);
+    if (size > 0xffffffffu) return kvmem__fail(&t->error, KVMEM_UNSUPPORTED, "tokenizer.bin passes 4 GiB");
+    for (i = 0; n_vocab ? i < n_vocab : at < size; i++) { /* count and check */
+        if (i == KVMEM__TOK_MAX)
+            return kvmem__fail(&t->error, KVMEM_UNSUPPORTED, "tokenizer.bin has more than 2^24 pieces");
+        if (size - at < 8 || size - at - 8 < kvmem__le32(b + at + 4))
+            return kvmem__fail(&t->error, KVMEM_BAD_FILE, "tokenizer.bin ends inside piece %d", i);
+        if (kvmem__lef32(b + at) != kvmem__lef32(b + at))
+            return kvmem__fail(&t->error, KVMEM_BAD_FILE, "tokenizer.bin: score %d is not a number", i);
+        at += 8 + (size_t)kvmem__le32(b + at + 4);
+    }
+    if (i == 0) return kvmem__fail(&t->error, KVMEM_BAD_FILE, "tokenizer.bin has no pieces");
+    t->n_vocab = i;
+    KVMEM__TRY(kvmem__tok_alloc(t, 3));
+    t->base = b;
+    for (i = 0, at = 4; i < t->n_vocab; i++) {
+        kvmem_piece *p = &t->piece[i];
+        p->score = kvmem__lef32(b + at);
+        p->len = kvmem__le32(b + at + 4);
+        p->at = (uint32_t)(at + 8);
+        p->type = i == 0 ? 2 : i < 3 ? 3 : kvmem__tok_hex(b + at + 8, p->len) >= 0 ? 6 : 1;
+        at += 8 + (size_t)p->len;
+        if (p->len > t->max_piece) t->max_piece = p->len;
+        kvmem__tok_enter(t, i);
+    }
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_tokenizer_open_llama2c(kvmem_tokenizer *t, const void *bytes, size_t size,
+                                                    int n_vocab, const kvmem_allocator *allocator) {
+    kvmem_status st;
+    int b;
+    if (!t) return KVMEM_BAD_ARGUMENT;
+    kvmem__tok_begin(t, allocator);
+    t->kind = KVMEM_VOCAB_LLAMA2C;
+    if (!bytes || n_vocab < 0)
+        return kvmem__tok_end(t, kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "no bytes, or n_vocab below 0"));
+    st = kvmem__tok_open_bin(t, (const uint8_t *)bytes, size, n_vocab);
+    if (st != KVMEM_OK) return kvmem__tok_end(t, st);
+    t->unk = 0;
+    t->bos = t->n_vocab > 1 ? 1 : -1; /* run.c stops at BOS: its models learned it as the end of a story */
+    t->eos = t->n_vocab > 2 ? 2 : -1;
+    if (t->bos >= 0) t->piece[t->bos].eog = 1;
+    if (t->eos >= 0) t->piece[t->eos].eog = 1;
+    t->add_bos = t->add_space_prefix = 1;
+    kvmem__tok_specials(t, 3);
+    kvmem__tok_finish(t);
+    for (b = 0; b < 256; b++) t->byte_id[b] = b + 3 < t->n_vocab ? b + 3 : -1;
+    return KVMEM_OK;
+}
+
+/* ==== >>tokenize : joining the best pair of neighbours =============================================
+   A word starts as its characters. Of all neighbouring pairs that may be joined, the best is joined: by
+   merge rank (BPE), by score of the joined piece (SPM, llama2.c); among equals the leftmost. A heap holds
+   the pairs; one that has changed since it was pushed is recognized by its length and dropped. Each join
+   takes one pair out and puts at most two in, so n characters never need more than 2n places, and a run
+   of any length costs n log n. */
+typedef struct kvmem__tok_sym { uint32_t at, len; int32_t prev, next; } kvmem__tok_sym;
+typedef struct kvmem__tok_pair { uint64_t key; uint32_t len; } kvmem__tok_pair; /* rank << 32 | left */
+typedef struct kvmem__tok_held { size_t from, to; int k, id; } kvmem__tok_held;
+
+typedef struct kvmem__tok_buf { void *p; size_t size; } kvmem__tok_buf;
+
+typedef struct kvmem__tok {
+    const kvmem_tokenizer *t;
+    kvmem_error *err;
+    int *ids;
+    size_t cap, n;
+    /* scratch, grown on demand */
+    kvmem__tok_buf text;                     /* escaped text, or one byte-encoded word */
+    kvmem__tok_buf chars;                    /* BPE: code points with classes */
+    kvmem__tok_buf syms, pairs, special;
+    kvmem__tok_sym *sym;                     /* of the word at hand */
+    kvmem__tok_pair *heap;
+    size_t n_heap;
+} kvmem__tok;
+
+static void kvmem__tok_put(kvmem__tok *w, int id) {
+    if (w->n < w->cap) w->ids[w->n] = id;
+    w->n++;
+}
+/* Room for n items; what was there is lost. */
+static kvmem_status kvmem__tok_room(kvmem__tok *w, kvmem__tok_buf *b, size_t n, size_t item) {
+    size_t need;
+    if (!kvmem__mul(n, item, &need)) need = SIZE_MAX;
+    if (need <= b->size) return KVMEM_OK;
+    kvmem__release(&w->t->allocator, b->p, b->size);
+    b->size = need < 0x8000 ? 2 * need : need;
+    b->p = kvmem__alloc(&w->t->allocator, b->size);
+    if (b->p) return KVMEM_OK;
+    b->size = 0;
+    return kvmem__fail(w->err, KVMEM_NO_MEMORY, "no memory (%zu bytes) to tokenize", need);
+}
+
+static void kvmem__tok_push(kvmem__tok *w, uint64_t key, uint32_t len) {
+    kvmem__tok_pair *h = w->heap;
+    size_t i = w->n_heap++;
+    for (; i > 0 && h[(i - 1) / 2].key > key; i = (i - 1) / 2) h[i] = h[(i - 1) / 2];
+    h[i].key = key;
+    h[i].len = len;
+}
+static kvmem__tok_pair kvmem__tok_pop(kvmem__tok *w) {
+    kvmem__tok_pair *h = w->heap;
+    const kvmem__tok_pair top = h[0], v = h[--w->n_heap];
+    size_t i = 0, child;
+    for (; (child = 2 * i + 1) < w->n_heap; i = child) {
+        if (child + 1 < w->n_heap && h[child + 1].key < h[child].key) child++;
+        if (h[child].key >= v.key) break;
+        h[i] = h[child];
+    }
+    h[i] = v;
+    return top;
+}
+
+/* Bytes of the character at s: by its first byte (SPM and BPE, as llama.cpp), or a byte with the
+   continuation bytes behind it (llama2.c); never more than n or 4. */
+static size_t kvmem__tok_char(const kvmem_tokenizer *t, const uint8_t *s, size_t n) {
+    size_t len = 1;
+    if (t->kind == KVMEM_VOCAB_LLAMA2C) {
+        while (len < n && len < 4 && (s[len] & 0xc0) == 0x80) len++;
+        return len;
+    }
+    if (s[0] >= 0xc0) len = s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
+    return KVMEM__MIN(len, n);
+}
+/* Push the pair of symbols left and its next, if they may be joined. Smaller keys are joined first. */
+static void kvmem__tok_try(kvmem__tok *w, const uint8_t *s, int32_t left) {
+    const kvmem_tokenizer *t = w->t;
+    const kvmem__tok_sym *a = &w->sym[left], *b;
+    const uint8_t *at = s + a->at;
+    uint32_t rank;
+    int id;
+    if (a->next < 0) return;
+    b = &w->sym[a->next];
+    if (t->kind == KVMEM_VOCAB_BPE) {
+        id = kvmem__tok_rank(t, at, a->len, b->len);
+        if (id < 0) return;
+        rank = (uint32_t)id;
+    } else {
+        float score;
+        id = kvmem__tok_find(t, at, (size_t)a->len + b->len);
+        if (id < 0) return;
+        score = t->piece[id].score + 0.0f; /* no -0 */
+        if (t->kind == KVMEM_VOCAB_LLAMA2C && /* run.c: scores above -1e10; byte tokens do not join */
+            (!(score > -1e10f) || kvmem__tok_find(t, at, a->len) < 0 ||
+             kvmem__tok_find(t, at + a->len, b->len) < 0)) return;
+        memcpy(&rank, &score, 4);
+        rank = rank & 0x80000000u ? rank : ~rank & 0x7fffffffu; /* falls as the score rises */
+    }
+    kvmem__tok_push(w, (uint64_t)rank << 32 | (uint32_t)left, a->len + b->len);
+}
+/* The token of a finished symbol; if there is none, its bytes (SPM) or characters (BPE). */
+static void kvmem__tok_emit(kvmem__tok *w, const uint8_t *s, size_t n) {
+    const kvmem_tokenizer *t = w->t;
+    const int id = kvmem__tok_find(t, s, n);
+    size_t i, len;
+    if (id >= 0) { kvmem__tok_put(w, id); return; }
+    for (i = 0; i < n; i += len) {
+        int part;
+        len = 1;
+        if (t->kind == KVMEM_VOCAB_BPE) {
+            len = kvmem__tok_char(t, s + i, n - i);
+            part = kvmem__tok_find(t, s + i, len);
+        } else part = t->byte_id[s[i]];
+        if (part < 0) part = t->unk;
+        if (part >= 0) kvmem__tok_put(w, part);
+    }
+}
+/* One word, n > 0 bytes. */
+static kvmem_status kvmem__tok_word(kvmem__tok *w, const uint8_t *s, size_t n) {
+    int32_t i, count = 0;
+    size_t at, len;
+    KVMEM__TRY(kvmem__tok_room(w, &w->syms, n, sizeof(kvmem__tok_sym)));
+    KVMEM__TRY(kvmem__tok_room(w, &w->pairs, 2 * n, sizeof(kvmem__tok_pair)));
+    w->sym = (kvmem__tok_sym *)w->syms.p;
+    w->heap = (kvmem__tok_pair *)w->pairs.p;
+    for (at = 0; at < n; at += len, count++) {
+        len = kvmem__tok_char(w->t, s + at, n - at);
+        w->sym[count].at = (uint32_t)at;
+        w->sym[count].len = (uint32_t)len;
+        w->sym[count].prev = count - 1;
+        w->sym[count].next = at + len < n ? count + 1 : -1;
+    }
+    w->n_heap = 0;
+    for (i = 0; i + 1 < count; i++) kvmem__tok_try(w, s, i);
+    while (w->n_heap) {
+        const kvmem__tok_pair p = kvmem__tok_pop(w);
+        kvmem__tok_sym *a = &w->sym[p.key & 0xffffffffu], *b;
+        if (a->len == 0 || a->next < 0) continue;
+        b = &w->sym[a->next];
+        if (a->len + b->len != p.len) continue;
+        a->len = p.len;
+        b->len = 0;
+        a->next = b->next;
+        if (b->next >= 0) w->sym[b->next].prev = (int32_t)(a - w->sym);
+        if (a->prev >= 0) kvmem__tok_try(w, s, a->prev);
+        kvmem__tok_try(w, s, (int32_t)(a - w->sym));
+    }
+    for (i = 0; i >= 0; i = w->sym[i].next) kvmem__tok_emit(w, s + w->sym[i].at, w->sym[i].len);
+    return KVMEM_OK;
+}
+
+/* SPM and llama2.c: spaces become U+2581 (SPM), then the text is one word. Where no piece has U+2581
+   behind another character nothing joins across such a place, so words can be done one by one: the same
+   ids from a heap that stays small. */
+static kvmem_status kvmem__tok_spm(kvmem__tok *w, const uint8_t *s, size_t n, int prefix) {
+    const int escape = w->t->kind == KVMEM_VOCAB_SPM;
+    size_t i, len = 0, from, at, step;
+    int was_mark = 1;
+    uint8_t *text;
+    KVMEM__TRY(kvmem__tok_room(w, &w->text, n + 1, escape ? 3 : 1));
+    text = (uint8_t *)w->text.p;
+    for (i = prefix ? 0 : 1; i <= n; i++) {
+        const uint8_t b = i ? s[i - 1] : (uint8_t)' ';
+        if (b == ' ' && escape) { memcpy(text + len, "\xe2\x96\x81", 3); len += 3; }
+        else text[len++] = b;
+    }
+    for (from = at = 0; at < len; at += step) {
+        const int mark = len - at >= 3 && !memcmp(text + at, "\xe2\x96\x81", 3);
+        step = kvmem__tok_char(w->t, text + at, len - at);
+        if (w->t->cut_words && mark && !was_mark && at > from) {
+            KVMEM__TRY(kvmem__tok_word(w, text + from, at - from));
+            from = at;
+        }
+        was_mark = mark;
+    }
+    return len > from ? kvmem__tok_word(w, text + from, len - from) : KVMEM_OK;
+}
+
+/* The character that stands for a byte in a byte-level vocabulary: itself if it is printable in Latin-1,
+   else the next free code point from U+0100 on; and back (-1: no byte). */
+static uint32_t kvmem__byte_char(unsigned b) {
+    if (b < 33) return 256 + b;
+    if (b >= 127 && b <= 160) return 256 + 33 + b - 127;
+    return b == 173 ? 256 + 67 : b;
+}
+static int kvmem__char_byte(uint32_t c) {
+    if (c < 256) return kvmem__byte_char(c) == c ? (int)c : -1;
+    if (c < 256 + 33) return (int)(c - 256);
+    if (c < 256 + 67) return (int)(c - 256 - 33 + 127);
+    return c == 256 + 67 ? 173 : -1;
+}
+static kvmem_status kvmem__tok_bpe(kvmem__tok *w, const uint8_t *s, size_t n) {
+    size_t i, count = 0, from, to;
+    uint32_t *chars;
+    KVMEM__TRY(kvmem__tok_room(w, &w->chars, n, sizeof(uint32_t)));
+    chars = (uint32_t *)w->chars.p;
+    for (i = 0; i < n; count++) {
+        uint32_t c;
+        i += (size_t)kvmem__utf8_decode(s + i, n - i, &c);
+        chars[count] = c | (uint32_t)kvmem__unicode_class(w->t->runs, c) << 21;
+    }
+    kvmem__split(chars, count, kvmem__pres[w->t->pre].rule);
+    for (from = 0; from < count; from = to) {
+        size_t len = 0;
+        uint8_t *text;
+        for (to = from + 1; to < count && !(chars[to] & KVMEM__WORD);) to++;
+        KVMEM__TRY(kvmem__tok_room(w, &w->text, to - from, 8));
+        text = (uint8_t *)w->text.p;
+        for (i = from; i < to; i++) {
+            uint8_t b[4];
+            const int k = kvmem__utf8_encode(KVMEM__CP(chars[i]), b);
+            int j;
+            for (j = 0; j < k; j++) len += (size_t)kvmem__utf8_encode(kvmem__byte_char(b[j]), text + len);
+        }
+        if (w->t->ignore_merges) {
+            const int id = kvmem__tok_find(w->t, text, len);
+            if (id >= 0) { kvmem__tok_put(w, id); continue; }
+        }
+        KVMEM__TRY(kvmem__tok_word(w, text, len));
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__tok_text(kvmem__tok *w, const uint8_t *s, size_t n, int after_special) {
+    if (n == 0) return KVMEM_OK;
+    if (w->t->kind == KVMEM_VOCAB_BPE) return kvmem__tok_bpe(w, s, n);
+    return kvmem__tok_spm(w, s, n, w->t->add_space_prefix && after_special);
+}
+
+/* Which special tokens stand somewhere in s? found[rank in special] = 1. At each position the
+   sorted list is narrowed byte by byte to the tokens that agree with the text so far. */
+static void kvmem__tok_scan(const kvmem_tokenizer *t, const uint8_t *s, size_t n, uint8_t *found) {
+    size_t i, depth;
+    for (i = 0; i < n; i++) {
+        int lo = t->special_first[s[i]], hi = t->special_first[s[i] + 1];
+        for (depth = 1; lo < hi; depth++) {
+            int a, b, end;
+            uint8_t next;
+            while (lo < hi && t->piece[t->special[lo]].len == depth) found[lo++] = 1;
+            if (lo == hi || i + depth == n) break;
+            next = s[i + depth];
+            for (a = lo, b = hi; a < b;) { /* first with a byte >= next */
+                const int mid = a + (b - a) / 2;
+                if (t->base[t->piece[t->special[mid]].at + depth] < next) a = mid + 1;
+                else b = mid;
+            }
+            for (end = a, b = hi; end < b;) { /* first with a byte > next */
+                const int mid = end + (b - end) / 2;
+                if (t->base[t->piece[t->special[mid]].at + depth] <= next) end = mid + 1;
+                else b = mid;
+            }
+            lo = a;
+            hi = end;
+        }
+    }
+}
+static size_t kvmem__tok_search(const uint8_t *s, size_t from, size_t to, const uint8_t *what, size_t n) {
+    while (to - from >= n) {
+        const uint8_t *p = (const uint8_t *)memchr(s + from, what[0], to - from - n + 1);
+        if (!p) break;
+        if (!memcmp(p, what, n)) return (size_t)(p - s);
+        from = (size_t)(p - s) + 1;
+    }
+    return SIZE_MAX;
+}
+/* Cut out special tokens: the longest first takes all its places, the shorter ones what is left between.
+   use (n_use) are the tokens that occur; held (n_use) are the stretches right of a token found, waiting
+   while the stretch left of it is searched for the shorter tokens. */
+static kvmem_status kvmem__tok_parts(kvmem__tok *w, const uint8_t *s, size_t n, const int *use, int n_use,
+                                     kvmem__tok_held *held) {
+    size_t from = 0, to = n;
+    int k = 0, depth = 0, after = 1;
+    for (;;) {
+        const kvmem_piece *p;
+        size_t at = SIZE_MAX, right;
+        for (; k < n_use && from < to; k++) {
+            p = &w->t->piece[use[k]];
+            at = kvmem__tok_search(s, from, to, w->t->base + p->at, p->len);
+            if (at != SIZE_MAX) break;
+        }
+        if (at != SIZE_MAX) { /* the left side now, token and right side later */
+            p = &w->t->piece[use[k]];
+            right = at + p->len;
+            while (p->strip && right < to && (s[right] == ' ' || (s[right] >= 9 && s[right] <= 13))) right++;
+            held[depth].from = right;
+            held[depth].to = to;
+            held[depth].k = k;
+            held[depth++].id = use[k];
+            to = at;
+            k++;
+            continue;
+        }
+        KVMEM__TRY(kvmem__tok_text(w, s + from, to - from, after));
+        if (to > from) after = 0;
+        if (depth == 0) return KVMEM_OK;
+        depth--;
+        kvmem__tok_put(w, held[depth].id);
+        after = 1;
+        from = held[depth].from;
+        to = held[depth].to;
+        k = held[depth].k;
+    }
+}
+static kvmem_status kvmem__tok_run(kvmem__tok *w, const uint8_t *s, size_t n, int parse) {
+    const kvmem_tokenizer *t = w->t;
+    const size_t ns = (size_t)t->n_special;
+    kvmem__tok_held *held;
+    int *use, i, n_use = 0;
+    uint8_t *found;
+    if (t->n_special == 0) return kvmem__tok_text(w, s, n, 1);
+    KVMEM__TRY(kvmem__tok_room(w, &w->special, ns, sizeof(kvmem__tok_held) + sizeof(int) + 1));
+    held = (kvmem__tok_held *)w->special.p;
+    use = (int *)(void *)(held + ns);
+    found = (uint8_t *)(use + ns);
+    memset(found, 0, ns);
+    kvmem__tok_scan(t, s, n, found);
+    for (i = 0; i < t->n_special; i++)
+        if (found[i] && (parse || t->piece[t->special[i]].type == 4))
+            use[n_use++] = t->special[i];
+    kvmem__tok_sort(t, use, n_use, 0);
+    return kvmem__tok_parts(w, s, n, use, n_use, held);
+}
+KVMEM_API kvmem_status kvmem_tokenize(const kvmem_tokenizer *t, const char *text, size_t len,
+                                      unsigned flags, int *ids, size_t cap, size_t *n, kvmem_error *err) {
+    kvmem_status st = KVMEM_OK;
+    kvmem__tok w;
+    if (!t || !n || (!text && len) || (!ids && cap))
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "tokenize: a pointer is missing");
+    if (t->kind == KVMEM_VOCAB_NONE)
+        return kvmem__fail(err, KVMEM_BAD_STATE, "tokenize: the tokenizer is not open");
+    if (len > 0x10000000u)
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "tokenize: %zu bytes of text, more than 256 MiB", len);
+    memset(&w, 0, sizeof w);
+    w.t = t;
+    w.err = err;
+    w.ids = ids;
+    w.cap = cap;
+    if ((flags & KVMEM_ADD_SPECIAL) && t->add_bos) kvmem__tok_put(&w, t->bos);
+    if (len) st = kvmem__tok_run(&w, (const uint8_t *)text, len, (flags & KVMEM_PARSE_SPECIAL) != 0);
+    if ((flags & KVMEM_ADD_SPECIAL) && t->add_eos) kvmem__tok_put(&w, t->eos);
+    kvmem__release(&t->allocator, w.text.p, w.text.size);
+    kvmem__release(&t->allocator, w.chars.p, w.chars.size);
+    kvmem__release(&t->allocator, w.syms.p, w.syms.size);
+    kvmem__release(&t->allocator, w.pairs.p, w.pairs.size);
+    kvmem__release(&t->allocator, w.special.p, w.special.size);
+    if (st == KVMEM_OK) *n = w.n;
+    return st;
+}
+
+/* ==== >>detokenize : ids back to bytes ============================================================
+   A piece gives its bytes: SPM reads U+2581 as a space and "<0x0A>" as a byte; byte-level BPE reads its
+   characters as bytes; user-defined tokens are plain text; control tokens show only when asked for. */
+static int kvmem__tok_valid(const kvmem_tokenizer *t, int id) { return t && id >= 0 && id < t->n_vocab; }
+
+KVMEM_API const char *kvmem_token_piece(const kvmem_tokenizer *t, int id, size_t *len) {
+    if (!kvmem__tok_valid(t, id)) return NULL;
+    if (len) *len = t->piece[id].len;
+    return (const char *)t->base + t->piece[id].at;
+}
+KVMEM_API int kvmem_token_find(const kvmem_tokenizer *t, const char *piece, size_t len) {
+    return t && t->table && piece ? kvmem__tok_find(t, (const uint8_t *)piece, len) : -1;
+}
+KVMEM_API int kvmem_token_is_eog(const kvmem_tokenizer *t, int id) {
+    return kvmem__tok_valid(t, id) && t->piece[id].eog;
+}
+KVMEM_API int kvmem_token_is_special(const kvmem_tokenizer *t, int id) {
+    return kvmem__tok_valid(t, id) && (t->piece[id].type == 2 || t->piece[id].type == 3);
+}
+KVMEM_API size_t kvmem_token_bytes(const kvmem_tokenizer *t, int id, unsigned flags, char *out, size_t cap) {
+    const kvmem_piece *p;
+    const uint8_t *s;
+    size_t i, n = 0;
+    int plain, hex;
+    if (!kvmem__tok_valid(t, id)) return 0;
+    p = &t->piece[id];
+    s = t->base + p->at;
+    if (p->type == 2 || p->type == 3) {
+        if (!(flags & KVMEM_SHOW_SPECIAL)) return 0;
+    } else if (p->type == 5) return 0;
+    plain = p->type >= 2 && p->type <= 4;
+    hex = p->type == 6 ? kvmem__tok_hex(s, p->len) : -1;
+    if (hex >= 0) {
+        if (cap) out[0] = (char)(unsigned char)hex;
+        return 1;
+    }
+    for (i = 0; i < p->len;) {
+        uint8_t b[4];
+        int k = 1, j;
+        b[0] = s[i];
+        if (plain || t->kind == KVMEM_VOCAB_LLAMA2C) i++;
+        else if (t->kind == KVMEM_VOCAB_SPM) {
+            const int mark = p->len - i >= 3 && !memcmp(s + i, "\xe2\x96\x81", 3);
+            if (mark) b[0] = ' ';
+            i += mark ? 3 : 1;
+        } else {
+            uint32_t c;
+            int byte;
+            k = kvmem__utf8_decode(s + i, p->len - i, &c);
+            byte = kvmem__char_byte(c);
+            memcpy(b, s + i, (size_t)k);
+            i += (size_t)k;
+            if (byte >= 0) { b[0] = (uint8_t)byte; k = 1; }
+        }
+        if (n == 0 && b[0] == ' ' && (flags & KVMEM_TEXT_START) && t->add_space_prefix && !plain) {
+            flags &= ~(unsigned)KVMEM_TEXT_START; /* one space, the prefix, is taken away */
+            continue;
+        }
+        for (j = 0; j < k; j++, n++) if (n < cap) out[n] = (char)b[j];
+    }
+    return n;
+}
+/* After this token text has begun: the space prefix can no longer come. */
+static unsigned kvmem__tok_flags_after(const kvmem_tokenizer *t, int id, unsigned flags) {
+    if (kvmem_token_is_special(t, id) || !kvmem__tok_valid(t, id)) return flags;
+    return flags & ~(unsigned)KVMEM_TEXT_START;
+}
+KVMEM_API size_t kvmem_detokenize(const kvmem_tokenizer *t, const int *ids, size_t n, unsigned flags,
+                                  char *out, size_t cap) {
+    size_t i, len = 0;
+    for (i = 0; i < n; i++) {
+        len += kvmem_token_bytes(t, ids[i], flags, len < cap ? out + len : NULL, len < cap ? cap - len : 0);
+        flags = kvmem__tok_flags_after(t, ids[i], flags);
+    }
+    return len;
+}
+
+KVMEM_API void kvmem_stream_init(kvmem_stream *s, const kvmem_tokenizer *t, unsigned flags) {
+    memset(s, 0, sizeof *s);
+    s->tokenizer = t;
+    s->flags = flags;
+}
+/* Give out the first n held bytes, which are no UTF-8. */
+static size_t kvmem__stream_bad(const kvmem_stream *s, int n, char *out) {
+    if (s->flags & KVMEM_KEEP_BYTES) { memcpy(out, s->held, (size_t)n); return (size_t)n; }
+    memcpy(out, "\xef\xbf\xbd", 3);
+    return 3;
+}
+static size_t kvmem__stream_byte(kvmem_stream *s, uint8_t b, char *out) {
+    size_t n = 0;
+    int len;
+    s->held[s->n_held++] = b;
+    len = kvmem__utf8_check(s->held, (size_t)s->n_held);
+    if (len < 0 && s->n_held > 1) { /* what was held cannot go on with b: b begins anew */
+        n = kvmem__stream_bad(s, s->n_held - 1, out);
+        s->held[0] = b;
+        s->n_held = 1;
+        len = kvmem__utf8_check(s->held, 1);
+    }
+    if (len == 0) return n;
+    if (len < 0) n += kvmem__stream_bad(s, 1, out + n);
+    else { memcpy(out + n, s->held, (size_t)len); n += (size_t)len; }
+    s->n_held = 0;
+    return n;
+}
+KVMEM_API size_t kvmem_stream_push(kvmem_stream *s, int id, char *out) {
+    /* the piece is put behind the place where its text can reach before it is read: a byte gives at most
+       3, except that one more byte may also give out what was held (3) */
+    const size_t room = s->tokenizer->max_piece + 4;
+    char *piece = out + 2 * room;
+    const size_t len = kvmem_token_bytes(s->tokenizer, id, s->flags, piece, room);
+    size_t i, n = 0;
+    s->flags = kvmem__tok_flags_after(s->tokenizer, id, s->flags);
+    for (i = 0; i < len; i++) n += kvmem__stream_byte(s, (uint8_t)piece[i], out + n);
+    return n;
+}
+KVMEM_API size_t kvmem_stream_flush(kvmem_stream *s, char *out) {
+    const size_t n = s->n_held ? kvmem__stream_bad(s, s->n_held, out) : 0;
+    s->n_held = 0;
+    return n;
+}
+
+/* ==== >>chat : the text of a conversation =========================================================
+   A chat model was trained on conversations written in one exact form. Files carry that form as a Jinja
+   program; here each family is written by hand, and a program is recognized by marks that only its family
+   has. What is not recognized is an error, never a guess. System messages: families without one put the
+   text in front of the first question. Default system prompts and dates of some templates are left out.
+   Marks and forms: the models' templates; names as in llama.cpp (src/llama.cpp). */
+static const char *const kvmem__chat_names[] = {
+    "none", "chatml", "llama2", "llama3", "mistral", "mistral-v1", "mistral-v3", "mistral-v3-tekken",
+    "mistral-v7", "mistral-v7-tekken", "gemma", "phi3", "zephyr", "zephyr-eot" };
+#define KVMEM__N_CHATS ((int)(sizeof kvmem__chat_names / sizeof kvmem__chat_names[0]))
+
+KVMEM_API const char *kvmem_chat_name(kvmem_chat kind) {
+    return (int)kind >= 0 && (int)kind < KVMEM__N_CHATS ? kvmem__chat_names[kind] : NULL;
+}
+static int kvmem__has(const char *text, size_t len, const char *what) {
+    return kvmem__tok_search((const uint8_t *)text, 0, len, (const uint8_t *)what, strlen(what)) != SIZE_MAX;
+}
+static kvmem_chat kvmem__chat_inst(const char *s, size_t n) { /* templates with [INST] */
+    if (kvmem__has(s, n, "[SYSTEM_PROMPT]"))
+        return kvmem__has(s, n, "[SYSTEM_PROMPT] ") ? KVMEM_CHAT_MISTRAL_V7 : KVMEM_CHAT_MISTRAL_V7_TEKKEN;
+    if (kvmem__has(s, n, "' [INST] ' + system_message") || kvmem__has(s, n, "[AVAILABLE_TOOLS]"))
+        return kvmem__has(s, n, " [INST]")       ? KVMEM_CHAT_MISTRAL_V1
+               : kvmem__has(s, n, "\"[INST]\"") ? KVMEM_CHAT_MISTRAL_V3_TEKKEN
+                                                 : KVMEM_CHAT_MISTRAL_V3;
+    if (kvmem__has(s, n, "<<SYS>>"))
+        return kvmem__has(s, n, "content.strip()") && kvmem__has(s, n, "bos_token + '[INST]")
+                   ? KVMEM_CHAT_LLAMA2 : KVMEM_CHAT_NONE;
+    return kvmem__has(s, n, "'[INST] ' + message['content'] + ' [/INST]'") ? KVMEM_CHAT_MISTRAL
+                                                                           : KVMEM_CHAT_NONE;
+}
+static kvmem_chat kvmem__chat_guess(const char *s, size_t n) {
+    int i;
+    for (i = 1; i < KVMEM__N_CHATS; i++)
+        if (kvmem__same(kvmem__chat_names[i], (const uint8_t *)s, n)) return (kvmem_chat)i;
+    if (kvmem__has(s, n, "<|im_start|>"))
+        return kvmem__has(s, n, "<|im_end|>") && !kvmem__has(s, n, "<|im_sep|>") &&
+                       !kvmem__has(s, n, "<|im_middle|>") ? KVMEM_CHAT_CHATML : KVMEM_CHAT_NONE;
+    if (kvmem__has(s, n, "[INST]")) return kvmem__chat_inst(s, n);
+    if (kvmem__has(s, n, "<|assistant|>") && kvmem__has(s, n, "<|end|>")) return KVMEM_CHAT_PHI3;
+    if (kvmem__has(s, n, "<|user|>\n' + message['content'] + eos_token") ||
+        kvmem__has(s, n, "<|user|>\\n' + message['content'] + eos_token")) return KVMEM_CHAT_ZEPHYR;
+    if (kvmem__has(s, n, "<|user|>") && kvmem__has(s, n, "<|endoftext|>")) return KVMEM_CHAT_ZEPHYR_EOT;
+    if (kvmem__has(s, n, "<start_of_turn>")) return KVMEM_CHAT_GEMMA;
+    if (kvmem__has(s, n, "<|start_header_id|>") && kvmem__has(s, n, "<|end_header_id|>"))
+        return KVMEM_CHAT_LLAMA3;
+    return KVMEM_CHAT_NONE;
+}
+KVMEM_API kvmem_status kvmem_chat_detect(const char *text, size_t len, kvmem_chat *out, kvmem_error *err) {
+    kvmem_chat kind;
+    if (!text || !out) return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "chat template: a pointer is missing");
+    kind = kvmem__chat_guess(text, len);
+    if (kind == KVMEM_CHAT_NONE)
+        return kvmem__fail(err, KVMEM_UNSUPPORTED, "chat template not recognized; it begins \"%.*s\"",
+                           (int)KVMEM__MIN(len, 120), text);
+    *out = kind;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_chat_of_gguf(const kvmem_gguf *g, kvmem_chat *out, kvmem_error *err) {
+    const char *s;
+    size_t n;
+    if (!g || !out) return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "chat template: a pointer is missing");
+    if (!kvmem_gguf_string(g, "tokenizer.chat_template", &s, &n))
+        return kvmem__fail(err, KVMEM_UNSUPPORTED, "the file has no tokenizer.chat_template");
+    return kvmem_chat_detect(s, n, out, err);
+}
+
+static void kvmem__chat_put(kvmem__text *t, const char *s) { kvmem__put_bytes(t, s, strlen(s)); }
+static int kvmem__chat_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+static void kvmem__chat_trim(kvmem__text *t, const char *s) { /* without the white space around */
+    size_t n;
+    while (kvmem__chat_space(*s)) s++;
+    n = strlen(s);
+    while (n && kvmem__chat_space(s[n - 1])) n--;
+    kvmem__put_bytes(t, s, n);
+}
+/* Families whose messages have a head and a tail: head role middle content tail. */
+static void kvmem__chat_headed(kvmem__text *t, kvmem_chat kind, const kvmem_message *m, size_t n, int open) {
+    const char *head = "<|", *mid = "|>\n", *tail = "<|end|>\n", *system = NULL;
+    size_t i;
+    if (kind == KVMEM_CHAT_CHATML) { head = "<|im_start|>"; mid = "\n"; tail = "<|im_end|>\n"; }
+    if (kind == KVMEM_CHAT_LLAMA3) {
+        head = "<|start_header_id|>";
+        mid = "<|end_header_id|>\n\n";
+        tail = "<|eot_id|>";
+    }
+    if (kind == KVMEM_CHAT_ZEPHYR) tail = "</s>\n";
+    if (kind == KVMEM_CHAT_ZEPHYR_EOT) tail = "<|endoftext|>\n";
+    if (kind == KVMEM_CHAT_GEMMA) { head = "<start_of_turn>"; mid = "\n"; tail = "<end_of_turn>\n"; }
+    for (i = 0; i < n; i++) {
+        const char *role = m[i].role;
+        if (kind == KVMEM_CHAT_GEMMA && !strcmp(role, "system")) { system = m[i].content; continue; }
+        if (kind == KVMEM_CHAT_GEMMA && !strcmp(role, "assistant")) role = "model";
+        kvmem__chat_put(t, head);
+        kvmem__chat_put(t, role);
+        kvmem__chat_put(t, mid);
+        if (system && strcmp(role, "model") != 0) { /* gemma: in front of the question */
+            kvmem__chat_trim(t, system);
+            kvmem__chat_put(t, "\n\n");
+            system = NULL;
+        }
+        if (kind == KVMEM_CHAT_GEMMA || kind == KVMEM_CHAT_LLAMA3) kvmem__chat_trim(t, m[i].content);
+        else kvmem__chat_put(t, m[i].content);
+        kvmem__chat_put(t, tail);
+    }
+    if (!open) return;
+    kvmem__chat_put(t, head);
+    kvmem__chat_put(t, kind == KVMEM_CHAT_GEMMA ? "model" : "assistant");
+    kvmem__chat_put(t, mid);
+}
+/* Families with [INST] question [/INST] answer</s>; the question's tail opens the answer. */
+static void kvmem__chat_bracketed(kvmem__text *t, kvmem_chat kind, const kvmem_message *m, size_t n) {
+    const int v7 = kind == KVMEM_CHAT_MISTRAL_V7 || kind == KVMEM_CHAT_MISTRAL_V7_TEKKEN;
+    const int tekken = kind == KVMEM_CHAT_MISTRAL_V3_TEKKEN || kind == KVMEM_CHAT_MISTRAL_V7_TEKKEN;
+    const int llama2 = kind == KVMEM_CHAT_LLAMA2;
+    const char *before = kind == KVMEM_CHAT_MISTRAL_V1 ? " " : "", *after = tekken ? "" : " ";
+    const char *close = kind == KVMEM_CHAT_MISTRAL_V1 || kind == KVMEM_CHAT_MISTRAL || llama2 ? " " : "";
+    int inside = 0;
+    size_t i;
+    for (i = 0; i < n; i++) {
+        const char *text = m[i].content;
+        if (!strcmp(m[i].role, "assistant")) {
+            if (kind != KVMEM_CHAT_MISTRAL) kvmem__chat_put(t, after);
+            if (llama2 || kind == KVMEM_CHAT_MISTRAL_V3) kvmem__chat_trim(t, text);
+            else kvmem__chat_put(t, text);
+            kvmem__chat_put(t, llama2 ? " </s>" : "</s>");
+            inside = 0;
+            continue;
+        }
+        if (v7 && !strcmp(m[i].role, "system")) {
+            kvmem__format(t, "[SYSTEM_PROMPT]%s%s[/SYSTEM_PROMPT]", after, text);
+            continue;
+        }
+        if (!inside) kvmem__format(t, "%s%s[INST]%s", llama2 && i ? "<s>" : "", before, after);
+        inside = !v7;
+        if (!strcmp(m[i].role, "system")) {
+            if (llama2) kvmem__format(t, "<<SYS>>\n%s\n<</SYS>>\n\n", text);
+            else kvmem__format(t, "%s%s", text, kind == KVMEM_CHAT_MISTRAL ? "\n" : "\n\n");
+            continue;
+        }
+        if (llama2) kvmem__chat_trim(t, text);
+        else kvmem__chat_put(t, text);
+        kvmem__format(t, "%s[/INST]", close);
+    }
+}
+KVMEM_API kvmem_status kvmem_chat_format(kvmem_chat kind, const kvmem_message *m, size_t n, int assistant,
+                                         char *out, size_t size, size_t *len, kvmem_error *err) {
+    const int bracketed = kind == KVMEM_CHAT_LLAMA2 ||
+                          (kind >= KVMEM_CHAT_MISTRAL && kind <= KVMEM_CHAT_MISTRAL_V7_TEKKEN);
+    kvmem__text t;
+    size_t i;
+    if (!kvmem_chat_name(kind) || kind == KVMEM_CHAT_NONE)
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "chat format %d does not exist", (int)kind);
+    if ((!m && n) || (!out && size) || !len)
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "chat format: a pointer is missing");
+    for (i = 0; i < n; i++) {
+        if (!m[i].role || !m[i].content)
+            return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "message %zu has no role or no content", i);
+        if (strcmp(m[i].role, "system") != 0 && strcmp(m[i].role, "user") != 0 &&
+            strcmp(m[i].role, "assistant") != 0)
+            return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "message %zu: role \"%s\" is not system, user or "
+                               "assistant", i, m[i].role);
+    }
+    t.out = out;
+    t.size = size;
+    t.len = 0;
+    if (size) out[0] = 0;
+    if (bracketed) kvmem__chat_bracketed(&t, kind, m, n);
+    else kvmem__chat_headed(&t, kind, m, n, assistant);
+    *len = t.len;
+    return KVMEM_OK;
+}
 
 /* ==== >>model : architectures, llama2.c checkpoints ===============================================
    Opening a model means: read the shape from the metadata, find every tensor by its name, check its
@@ -8247,7 +9759,161 @@ KVMEM_API kvmem_status kvmem_session_estimate(const kvmem_model *m, const kvmem_
     return kvmem__with_config(m, cfg, kvmem__session_estimate, &a, err);
 }
 
-/* <<IMPL: sampling>> Owner T */
+/* ==== >>sampling : from logits to a token =========================================================
+   l (n_vocab) logits. 1. Repetition penalty: a token among the last `repeat_last` accepted ones has l/p if
+   l > 0, else l*p (Keskar et al. CTRL. 2019. 1909.05858). 2. Temperature 0: the highest l, ties to the
+   lower id. 3. top-k: the k highest. 4. p = softmax(l / T). 5. top-p: the fewest of the highest whose sum
+   reaches top_p (Holtzman et al. 2019. 1904.09751). 6. min-p: of those, p >= min_p * max p (Nguyen et al.
+   2024. 2407.01082). 7. One draw u in [0,1) walks the rest in rising id. u is a function of the seed and
+   of the number of draws before it; the arithmetic is plain C, so equal logits give equal tokens
+   everywhere. A sorted list of a large vocabulary is never made: top-p sorts the 256 highest and takes
+   more only if their sum is too small. */
+KVMEM_API kvmem_sampler_config kvmem_sampler_config_default(void) {
+    kvmem_sampler_config c;
+    memset(&c, 0, sizeof c);
+    c.temperature = 0.8f;
+    c.top_k = 40;
+    c.top_p = 0.95f;
+    c.min_p = 0.05f;
+    c.repeat_penalty = 1;
+    c.repeat_last = 64;
+    return c;
+}
+static kvmem_status kvmem__sampler_check(kvmem_error *e, const kvmem_sampler_config *c, int n_vocab) {
+    const double inf = (double)INFINITY;
+    if (n_vocab < 1) return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "sampler: n_vocab %d is below 1", n_vocab);
+    if (!(c->temperature >= 0 && (double)c->temperature < inf))
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "sampler: temperature %g is not 0 or more",
+                           (double)c->temperature);
+    if (c->top_k < 0) return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "sampler: top_k %d is below 0", c->top_k);
+    if (!(c->top_p >= 0 && c->top_p <= 1))
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "sampler: top_p %g is not in 0..1", (double)c->top_p);
+    if (!(c->min_p >= 0 && c->min_p <= 1))
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "sampler: min_p %g is not in 0..1", (double)c->min_p);
+    if (!(c->repeat_penalty > 0 && (double)c->repeat_penalty < inf))
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "sampler: repeat_penalty %g is not above 0",
+                           (double)c->repeat_penalty);
+    if (c->repeat_last < 0 || c->repeat_last > 1 << 24)
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "sampler: repeat_last %d is not in 0..2^24", c->repeat_last);
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_sampler_init(kvmem_sampler *s, const kvmem_sampler_config *cfg, int n_vocab,
+                                          const kvmem_allocator *allocator) {
+    const kvmem_sampler_config c = cfg ? *cfg : kvmem_sampler_config_default();
+    size_t items;
+    if (!s) return KVMEM_BAD_ARGUMENT;
+    memset(s, 0, sizeof *s);
+    KVMEM__TRY(kvmem__sampler_check(&s->error, &c, n_vocab));
+    s->allocator = kvmem__allocator(allocator);
+    if (!kvmem__mul((size_t)n_vocab, 3, &items) || !kvmem__add(items, (size_t)c.repeat_last, &items) ||
+        !kvmem__mul(items, 4, &s->block_size)) s->block_size = SIZE_MAX;
+    s->block = s->block_size < SIZE_MAX ? kvmem__alloc(&s->allocator, s->block_size) : NULL;
+    if (!s->block)
+        return kvmem__fail(&s->error, KVMEM_NO_MEMORY, "sampler: no memory for %d logits", n_vocab);
+    s->config = c;
+    s->n_vocab = n_vocab;
+    s->value = (float *)s->block;
+    s->index = (int *)(void *)(s->value + n_vocab);
+    s->order = s->index + n_vocab;
+    s->recent = s->order + n_vocab;
+    return KVMEM_OK;
+}
+KVMEM_API void kvmem_sampler_free(kvmem_sampler *s) {
+    if (!s) return;
+    kvmem__release(&s->allocator, s->block, s->block_size);
+    memset(s, 0, sizeof *s);
+}
+KVMEM_API void kvmem_sampler_accept(kvmem_sampler *s, int id) {
+    if (!s || !s->block || s->config.repeat_last == 0 || id < 0 || id >= s->n_vocab) return;
+    s->recent[s->recent_at] = id;
+    s->recent_at = (s->recent_at + 1) % s->config.repeat_last;
+    if (s->n_recent < s->config.repeat_last) s->n_recent++;
+}
+
+static float kvmem__sampler_weight(const kvmem_sampler *s, int id, float max) {
+    return kvmem__expf((s->value[id] - max) / s->config.temperature);
+}
+/* Heap sort of ids a (n) by falling value, ties by rising id. */
+static void kvmem__sort_best(const float *value, int *a, int n) {
+    int i, end;
+    for (i = n / 2 - 1, end = n; end > 1;) {
+        int root, child, v;
+        if (i >= 0) { root = i--; v = a[root]; }
+        else { end--; v = a[end]; a[end] = a[0]; root = 0; }
+        for (; (child = 2 * root + 1) < end; root = child) {
+            if (child + 1 < end && kvmem__before(value, a[child], a[child + 1])) child++;
+            if (!kvmem__before(value, v, a[child])) break;
+            a[root] = a[child];
+        }
+        a[root] = v;
+    }
+}
+/* Copy the logits, penalize what was said; *best is the highest. */
+static kvmem_status kvmem__sampler_load(kvmem_sampler *s, const float *logits, int *best) {
+    int i, top = 0;
+    for (i = 0; i < s->n_vocab; i++) {
+        if (!(logits[i] <= FLT_MAX))
+            return kvmem__fail(&s->error, KVMEM_BAD_VALUE, "sampler: logit %d is not a number or infinite", i);
+        s->value[i] = logits[i];
+    }
+    for (i = 0; i < s->n_recent; i++) { /* from the given logit: a token twice in the ring counts once */
+        const float l = logits[s->recent[i]], p = s->config.repeat_penalty;
+        s->value[s->recent[i]] = l > 0 ? l / p : l * p;
+    }
+    for (i = 1; i < s->n_vocab; i++) if (s->value[i] > s->value[top]) top = i;
+    if (!(s->value[top] >= -FLT_MAX && s->value[top] <= FLT_MAX))
+        return kvmem__fail(&s->error, KVMEM_BAD_VALUE, "sampler: the highest logit is infinite");
+    *best = top;
+    return KVMEM_OK;
+}
+/* The tokens that top-k and top-p leave: s->order (returned number), rising ids. */
+static int kvmem__sampler_keep(kvmem_sampler *s, float max) {
+    const kvmem_sampler_config *c = &s->config;
+    const int n = s->n_vocab;
+    double total = 0, sum;
+    int count, i, k = c->top_k > 0 && c->top_k < n ? c->top_k : n;
+    if (c->top_p >= 1) {
+        if (k < n) return kvmem__topk(s->order, s->value, n, k, s->index);
+        for (i = 0; i < n; i++) s->order[i] = i;
+        return n;
+    }
+    if (k == n) for (i = 0; i < n; i++) total += (double)kvmem__sampler_weight(s, i, max);
+    for (count = k < n ? k : KVMEM__MIN(256, n);; count = count > n / 8 ? n : count * 8) {
+        kvmem__topk(s->order, s->value, n, count, s->index);
+        kvmem__sort_best(s->value, s->order, count);
+        if (k < n) for (i = 0; i < count; i++) total += (double)kvmem__sampler_weight(s, s->order[i], max);
+        for (i = 0, sum = 0; i < count && (i == 0 || sum < total * (double)c->top_p); i++)
+            sum += (double)kvmem__sampler_weight(s, s->order[i], max);
+        if (k < n || count == n || sum >= total * (double)c->top_p) break;
+    }
+    kvmem__sort_ints(s->order, i);
+    return i;
+}
+KVMEM_API kvmem_status kvmem_sample(kvmem_sampler *s, const float *logits, int *id) {
+    int best = 0, n, i, m = 0;
+    double sum = 0, u;
+    float max, least;
+    if (!s || !s->block) return KVMEM_BAD_STATE;
+    if (!logits || !id) return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "sampler: a pointer is missing");
+    KVMEM__TRY(kvmem__sampler_load(s, logits, &best));
+    if (!(s->config.temperature > 0)) { *id = best; return KVMEM_OK; }
+    max = s->value[best];
+    n = kvmem__sampler_keep(s, max);
+    least = s->config.min_p; /* the best token weighs exp(0) = 1 */
+    for (i = 0; i < n; i++) {
+        const float w = kvmem__sampler_weight(s, s->order[i], max);
+        if (!(w > 0) || w < least) continue;
+        s->order[m++] = s->order[i];
+        sum += (double)w;
+    }
+    u = kvmem__unit(kvmem__random(s->config.seed, s->draws++, 0, 0)) * sum;
+    for (i = 0, sum = 0; i < m - 1; i++) {
+        sum += (double)kvmem__sampler_weight(s, s->order[i], max);
+        if (u < sum) break;
+    }
+    *id = s->order[i];
+    return KVMEM_OK;
+}
 #endif /* KVMEM_NO_DECODER */
 
 #endif /* KVMEM_IMPLEMENTATION */
