@@ -12,10 +12,10 @@
 #include <math.h>
 #include <stdio.h>
 
-/* The toy: L layers that only attend, random weights, tokens that repeat, so that attention has
-   something to find. */
-enum { L = 2, H = 4, G = 2, D = 32, WIDTH = H * D, PROMPT = 960, DECODED = 64, BLOCK = 64, VOCAB = 50 };
-static float wq[L][WIDTH][H * D], wk[L][WIDTH][G * D], wv[L][WIDTH][G * D], embedding[VOCAB][WIDTH];
+/* The toy: L layers that only attend, random weights, 50 words, of which every tenth is one that all
+   queries look for (channel 0 marks it, channel 1 asks for it). */
+enum { L = 2, H = 4, G = 2, D = 32, WIDTH = H * D, PROMPT = 448, DECODED = 64, BLOCK = 64, VOCAB = 50 };
+static float inv_freq[D / 2], wq[L][WIDTH][H * D], wk[L][WIDTH][G * D], wv[L][WIDTH][G * D], embedding[VOCAB][WIDTH];
 
 static double noise(void) { /* uniform in +-1 */
     static unsigned state = 1;
@@ -74,19 +74,34 @@ int main(void) {
         "snapkv budget=12.5% codec=q8_0" };
     static float want[DECODED * WIDTH], got[DECODED * WIDTH];
     kvmem_config cfg = kvmem_config_default();
+    kvmem_rope rope[L];
     kvmem_recipe recipe;
     kvmem_cache cache;
     kvmem_bytes b;
     kvmem_error err;
     size_t i, j;
-    fill(&wq[0][0][0], (int)(sizeof wq / sizeof(float)), 0.35);
-    fill(&wk[0][0][0], (int)(sizeof wk / sizeof(float)), 0.35);
+    fill(&wq[0][0][0], (int)(sizeof wq / sizeof(float)), 0.25);
+    fill(&wk[0][0][0], (int)(sizeof wk / sizeof(float)), 0.25);
     fill(&wv[0][0][0], (int)(sizeof wv / sizeof(float)), 0.1);
     fill(&embedding[0][0], (int)(sizeof embedding / sizeof(float)), 1);
+    for (i = 0; i < VOCAB; i++) {
+        embedding[i][0] = i % 10 == 0 ? 8.0f : 0.0f;
+        embedding[i][1] = 8;
+    }
+    for (i = 0; i < L * H; i++) wq[i / H][1][i % H * D + D - 2] = 0.8f;
+    for (i = 0; i < L * G; i++) wk[i / G][0][i % G * D + D - 2] = 0.8f;
     cfg.shape.n_layers = L;
     cfg.shape.n_heads = H;
     cfg.shape.n_kv_heads = G;
     cfg.shape.head_dim = D;
+    for (i = 0; i < D / 2; i++) inv_freq[i] = powf(10000, -2.0f * (float)i / D);
+    for (i = 0; i < L; i++) {
+        rope[i].n_rot = D;
+        rope[i].neox = 0;
+        rope[i].mscale = 1;
+        rope[i].inv_freq = inv_freq;
+    }
+    cfg.shape.rope = rope; /* the cache rotates; NULL if your rows come rotated */
     cfg.max_block = BLOCK;
     cfg.recipe = &recipe;
     printf("%-32s %10s %10s %8s\n", "recipe", "live K+V", "peak", "error");
