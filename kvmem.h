@@ -908,6 +908,17 @@ KVMEM_API kvmem_status kvmem_sample(kvmem_sampler *s, const float *logits, int *
 #define KVMEM__NEON 0
 #endif
 
+#if KVMEM__X86 || KVMEM__NEON
+#define KVMEM__INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define KVMEM__UNROLL _Pragma("unroll")
+#elif __GNUC__ >= 8
+#define KVMEM__UNROLL _Pragma("GCC unroll 16")
+#else
+#define KVMEM__UNROLL
+#endif
+#endif
+
 /* Size checks of what file formats and packed rows rely on. */
 typedef char kvmem__check_float[sizeof(float) == 4 ? 1 : -1];
 typedef char kvmem__check_int[sizeof(int) >= 4 ? 1 : -1];
@@ -1685,25 +1696,51 @@ static void kvmem__add_plain(float *y, const float *x, size_t count) {
     size_t i;
     for (i = 0; i < count; i++) y[i] += x[i];
 }
+typedef void (*kvmem__rmsnorm_fn)(float *out, const float *x, const float *w, int d, float eps);
+static void kvmem__rmsnorm_run(kvmem__rmsnorm_fn row, float *out, const float *x, const float *w, int n,
+                               int d, float eps, int threads) {
+    int i;
+    threads = (double)n * (double)d < 65536.0 ? 1 : kvmem__threads(threads);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static)
+#endif
+    for (i = 0; i < n; i++) row(out + (size_t)i * (size_t)d, x + (size_t)i * (size_t)d, w, d, eps);
+}
+static void kvmem__rmsnorm_row_plain(float *out, const float *x, const float *w, int d, float eps) {
+    const float a = 1 / sqrtf(kvmem__dot_plain(x, x, d) / (float)d + eps);
+    int j;
+    for (j = 0; j < d; j++) out[j] = w ? x[j] * a * w[j] : x[j] * a;
+}
 static void kvmem__rmsnorm_plain(float *out, const float *x, const float *w, int n, int d, float eps,
                                  int threads) {
-    int i, j;
-    (void)threads;
-    for (i = 0; i < n; i++, x += d, out += d) {
-        const float a = 1 / sqrtf(kvmem__dot_plain(x, x, d) / (float)d + eps);
-        for (j = 0; j < d; j++) out[j] = w ? x[j] * a * w[j] : x[j] * a;
-    }
+    kvmem__rmsnorm_run(kvmem__rmsnorm_row_plain, out, x, w, n, d, eps, threads);
 }
 /* silu(g) = g / (1 + e^-g). gelu by tanh is g / (1 + e^-2u), u = sqrt(2 / pi) (g + 0.044715 g^3). */
-static void kvmem__glu_plain(float *out, const float *gate, const float *up, size_t count, kvmem_act act,
-                             int threads) {
+typedef void (*kvmem__glu_fn)(float *out, const float *gate, const float *up, size_t count, kvmem_act act);
+static void kvmem__glu_run(kvmem__glu_fn piece, float *out, const float *gate, const float *up, size_t count,
+                           kvmem_act act, int threads) {
+    const long pieces = (long)((count + 8191) / 8192);
+    long i;
+    threads = pieces < 8 ? 1 : kvmem__threads(threads);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static)
+#endif
+    for (i = 0; i < pieces; i++) {
+        const size_t at = (size_t)i * 8192;
+        piece(out + at, gate + at, up + at, KVMEM__MIN((size_t)8192, count - at), act);
+    }
+}
+static void kvmem__glu_piece_plain(float *out, const float *gate, const float *up, size_t count, kvmem_act act) {
     size_t i;
-    (void)threads;
     for (i = 0; i < count; i++) {
         const float g = gate[i];
         const float u = act == KVMEM_SILU ? g : 1.5957691216f * (g + 0.044715f * g * g * g);
         out[i] = g / (1 + kvmem__expf(-u)) * up[i];
     }
+}
+static void kvmem__glu_plain(float *out, const float *gate, const float *up, size_t count, kvmem_act act,
+                             int threads) {
+    kvmem__glu_run(kvmem__glu_piece_plain, out, gate, up, count, act, threads);
 }
 static void kvmem__embed_rows(const kvmem_backend *b, float *out, const kvmem_tensor *w, const int *ids, int n,
                         int threads) {
@@ -1823,7 +1860,7 @@ static void kvmem__mm_quantize(const kvmem__mm *m, int i, kvmem__quantize32_fn q
     int b, h;
     for (b = 0; b < m->padded; b++) {
         at = (first + (size_t)b) * G + u;
-        if (b < m->blocks) m->d[at] = quantize32(m->q + at * 32, x + (size_t)b * 32, sum);
+        if (b < m->blocks && i < m->n) m->d[at] = quantize32(m->q + at * 32, x + (size_t)b * 32, sum);
         else {
             memset(m->q + at * 32, 0, 32);
             m->d[at] = 0;
@@ -1906,6 +1943,7 @@ static void kvmem__mm_rows_plain(const kvmem__mm *m, int r0, int r1, uint8_t *pa
 typedef void (*kvmem__mm_rows_fn)(const kvmem__mm *m, int r0, int r1, uint8_t *panel);
 static void kvmem__mm_run(kvmem__mm *m, kvmem__quantize32_fn quantize32, kvmem__mm_rows_fn rows, int threads) {
     const int tile = KVMEM__TILE, tiles = (m->rows + tile - 1) / tile;
+    const int lanes = (m->n + m->group - 1) / m->group * m->group; /* zeros fill the last group */
     int i;
     threads = kvmem__threads(threads);
     if ((double)m->rows * (double)m->cols * (double)m->n < 65536.0) threads = 1; /* not worth waking */
@@ -1913,7 +1951,7 @@ static void kvmem__mm_run(kvmem__mm *m, kvmem__quantize32_fn quantize32, kvmem__
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) schedule(static) if (m->n > 3)
 #endif
-        for (i = 0; i < m->n; i++) kvmem__mm_quantize(m, i, quantize32);
+        for (i = 0; i < lanes; i++) kvmem__mm_quantize(m, i, quantize32);
     }
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
@@ -1927,17 +1965,860 @@ static void kvmem__mm_run(kvmem__mm *m, kvmem__quantize32_fn quantize32, kvmem__
     for (i = 0; i < tiles; i++) rows(m, i * tile, KVMEM__MIN(m->rows, (i + 1) * tile), m->panel);
 #endif
 }
-static void kvmem__matmul_plain(const kvmem_backend *b, float *out, const kvmem_tensor *w, const float *x,
-                                int n, void *scratch, int threads) {
+static void kvmem__mm_start(float *out, const kvmem_tensor *w, const float *x, int n, void *scratch,
+                            int threads, kvmem__quantize32_fn quantize32, kvmem__mm_rows_fn rows) {
     kvmem__mm m;
-    (void)b;
+    if (n <= 0) return;
     kvmem__mm_shape(&m, w, n);
     kvmem__mm_carve(&m, scratch, threads);
     m.x = x;
     m.out = out;
-    if (n > 0) kvmem__mm_run(&m, kvmem__quantize32_plain, kvmem__mm_rows_plain, threads);
+    kvmem__mm_run(&m, quantize32, rows, threads);
+}
+static void kvmem__matmul_plain(const kvmem_backend *b, float *out, const kvmem_tensor *w, const float *x,
+                                int n, void *scratch, int threads) {
+    (void)b;
+    kvmem__mm_start(out, w, x, n, scratch, threads, kvmem__quantize32_plain, kvmem__mm_rows_plain);
 }
 #endif /* KVMEM_NO_DECODER */
+
+#if KVMEM__X86
+/* ---- AVX2: vectors. The AVX-512 table uses them, too: at these lengths memory is the limit. */
+#define KVMEM__LDI(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
+
+KVMEM__AVX2 KVMEM__INLINE float kvmem__hsum_avx2(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+KVMEM__AVX2 static float kvmem__dot_avx2(const float *a, const float *b, int n) {
+    __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
+    float tail = 0;
+    int i;
+    for (i = 0; i + 32 <= n; i += 32) {
+        s0 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), s0);
+        s1 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8), _mm256_loadu_ps(b + i + 8), s1);
+        s2 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 16), _mm256_loadu_ps(b + i + 16), s2);
+        s3 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 24), _mm256_loadu_ps(b + i + 24), s3);
+    }
+    for (; i + 8 <= n; i += 8) s0 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), s0);
+    for (; i < n; i++) tail += a[i] * b[i];
+    return kvmem__hsum_avx2(_mm256_add_ps(_mm256_add_ps(s0, s1), _mm256_add_ps(s2, s3))) + tail;
+}
+KVMEM__AVX2 static void kvmem__axpy_avx2(float *y, float a, const float *x, int n) {
+    const __m256 va = _mm256_set1_ps(a);
+    int i;
+    for (i = 0; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_fmadd_ps(va, _mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
+    for (; i < n; i++) y[i] += a * x[i];
+}
+KVMEM__AVX2 static void kvmem__scale_avx2(float *y, float a, int n) {
+    const __m256 va = _mm256_set1_ps(a);
+    int i;
+    for (i = 0; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_mul_ps(va, _mm256_loadu_ps(y + i)));
+    for (; i < n; i++) y[i] *= a;
+}
+KVMEM__AVX2 static float kvmem__max_avx2(const float *x, int n) {
+    __m256 v = _mm256_set1_ps(-INFINITY);
+    float m = -INFINITY, lane[8];
+    int i;
+    for (i = 0; i + 8 <= n; i += 8) v = _mm256_max_ps(_mm256_loadu_ps(x + i), v);
+    for (; i < n; i++) m = x[i] > m ? x[i] : m;
+    _mm256_storeu_ps(lane, v);
+    for (i = 0; i < 8; i++) m = lane[i] > m ? lane[i] : m;
+    return m;
+}
+/* kvmem__expf's polynomial; 2^n is applied in two halves, so that n = 128 needs no case. */
+KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__exp_avx2(__m256 x) {
+    const __m256 log2e = _mm256_set1_ps(1.44269504089f);
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, log2e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256i e = _mm256_cvtps_epi32(n), e0 = _mm256_srai_epi32(e, 1), e1 = _mm256_sub_epi32(e, e0);
+    const __m256i bias = _mm256_set1_epi32(127);
+    __m256 f = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x), p;
+    f = _mm256_mul_ps(_mm256_fmadd_ps(n, _mm256_set1_ps(2.12194440e-4f), f), log2e);
+    p = _mm256_fmadd_ps(_mm256_set1_ps(KVMEM__EXP_C6), f, _mm256_set1_ps(KVMEM__EXP_C5));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(KVMEM__EXP_C4));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(KVMEM__EXP_C3));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(KVMEM__EXP_C2));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(KVMEM__EXP_C1));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(KVMEM__EXP_C0));
+    p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e0, bias), 23)));
+    p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e1, bias), 23)));
+    p = _mm256_andnot_ps(_mm256_cmp_ps(x, _mm256_set1_ps(-87.3f), _CMP_LE_OQ), p);
+    return _mm256_blendv_ps(p, _mm256_set1_ps(INFINITY), _mm256_cmp_ps(x, _mm256_set1_ps(88.7f), _CMP_GT_OQ));
+}
+KVMEM__AVX2 static float kvmem__exp_sum_avx2(float *p, const float *s, float m, int n) {
+    const __m256 vm = _mm256_set1_ps(m);
+    __m256 sum = _mm256_setzero_ps(), e;
+    float tail = 0;
+    int i;
+    for (i = 0; i + 8 <= n; i += 8) {
+        e = kvmem__exp_avx2(_mm256_sub_ps(_mm256_loadu_ps(s + i), vm));
+        _mm256_storeu_ps(p + i, e);
+        sum = _mm256_add_ps(sum, e);
+    }
+    for (; i < n; i++) tail += p[i] = kvmem__expf(s[i] - m);
+    return kvmem__hsum_avx2(sum) + tail;
+}
+KVMEM__AVX2 static void kvmem__softcap_avx2(float *y, float cap, size_t count) {
+    const __m256 one = _mm256_set1_ps(1), two = _mm256_set1_ps(2), vcap = _mm256_set1_ps(cap);
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        const __m256 t = _mm256_div_ps(_mm256_loadu_ps(y + i), vcap), q = _mm256_mul_ps(t, t);
+        const __m256 a = _mm256_andnot_ps(sign, t);
+        __m256 s = _mm256_fmadd_ps(q, _mm256_set1_ps(0.02186949f), _mm256_set1_ps(-0.05396825f)), r;
+        s = _mm256_fmadd_ps(q, s, _mm256_set1_ps(0.13333333f));
+        s = _mm256_fmadd_ps(q, s, _mm256_set1_ps(-0.33333333f));
+        s = _mm256_fmadd_ps(_mm256_mul_ps(t, q), s, t);
+        r = _mm256_div_ps(two, _mm256_add_ps(kvmem__exp_avx2(_mm256_mul_ps(two, a)), one));
+        r = _mm256_or_ps(_mm256_sub_ps(one, r), _mm256_and_ps(sign, t));
+        s = _mm256_blendv_ps(r, s, _mm256_cmp_ps(a, _mm256_set1_ps(0.25f), _CMP_LT_OQ));
+        _mm256_storeu_ps(y + i, _mm256_mul_ps(vcap, s));
+    }
+    kvmem__softcap_plain(y + i, cap, count - i);
+}
+#ifndef KVMEM_NO_DECODER
+KVMEM__AVX2 static void kvmem__add_avx2(float *y, const float *x, size_t count) {
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_add_ps(_mm256_loadu_ps(y + i), _mm256_loadu_ps(x + i)));
+    for (; i < count; i++) y[i] += x[i];
+}
+KVMEM__AVX2 static void kvmem__rmsnorm_row_avx2(float *out, const float *x, const float *w, int d, float eps) {
+    const float a = 1 / sqrtf(kvmem__dot_avx2(x, x, d) / (float)d + eps);
+    const __m256 va = _mm256_set1_ps(a);
+    int j;
+    for (j = 0; j + 8 <= d; j += 8) {
+        __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x + j), va);
+        if (w) v = _mm256_mul_ps(v, _mm256_loadu_ps(w + j));
+        _mm256_storeu_ps(out + j, v);
+    }
+    for (; j < d; j++) out[j] = w ? x[j] * a * w[j] : x[j] * a;
+}
+KVMEM__AVX2 static void kvmem__glu_piece_avx2(float *out, const float *gate, const float *up, size_t count,
+                                              kvmem_act act) {
+    const __m256 one = _mm256_set1_ps(1);
+    size_t i;
+    for (i = 0; i + 8 <= count; i += 8) {
+        const __m256 g = _mm256_loadu_ps(gate + i);
+        __m256 u = g;
+        if (act == KVMEM_GELU_TANH) {
+            u = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_mul_ps(g, g), g), _mm256_set1_ps(0.044715f), g);
+            u = _mm256_mul_ps(u, _mm256_set1_ps(1.5957691216f));
+        }
+        u = kvmem__exp_avx2(_mm256_sub_ps(_mm256_setzero_ps(), u));
+        u = _mm256_div_ps(g, _mm256_add_ps(one, u));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(u, _mm256_loadu_ps(up + i)));
+    }
+    kvmem__glu_piece_plain(out + i, gate + i, up + i, count - i, act);
+}
+static void kvmem__rmsnorm_avx2(float *out, const float *x, const float *w, int n, int d, float eps,
+                                int threads) {
+    kvmem__rmsnorm_run(kvmem__rmsnorm_row_avx2, out, x, w, n, d, eps, threads);
+}
+static void kvmem__glu_avx2(float *out, const float *gate, const float *up, size_t count, kvmem_act act,
+                            int threads) {
+    kvmem__glu_run(kvmem__glu_piece_avx2, out, gate, up, count, act, threads);
+}
+
+/* ---- AVX2 and AVX-512: matrix product. Codes and scales of 256 weights are read by the same AVX2
+   functions on both; `type` is a constant where they are inlined, so that each type gets its own loop. */
+KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__nibbles(const uint8_t *p) { /* codes 0..15 low, 16..31 high */
+    const __m128i v = _mm_loadu_si128((const __m128i *)(const void *)p);
+    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(v), _mm_srli_epi16(v, 4), 1);
+    return _mm256_and_si256(both, _mm256_set1_epi8(15));
+}
+KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__fifth_bits(const uint8_t *p) { /* bit i of 32 as 16 in byte i */
+    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2,
+                                            2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201ull);
+    __m256i v;
+    int32_t u;
+    memcpy(&u, p, 4);
+    v = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(u), spread), bit);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(v, bit), _mm256_set1_epi8(16));
+}
+KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__bits(__m256i v, int shift, int mask) {
+    return _mm256_and_si256(_mm256_srli_epi16(v, shift), _mm256_set1_epi8((char)mask));
+}
+/* Block b (0..7) of 256 codes at p, as unsigned bytes. Twin: kvmem__unpack. */
+KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__codes(const int type, const uint8_t *p, int b) {
+    const __m256i top = _mm256_set1_epi8((char)-128);
+    const uint8_t *half = p + b / 4 * 32, *pair = p + b / 2 * 32;
+    switch (type) {
+    case KVMEM_Q8_SPLIT: return _mm256_xor_si256(KVMEM__LDI(p + b * 32), top);
+    case KVMEM_Q8_0: return _mm256_xor_si256(KVMEM__LDI(p + b * 34 + 2), top);
+    case KVMEM_Q4_0: return kvmem__nibbles(p + b * 18 + 2);
+    case KVMEM_Q4_1: return kvmem__nibbles(p + b * 20 + 4);
+    case KVMEM_Q5_0: return _mm256_or_si256(kvmem__nibbles(p + b * 22 + 6), kvmem__fifth_bits(p + b * 22 + 2));
+    case KVMEM_Q5_1: return _mm256_or_si256(kvmem__nibbles(p + b * 24 + 8), kvmem__fifth_bits(p + b * 24 + 4));
+    case KVMEM_Q2_K: return kvmem__bits(KVMEM__LDI(half + 16), b % 4 * 2, 3);
+    case KVMEM_Q3_K:
+        return _mm256_or_si256(kvmem__bits(KVMEM__LDI(half + 32), b % 4 * 2, 3),
+                               _mm256_slli_epi16(kvmem__bits(KVMEM__LDI(p), b, 1), 2));
+    case KVMEM_Q4_K: return kvmem__bits(KVMEM__LDI(pair + 16), b % 2 * 4, 15);
+    case KVMEM_Q5_K:
+        return _mm256_or_si256(kvmem__bits(KVMEM__LDI(pair + 48), b % 2 * 4, 15),
+                               _mm256_slli_epi16(kvmem__bits(KVMEM__LDI(p + 16), b, 1), 4));
+    default: /* KVMEM_Q6_K */
+        return _mm256_or_si256(
+            kvmem__bits(KVMEM__LDI(p + b / 4 * 64 + b % 2 * 32), b % 4 / 2 * 4, 15),
+            _mm256_slli_epi16(kvmem__bits(KVMEM__LDI(half + 128), b % 4 * 2, 3), 4));
+    }
+}
+KVMEM__AVX2 KVMEM__INLINE float kvmem__half(const uint8_t *p) {
+    uint16_t h;
+    memcpy(&h, p, 2);
+    return _cvtsh_ss(h);
+}
+/* The float16 at p, p + step, ... (8 of them). */
+KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__halves(const uint8_t *p, int step) {
+    uint16_t h[8];
+    __m128i v;
+    int i;
+    for (i = 0; i < 8; i++) memcpy(&h[i], p + i * step, 2);
+    v = _mm_cvtsi32_si128(h[0]);
+    v = _mm_insert_epi16(v, (short)h[1], 1);
+    v = _mm_insert_epi16(v, (short)h[2], 2);
+    v = _mm_insert_epi16(v, (short)h[3], 3);
+    v = _mm_insert_epi16(v, (short)h[4], 4);
+    v = _mm_insert_epi16(v, (short)h[5], 5);
+    v = _mm_insert_epi16(v, (short)h[6], 6);
+    v = _mm_insert_epi16(v, (short)h[7], 7);
+    return _mm256_cvtph_ps(v);
+}
+KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__bytes_ps(__m128i v) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v));
+}
+/* Scales and mins of 256 weights: s[0], m[0] one a block, or s[0..1], m[0..1] one a half block.
+   gs: scales of KVMEM_Q8_SPLIT, b0 the chunk's first block, group in halves of blocks or in blocks. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__scales(const int type, const int per, const uint8_t *p,
+                                             const uint8_t *gs, int b0, int group, int blocks, __m256 *s,
+                                             __m256 *m) {
+    uint32_t a[4];
+    __m256 d, dmin;
+    __m128i v;
+    switch (type) {
+    case KVMEM_Q8_SPLIT: {
+        float f[16];
+        int i;
+        for (i = 0; i < 8 * per; i++) {
+            const int at = KVMEM__MIN(b0 * per + i, blocks * per - 1) / group;
+            memcpy(&f[i], gs + (size_t)at * 4, 4);
+        }
+        s[0] = _mm256_loadu_ps(f);
+        if (per == 2) s[1] = _mm256_loadu_ps(f + 8);
+        break;
+    }
+    case KVMEM_Q8_0: s[0] = kvmem__halves(p, 34); break;
+    case KVMEM_Q4_0: s[0] = kvmem__halves(p, 18); break;
+    case KVMEM_Q5_0: s[0] = kvmem__halves(p, 22); break;
+    case KVMEM_Q4_1: s[0] = kvmem__halves(p, 20); m[0] = kvmem__halves(p + 2, 20); break;
+    case KVMEM_Q5_1: s[0] = kvmem__halves(p, 24); m[0] = kvmem__halves(p + 2, 24); break;
+    case KVMEM_Q2_K:
+        d = _mm256_set1_ps(kvmem__half(p + 80));
+        dmin = _mm256_set1_ps(-kvmem__half(p + 82));
+        v = _mm_loadu_si128((const __m128i *)(const void *)p);
+        {
+            const __m128i low = _mm_and_si128(v, _mm_set1_epi8(15));
+            const __m128i high = _mm_and_si128(_mm_srli_epi16(v, 4), _mm_set1_epi8(15));
+            s[0] = _mm256_mul_ps(d, kvmem__bytes_ps(low));
+            s[1] = _mm256_mul_ps(d, kvmem__bytes_ps(_mm_srli_si128(low, 8)));
+            m[0] = _mm256_mul_ps(dmin, kvmem__bytes_ps(high));
+            m[1] = _mm256_mul_ps(dmin, kvmem__bytes_ps(_mm_srli_si128(high, 8)));
+        }
+        break;
+    case KVMEM_Q3_K:
+        d = _mm256_set1_ps(kvmem__half(p + 108));
+        memcpy(a, p + 96, 12);
+        v = _mm_setr_epi32((int)((a[0] & 0x0f0f0f0fu) | (a[2] << 4 & 0x30303030u)),
+                           (int)((a[1] & 0x0f0f0f0fu) | (a[2] << 2 & 0x30303030u)),
+                           (int)((a[0] >> 4 & 0x0f0f0f0fu) | (a[2] & 0x30303030u)),
+                           (int)((a[1] >> 4 & 0x0f0f0f0fu) | (a[2] >> 2 & 0x30303030u)));
+        v = _mm_sub_epi8(v, _mm_set1_epi8(32));
+        s[0] = _mm256_mul_ps(d, kvmem__bytes_ps(v));
+        s[1] = _mm256_mul_ps(d, kvmem__bytes_ps(_mm_srli_si128(v, 8)));
+        break;
+    case KVMEM_Q4_K:
+    case KVMEM_Q5_K:
+        d = _mm256_set1_ps(kvmem__half(p));
+        dmin = _mm256_set1_ps(-kvmem__half(p + 2));
+        memcpy(a, p + 4, 12);
+        v = _mm_setr_epi32((int)(a[0] & 0x3f3f3f3fu), (int)((a[2] & 0x0f0f0f0fu) | (a[0] >> 2 & 0x30303030u)),
+                           (int)(a[1] & 0x3f3f3f3fu), (int)((a[2] >> 4 & 0x0f0f0f0fu) | (a[1] >> 2 & 0x30303030u)));
+        s[0] = _mm256_mul_ps(d, kvmem__bytes_ps(v));
+        m[0] = _mm256_mul_ps(dmin, kvmem__bytes_ps(_mm_srli_si128(v, 8)));
+        break;
+    default: /* KVMEM_Q6_K */
+        d = _mm256_set1_ps(kvmem__half(p + 208));
+        v = _mm_loadu_si128((const __m128i *)(const void *)(p + 192));
+        s[0] = _mm256_mul_ps(d, kvmem__bytes_ps(v));
+        s[1] = _mm256_mul_ps(d, kvmem__bytes_ps(_mm_srli_si128(v, 8)));
+    }
+}
+/* Bytes of 256 weights; where chunk c of a row starts. A last chunk of fewer than 8 blocks is copied into
+   tail (KVMEM__TAIL zeroed bytes), so that nothing past the row is read; zero scales mute the rest. */
+#define KVMEM__TAIL 272
+KVMEM__AVX2 KVMEM__INLINE size_t kvmem__chunk_bytes(const kvmem__quant *t) {
+    return (size_t)(256 / t->block) * (size_t)t->bytes;
+}
+KVMEM__AVX2 KVMEM__INLINE const uint8_t *kvmem__chunk(const kvmem__mm *m, const uint8_t *row, int c,
+                                                      uint8_t *tail) {
+    const uint8_t *p = row + (size_t)c * kvmem__chunk_bytes(m->t);
+    const size_t left = m->row_bytes - (size_t)c * kvmem__chunk_bytes(m->t);
+    if (left >= kvmem__chunk_bytes(m->t)) return p;
+    memset(tail, 0, KVMEM__TAIL);
+    memcpy(tail, p, left);
+    return tail;
+}
+
+KVMEM__AVX2 static float kvmem__quantize32_avx2(int8_t *q, const float *x, int32_t *sum) {
+    const __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8), c = _mm256_loadu_ps(x + 16);
+    const __m256 d = _mm256_loadu_ps(x + 24);
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff), ones = _mm256_set1_epi16(1);
+    __m256i big = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(a), mask),
+                                   _mm256_and_si256(_mm256_castps_si256(b), mask));
+    __m256i v;
+    __m128i t;
+    __m256 vi;
+    float top, inv;
+    int32_t u;
+    big = _mm256_max_epi32(big, _mm256_and_si256(_mm256_castps_si256(c), mask));
+    big = _mm256_max_epi32(big, _mm256_and_si256(_mm256_castps_si256(d), mask));
+    t = _mm_max_epi32(_mm256_castsi256_si128(big), _mm256_extracti128_si256(big, 1));
+    t = _mm_max_epi32(t, _mm_shuffle_epi32(t, 0x4e));
+    t = _mm_max_epi32(t, _mm_shuffle_epi32(t, 0xb1));
+    u = _mm_cvtsi128_si32(t);
+    memcpy(&top, &u, 4);
+    if (!(top >= 1e-36f && top <= FLT_MAX)) return kvmem__quantize32_plain(q, x, sum);
+    inv = 127 / top;
+    vi = _mm256_set1_ps(inv);
+    v = _mm256_packs_epi16(
+        _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(a, vi)), _mm256_cvtps_epi32(_mm256_mul_ps(b, vi))),
+        _mm256_packs_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(c, vi)), _mm256_cvtps_epi32(_mm256_mul_ps(d, vi))));
+    v = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)(void *)q, v);
+    v = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), v), ones);
+    v = _mm256_add_epi32(v, _mm256_shuffle_epi32(v, 0x4e));
+    v = _mm256_add_epi32(v, _mm256_shuffle_epi32(v, 0xb1));
+    sum[0] = _mm256_extract_epi32(v, 0);
+    sum[1] = _mm256_extract_epi32(v, 4);
+    return top / 127;
+}
+
+/* Every quantized type with its constants: type, scales a block, offset, whether it has mins. */
+#define KVMEM__QUANT_LIST(X)                                                                        \
+    X(KVMEM_Q8_0, 1, 128, 0) X(KVMEM_Q4_0, 1, 8, 0) X(KVMEM_Q4_1, 1, 0, 1) X(KVMEM_Q5_0, 1, 16, 0)  \
+    X(KVMEM_Q5_1, 1, 0, 1) X(KVMEM_Q2_K, 2, 0, 1) X(KVMEM_Q3_K, 2, 4, 0) X(KVMEM_Q4_K, 1, 0, 1)     \
+    X(KVMEM_Q5_K, 1, 0, 1) X(KVMEM_Q6_K, 2, 32, 0)
+
+/* Codes times activations, four neighbours a lane: an integer dot of unsigned and signed bytes. 8-bit
+   codes would overflow the 16-bit pairs of vpmaddubsw, so their sign moves to the other side; these
+   sums are then without offset. */
+KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__dot4_avx2(__m256i start, __m256i code, __m256i x, const int off) {
+    __m256i p;
+    if (off == 128) {
+        const __m256i w = _mm256_xor_si256(code, _mm256_set1_epi8((char)-128));
+        p = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+        return _mm256_add_epi32(start, _mm256_madd_epi16(p, _mm256_set1_epi16(1)));
+    }
+    p = _mm256_maddubs_epi16(code, x);
+    return _mm256_add_epi32(start, _mm256_madd_epi16(p, _mm256_set1_epi16(1)));
+}
+/* Rows r and r2 of W against row i of x; sums stay in lanes until the row ends. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__pair_avx2(const kvmem__mm *m, int r, int r2, int i, const int type,
+                                                const int per, const int off, const int has_min) {
+    const int8_t *q = m->q + (size_t)i * (size_t)m->padded * 32;
+    const float *d = m->d + (size_t)i * (size_t)m->padded, *fs = m->fsum + (size_t)i * (size_t)(m->padded * per);
+    const int row[2] = { r, r2 };
+    const int group = type == KVMEM_Q8_SPLIT ? m->w->group / (32 / per) : 1;
+    __m256 acc[2], mins[2], s[2][2], mn[2];
+    uint8_t tail[2][KVMEM__TAIL];
+    const uint8_t *p[2];
+    int c, b, k;
+    acc[0] = acc[1] = mins[0] = mins[1] = _mm256_setzero_ps();
+    for (c = 0; c < m->padded / 8; c++, q += 256, d += 8, fs += 8 * per) {
+        const __m256 dx = _mm256_loadu_ps(d);
+        KVMEM__UNROLL
+        for (k = 0; k < 2; k++) {
+            p[k] = kvmem__chunk(m, kvmem__mm_row(m, row[k]), c, tail[k]);
+            kvmem__scales(type, per, p[k], kvmem__mm_scales(m, row[k]), c * 8, group, m->blocks, s[k], mn);
+            if (has_min) mins[k] = _mm256_fmadd_ps(mn[0], _mm256_loadu_ps(fs), mins[k]);
+            if (has_min && per == 2) mins[k] = _mm256_fmadd_ps(mn[1], _mm256_loadu_ps(fs + 8), mins[k]);
+            if (per == 1) s[k][0] = _mm256_mul_ps(s[k][0], dx);
+            else {
+                const __m256i low = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+                const __m256i high = _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7);
+                s[k][0] = _mm256_mul_ps(s[k][0], _mm256_permutevar8x32_ps(dx, low));
+                s[k][1] = _mm256_mul_ps(s[k][1], _mm256_permutevar8x32_ps(dx, high));
+            }
+        }
+        KVMEM__UNROLL
+        for (b = 0; b < 8; b++) {
+            const __m256i x = KVMEM__LDI(q + b * 32), ones = _mm256_set1_epi16(1);
+            const int at = per == 1 ? b : b % 4 * 2, next = per == 1 ? b : at + 1;
+            const __m256i lanes = _mm256_setr_epi32(at, at, at, at, next, next, next, next);
+            __m256i start = _mm256_setzero_si256();
+            if (off != 0 && off != 128)
+                start = _mm256_sub_epi32(start, _mm256_madd_epi16(
+                    _mm256_maddubs_epi16(_mm256_set1_epi8((char)off), x), ones));
+            KVMEM__UNROLL
+            for (k = 0; k < 2; k++) {
+                const __m256i dot = kvmem__dot4_avx2(start, kvmem__codes(type, p[k], b), x, off);
+                const __m256 f = _mm256_permutevar8x32_ps(s[k][per == 1 ? 0 : b / 4], lanes);
+                acc[k] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), f, acc[k]);
+            }
+        }
+    }
+    KVMEM__UNROLL
+    for (k = 1; k >= 0; k--)
+        m->out[(size_t)i * (size_t)m->rows + (size_t)row[k]] = kvmem__hsum_avx2(_mm256_add_ps(acc[k], mins[k]));
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__pair_avx512(const kvmem__mm *m, int r, int r2, int i, const int type,
+                                                    const int per, const int off, const int has_min) {
+    const int8_t *q = m->q + (size_t)i * (size_t)m->padded * 32;
+    const float *d = m->d + (size_t)i * (size_t)m->padded, *fs = m->fsum + (size_t)i * (size_t)(m->padded * per);
+    const int row[2] = { r, r2 };
+    const int group = type == KVMEM_Q8_SPLIT ? m->w->group / (32 / per) : 1;
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i which = _mm512_srli_epi32(lane, per == 1 ? 3 : 2); /* scale of each lane, less 4 per j / 2 */
+    __m512 acc[2], s[2];
+    __m256 mins[2], sh[2], mn[2];
+    uint8_t tail[2][KVMEM__TAIL];
+    const uint8_t *p[2];
+    int c, j, k;
+    acc[0] = acc[1] = _mm512_setzero_ps();
+    mins[0] = mins[1] = _mm256_setzero_ps();
+    for (c = 0; c < m->padded / 8; c++, q += 256, d += 8, fs += 8 * per) {
+        const __m256 dx = _mm256_loadu_ps(d);
+        KVMEM__UNROLL
+        for (k = 0; k < 2; k++) {
+            p[k] = kvmem__chunk(m, kvmem__mm_row(m, row[k]), c, tail[k]);
+            kvmem__scales(type, per, p[k], kvmem__mm_scales(m, row[k]), c * 8, group, m->blocks, sh, mn);
+            if (has_min) mins[k] = _mm256_fmadd_ps(mn[0], _mm256_loadu_ps(fs), mins[k]);
+            if (has_min && per == 2) mins[k] = _mm256_fmadd_ps(mn[1], _mm256_loadu_ps(fs + 8), mins[k]);
+            if (per == 1) s[k] = _mm512_castps256_ps512(_mm256_mul_ps(sh[0], dx));
+            else {
+                s[k] = _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(sh[0])),
+                                                           _mm256_castps_pd(sh[1]), 1));
+                s[k] = _mm512_mul_ps(s[k], _mm512_permutexvar_ps(_mm512_srli_epi32(lane, 1),
+                                                                 _mm512_castps256_ps512(dx)));
+            }
+        }
+        KVMEM__UNROLL
+        for (j = 0; j < 4; j++) {
+            const __m512i x = _mm512_loadu_si512(q + j * 64);
+            const __m512i at = _mm512_add_epi32(which, _mm512_set1_epi32(2 * per * j));
+            __m512i start = _mm512_setzero_si512();
+            if (off != 0)
+                start = _mm512_sub_epi32(start, _mm512_dpbusd_epi32(start, _mm512_set1_epi8((char)off), x));
+            KVMEM__UNROLL
+            for (k = 0; k < 2; k++) {
+                const __m512i code = _mm512_inserti64x4(_mm512_castsi256_si512(kvmem__codes(type, p[k], 2 * j)),
+                                                        kvmem__codes(type, p[k], 2 * j + 1), 1);
+                const __m512i dot = _mm512_dpbusd_epi32(start, code, x);
+                acc[k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(at, s[k]), acc[k]);
+            }
+        }
+    }
+    KVMEM__UNROLL
+    for (k = 1; k >= 0; k--)
+        m->out[(size_t)i * (size_t)m->rows + (size_t)row[k]] =
+            _mm512_reduce_add_ps(acc[k]) + kvmem__hsum_avx2(mins[k]);
+}
+/* Eight values of a float type from value k on; k + 8 is inside the row. */
+KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__floats8(const int type, const uint8_t *row, int k) {
+    if (type == KVMEM_F32) return _mm256_loadu_ps((const float *)(const void *)(row + (size_t)k * 4));
+    {
+        const __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(row + (size_t)k * 2));
+        if (type == KVMEM_F16) return _mm256_cvtph_ps(h);
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    }
+}
+/* A row's last values, n < 8, padded with zeros. */
+static void kvmem__floats_tail(const kvmem__mm *m, const uint8_t *row, int k, int n, float *out) {
+    memset(out, 0, 32);
+    kvmem__decode(m->t, out, row + (size_t)k * (size_t)m->t->bytes, (size_t)n);
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__row_float_avx2(const kvmem__mm *m, int r, int i, const int type) {
+    const uint8_t *row = kvmem__mm_row(m, r);
+    const float *x = m->x + (size_t)i * (size_t)m->cols;
+    __m256 a[4];
+    float tail[8], sum = 0;
+    int k, j;
+    KVMEM__UNROLL
+    for (j = 0; j < 4; j++) a[j] = _mm256_setzero_ps();
+    for (k = 0; k + 32 <= m->cols; k += 32)
+        KVMEM__UNROLL
+        for (j = 0; j < 4; j++)
+            a[j] = _mm256_fmadd_ps(kvmem__floats8(type, row, k + 8 * j), _mm256_loadu_ps(x + k + 8 * j), a[j]);
+    for (; k + 8 <= m->cols; k += 8)
+        a[0] = _mm256_fmadd_ps(kvmem__floats8(type, row, k), _mm256_loadu_ps(x + k), a[0]);
+    if (k < m->cols) {
+        kvmem__floats_tail(m, row, k, m->cols - k, tail);
+        for (j = 0; k + j < m->cols; j++) sum += tail[j] * x[k + j];
+    }
+    sum += kvmem__hsum_avx2(_mm256_add_ps(_mm256_add_ps(a[0], a[1]), _mm256_add_ps(a[2], a[3])));
+    m->out[(size_t)i * (size_t)m->rows + (size_t)r] = sum;
+}
+/* Few rows of x. */
+#define KVMEM__PAIRS(isa, type, per, off, has_min)                                                  \
+    for (r = r0; r < r1; r += 2)                                                                    \
+        for (i = 0; i < m->n; i++)                                                                  \
+            kvmem__pair_##isa(m, r, KVMEM__MIN(r + 1, r1 - 1), i, type, per, off, has_min);
+#define KVMEM__FEW_CASE_AVX2(type, per, off, has_min)                                               \
+    case type: KVMEM__PAIRS(avx2, type, per, off, has_min) break;
+#define KVMEM__FEW_CASE_AVX512(type, per, off, has_min)                                             \
+    case type: KVMEM__PAIRS(avx512, type, per, off, has_min) break;
+#define KVMEM__FEW_CASE_FLOAT(type)                                                                 \
+    case type:                                                                                      \
+        for (r = r0; r < r1; r++)                                                                   \
+            for (i = 0; i < m->n; i++) kvmem__row_float_avx2(m, r, i, type);                        \
+        break;
+KVMEM__AVX2 static void kvmem__few_float_avx2(const kvmem__mm *m, int r0, int r1) {
+    int r, i;
+    switch (m->w->type) {
+    KVMEM__FEW_CASE_FLOAT(KVMEM_F32)
+    KVMEM__FEW_CASE_FLOAT(KVMEM_F16)
+    default:
+    KVMEM__FEW_CASE_FLOAT(KVMEM_BF16)
+    }
+}
+KVMEM__AVX2 static void kvmem__few_avx2(const kvmem__mm *m, int r0, int r1) {
+    int r, i;
+    switch (m->w->type) {
+    KVMEM__QUANT_LIST(KVMEM__FEW_CASE_AVX2)
+    default:
+        if (m->per == 1) { KVMEM__PAIRS(avx2, KVMEM_Q8_SPLIT, 1, 128, 0) }
+        else { KVMEM__PAIRS(avx2, KVMEM_Q8_SPLIT, 2, 128, 0) }
+    }
+}
+KVMEM__AVX512 static void kvmem__few_avx512(const kvmem__mm *m, int r0, int r1) {
+    int r, i;
+    switch (m->w->type) {
+    KVMEM__QUANT_LIST(KVMEM__FEW_CASE_AVX512)
+    default:
+        if (m->per == 1) { KVMEM__PAIRS(avx512, KVMEM_Q8_SPLIT, 1, 128, 0) }
+        else { KVMEM__PAIRS(avx512, KVMEM_Q8_SPLIT, 2, 128, 0) }
+    }
+}
+
+/* ---- Panels. Rows r0.. of W (at most 16, the rest zero), blocks [b0, b0 + nb), as
+        codes   [nb][8][16][4]   four neighbours of each of 16 rows side by side
+        scales  [nb * per][16]   at KVMEM__PANEL_S;   mins likewise at KVMEM__PANEL_M */
+#define KVMEM__PANEL_S ((size_t)KVMEM__KC * 16)
+#define KVMEM__PANEL_M ((size_t)KVMEM__KC * 20)
+
+KVMEM__AVX2 KVMEM__INLINE void kvmem__transpose8(__m256 *v) { /* 8 x 8 words */
+    __m256 t[8], u[8];
+    int i;
+    KVMEM__UNROLL
+    for (i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < 8; i += 4) {
+        u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) {
+        v[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+    }
+}
+/* One chunk of 256 columns: codes of each row by its type, then the rows are interleaved. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__panel_chunk(const kvmem__mm *m, uint8_t *panel, int r0, int r1, int c,
+                                                  int at, int nb, const int type, const int per,
+                                                  const int has_min) {
+    const int group = type == KVMEM_Q8_SPLIT ? m->w->group / (32 / per) : 1;
+    float *s = (float *)(void *)(panel + KVMEM__PANEL_S) + at * per * 16;
+    float *mn = (float *)(void *)(panel + KVMEM__PANEL_M) + at * per * 16;
+    __m256i code[16][8];
+    __m256 v[8], vs[2], vm[2];
+    uint8_t tail[KVMEM__TAIL];
+    float fs[16], fm[16];
+    int r, b, j, k;
+    for (r = 0; r < 16; r++) {
+        if (r0 + r < r1) {
+            const uint8_t *p = kvmem__chunk(m, kvmem__mm_row(m, r0 + r), c, tail);
+            KVMEM__UNROLL
+            for (b = 0; b < 8; b++) code[r][b] = kvmem__codes(type, p, b);
+            kvmem__scales(type, per, p, kvmem__mm_scales(m, r0 + r), c * 8, group, m->blocks, vs, vm);
+            _mm256_storeu_ps(fs, vs[0]);
+            if (per == 2) _mm256_storeu_ps(fs + 8, vs[1]);
+            if (has_min) _mm256_storeu_ps(fm, vm[0]);
+            if (has_min && per == 2) _mm256_storeu_ps(fm + 8, vm[1]);
+        } else {
+            KVMEM__UNROLL
+            for (b = 0; b < 8; b++) code[r][b] = _mm256_setzero_si256();
+            for (j = 0; j < 16; j++) fs[j] = fm[j] = 0;
+        }
+        for (j = 0; j < nb * per; j++) s[j * 16 + r] = fs[j];
+        if (has_min) for (j = 0; j < nb * per; j++) mn[j * 16 + r] = fm[j];
+    }
+    for (b = 0; b < nb; b++)
+        KVMEM__UNROLL
+        for (j = 0; j < 2; j++) {
+            uint8_t *o = panel + (size_t)(at + b) * 512 + j * 32;
+            KVMEM__UNROLL
+            for (k = 0; k < 8; k++) v[k] = _mm256_castsi256_ps(code[8 * j + k][b]);
+            kvmem__transpose8(v);
+            KVMEM__UNROLL
+            for (k = 0; k < 8; k++) _mm256_storeu_ps((float *)(void *)(o + k * 64), v[k]);
+        }
+}
+#define KVMEM__PANEL_CASE(type, per, off, has_min)                                                  \
+    case type: kvmem__panel_chunk(m, panel, r0, r1, c, at, left, type, per, has_min); break;
+KVMEM__AVX2 static void kvmem__panel_avx2(const kvmem__mm *m, uint8_t *panel, int r0, int r1, int b0, int nb) {
+    int at;
+    for (at = 0; at < nb; at += 8) {
+        const int c = (b0 + at) / 8, left = KVMEM__MIN(8, nb - at);
+        switch (m->w->type) {
+        KVMEM__QUANT_LIST(KVMEM__PANEL_CASE)
+        default:
+            if (m->per == 1) kvmem__panel_chunk(m, panel, r0, r1, c, at, left, KVMEM_Q8_SPLIT, 1, 0);
+            else kvmem__panel_chunk(m, panel, r0, r1, c, at, left, KVMEM_Q8_SPLIT, 2, 0);
+        }
+    }
+}
+/* Panel against group g of activations: 16 rows x 8. Later panels (b0 > 0) add to out. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tile_avx512(const kvmem__mm *m, const uint8_t *panel, int r0, int r1,
+                                                    int b0, int nb, int g, const int per) {
+    const size_t first = (size_t)g * (size_t)m->padded + (size_t)b0;
+    const int8_t *q = m->q + first * 256;
+    const float *d = m->d + first * 8, *fs = m->fsum + first * (size_t)per * 8;
+    const int32_t *start = m->start + first * (size_t)per * 8;
+    const float *s = (const float *)(const void *)(panel + KVMEM__PANEL_S);
+    const float *mn = (const float *)(const void *)(panel + KVMEM__PANEL_M);
+    const __mmask16 mask = (__mmask16)((1u << (r1 - r0)) - 1);
+    const int n = KVMEM__MIN(8, m->n - g * 8);
+    float *out = m->out + (size_t)g * 8 * (size_t)m->rows + (size_t)r0;
+    __m512 acc[8];
+    __m512i dot[8];
+    int b, h, k, u;
+    KVMEM__UNROLL
+    for (u = 0; u < 8; u++)
+        acc[u] = b0 && u < n ? _mm512_maskz_loadu_ps(mask, out + (size_t)u * (size_t)m->rows) : _mm512_setzero_ps();
+    for (b = 0; b < nb; b++, q += 256, d += 8) {
+        for (h = 0; h < per; h++, start += 8, fs += 8, s += 16, mn += 16) {
+            KVMEM__UNROLL
+            for (u = 0; u < 8; u++) dot[u] = _mm512_set1_epi32(start[u]);
+            KVMEM__UNROLL
+            for (k = 0; k < 8 / per; k++, panel += 64) {
+                const __m512i code = _mm512_loadu_si512(panel);
+                KVMEM__UNROLL
+                for (u = 0; u < 8; u++) {
+                    int32_t x;
+                    memcpy(&x, q + u * 32 + (h * 4 + k) * 4, 4);
+                    dot[u] = _mm512_dpbusd_epi32(dot[u], code, _mm512_set1_epi32(x));
+                }
+            }
+            KVMEM__UNROLL
+            for (u = 0; u < 8; u++)
+                acc[u] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dot[u]), _mm512_set1_ps(d[u])),
+                                         _mm512_loadu_ps(s), acc[u]);
+            if (m->t->has_min)
+                KVMEM__UNROLL
+                for (u = 0; u < 8; u++)
+                    acc[u] = _mm512_fmadd_ps(_mm512_loadu_ps(mn), _mm512_set1_ps(fs[u]), acc[u]);
+        }
+    }
+    for (u = 0; u < n; u++) _mm512_mask_storeu_ps(out + (size_t)u * (size_t)m->rows, mask, acc[u]);
+}
+/* Stores 8 lanes, of which n are rows of W. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__store8(float *out, __m256 v, int n) {
+    float lane[8];
+    if (n >= 8) _mm256_storeu_ps(out, v);
+    else if (n > 0) {
+        _mm256_storeu_ps(lane, v);
+        memcpy(out, lane, (size_t)n * 4);
+    }
+}
+KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__load8(const float *p, int n) {
+    float lane[8] = { 0, 0, 0, 0, 0, 0, 0, 0 };
+    if (n >= 8) return _mm256_loadu_ps(p);
+    if (n > 0) memcpy(lane, p, (size_t)n * 4);
+    return _mm256_loadu_ps(lane);
+}
+/* The same with half a panel (side 0 or 1) and half a group (activations u0..u0 + 3). */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__tile_avx2(const kvmem__mm *m, const uint8_t *panel, int r0, int r1,
+                                                int b0, int nb, int g, int side, int u0, const int per,
+                                                const int off) {
+    const size_t first = (size_t)g * (size_t)m->padded + (size_t)b0;
+    const int8_t *q = m->q + first * 256 + u0 * 32;
+    const float *d = m->d + first * 8 + u0, *fs = m->fsum + first * (size_t)per * 8 + u0;
+    const int32_t *start = m->start + first * (size_t)per * 8 + u0;
+    const float *s = (const float *)(const void *)(panel + KVMEM__PANEL_S) + side * 8;
+    const float *mn = (const float *)(const void *)(panel + KVMEM__PANEL_M) + side * 8;
+    const int n = KVMEM__MIN(4, m->n - g * 8 - u0), rows = r1 - r0 - side * 8;
+    float *out = m->out + (size_t)(g * 8 + u0) * (size_t)m->rows + (size_t)(r0 + side * 8);
+    __m256 acc[4];
+    __m256i dot[4];
+    int b, h, k, u;
+    if (n <= 0 || rows <= 0) return;
+    panel += side * 32;
+    KVMEM__UNROLL
+    for (u = 0; u < 4; u++)
+        acc[u] = b0 && u < n ? kvmem__load8(out + (size_t)u * (size_t)m->rows, rows) : _mm256_setzero_ps();
+    for (b = 0; b < nb; b++, q += 256, d += 8) {
+        for (h = 0; h < per; h++, start += 8, fs += 8, s += 16, mn += 16) {
+            KVMEM__UNROLL
+            for (u = 0; u < 4; u++) dot[u] = off == 128 ? _mm256_setzero_si256() : _mm256_set1_epi32(start[u]);
+            KVMEM__UNROLL
+            for (k = 0; k < 8 / per; k++, panel += 64) {
+                const __m256i code = KVMEM__LDI(panel);
+                KVMEM__UNROLL
+                for (u = 0; u < 4; u++) {
+                    int32_t x;
+                    memcpy(&x, q + u * 32 + (h * 4 + k) * 4, 4);
+                    dot[u] = kvmem__dot4_avx2(dot[u], code, _mm256_set1_epi32(x), off);
+                }
+            }
+            KVMEM__UNROLL
+            for (u = 0; u < 4; u++)
+                acc[u] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dot[u]), _mm256_set1_ps(d[u])),
+                                         _mm256_loadu_ps(s), acc[u]);
+            if (m->t->has_min)
+                KVMEM__UNROLL
+                for (u = 0; u < 4; u++)
+                    acc[u] = _mm256_fmadd_ps(_mm256_loadu_ps(mn), _mm256_set1_ps(fs[u]), acc[u]);
+        }
+    }
+    for (u = 0; u < n; u++) kvmem__store8(out + (size_t)u * (size_t)m->rows, acc[u], rows);
+}
+KVMEM__AVX512 static void kvmem__many_avx512(const kvmem__mm *m, const uint8_t *panel, int r0, int r1, int b0,
+                                             int nb) {
+    int g;
+    for (g = 0; g * 8 < m->n; g++) {
+        if (m->per == 1) kvmem__tile_avx512(m, panel, r0, r1, b0, nb, g, 1);
+        else kvmem__tile_avx512(m, panel, r0, r1, b0, nb, g, 2);
+    }
+}
+KVMEM__AVX2 static void kvmem__many_avx2(const kvmem__mm *m, const uint8_t *panel, int r0, int r1, int b0,
+                                         int nb) {
+    int g, j;
+    for (g = 0; g * 8 < m->n; g++)
+        KVMEM__UNROLL
+        for (j = 0; j < 4; j++) {
+            const int side = j % 2, u0 = j / 2 * 4;
+            if (m->t->off == 128 && m->per == 1) kvmem__tile_avx2(m, panel, r0, r1, b0, nb, g, side, u0, 1, 128);
+            else if (m->t->off == 128) kvmem__tile_avx2(m, panel, r0, r1, b0, nb, g, side, u0, 2, 128);
+            else if (m->per == 1) kvmem__tile_avx2(m, panel, r0, r1, b0, nb, g, side, u0, 1, 0);
+            else kvmem__tile_avx2(m, panel, r0, r1, b0, nb, g, side, u0, 2, 0);
+        }
+}
+
+/* Float tensors: panel[k][16] of columns [k0, k0 + nk). */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__panel_float(const kvmem__mm *m, float *panel, int r0, int r1, int k0,
+                                                  int nk, const int type) {
+    __m256 v[8];
+    float tail[8];
+    int side, k, j;
+    for (side = 0; side < 2; side++)
+        for (k = 0; k < nk; k += 8) {
+            KVMEM__UNROLL
+            for (j = 0; j < 8; j++) {
+                const int r = r0 + side * 8 + j;
+                if (r >= r1) v[j] = _mm256_setzero_ps();
+                else if (k + 8 <= nk) v[j] = kvmem__floats8(type, kvmem__mm_row(m, r), k0 + k);
+                else {
+                    kvmem__floats_tail(m, kvmem__mm_row(m, r), k0 + k, nk - k, tail);
+                    v[j] = _mm256_loadu_ps(tail);
+                }
+            }
+            kvmem__transpose8(v);
+            KVMEM__UNROLL
+            for (j = 0; j < 8; j++) _mm256_storeu_ps(panel + (k + j) * 16 + side * 8, v[j]);
+        }
+}
+KVMEM__AVX2 static void kvmem__panel_float_avx2(const kvmem__mm *m, float *panel, int r0, int r1, int k0, int nk) {
+    if (m->w->type == KVMEM_F32) kvmem__panel_float(m, panel, r0, r1, k0, nk, KVMEM_F32);
+    else if (m->w->type == KVMEM_F16) kvmem__panel_float(m, panel, r0, r1, k0, nk, KVMEM_F16);
+    else kvmem__panel_float(m, panel, r0, r1, k0, nk, KVMEM_BF16);
+}
+KVMEM__AVX512 static void kvmem__many_float_avx512(const kvmem__mm *m, const float *panel, int r0, int r1, int k0,
+                                                   int nk) {
+    const __mmask16 mask = (__mmask16)((1u << (r1 - r0)) - 1);
+    int i, k, u;
+    for (i = 0; i < m->n; i += 8) {
+        float *out = m->out + (size_t)i * (size_t)m->rows + (size_t)r0;
+        const float *x[8];
+        __m512 acc[8];
+        KVMEM__UNROLL
+        for (u = 0; u < 8; u++) {
+            x[u] = m->x + (size_t)KVMEM__MIN(i + u, m->n - 1) * (size_t)m->cols + (size_t)k0;
+            acc[u] = k0 && i + u < m->n ? _mm512_maskz_loadu_ps(mask, out + (size_t)u * (size_t)m->rows)
+                                        : _mm512_setzero_ps();
+        }
+        for (k = 0; k < nk; k++) {
+            const __m512 w = _mm512_loadu_ps(panel + k * 16);
+            KVMEM__UNROLL
+            for (u = 0; u < 8; u++) acc[u] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[u][k]), acc[u]);
+        }
+        for (u = 0; u < 8 && i + u < m->n; u++)
+            _mm512_mask_storeu_ps(out + (size_t)u * (size_t)m->rows, mask, acc[u]);
+    }
+}
+KVMEM__AVX2 static void kvmem__many_float_avx2(const kvmem__mm *m, const float *panel, int r0, int r1, int k0,
+                                               int nk) {
+    int i, k, u, side;
+    for (i = 0; i < m->n; i += 8)
+        for (side = 0; side < 2; side++) {
+            const int rows = r1 - r0 - side * 8;
+            float *out = m->out + (size_t)i * (size_t)m->rows + (size_t)(r0 + side * 8);
+            const float *x[8], *p = panel + side * 8;
+            __m256 acc[8];
+            KVMEM__UNROLL
+            for (u = 0; u < 8; u++) {
+                x[u] = m->x + (size_t)KVMEM__MIN(i + u, m->n - 1) * (size_t)m->cols + (size_t)k0;
+                acc[u] = k0 && i + u < m->n ? kvmem__load8(out + (size_t)u * (size_t)m->rows, rows)
+                                            : _mm256_setzero_ps();
+            }
+            for (k = 0; k < nk; k++) {
+                const __m256 w = _mm256_loadu_ps(p + k * 16);
+                KVMEM__UNROLL
+                for (u = 0; u < 8; u++) acc[u] = _mm256_fmadd_ps(w, _mm256_set1_ps(x[u][k]), acc[u]);
+            }
+            for (u = 0; u < 8 && i + u < m->n; u++) kvmem__store8(out + (size_t)u * (size_t)m->rows, acc[u], rows);
+        }
+}
+/* Rows [r0, r1) of W, at most 16 of them. */
+#define KVMEM__MM_ROWS(isa)                                                                         \
+    static void kvmem__mm_rows_##isa(const kvmem__mm *m, int r0, int r1, uint8_t *panel) {          \
+        int at, n;                                                                                  \
+        if (!m->integers && m->t->off >= 0) kvmem__mm_rows_plain(m, r0, r1, panel);                 \
+        else if (m->n <= KVMEM__FEW && m->integers) kvmem__few_##isa(m, r0, r1);                    \
+        else if (m->n <= KVMEM__FEW) kvmem__few_float_avx2(m, r0, r1);                              \
+        else if (m->integers) {                                                                     \
+            for (at = 0; at < m->blocks; at += n) {                                                 \
+                n = KVMEM__MIN(KVMEM__KC / 32, m->blocks - at);                                     \
+                kvmem__panel_avx2(m, panel, r0, r1, at, n);                                         \
+                kvmem__many_##isa(m, panel, r0, r1, at, n);                                         \
+            }                                                                                       \
+        } else {                                                                                    \
+            for (at = 0; at < m->cols; at += n) {                                                   \
+                float *p = (float *)(void *)panel;                                                  \
+                n = KVMEM__MIN(KVMEM__KC_FLOAT, m->cols - at);                                      \
+                kvmem__panel_float_avx2(m, p, r0, r1, at, n);                                       \
+                kvmem__many_float_##isa(m, p, r0, r1, at, n);                                       \
+            }                                                                                       \
+        }                                                                                           \
+    }                                                                                               \
+    static void kvmem__matmul_##isa(const kvmem_backend *b, float *out, const kvmem_tensor *w,      \
+                                    const float *x, int n, void *scratch, int threads) {            \
+        (void)b;                                                                                    \
+        kvmem__mm_start(out, w, x, n, scratch, threads, kvmem__quantize32_avx2,                     \
+                        kvmem__mm_rows_##isa);                                                      \
+    }
+KVMEM__MM_ROWS(avx2)
+KVMEM__MM_ROWS(avx512)
+#endif /* KVMEM_NO_DECODER */
+#endif /* KVMEM__X86 */
 
 /* ==== >>codecs : how the rows of K and V are stored ==============================================
    A codec turns a row (one token's d values of one KV head) into bytes, and attention works on those
@@ -2187,17 +3068,6 @@ KVMEM__UNUSED static const kvmem_codec *kvmem__codec_table(int i) {
    `axpy` keeps up to 4 outputs x 64 channels in registers over all rows of the call.
    The result of a pair does not depend on how many queries or rows share the call. They apply to d a
    multiple of 16; other rows take the plain twins. */
-#if KVMEM__X86 || KVMEM__NEON
-#define KVMEM__INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define KVMEM__UNROLL _Pragma("unroll")
-#elif __GNUC__ >= 8
-#define KVMEM__UNROLL _Pragma("GCC unroll 16")
-#else
-#define KVMEM__UNROLL
-#endif
-#endif
-
 #if KVMEM__X86
 /* The scale in front of a piece. */
 KVMEM__AVX2 KVMEM__INLINE float kvmem__scale_f16c(const uint8_t *piece) {
@@ -4599,19 +5469,43 @@ KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos) {
 #define KVMEM__CACHE_OPS                                                                            \
     kvmem__cpu_encode, kvmem__cpu_attend, kvmem__cpu_observe, kvmem__cpu_gather, kvmem__rope
 #ifndef KVMEM_NO_DECODER
-#define KVMEM__DECODER_OPS(isa)                                                                     \
-    kvmem__mm_scratch, kvmem__matmul_##isa, kvmem__embed_rows, kvmem__rmsnorm_##isa,                  \
+#define KVMEM__DECODER_OPS(mm, isa)                                                                 \
+    kvmem__mm_scratch, kvmem__matmul_##mm, kvmem__embed_rows, kvmem__rmsnorm_##isa,                 \
     kvmem__glu_##isa, kvmem__add_##isa
 #else
-#define KVMEM__DECODER_OPS(isa) NULL, NULL, NULL, NULL, NULL, NULL
+#define KVMEM__DECODER_OPS(mm, isa) NULL, NULL, NULL, NULL, NULL, NULL
 #endif
 #define KVMEM__VECTOR_OPS(isa)                                                                      \
     kvmem__dot_##isa, kvmem__axpy_##isa, kvmem__scale_##isa, kvmem__max_##isa, kvmem__exp_sum_##isa
 
 static const kvmem_backend kvmem__plain = { "plain", 0, KVMEM__VECTOR_OPS(plain), KVMEM__CACHE_OPS,
-                                            KVMEM__DECODER_OPS(plain), kvmem__softcap_plain };
+                                            KVMEM__DECODER_OPS(plain, plain), kvmem__softcap_plain };
+
+#if KVMEM__X86
+static const kvmem_backend kvmem__avx2 = { "avx2", 2, KVMEM__VECTOR_OPS(avx2), KVMEM__CACHE_OPS,
+                                           KVMEM__DECODER_OPS(avx2, avx2), kvmem__softcap_avx2 };
+static const kvmem_backend kvmem__avx512 = { "avx512", 3, KVMEM__VECTOR_OPS(avx2), KVMEM__CACHE_OPS,
+                                             KVMEM__DECODER_OPS(avx512, avx2), kvmem__softcap_avx2 };
+/* What processor and operating system allow: 0, 2 (AVX2, FMA, F16C) or 3 (AVX-512 F, BW, VL, DQ and
+   VNNI besides). Registers count only if the system saves them: XCR0 bits 1, 2 and 5, 6, 7. */
+static int kvmem__x86_level(void) {
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
+    if ((c & (1u << 27)) == 0 || (c & (1u << 12)) == 0 || (c & (1u << 29)) == 0) return 0;
+    __asm__ __volatile__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & 6) != 6) return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & (1u << 5)) == 0) return 0;
+    if ((low & 0xe0) != 0xe0 || (c & (1u << 11)) == 0) return 2;
+    return (b & (1u << 16)) && (b & (1u << 17)) && (b & (1u << 30)) && (b & (1u << 31)) ? 3 : 2;
+}
+#endif
 
 KVMEM_API const kvmem_backend *kvmem_backend_cpu(const char *name) {
+#if KVMEM__X86
+    const int level = kvmem__x86_level();
+    if (level >= 3 && (!name || !strcmp(name, "avx512"))) return &kvmem__avx512;
+    if (level >= 2 && (!name || !strcmp(name, "avx2"))) return &kvmem__avx2;
+#endif
     if (!name || !strcmp(name, "plain")) return &kvmem__plain;
     return NULL;
 }
