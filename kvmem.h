@@ -988,6 +988,12 @@ KVMEM__UNUSED static int kvmem__threads(int wanted) {
     return 1;
 #endif
 }
+/* The same for a job of so many multiply-adds: starting threads costs some microseconds, so a small job
+   runs on one. Results never depend on the number of threads. */
+#define KVMEM__SMALL_JOB 131072.0
+KVMEM__UNUSED static int kvmem__threads_for(int wanted, double work) {
+    return work < KVMEM__SMALL_JOB ? 1 : kvmem__threads(wanted);
+}
 
 /* ==== >>errors : status texts, formatted detail, allocation ======================================
    A small printf that needs no stdio: %s %d %ld (int64_t) %zu %g %c %.*s, so that errors read the same
@@ -5172,6 +5178,7 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
     const int tiles = kvmem__tile_workers(c, c->arena->limit, n, G);
     const int per = tiles ? KVMEM__MAX(1, KVMEM__TILE_ROWS / r) : 1, blocks = (n + per - 1) / per;
     int units = G * blocks, u, workers = tiles, max_pages = 0, g;
+    double work = 0;
     unsigned char *read = NULL;
     float *f;
     size_t mask = 0;
@@ -5180,7 +5187,10 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
         mask = KVMEM__ALIGN16((size_t)G * (size_t)max_pages);
     }
     if (tiles) KVMEM__TRY(kvmem__scratch(c, mask + (size_t)tiles * c->tile_bytes));
-    else KVMEM__TRY(kvmem__workers(c, mask, KVMEM__MIN(kvmem__threads(c->threads), units), &workers));
+    else {
+        for (g = 0; g < G; g++) work += (double)n * kvmem__lane_at(c, layer, g)->n * 2 * r * d;
+        KVMEM__TRY(kvmem__workers(c, mask, KVMEM__MIN(kvmem__threads_for(c->threads, work), units), &workers));
+    }
     f = (float *)(void *)((uint8_t *)c->scratch + mask);
     if (picks) {
         read = (unsigned char *)c->scratch;
@@ -5254,16 +5264,18 @@ static void kvmem__observe_one(kvmem__worker *w, kvmem_cache *c, int layer, int 
 static kvmem_status kvmem__cpu_observe(kvmem_cache *c, int layer, int n, const float *q, const float *lse) {
     const int G = c->shape.n_kv_heads, H = c->shape.n_heads, d = c->shape.head_dim, r = H / G;
     int g, i, t, workers;
+    double work = 0;
     float *f;
     for (g = 0; g < G; g++) {
         kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+        work += (double)((c->reads & KVMEM_READS_ACC) ? n : 1) * ln->n * r * d;
         for (i = 0; i < ln->n_pages; i++) {
             KVMEM__TRY(kvmem__page_own(c, ln, i));
             if (c->reads & KVMEM_READS_LAST)
                 memset(kvmem__stat(c, ln->pages[i], KVMEM_READS_LAST), 0, (size_t)c->recipe.page * sizeof(float));
         }
     }
-    KVMEM__TRY(kvmem__workers(c, 0, KVMEM__MIN(kvmem__threads(c->threads), G), &workers));
+    KVMEM__TRY(kvmem__workers(c, 0, KVMEM__MIN(kvmem__threads_for(c->threads, work), G), &workers));
     f = (float *)c->scratch;
 #ifdef _OPENMP
 #pragma omp parallel num_threads(workers) private(t)
@@ -5411,7 +5423,7 @@ static void kvmem__view_row(kvmem__worker *w, const kvmem_cache *c, int layer, i
 KVMEM_API kvmem_status kvmem_view_attention(const kvmem_view *v, int g, int w, float *out) {
     kvmem_cache *c = v->cache;
     const int H = c->shape.n_heads, d = c->shape.head_dim, r = H / c->shape.n_kv_heads, n = kvmem_view_count(v, g);
-    int first, have = kvmem__ring_count(c, v->layer, &first), part, t;
+    int first, have = kvmem__ring_count(c, v->layer, &first), part, t, threads;
     float *parts, *logits, *work;
     if (!c->ring) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "kvmem_view_attention: the entry does not declare "
                                      "KVMEM_READS_QUERIES");
@@ -5423,8 +5435,10 @@ KVMEM_API kvmem_status kvmem_view_attention(const kvmem_view *v, int g, int w, f
     work = logits ? kvmem__view_scratch(v, (size_t)KVMEM__VIEW_PARTS * (c->worker_bytes / sizeof(float))) : NULL;
     if (!work) return c->error.status;
     memset(parts, 0, (size_t)KVMEM__VIEW_PARTS * (size_t)n * sizeof(float));
+    threads = KVMEM__MIN(kvmem__threads_for(c->threads, (double)w * n * r * d), KVMEM__VIEW_PARTS);
+    (void)threads;
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(KVMEM__MIN(kvmem__threads(c->threads), KVMEM__VIEW_PARTS)) schedule(static) private(t)
+#pragma omp parallel for num_threads(threads) schedule(static) private(t)
 #endif
     for (part = 0; part < KVMEM__VIEW_PARTS; part++) { /* fixed shares of the rows: any thread count agrees */
         kvmem__worker wk;
