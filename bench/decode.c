@@ -19,7 +19,7 @@ typedef struct decode_run {
     kvmem_session s;
     unsigned char *bytes;
     size_t size;
-    const char *name; /* file name without folder */
+    char name[64];    /* file name without folder and ending */
     double seconds;   /* least time of a row */
 } decode_run;
 
@@ -30,6 +30,7 @@ static void decode_die(const char *what, const char *why) {
 
 static void decode_read(decode_run *r, const char *path) {
     FILE *f = fopen(path, "rb");
+    const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
     long n = -1;
     if (!f) decode_die(path, "cannot be opened");
     if (!fseek(f, 0, SEEK_END)) n = ftell(f);
@@ -38,7 +39,7 @@ static void decode_read(decode_run *r, const char *path) {
     if (!r->bytes || fread(r->bytes, 1, (size_t)n, f) != (size_t)n) decode_die(path, "cannot be read");
     fclose(f);
     r->size = (size_t)n;
-    r->name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    snprintf(r->name, sizeof r->name, "%.*s", (int)strcspn(base, "."), base);
     if (kvmem_model_open(&r->model, r->bytes, r->size, NULL, 0, NULL)) decode_die(path, r->model.error.text);
 }
 
@@ -158,7 +159,7 @@ int main(int argc, char **argv) {
     if (!r) return 1;
     bench_begin(argc, argv, "decode", 1);
     r->seconds = atof(bench_option("--seconds", "3"));
-    bench_header("<model                         |<kv                     |<what   |context| tok/s|   min|   max|MB/token|  GB/s|of read");
+    bench_header("<model               |<kv                        |<what   |context| tok/s|   min|   max|MB/token|  GB/s|of read");
     for (i = 1; i < argc; i++) {
         int is_option = argv[i][0] == '-';
         for (k = 0; k < sizeof takes_value / sizeof *takes_value; k++) if (!strcmp(argv[i], takes_value[k])) i++;
