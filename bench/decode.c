@@ -30,7 +30,7 @@ static void decode_die(const char *what, const char *why) {
 
 static void decode_read(decode_run *r, const char *path) {
     FILE *f = fopen(path, "rb");
-    const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    const char *base = strrchr(path, '/') ? strrchr(path, '/') + 1 : path, *dot = strrchr(base, '.');
     long n = -1;
     if (!f) decode_die(path, "cannot be opened");
     if (!fseek(f, 0, SEEK_END)) n = ftell(f);
@@ -39,7 +39,7 @@ static void decode_read(decode_run *r, const char *path) {
     if (!r->bytes || fread(r->bytes, 1, (size_t)n, f) != (size_t)n) decode_die(path, "cannot be read");
     fclose(f);
     r->size = (size_t)n;
-    snprintf(r->name, sizeof r->name, "%.*s", (int)strcspn(base, "."), base);
+    snprintf(r->name, sizeof r->name, "%.*s", (int)(dot ? (size_t)(dot - base) : strlen(base)), base);
     if (kvmem_model_open(&r->model, r->bytes, r->size, NULL, 0, NULL)) decode_die(path, r->model.error.text);
 }
 
