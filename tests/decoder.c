@@ -146,7 +146,8 @@ TEST(rope_scalings_agree_with_the_oracle) {
 /* ---- stories260K ---- */
 
 static const char story[] = "Once upon a time, there was a little girl named Lily. She loved to play outside in "
-                            "the park. One day, she saw a big, red ball. She wanted to play with it, but it was";
+                            "the park. One day, she saw a big, red ball. She wanted to play with it, but it was "
+                            "too high. Lily's mom said, \"Lily, let's go to the park.\" Lily was sad.";
 
 TEST(stories260K_agrees_with_double_precision) {
     size_t size, vocab_size, n = 0;

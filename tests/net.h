@@ -25,7 +25,7 @@ typedef struct net {
 } net;
 
 /* The architecture as published, tiny. A test changes fields, then calls net_build. */
-static net net_default(const char *arch) {
+static KVMEM__UNUSED net net_default(const char *arch) {
     net n;
     const int gemma = !strncmp(arch, "gemma", 5);
     memset(&n, 0, sizeof n);
@@ -47,7 +47,7 @@ static net net_default(const char *arch) {
     return n;
 }
 /* count numbers of mean `mean` and deviation dev */
-static float *net_random(net *n, size_t count, double mean, double dev) {
+static KVMEM__UNUSED float *net_random(net *n, size_t count, double mean, double dev) {
     float *p = (float *)malloc(count * sizeof *p);
     size_t i, j;
     if (!p || n->n_owned == NET_MAX_TENSORS) { fprintf(stderr, "net.h: no room\n"); exit(2); }
@@ -59,10 +59,10 @@ static float *net_random(net *n, size_t count, double mean, double dev) {
     n->owned[n->n_owned++] = p;
     return p;
 }
-static float *net_matrix(net *n, int rows, int cols) {
+static KVMEM__UNUSED float *net_matrix(net *n, int rows, int cols) {
     return net_random(n, (size_t)rows * (size_t)cols, 0, 1.2 / sqrt((double)cols));
 }
-static void net_build(net *n) {
+static KVMEM__UNUSED void net_build(net *n) {
     const int q = n->H * n->d, k = n->G * n->d;
     int l;
     n->embd = net_random(n, (size_t)n->V * (size_t)n->E, 0, 1);
@@ -92,12 +92,12 @@ static void net_build(net *n) {
         y->down = net_matrix(n, n->E, n->F);
     }
 }
-static void net_free(net *n) {
+static KVMEM__UNUSED void net_free(net *n) {
     while (n->n_owned) free(n->owned[--n->n_owned]);
 }
 
 /* ---- the file ---- */
-static void net_put(tiny_gguf *g, const char *name, const float *x, int ne0, int ne1) {
+static KVMEM__UNUSED void net_put(tiny_gguf *g, const char *name, const float *x, int ne0, int ne1) {
     const size_t n = (size_t)ne0 * (size_t)ne1;
     size_t i;
     tiny_text(&g->infos, name);
@@ -110,12 +110,12 @@ static void net_put(tiny_gguf *g, const char *name, const float *x, int ne0, int
     while (g->data.n % 32) tiny_add(&g->data, "", 1);
     g->n_tensors++;
 }
-static const char *net_key(const net *n, const char *part) {
+static KVMEM__UNUSED const char *net_key(const net *n, const char *part) {
     static char key[96];
     snprintf(key, sizeof key, "%s.%s", n->arch, part);
     return key;
 }
-static void net_put_layer(const net *n, tiny_gguf *g, int l) {
+static KVMEM__UNUSED void net_put_layer(const net *n, tiny_gguf *g, int l) {
     const net_layer *y = &n->layer[l];
     const int q = n->H * n->d, k = n->G * n->d;
     char name[64];
@@ -152,7 +152,7 @@ static void net_put_layer(const net *n, tiny_gguf *g, int l) {
 #undef NET_PUT
 }
 /* The caller frees the bytes. */
-static uint8_t *net_gguf(const net *n, size_t *size) {
+static KVMEM__UNUSED uint8_t *net_gguf(const net *n, size_t *size) {
     tiny_gguf g;
     int l;
     memset(&g, 0, sizeof g);
@@ -189,19 +189,19 @@ static uint8_t *net_gguf(const net *n, size_t *size) {
 }
 
 /* ---- the oracle ---- */
-static double *net_new(int count) {
+static KVMEM__UNUSED double *net_new(int count) {
     double *p = (double *)calloc((size_t)count, sizeof *p);
     if (!p) { fprintf(stderr, "net.h: no memory\n"); exit(2); }
     return p;
 }
-static void net_norm(double *out, const double *x, const float *w, int n, double eps) {
+static KVMEM__UNUSED void net_norm(double *out, const double *x, const float *w, int n, double eps) {
     double s = 0;
     int i;
     for (i = 0; i < n; i++) s += x[i] * x[i];
     s = 1 / sqrt(s / n + eps);
-    for (i = 0; i < n; i++) out[i] = x[i] * s * w[i];
+    for (i = 0; i < n; i++) out[i] = x[i] * s * (double)w[i];
 }
-static void net_mul(const net *n, double *out, const float *w, const double *vector, int rows, int cols) {
+static KVMEM__UNUSED void net_mul(const net *n, double *out, const float *w, const double *vector, int rows, int cols) {
     double *x = net_new(cols);
     int i, j;
     for (i = 0; i < cols; i++) x[i] = vector[i];
@@ -217,10 +217,10 @@ static void net_mul(const net *n, double *out, const float *w, const double *vec
     }
     free(x);
 }
-static double net_corr(const net *n, double base, double turns) {
+static KVMEM__UNUSED double net_corr(const net *n, double base, double turns) {
     return n->n_rot * log(n->orig_ctx / (turns * 2 * 3.14159265358979323846)) / (2 * log(base));
 }
-static void net_rope(const net *n, double *x, int pos, int local) {
+static KVMEM__UNUSED void net_rope(const net *n, double *x, int pos, int local) {
     const double base = local && !strcmp(n->arch, "gemma3") ? n->base_local : n->base;
     const double scale = local && !strcmp(n->arch, "gemma3") ? 1 : 1 / n->factor;
     const float *ff = n->longrope ? (n->longrope == 2 ? n->freqs_long : n->freqs_short) : n->freqs;
@@ -241,7 +241,7 @@ static void net_rope(const net *n, double *x, int pos, int local) {
     }
 }
 /* One attention head of token t over all earlier ones; k, v rows are `stride` apart. */
-static void net_head(const net *n, const double *q, const double *k, const double *v, int stride, int t, int window,
+static KVMEM__UNUSED void net_head(const net *n, const double *q, const double *k, const double *v, int stride, int t, int window,
                      double *out) {
     const int from = window > 0 && t - window + 1 > 0 ? t - window + 1 : 0;
     double *p = net_new(t + 1), top = -1e300, sum = 0;
@@ -262,10 +262,10 @@ static void net_head(const net *n, const double *q, const double *k, const doubl
     }
     free(p);
 }
-static double net_act(const net *n, double g) {
+static KVMEM__UNUSED double net_act(const net *n, double g) {
     return n->gelu ? 0.5 * g * (1 + tanh(0.79788456080286535588 * (g + 0.044715 * g * g * g))) : g / (1 + exp(-g));
 }
-static void net_run_layer(const net *n, int l, double *x, int count) {
+static KVMEM__UNUSED void net_run_layer(const net *n, int l, double *x, int count) {
     const net_layer *y = &n->layer[l];
     const int q = n->H * n->d, k = n->G * n->d, all = q + 2 * k;
     const int global = n->pattern ? (l + 1) % n->pattern == 0 : 0, window = global ? 0 : n->window;
@@ -276,7 +276,7 @@ static void net_run_layer(const net *n, int l, double *x, int count) {
         double *r = rows + t * all;
         net_norm(h, x + t * n->E, y->attn_norm, n->E, n->eps);
         net_mul(n, r, y->qkv, h, all, n->E);
-        for (i = 0; n->bias && i < all; i++) r[i] += y->qkv_bias[i];
+        for (i = 0; n->bias && i < all; i++) r[i] += (double)y->qkv_bias[i];
         for (i = 0; i < n->H + n->G; i++) {
             if (n->qk_norm) net_norm(r + i * n->d, r + i * n->d, i < n->H ? y->q_norm : y->k_norm, n->d, n->eps);
             net_rope(n, r + i * n->d, t, local);
@@ -300,12 +300,12 @@ static void net_run_layer(const net *n, int l, double *x, int count) {
     free(rows); free(h); free(att); free(gu);
 }
 /* Logits of all tokens: (count, V). The caller frees them. */
-static double *net_logits(const net *n, const int *ids, int count) {
+static KVMEM__UNUSED double *net_logits(const net *n, const int *ids, int count) {
     double *x = net_new(count * n->E), *out = net_new(count * n->V), *h = net_new(n->E);
     const double scale = !strncmp(n->arch, "gemma", 5) ? sqrt((double)n->E) : 1;
     int t, l, i;
     for (t = 0; t < count; t++)
-        for (i = 0; i < n->E; i++) x[t * n->E + i] = n->embd[ids[t] * n->E + i] * scale;
+        for (i = 0; i < n->E; i++) x[t * n->E + i] = (double)n->embd[ids[t] * n->E + i] * scale;
     for (l = 0; l < n->L; l++) net_run_layer(n, l, x, count);
     for (t = 0; t < count; t++) {
         net_norm(h, x + t * n->E, n->out_norm, n->E, n->eps);
@@ -318,7 +318,7 @@ static double *net_logits(const net *n, const int *ids, int count) {
 }
 
 /* A llama2.c legacy file in float32 as a net: the pointers go into one owned copy of its numbers. */
-static int net_llama2c(net *n, const uint8_t *b, size_t size) {
+static KVMEM__UNUSED int net_llama2c(net *n, const uint8_t *b, size_t size) {
     size_t count = (size - 28) / 4, i;
     float *p, *w = (float *)malloc(count * sizeof *w);
     int l, q, k;

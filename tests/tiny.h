@@ -9,7 +9,7 @@
 typedef struct tiny_bytes { uint8_t *p; size_t n, cap; } tiny_bytes;
 typedef struct tiny_gguf { tiny_bytes kv, infos, data; uint64_t n_kv, n_tensors; } tiny_gguf;
 
-static void tiny_add(tiny_bytes *b, const void *p, size_t n) {
+static KVMEM__UNUSED void tiny_add(tiny_bytes *b, const void *p, size_t n) {
     if (b->n + n > b->cap) {
         uint8_t *q;
         b->cap = (b->n + n) * 2 + 64;
@@ -20,27 +20,27 @@ static void tiny_add(tiny_bytes *b, const void *p, size_t n) {
     if (n) memcpy(b->p + b->n, p, n);
     b->n += n;
 }
-static void tiny_u32(tiny_bytes *b, uint32_t v) { uint8_t t[4]; kvmem__put32(t, v); tiny_add(b, t, 4); }
-static void tiny_u64(tiny_bytes *b, uint64_t v) { uint8_t t[8]; kvmem__put64(t, v); tiny_add(b, t, 8); }
-static void tiny_f32(tiny_bytes *b, float v) { uint8_t t[4]; kvmem__putf32(t, v); tiny_add(b, t, 4); }
-static void tiny_text(tiny_bytes *b, const char *s) { tiny_u64(b, strlen(s)); tiny_add(b, s, strlen(s)); }
+static KVMEM__UNUSED void tiny_u32(tiny_bytes *b, uint32_t v) { uint8_t t[4]; kvmem__put32(t, v); tiny_add(b, t, 4); }
+static KVMEM__UNUSED void tiny_u64(tiny_bytes *b, uint64_t v) { uint8_t t[8]; kvmem__put64(t, v); tiny_add(b, t, 8); }
+static KVMEM__UNUSED void tiny_f32(tiny_bytes *b, float v) { uint8_t t[4]; kvmem__putf32(t, v); tiny_add(b, t, 4); }
+static KVMEM__UNUSED void tiny_text(tiny_bytes *b, const char *s) { tiny_u64(b, strlen(s)); tiny_add(b, s, strlen(s)); }
 
 /* Metadata: a key, then GGUF value type 4 uint32, 6 float32, 7 bool, 8 string, 9 array. */
-static void tiny_key(tiny_gguf *g, const char *key, uint32_t type) {
+static KVMEM__UNUSED void tiny_key(tiny_gguf *g, const char *key, uint32_t type) {
     tiny_text(&g->kv, key);
     tiny_u32(&g->kv, type);
     g->n_kv++;
 }
-static void tiny_set_u32(tiny_gguf *g, const char *key, uint32_t v) { tiny_key(g, key, 4); tiny_u32(&g->kv, v); }
-static void tiny_set_f32(tiny_gguf *g, const char *key, float v) { tiny_key(g, key, 6); tiny_f32(&g->kv, v); }
-static void tiny_set_text(tiny_gguf *g, const char *key, const char *v) { tiny_key(g, key, 8); tiny_text(&g->kv, v); }
-static void tiny_set_array(tiny_gguf *g, const char *key, uint32_t item, uint64_t n) {
+static KVMEM__UNUSED void tiny_set_u32(tiny_gguf *g, const char *key, uint32_t v) { tiny_key(g, key, 4); tiny_u32(&g->kv, v); }
+static KVMEM__UNUSED void tiny_set_f32(tiny_gguf *g, const char *key, float v) { tiny_key(g, key, 6); tiny_f32(&g->kv, v); }
+static KVMEM__UNUSED void tiny_set_text(tiny_gguf *g, const char *key, const char *v) { tiny_key(g, key, 8); tiny_text(&g->kv, v); }
+static KVMEM__UNUSED void tiny_set_array(tiny_gguf *g, const char *key, uint32_t item, uint64_t n) {
     tiny_key(g, key, 9);
     tiny_u32(&g->kv, item);
     tiny_u64(&g->kv, n);
 }
 /* A tensor (ne1 rows of ne0 values) of seeded numbers in +-scale, or of ones when scale is 0. */
-static void tiny_tensor(tiny_gguf *g, const char *name, kvmem_type type, int ne0, int ne1, float scale) {
+static KVMEM__UNUSED void tiny_tensor(tiny_gguf *g, const char *name, kvmem_type type, int ne0, int ne1, float scale) {
     const size_t n = (size_t)ne0 * (size_t)ne1;
     float *x = (float *)malloc(n * sizeof *x);
     size_t i, bytes, block_bytes = 0;
@@ -67,7 +67,7 @@ static void tiny_tensor(tiny_gguf *g, const char *name, kvmem_type type, int ne0
     free(q);
 }
 /* The file's bytes; the caller frees them. The writer is emptied. */
-static uint8_t *tiny_finish(tiny_gguf *g, size_t *size) {
+static KVMEM__UNUSED uint8_t *tiny_finish(tiny_gguf *g, size_t *size) {
     tiny_bytes out = { NULL, 0, 0 };
     tiny_add(&out, "GGUF", 4);
     tiny_u32(&out, 3);
@@ -86,7 +86,7 @@ static uint8_t *tiny_finish(tiny_gguf *g, size_t *size) {
 }
 
 /* The character that byte-level BPE writes for byte b, as UTF-8 in out (3). */
-static void tiny_byte_char(int b, char *out) {
+static KVMEM__UNUSED void tiny_byte_char(int b, char *out) {
     int i, extra = 0, c = b;
     const int printable = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
     if (!printable) {
@@ -100,7 +100,7 @@ static void tiny_byte_char(int b, char *out) {
 }
 /* Byte-level BPE of 264 tokens: bytes, six merges, two control tokens. pre: a pre-tokenizer's name. */
 enum { TINY_VOCAB = 264 };
-static void tiny_vocab_bpe(tiny_gguf *g, const char *pre) {
+static KVMEM__UNUSED void tiny_vocab_bpe(tiny_gguf *g, const char *pre) {
     static const char *const merged[6] = { "he", "\xC4\xA0t", "\xC4\xA0the", "in", "er", "\xC4\xA0" "a" };
     static const char *const merges[6] = { "h e", "\xC4\xA0 t", "\xC4\xA0t he", "i n", "e r", "\xC4\xA0 a" };
     char c[4];
@@ -120,7 +120,7 @@ static void tiny_vocab_bpe(tiny_gguf *g, const char *pre) {
     tiny_set_u32(g, "tokenizer.ggml.eos_token_id", 263);
 }
 /* SentencePiece of 264 tokens: <unk> <s> </s>, the 256 byte tokens, five pieces. */
-static void tiny_vocab_spm(tiny_gguf *g) {
+static KVMEM__UNUSED void tiny_vocab_spm(tiny_gguf *g) {
     static const char *const piece[5] = { "\xE2\x96\x81", "t", "h", "\xE2\x96\x81t", "th" };
     char c[8];
     int i;
@@ -139,7 +139,7 @@ static void tiny_vocab_spm(tiny_gguf *g) {
     tiny_set_u32(g, "tokenizer.ggml.eos_token_id", 2);
 }
 /* llama: 2 layers, 4 heads over 2 KV heads of 8 channels, width 32, hidden 64. The caller frees it. */
-static uint8_t *tiny_model(kvmem_type type, int spm, size_t *size) {
+static KVMEM__UNUSED uint8_t *tiny_model(kvmem_type type, int spm, size_t *size) {
     tiny_gguf g;
     char name[64];
     int l;
@@ -174,7 +174,7 @@ static uint8_t *tiny_model(kvmem_type type, int spm, size_t *size) {
     return tiny_finish(&g, size);
 }
 /* llama2.c, legacy layout: width 16, hidden 32, 1 layer, 2 heads, 264 tokens, 32 positions. */
-static uint8_t *tiny_llama2c(size_t *size) {
+static KVMEM__UNUSED uint8_t *tiny_llama2c(size_t *size) {
     const int dim = 16, hidden = 32, heads = 2, seq = 32;
     tiny_bytes b = { NULL, 0, 0 };
     size_t i, n;
@@ -191,7 +191,7 @@ static uint8_t *tiny_llama2c(size_t *size) {
     return b.p;
 }
 /* llama2.c's tokenizer.bin for the same 264 tokens. The caller frees it. */
-static uint8_t *tiny_llama2c_vocab(size_t *size) {
+static KVMEM__UNUSED uint8_t *tiny_llama2c_vocab(size_t *size) {
     tiny_bytes b = { NULL, 0, 0 };
     char c[8];
     int i;
