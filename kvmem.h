@@ -569,6 +569,7 @@ typedef struct kvmem_piece {
     unsigned char type;  /* as in GGUF: 1 normal 2 unknown 3 control 4 user-defined 5 unused 6 byte */
     unsigned char strip; /* white space right of it in a text is swallowed */
     unsigned char eog;   /* generation ends here */
+    unsigned char closed; /* control or unknown by the file: never made from plain text */
 } kvmem_piece;
 
 /* A vocabulary. Read-only after open, so threads may share it. Pieces and merges stay in the borrowed
@@ -8441,7 +8442,7 @@ static uint32_t kvmem__tok_hash(uint32_t h, const uint8_t *s, size_t n) {
 }
 static uint32_t kvmem__tok_fold(uint32_t h) { return h ^ h >> 15; }
 
-/* Piece of exactly these bytes, or -1. */
+/* Piece of exactly these bytes, or -1; the second never finds what plain text must not become. */
 static int kvmem__tok_find(const kvmem_tokenizer *t, const uint8_t *s, size_t n) {
     uint32_t h, i;
     if (n == 0 || n > t->max_piece) return -1;
@@ -8453,6 +8454,10 @@ static int kvmem__tok_find(const kvmem_tokenizer *t, const uint8_t *s, size_t n)
         if (p->len == n && !memcmp(t->base + p->at, s, n)) return (int)(t->table[2 * i] - 1);
     }
     return -1;
+}
+static int kvmem__tok_find_plain(const kvmem_tokenizer *t, const uint8_t *s, size_t n) {
+    const int id = kvmem__tok_find(t, s, n);
+    return id >= 0 && t->piece[id].closed ? -1 : id;
 }
 static void kvmem__tok_enter(kvmem_tokenizer *t, int id) { /* equal texts: the lowest id is found */
     const kvmem_piece *p = &t->piece[id];
@@ -8599,7 +8604,11 @@ static const kvmem__known kvmem__knowns[] = {
     {"<fim-pad>", 2}, {"<fim_pad>", 2}, {"<|fim_repo|>", 2}, {"<|repo_name|>", 2}, {"<fim-repo>", 2},
     {"<reponame>", 2}, {"<|file_sep|>", 2}, {"<|fim_prefix|>", 4}, {"<fim-prefix>", 4},
     {"<fim_prefix>", 4}, {"<|fim_suffix|>", 4}, {"<fim-suffix>", 4}, {"<fim_suffix>", 4},
-    {"<|fim_middle|>", 4}, {"<fim-middle>", 4}, {"<fim_middle>", 4} };
+    {"<|fim_middle|>", 4}, {"<fim-middle>", 4}, {"<fim_middle>", 4},
+    {"\xe2\x96\x81<PRE>", 4}, {"\xe2\x96\x81<SUF>", 4}, {"\xe2\x96\x81<MID>", 4},
+    {"<\xef\xbd\x9c" "fim\xe2\x96\x81" "begin\xef\xbd\x9c>", 4},
+    {"<\xef\xbd\x9c" "fim\xe2\x96\x81hole\xef\xbd\x9c>", 4},
+    {"<\xef\xbd\x9c" "fim\xe2\x96\x81" "end\xef\xbd\x9c>", 4} };
 
 static void kvmem__tok_known(kvmem_tokenizer *t) {
     size_t i;
@@ -8754,6 +8763,7 @@ static kvmem_status kvmem__tok_pieces(kvmem_tokenizer *t, const kvmem_gguf_kv *t
         p->len = (uint32_t)len;
         p->score = (float)score;
         p->type = (unsigned char)type;
+        p->closed = type == 2 || type == 3;
         if (len > t->max_piece) t->max_piece = len;
         kvmem__tok_enter(t, i);
     }
@@ -8852,6 +8862,7 @@ static kvmem_status kvmem__tok_open_bin(kvmem_tokenizer *t, const uint8_t *b, si
         p->len = kvmem__le32(b + at + 4);
         p->at = (uint32_t)(at + 8);
         p->type = i == 0 ? 2 : i < 3 ? 3 : kvmem__tok_hex(b + at + 8, p->len) >= 0 ? 6 : 1;
+        p->closed = i < 3;
         at += 8 + (size_t)p->len;
         if (p->len > t->max_piece) t->max_piece = p->len;
         kvmem__tok_enter(t, i);
@@ -8970,12 +8981,12 @@ static void kvmem__tok_try(kvmem__tok *w, const uint8_t *s, int32_t left) {
         rank = (uint32_t)id;
     } else {
         float score;
-        id = kvmem__tok_find(t, at, (size_t)a->len + b->len);
+        id = kvmem__tok_find_plain(t, at, (size_t)a->len + b->len);
         if (id < 0) return;
         score = t->piece[id].score + 0.0f; /* no -0 */
         if (t->kind == KVMEM_VOCAB_LLAMA2C && /* run.c: scores above -1e10; byte tokens do not join */
-            (!(score > -1e10f) || kvmem__tok_find(t, at, a->len) < 0 ||
-             kvmem__tok_find(t, at + a->len, b->len) < 0)) return;
+            (!(score > -1e10f) || kvmem__tok_find_plain(t, at, a->len) < 0 ||
+             kvmem__tok_find_plain(t, at + a->len, b->len) < 0)) return;
         memcpy(&rank, &score, 4);
         rank = rank & 0x80000000u ? rank : ~rank & 0x7fffffffu; /* falls as the score rises */
     }
@@ -8984,7 +8995,7 @@ static void kvmem__tok_try(kvmem__tok *w, const uint8_t *s, int32_t left) {
 /* The token of a finished symbol; if there is none, its bytes (SPM) or characters (BPE). */
 static void kvmem__tok_emit(kvmem__tok *w, const uint8_t *s, size_t n) {
     const kvmem_tokenizer *t = w->t;
-    const int id = kvmem__tok_find(t, s, n);
+    const int id = kvmem__tok_find_plain(t, s, n);
     size_t i, len;
     if (id >= 0) { kvmem__tok_put(w, id); return; }
     for (i = 0; i < n; i += len) {
@@ -8992,7 +9003,7 @@ static void kvmem__tok_emit(kvmem__tok *w, const uint8_t *s, size_t n) {
         len = 1;
         if (t->kind == KVMEM_VOCAB_BPE) {
             len = kvmem__tok_char(t, s + i, n - i);
-            part = kvmem__tok_find(t, s + i, len);
+            part = kvmem__tok_find_plain(t, s + i, len);
         } else part = t->byte_id[s[i]];
         if (part < 0) part = t->unk;
         if (part >= 0) kvmem__tok_put(w, part);
@@ -9096,7 +9107,7 @@ static kvmem_status kvmem__tok_bpe(kvmem__tok *w, const uint8_t *s, size_t n) {
             for (j = 0; j < k; j++) len += (size_t)kvmem__utf8_encode(kvmem__byte_char(b[j]), text + len);
         }
         if (w->t->ignore_merges) {
-            const int id = kvmem__tok_find(w->t, text, len);
+            const int id = kvmem__tok_find_plain(w->t, text, len);
             if (id >= 0) { kvmem__tok_put(w, id); continue; }
         }
         KVMEM__TRY(kvmem__tok_word(w, text, len));
