@@ -3499,6 +3499,132 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__decode_avx2(kvmem__rows kind, float *out, 
         }
     }
 }
+/* Encoding, equal to the plain twin bit for bit; a short last piece is encoded by it. KVMEM__KEEP stops
+   the compiler from contracting a product and a sum into one rounding. */
+#define KVMEM__KEEP(x) __asm__("" : "+x"(x))
+KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__half_avx2(const float *x) { /* 16 halves */
+    __m256 v[2];
+    __m128i h[2];
+    int i;
+    KVMEM__UNROLL
+    for (i = 0; i < 2; i++) { /* finite values stop at +-65504 */
+        const __m256 sign = _mm256_set1_ps(-0.0f), most = _mm256_set1_ps(65504.0f);
+        __m256 a, big;
+        v[i] = _mm256_loadu_ps(x + 8 * i);
+        a = _mm256_andnot_ps(sign, v[i]);
+        big = _mm256_and_ps(_mm256_cmp_ps(a, most, _CMP_GT_OQ), _mm256_cmp_ps(a, _mm256_set1_ps(FLT_MAX), _CMP_LE_OQ));
+        v[i] = _mm256_blendv_ps(v[i], _mm256_or_ps(most, _mm256_and_ps(sign, v[i])), big);
+        h[i] = _mm256_cvtps_ph(v[i], _MM_FROUND_TO_NEAREST_INT);
+    }
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(h[0]), h[1], 1);
+}
+KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__bf16_avx2(const float *x) { /* 16 bfloats */
+    __m256i u[2];
+    int i;
+    KVMEM__UNROLL
+    for (i = 0; i < 2; i++) {
+        const __m256i v = _mm256_castps_si256(_mm256_loadu_ps(x + 8 * i));
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(v, 16), _mm256_set1_epi32(1));
+        const __m256i nan = _mm256_cmpgt_epi32(_mm256_and_si256(v, _mm256_set1_epi32(0x7fffffff)), _mm256_set1_epi32(0x7f800000));
+        u[i] = _mm256_srli_epi32(_mm256_add_epi32(v, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+        u[i] = _mm256_blendv_epi8(u[i], _mm256_or_si256(_mm256_srli_epi32(v, 16), _mm256_set1_epi32(64)), nan);
+    }
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(u[0], u[1]), 0xd8);
+}
+/* Largest finite |x| of 32 values and, in *at, the first value that has it (0 if all are 0). */
+KVMEM__AVX2 KVMEM__INLINE float kvmem__most_avx2(const __m256 *v, float *at, const float *x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f), limit = _mm256_set1_ps(FLT_MAX);
+    __m256 m = _mm256_setzero_ps(), a[4];
+    __m128 h;
+    float most;
+    unsigned hit = 0;
+    int i;
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) {
+        a[i] = _mm256_andnot_ps(sign, v[i]);
+        a[i] = _mm256_and_ps(a[i], _mm256_cmp_ps(a[i], limit, _CMP_LE_OQ));
+        m = _mm256_max_ps(m, a[i]);
+    }
+    h = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+    h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+    most = _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
+    m = _mm256_set1_ps(most);
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) hit |= (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a[i], m, _CMP_EQ_OQ)) << (8 * i);
+    *at = most > 0 ? x[__builtin_ctz(hit)] : 0.0f;
+    return most;
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__q8_0_avx2(uint8_t *out, const float *x) {
+    __m256 v[4], first;
+    __m256i n[4];
+    float most, at, id;
+    int i;
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + 8 * i);
+    most = kvmem__most_avx2(v, &at, x) / 127.0f;
+    id = kvmem__inverse(most);
+    kvmem__put16(out, kvmem__half_sat(most));
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) { /* half away from zero */
+        const __m256 top = _mm256_set1_ps(127);
+        __m256 w = _mm256_mul_ps(v[i], _mm256_set1_ps(id)), rest;
+        KVMEM__KEEP(w);
+        w = _mm256_and_ps(w, _mm256_cmp_ps(w, w, _CMP_ORD_Q));
+        w = _mm256_max_ps(_mm256_min_ps(w, top), _mm256_sub_ps(_mm256_setzero_ps(), top));
+        n[i] = _mm256_cvttps_epi32(w);
+        rest = _mm256_sub_ps(w, _mm256_cvtepi32_ps(n[i]));
+        n[i] = _mm256_sub_epi32(n[i], _mm256_castps_si256(_mm256_cmp_ps(rest, _mm256_set1_ps(0.5f), _CMP_GE_OQ)));
+        n[i] = _mm256_add_epi32(n[i], _mm256_castps_si256(_mm256_cmp_ps(rest, _mm256_set1_ps(-0.5f), _CMP_LE_OQ)));
+    }
+    first = _mm256_castsi256_ps(_mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3])));
+    _mm256_storeu_si256((__m256i *)(void *)(out + 2), _mm256_permutevar8x32_epi32(
+        _mm256_castps_si256(first), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__q4_0_avx2(uint8_t *out, const float *x) {
+    __m256 v[4];
+    __m256i n[4], lo, hi;
+    float at, id;
+    int i;
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + 8 * i);
+    kvmem__most_avx2(v, &at, x);
+    id = kvmem__inverse(at / -8.0f);
+    kvmem__put16(out, kvmem__half_sat(at / -8.0f));
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) { /* min(15, trunc(x / s + 8.5)); NaN is 8 */
+        __m256 w = _mm256_mul_ps(v[i], _mm256_set1_ps(id));
+        KVMEM__KEEP(w);
+        w = _mm256_and_ps(w, _mm256_cmp_ps(w, w, _CMP_ORD_Q));
+        w = _mm256_add_ps(w, _mm256_set1_ps(8.5f));
+        w = _mm256_max_ps(_mm256_min_ps(w, _mm256_set1_ps(15)), _mm256_setzero_ps());
+        n[i] = _mm256_cvttps_epi32(w);
+    }
+    lo = _mm256_or_si256(n[0], _mm256_slli_epi32(n[2], 4));
+    hi = _mm256_or_si256(n[1], _mm256_slli_epi32(n[3], 4));
+    lo = _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
+    _mm_storeu_si128((__m128i *)(void *)(out + 2),
+                     _mm_packus_epi16(_mm256_castsi256_si128(lo), _mm256_extracti128_si256(lo, 1)));
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__encode_avx2(kvmem__rows kind, void *rows, const float *x, int n, int d) {
+    uint8_t *out = (uint8_t *)rows;
+    int t, c;
+    for (t = 0; t < n; t++, x += d) {
+        for (c = 0; c < d; c += KVMEM__PIECE) {
+            const int b = KVMEM__MIN(KVMEM__PIECE, d - c);
+            if (b < 32 || kind == KVMEM__ROWS_F32) kvmem__encode_piece(kind, out, x + c, b);
+            else if (kind == KVMEM__ROWS_Q8_0) kvmem__q8_0_avx2(out, x + c);
+            else if (kind == KVMEM__ROWS_Q4_0) kvmem__q4_0_avx2(out, x + c);
+            else {
+                const int half = kind == KVMEM__ROWS_F16;
+                __m256i *o = (__m256i *)(void *)out;
+                _mm256_storeu_si256(o, half ? kvmem__half_avx2(x + c) : kvmem__bf16_avx2(x + c));
+                _mm256_storeu_si256(o + 1, half ? kvmem__half_avx2(x + c + 16) : kvmem__bf16_avx2(x + c + 16));
+            }
+            out += kvmem__piece_bytes(kind, b);
+        }
+    }
+}
+#undef KVMEM__KEEP
 #endif /* KVMEM__X86 */
 
 #if KVMEM__NEON
@@ -3660,6 +3786,12 @@ KVMEM__INLINE void kvmem__decode_neon(kvmem__rows kind, float *out, const void *
     KVMEM__SPLIT(isa, bf16, KVMEM__ROWS_BF16, attr)                                                 \
     KVMEM__SPLIT(isa, q8_0, KVMEM__ROWS_Q8_0, attr)                                                 \
     KVMEM__SPLIT(isa, q4_0, KVMEM__ROWS_Q4_0, attr)
+#define KVMEM__ENCODE(word, kind)                                                                   \
+    KVMEM__AVX2 static void kvmem__##word##_encode_avx2(const double *par, void *out, const float *x, \
+                                                        int n, int d) {                             \
+        (void)par;                                                                                  \
+        kvmem__encode_avx2(kind, out, x, n, d);                                                     \
+    }
 /* Put those of row `kind` into c. */
 #define KVMEM__USE(word, isa)                                                                       \
     c->dot = kvmem__##word##_dot_##isa;                                                             \
@@ -3679,6 +3811,10 @@ KVMEM__INLINE void kvmem__decode_neon(kvmem__rows kind, float *out, const void *
 #if KVMEM__X86
 KVMEM__SPLIT_ALL(avx2, KVMEM__AVX2)
 KVMEM__SPLIT_ALL(avx512, KVMEM__AVX512)
+KVMEM__ENCODE(f16, KVMEM__ROWS_F16)
+KVMEM__ENCODE(bf16, KVMEM__ROWS_BF16)
+KVMEM__ENCODE(q8_0, KVMEM__ROWS_Q8_0)
+KVMEM__ENCODE(q4_0, KVMEM__ROWS_Q4_0)
 /* The byte dot products where a row is whole pieces, else floats. */
 static int kvmem__q_words(const double *par, int d) {
     (void)par;
@@ -3710,6 +3846,7 @@ KVMEM__SPLIT_ALL(neon, )
 #endif
 #undef KVMEM__SPLIT
 #undef KVMEM__SPLIT_ALL
+#undef KVMEM__ENCODE
 
 /* Put the fast twins that backend b's processor path allows into a copied table row. A row that is not
    one of the table's stays as it is. */
@@ -3717,6 +3854,12 @@ KVMEM__UNUSED static void kvmem__codec_fast(kvmem_codec *c, const kvmem_backend 
     int kind = 0;
     while (kvmem__codec_table(kind) && kvmem__codec_table(kind)->decode != c->decode) kind++;
 #if KVMEM__X86
+    if (b->isa >= 2) {
+        if (kind == KVMEM__ROWS_F16) c->encode = kvmem__f16_encode_avx2;
+        if (kind == KVMEM__ROWS_BF16) c->encode = kvmem__bf16_encode_avx2;
+        if (kind == KVMEM__ROWS_Q8_0) c->encode = kvmem__q8_0_encode_avx2;
+        if (kind == KVMEM__ROWS_Q4_0) c->encode = kvmem__q4_0_encode_avx2;
+    }
     if (b->isa == 2) {
         KVMEM__USE_ALL(avx2)
     } else if (b->isa == 3) {
