@@ -3,6 +3,8 @@
 #include "test.h"
 #include "tiny.h"
 #include "net.h"
+#define MKGGUF_NO_MAIN
+#include "../tools/mkgguf.c"
 
 static const char model_path[] = "../shared/models/stories260K.bin";
 static const char vocab_path[] = "../shared/models/tok512.bin";
@@ -217,6 +219,80 @@ TEST(greedy_text_is_llama2c_run_c_s) {
     free(p); free(v);
 }
 
+/* ---- tensor types ---- */
+
+typedef struct bytes { uint8_t *p; size_t n; } bytes;
+static int keep(void *user, const void *p, size_t n) {
+    bytes *b = (bytes *)user;
+    b->p = (uint8_t *)realloc(b->p, b->n + n + 1);
+    memcpy(b->p + b->n, p, n);
+    b->n += n;
+    return 0;
+}
+/* The same file with every tensor decoded to float32. */
+static uint8_t *decoded(const bytes *file, size_t *size) {
+    kvmem_gguf g;
+    tiny_gguf out;
+    int i;
+    memset(&out, 0, sizeof out);
+    if (kvmem_gguf_open(&g, file->p, file->n, NULL) != KVMEM_OK) return NULL;
+    out.n_kv = (uint64_t)g.n_kv;
+    tiny_add(&out.kv, file->p + 24, (size_t)(g.kv[g.n_kv - 1].data + g.kv[g.n_kv - 1].size - (file->p + 24)));
+    for (i = 0; i < g.n_tensors; i++) {
+        const kvmem_tensor *t = &g.tensor[i];
+        const int ne0 = (int)t->ne[0], ne1 = (int)t->ne[1];
+        float *x = (float *)malloc((size_t)ne0 * (size_t)ne1 * sizeof *x);
+        char name[80];
+        snprintf(name, sizeof name, "%.*s", t->name_len, t->name);
+        if (!x || kvmem_dequantize(t->type, x, t->data, (size_t)ne0 * (size_t)ne1) != KVMEM_OK) FAIL_AT("%s", name);
+        net_put(&out, name, x, ne0, ne1);
+        free(x);
+    }
+    kvmem_gguf_close(&g);
+    return tiny_finish(&out, size);
+}
+/* Differences come from 8-bit activations alone: a few percent of the logits' spread. A wrong scale, order
+   or layout of any block would give differences as large as the spread. */
+TEST(every_tensor_type_runs_as_its_decoded_values) {
+    static const char *const type[13] = { "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k",
+                                          "q4_k", "q5_k", "q6_k" };
+    enum { N = 12 };
+    int ids[N], i, j, path;
+    for (i = 0; i < N; i++) ids[i] = 300 + i * 7;
+    for (i = 0; i < 13; i++) {
+        bytes file = { NULL, 0 };
+        kvmem_model a, b;
+        kvmem_session_config cfg = plain_config(N, 1);
+        size_t size = 0;
+        uint8_t *plain;
+        char args[96];
+        float *x, *y;
+        snprintf(args, sizeof args, "--preset small --layers 2 --type %s", type[i]);
+        REQUIRE(mkgguf(args, keep, &file) == 0);
+        plain = decoded(&file, &size);
+        REQUIRE(plain != NULL);
+        REQUIRE_OK(kvmem_model_open(&a, file.p, file.n, NULL, 0, NULL));
+        REQUIRE_OK(kvmem_model_open(&b, plain, size, NULL, 0, NULL));
+        CHECK(!strcmp(kvmem_type_name(a.layer[0].q.type), type[i]) || i > 7);
+        x = (float *)calloc((size_t)(N * a.n_vocab), sizeof *x);
+        y = (float *)calloc((size_t)(N * a.n_vocab), sizeof *y);
+        REQUIRE(x && y && run(&b, &cfg, ids, N, y));
+        for (path = 0; path < 2; path++) {
+            double worst = 0, spread = 0;
+            cfg.backend = kvmem_backend_cpu(path ? NULL : "plain");
+            REQUIRE(run(&a, &cfg, ids, N, x));
+            for (j = 0; j < N * a.n_vocab; j++) {
+                worst = fmax(worst, fabs((double)x[j] - (double)y[j]));
+                spread = fmax(spread, fabs((double)y[j]));
+            }
+            if (!(worst < (i < 1 ? 1e-4 : i < 3 ? 2e-2 : 8e-2) * spread)) FAIL_AT("%s on %s: %g of %g", type[i], cfg.backend->name, worst, spread);
+        }
+        free(x); free(y); free(plain); free(file.p);
+        kvmem_model_close(&a);
+        kvmem_model_close(&b);
+    }
+}
+
 /* ---- sessions ---- */
 
 /* A model of an architecture that has windows, caps and norms, for tests of sessions. */
@@ -333,13 +409,27 @@ TEST(truncate_and_clear_forget) {
     fixture_close(&f);
 }
 
-typedef struct bytes { uint8_t *p; size_t n; } bytes;
-static int keep(void *user, const void *p, size_t n) {
-    bytes *b = (bytes *)user;
-    b->p = (uint8_t *)realloc(b->p, b->n + n + 1);
-    memcpy(b->p + b->n, p, n);
-    b->n += n;
-    return 0;
+TEST(every_preset_is_full_when_its_budget_covers_the_tokens) {
+    static const char *const recipe[8] = { "full", "window budget=100", "streamingllm budget=100", "h2o budget=100",
+        "tova budget=100", "snapkv budget=100", "pyramidkv budget=100", "snapkv budget=100 page=7" };
+    static const char *const arch[2] = { "llama", "gemma3" };
+    int i, j;
+    for (j = 0; j < 2; j++) {
+        fixture f;
+        kvmem_session_config cfg = plain_config(8, 1);
+        REQUIRE(fixture_open(&f, arch[j]));
+        REQUIRE(run(&f.m, &cfg, f.ids, STEPS, f.a));
+        for (i = 0; i < 8; i++) {
+            kvmem_recipe r = kvmem_recipe_default();
+            kvmem_error err;
+            if (kvmem_recipe_parse(&r, recipe[i], &err) != KVMEM_OK) { FAIL_AT("%s: %s", recipe[i], err.text); continue; }
+            cfg.recipe = &r;
+            cfg.max_block = i % 2 ? 64 : 8; /* in one block layers are committed one by one */
+            REQUIRE(run(&f.m, &cfg, f.ids, STEPS, f.b));
+            if (memcmp(f.a, f.b, STEPS * f.row)) FAIL_AT("%s: %s differs", arch[j], recipe[i]);
+        }
+        fixture_close(&f);
+    }
 }
 
 TEST(copies_and_saved_sessions_go_on_bit_for_bit) {
@@ -501,11 +591,13 @@ int main(int argc, char **argv) {
     RUN(rope_scalings_agree_with_the_oracle);
     RUN(stories260K_agrees_with_double_precision);
     RUN(greedy_text_is_llama2c_run_c_s);
+    RUN(every_tensor_type_runs_as_its_decoded_values);
     RUN(blocks_of_any_size_give_the_same_bits_on_plain_c);
     RUN(one_thread_and_two_give_the_same_bits);
     RUN(rows_and_the_last_logits_agree);
     RUN(a_callback_that_says_stop_ends_after_its_block);
     RUN(truncate_and_clear_forget);
+    RUN(every_preset_is_full_when_its_budget_covers_the_tokens);
     RUN(copies_and_saved_sessions_go_on_bit_for_bit);
     RUN(a_byte_limit_splits_blocks_and_is_never_passed);
     RUN(an_estimate_is_what_a_session_uses);

@@ -274,6 +274,50 @@ TEST(a_changed_byte_of_the_header_is_refused_or_harmless) {
     net_free(&t);
 }
 
+TEST(an_unusable_tokenizer_is_said_and_a_broken_one_refused) {
+    net t = net_default("llama");
+    size_t size, vocab_size;
+    uint8_t *p, *v;
+    kvmem_model m;
+    tiny_gguf g;
+    int kind;
+    net_build(&t);
+    for (kind = 0; kind < 3; kind++) {
+        memset(&g, 0, sizeof g);
+        p = net_gguf(&t, &size);
+        tiny_add(&g.kv, p + 24, (size_t)(find(p, size, "token_embd") - 8 - p) - 24);
+        g.n_kv = kvmem__le64(p + 16);
+        free(p);
+        if (kind == 0) tiny_set_text(&g, "tokenizer.ggml.model", "bert");
+        if (kind == 1) tiny_set_text(&g, "tokenizer.ggml.model", "llama"); /* and no tokens */
+        if (kind == 2) tiny_vocab_spm(&g);                                 /* 264 tokens, 50 embeddings */
+        net_put(&g, "token_embd.weight", t.embd, t.E, t.V);
+        net_put(&g, "output_norm.weight", t.out_norm, t.E, 1);
+        net_put(&g, "output.weight", t.head, t.E, t.V);
+        net_put_layer(&t, &g, 0);
+        net_put_layer(&t, &g, 1);
+        net_put_layer(&t, &g, 2);
+        p = tiny_finish(&g, &size);
+        if (kind == 0) {
+            REQUIRE_OK(kvmem_model_open(&m, p, size, NULL, 0, NULL));
+            CHECK(m.tokenizer.kind == KVMEM_VOCAB_NONE && strstr(m.tokenizer.error.text, "bert"));
+            kvmem_model_close(&m);
+        } else if (kind == 1) refused(p, size, KVMEM_BAD_FILE, "tokenizer.ggml.tokens", __LINE__);
+        else refused(p, size, KVMEM_BAD_FILE, "264 tokens", __LINE__);
+        free(p);
+    }
+    net_free(&t);
+    p = tiny_llama2c(&size);
+    v = tiny_llama2c_vocab(&vocab_size);
+    REQUIRE_OK(kvmem_model_open(&m, p, size, v, vocab_size, NULL));
+    CHECK(m.tokenizer.kind == KVMEM_VOCAB_LLAMA2C && m.tokenizer.n_vocab == m.n_vocab);
+    kvmem_model_close(&m);
+    CHECK(kvmem_model_open(&m, p, size, v, vocab_size / 2, NULL) == KVMEM_BAD_FILE && m.error.text[0]);
+    kvmem_model_close(&m);
+    free(p);
+    free(v);
+}
+
 /* ---- llama2.c ---- */
 
 /* A net in llama2.c's layout of that version; group for version 2. */
@@ -501,6 +545,7 @@ int main(int argc, char **argv) {
     RUN(other_refusals_name_their_cause);
     RUN(head_counts_may_be_equal_arrays);
     RUN(a_changed_byte_of_the_header_is_refused_or_harmless);
+    RUN(an_unusable_tokenizer_is_said_and_a_broken_one_refused);
     RUN(llama2c_layouts_agree_with_the_oracle);
     RUN(llama2c_version_2_agrees_for_any_group_size);
     RUN(llama2c_matrices_lie_in_the_file);
