@@ -127,6 +127,7 @@ static void chat(const char *p, size_t n) {
     }
 }
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static const char sample[] = "The cat's 12345 in\n\n  t\xC3\xA9st <|end|>\xF0\x9F\x98\x80";
     fuzz_input in;
     const char *text;
     size_t n;
@@ -153,9 +154,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         }
         free(file);
     } else if (mode < 192) {
-        open_gguf(in.p, in.n, "The cat's 12345 in\n\n  t\xC3\xA9st <|end|>\xF0\x9F\x98\x80", 43, 0);
+        open_gguf(in.p, in.n, sample, strlen(sample), 0);
     } else if (mode < 240) {
-        open_bin(in.p, in.n, mode & 1 ? 0 : TINY_VOCAB, "The cat's 12345 in\n\n  t\xC3\xA9st\xF0\x9F\x98\x80", 36, 0);
+        open_bin(in.p, in.n, mode & 1 ? 0 : TINY_VOCAB, sample, strlen(sample), 0);
     } else chat(text, n);
     return 0;
 }

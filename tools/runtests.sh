@@ -4,6 +4,8 @@
 # so, or runs nothing, counts as a failure.
 : "${B:=build}"
 export B
+# Threads that wait by spinning slow each other down when cores are shared.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 mkdir -p "$B"
 passed=0 failed=0 skipped=0
 for t in "$@"; do
