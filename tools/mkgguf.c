@@ -671,7 +671,7 @@ static int mkgguf_argv(int argc, const char *const *argv, kvmem_write_fn write, 
     }
     if (!g->failed) mkgguf_complete(g);
     if (!g->failed) mkgguf_file(g);
-    if (why && size) snprintf(why, size, "%s", g->why);
+    if (why && size) snprintf(why, size, "%.*s", (int)size - 1, g->why);
     failed = g->failed;
     kvmem_gguf_close(&g->from);
     free(g->from_bytes);
