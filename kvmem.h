@@ -2067,6 +2067,52 @@ KVMEM__AVX2 static float kvmem__exp_sum_avx2(float *p, const float *s, float m, 
     for (; i < n; i++) tail += p[i] = kvmem__expf(s[i] - m);
     return kvmem__hsum_avx2(sum) + tail;
 }
+KVMEM__AVX512 static float kvmem__max_avx512(const float *x, int n) {
+    __m512 v = _mm512_set1_ps(-INFINITY);
+    int i;
+    for (i = 0; i < n; i += 16) {
+        const __mmask16 some = (__mmask16)(n - i >= 16 ? 0xffffu : (1u << (n - i)) - 1);
+        v = _mm512_max_ps(_mm512_mask_loadu_ps(v, some, x + i), v);
+    }
+    return _mm512_reduce_max_ps(v);
+}
+/* The same polynomial; 2^n by one instruction. */
+KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__exp_avx512(__m512 x) {
+    const __m512 log2e = _mm512_set1_ps(1.44269504089f);
+    const __mmask16 some = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.3f), _CMP_NLE_UQ);
+    const __m512 y = _mm512_min_ps(_mm512_set1_ps(100), x); /* infinity from 88.7 on, NaN stays */
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(y, log2e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), y), p;
+    f = _mm512_mul_ps(_mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), f), log2e);
+    p = _mm512_fmadd_ps(_mm512_set1_ps(KVMEM__EXP_C6), f, _mm512_set1_ps(KVMEM__EXP_C5));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(KVMEM__EXP_C4));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(KVMEM__EXP_C3));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(KVMEM__EXP_C2));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(KVMEM__EXP_C1));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(KVMEM__EXP_C0));
+    return _mm512_maskz_scalef_ps(some, p, n);
+}
+KVMEM__AVX512 static float kvmem__exp_sum_avx512(float *p, const float *s, float m, int n) {
+    const __m512 vm = _mm512_set1_ps(m);
+    __m512 a = _mm512_setzero_ps(), b = a, e;
+    int i;
+    for (i = 0; i + 32 <= n; i += 32) {
+        e = kvmem__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s + i), vm));
+        _mm512_storeu_ps(p + i, e);
+        a = _mm512_add_ps(a, e);
+        e = kvmem__exp_avx512(_mm512_sub_ps(_mm512_loadu_ps(s + i + 16), vm));
+        _mm512_storeu_ps(p + i + 16, e);
+        b = _mm512_add_ps(b, e);
+    }
+    for (; i < n; i += 16) {
+        const __mmask16 some = (__mmask16)(n - i >= 16 ? 0xffffu : (1u << (n - i)) - 1);
+        e = _mm512_maskz_mov_ps(some, kvmem__exp_avx512(_mm512_sub_ps(_mm512_maskz_loadu_ps(some, s + i), vm)));
+        _mm512_mask_storeu_ps(p + i, some, e);
+        if (i % 32) b = _mm512_add_ps(b, e);
+        else a = _mm512_add_ps(a, e);
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(a, b));
+}
 KVMEM__AVX2 static void kvmem__softcap_avx2(float *y, float cap, size_t count) {
     const __m256 one = _mm256_set1_ps(1), two = _mm256_set1_ps(2), vcap = _mm256_set1_ps(cap);
     const __m256 sign = _mm256_set1_ps(-0.0f);
@@ -5642,7 +5688,9 @@ static const kvmem_backend kvmem__plain = { "plain", 0, KVMEM__VECTOR_OPS(plain)
 #if KVMEM__X86
 static const kvmem_backend kvmem__avx2 = { "avx2", 2, KVMEM__VECTOR_OPS(avx2), KVMEM__CACHE_OPS,
                                            KVMEM__DECODER_OPS(avx2, avx2), kvmem__softcap_avx2 };
-static const kvmem_backend kvmem__avx512 = { "avx512", 3, KVMEM__VECTOR_OPS(avx2), KVMEM__CACHE_OPS,
+static const kvmem_backend kvmem__avx512 = { "avx512", 3, kvmem__dot_avx2, kvmem__axpy_avx2,
+                                             kvmem__scale_avx2, kvmem__max_avx512,
+                                             kvmem__exp_sum_avx512, KVMEM__CACHE_OPS,
                                              KVMEM__DECODER_OPS(avx512, avx2), kvmem__softcap_avx2 };
 /* What processor and operating system allow: 0, 2 (AVX2, FMA, F16C) or 3 (AVX-512 F, BW, VL, DQ and
    VNNI besides). Registers count only if the system saves them: XCR0 bits 1, 2 and 5, 6, 7. */
