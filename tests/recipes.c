@@ -14,7 +14,10 @@ static void refused(int line, const char *text, const char *part) {
     memset(&r, 0x5a, sizeof r);
     before = r;
     memset(&e, 0, sizeof e);
-    if (kvmem_recipe_parse(&r, text, &e) != KVMEM_BAD_RECIPE) { FAIL_AT("line %d: \"%s\" was accepted", line, text); return; }
+    if (kvmem_recipe_parse(&r, text, &e) != KVMEM_BAD_RECIPE) {
+        FAIL_AT("line %d: \"%s\" was accepted", line, text);
+        return;
+    }
     if (e.status != KVMEM_BAD_RECIPE || !strstr(e.text, part))
         FAIL_AT("line %d: \"%s\" says \"%s\", not \"%s\"", line, text, e.text, part);
     if (memcmp(&r, &before, sizeof r)) FAIL_AT("line %d: \"%s\" changed the recipe", line, text);
@@ -127,11 +130,13 @@ TEST(unknown_words_are_named_with_the_nearest_known_one) {
     BAD("scor=h2o", "unknown term 'scor'; did you mean 'score'?");
     BAD("codek=f16", "did you mean 'codec'");
     BAD("when=stepp", "unknown value of when 'stepp'; did you mean 'step'");
-    BAD("score=snapkv(windw=3)", "unknown parameter of snapkv 'windw'; did you mean 'window'?; known: window kernel pool");
+    BAD("score=snapkv(windw=3)",
+        "unknown parameter of snapkv 'windw'; did you mean 'window'?; known: window kernel pool");
     BAD("score=knorm(x=3)", "unknown parameter of knorm 'x'; known: none");
     BAD("SNAPKV", "unknown preset 'SNAPKV'");
     BAD("\x01\x02\xff", "unknown preset '\?\?\?'");
-    BAD("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...'");
+    BAD("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...'");
 }
 TEST(words_in_the_wrong_place_are_explained) {
     BAD("knorm", "'knorm' is not a preset but an entry: write score=knorm");
@@ -343,7 +348,10 @@ TEST(printed_recipes_parse_back_to_the_same_bits) {
         REQUIRE(kvmem_recipe_print(&a, once, sizeof once) < sizeof once);
         if (kvmem_recipe_parse(&b, once, &e)) { FAIL_AT("\"%s\": %s", once, e.text); return; }
         kvmem_recipe_print(&b, twice, sizeof twice);
-        if (!same(&a, &b) || strcmp(once, twice)) { FAIL_AT("\"%s\" printed \"%s\", then \"%s\"", text, once, twice); return; }
+        if (!same(&a, &b) || strcmp(once, twice)) {
+            FAIL_AT("\"%s\" printed \"%s\", then \"%s\"", text, once, twice);
+            return;
+        }
     }
 }
 TEST(numbers_of_nine_digits_survive_printing) {
@@ -476,9 +484,13 @@ TEST(tables_have_unique_words_defaults_in_range_and_texts) {
     CHECK(!kvmem_stage_word(KVMEM_N_STAGES) && !kvmem_stage_entry(KVMEM_N_STAGES, 0));
 }
 
-static kvmem_status own_score(const kvmem_view *v, int g, float *score) { (void)v; (void)g; (void)score; return KVMEM_OK; }
+static kvmem_status own_score(const kvmem_view *v, int g, float *score) {
+    (void)v; (void)g; (void)score;
+    return KVMEM_OK;
+}
 TEST(a_users_own_entry_passes_the_check_and_prints_as_its_word) {
-    static const kvmem_param params[] = { { "heat", 0.5, 0, 1, NULL, 0, "how hot" }, { NULL, 0, 0, 0, NULL, 0, NULL } };
+    static const kvmem_param params[] = { { "heat", 0.5, 0, 1, NULL, 0, "how hot" },
+                                          { NULL, 0, 0, 0, NULL, 0, NULL } };
     static const kvmem_score_entry mine = { { "mine", "my own", "-", params, 0 }, own_score },
         empty = { { "empty", "no function", "-", NULL, 0 }, NULL },
         blind = { { "blind", "reads queries", "-", params, KVMEM_READS_QUERIES }, own_score },
@@ -538,7 +550,8 @@ TEST(one_entry_is_read_from_its_own_text) {
     REQUIRE_OK(kvmem__parse_choice(&c, KVMEM_SCORE, "snapkv(window=3)", &e));
     CHECK(c.par[0] == 3 && c.par[1] == 5);
     CHECK(kvmem__parse_choice(&c, KVMEM_CODEC_V, "q8_0/f16", &e) == KVMEM_BAD_RECIPE && strstr(e.text, "'/f16'"));
-    CHECK(kvmem__parse_choice(&c, KVMEM_CODEC_V, "", &e) == KVMEM_BAD_RECIPE && strstr(e.text, "codec.v= has no value"));
+    CHECK(kvmem__parse_choice(&c, KVMEM_CODEC_V, "", &e) == KVMEM_BAD_RECIPE &&
+          strstr(e.text, "codec.v= has no value"));
     CHECK(kvmem__parse_choice(&c, KVMEM_CODEC_V, "f64", &e) == KVMEM_BAD_RECIPE && strstr(e.text, "'f64'"));
 }
 

@@ -316,7 +316,10 @@ TEST(a_budget_that_covers_the_tokens_changes_no_bit) {
                 const int n = step < 2 ? 20 : 1;
                 const kvmem_phase phase = step == 0 ? KVMEM_PREFILL : step == 1 ? KVMEM_PROMPT_END : KVMEM_DECODE;
                 if (!told(&A, n, phase) || !told(&B, n, phase)) { FAIL_AT("%s", text); return; }
-                if (memcmp(A.out, B.out, (size_t)(2 * n * 4 * 16) * sizeof(float))) { FAIL_AT("%s differs at step %d", text, step); return; }
+                if (memcmp(A.out, B.out, (size_t)(2 * n * 4 * 16) * sizeof(float))) {
+                    FAIL_AT("%s differs at step %d", text, step);
+                    return;
+                }
             }
             CHECK(kvmem_cache_lane_len(&B.c, 1, 1) == 60);
             kvmem_cache_free(&A.c);
@@ -391,7 +394,10 @@ TEST(one_thread_keeps_what_two_keep) {
             const int n = step ? 1 : 50;
             const kvmem_phase phase = step ? KVMEM_DECODE : KVMEM_PROMPT_END;
             if (!told(&A, n, phase) || !told(&B, n, phase)) return;
-            if (memcmp(A.out, B.out, (size_t)(2 * n * 4 * 16) * sizeof(float))) { FAIL_AT("%s differs at step %d", text, step); return; }
+            if (memcmp(A.out, B.out, (size_t)(2 * n * 4 * 16) * sizeof(float))) {
+                    FAIL_AT("%s differs at step %d", text, step);
+                    return;
+                }
         }
         for (l = 0; l < 2; l++)
             for (g = 0; g < 2; g++) {
@@ -432,7 +438,8 @@ TEST(streamingllm_keeps_two_sinks_and_three_recent_of_ten) {
 TEST(streamingllm_without_sinks_is_window) {
     static const int want[4] = { 16, 17, 18, 19 };
     int t;
-    if (!begin(&A, "streamingllm budget=4 sink=0", 1, 2, 2, 8, 1, 1) || !begin(&B, "window budget=4", 1, 2, 2, 8, 1, 1)) return;
+    if (!begin(&A, "streamingllm budget=4 sink=0", 1, 2, 2, 8, 1, 1) ||
+        !begin(&B, "window budget=4", 1, 2, 2, 8, 1, 1)) return;
     for (t = 0; t < 20; t++) if (!told(&A, 1, KVMEM_DECODE) || !told(&B, 1, KVMEM_DECODE)) return;
     CHECK(lane_is(&A, 0, 0, 4, want) && lane_is(&B, 0, 1, 4, want));
     for (t = 0; t < 16; t++) CHECK_NEAR(A.out[t], B.out[t], 1e-5); /* only differences of positions matter */
@@ -476,7 +483,8 @@ TEST(h2o_accumulates_columns_and_keeps_the_heavy_hitter_and_the_newest) {
 TEST(h2o_normalized_divides_by_the_queries_that_could_see) {
     float s[3];
     kvmem_view v;
-    if (!begin_prob(&A, "score=h2o(normalize=1) budget=3", 1, 1, h2o_rows, 3) || !told(&A, 3, KVMEM_PROMPT_END)) return;
+    if (!begin_prob(&A, "score=h2o(normalize=1) budget=3", 1, 1, h2o_rows, 3) ||
+        !told(&A, 3, KVMEM_PROMPT_END)) return;
     v = view_of(&A, 0);
     CHECK_OK(kvmem__score_h2o(&v, 0, s));
     kvmem__view_scratch_end(&A.c);
@@ -489,7 +497,8 @@ TEST(h2o_sums_equal_the_number_of_queries) {
     int step, l, g, t;
     if (!begin(&A, "h2o budget=100", 2, 4, 2, 16, 1, 1)) return;
     for (step = 0; step < 12; step++) {
-        if (!told(&A, step < 2 ? 23 : 1, step == 0 ? KVMEM_PREFILL : step == 1 ? KVMEM_PROMPT_END : KVMEM_DECODE)) return;
+        const kvmem_phase phase = step == 0 ? KVMEM_PREFILL : step == 1 ? KVMEM_PROMPT_END : KVMEM_DECODE;
+        if (!told(&A, step < 2 ? 23 : 1, phase)) return;
         for (l = 0; l < 2; l++)
             for (g = 0; g < 2; g++) {
                 const kvmem_view v = view_of(&A, l);
@@ -577,7 +586,8 @@ TEST(snapkv_spreads_a_spike_over_the_kernel) {
 }
 TEST(snapkv_never_evicts_while_decoding) {
     int step;
-    if (!begin(&A, "snapkv budget=17 recent=8 score=snapkv(window=8)", 2, 4, 2, 8, 1, 1) || !told(&A, 40, KVMEM_PROMPT_END)) return;
+    if (!begin(&A, "snapkv budget=17 recent=8 score=snapkv(window=8)", 2, 4, 2, 8, 1, 1) ||
+        !told(&A, 40, KVMEM_PROMPT_END)) return;
     for (step = 1; step < 20; step++) {
         if (!told(&A, 1, KVMEM_DECODE)) return;
         CHECK(kvmem_cache_lane_len(&A.c, 1, 1) == 17 + step);
@@ -587,7 +597,8 @@ TEST(snapkv_never_evicts_while_decoding) {
 TEST(snapkv_votes_sum_to_the_number_of_voters) {
     const int windows[3] = { 1, 8, 40 };
     int i, g, t;
-    if (!begin(&A, "snapkv budget=100 recent=0 score=snapkv(window=40)", 1, 4, 2, 8, 1, 1) || !told(&A, 30, KVMEM_PROMPT_END)) return;
+    if (!begin(&A, "snapkv budget=100 recent=0 score=snapkv(window=40)", 1, 4, 2, 8, 1, 1) ||
+        !told(&A, 30, KVMEM_PROMPT_END)) return;
     for (i = 0; i < 3; i++)
         for (g = 0; g < 2; g++) {
             const kvmem_view v = view_of(&A, 0);
@@ -650,8 +661,8 @@ TEST(pyramid_gives_layers_the_cards_lengths) {
                      clipped[4] = { 130, 91, 53, 14 };
     int e, l, i;
     for (e = 0; e < 2; e++) {
-        if (!begin(&A, e ? "pyramidkv budget=pyramid(72,beta=20)" : "pyramidkv budget=pyramid(72,beta=20,exact=0)", 4, 2, 1,
-                   4, 1, 1)) return;
+        const char *text = e ? "pyramidkv budget=pyramid(72,beta=20)" : "pyramidkv budget=pyramid(72,beta=20,exact=0)";
+        if (!begin(&A, text, 4, 2, 1, 4, 1, 1)) return;
         for (i = 0; i < 4; i++) if (!told(&A, 50, i == 3 ? KVMEM_PROMPT_END : KVMEM_PREFILL)) return;
         for (l = 0; l < 4; l++) CHECK(kvmem_cache_lane_len(&A.c, l, 0) == (e ? exact[l] : floored[l]));
         kvmem_cache_free(&A.c);
@@ -675,8 +686,8 @@ TEST(pyramid_holds_its_shape_when_it_reduces_at_every_step) {
 }
 TEST(fixed_segments_start_at_multiples_of_their_size) {
     int i;
-    if (!begin(&A, "segment=fixed(size=4)", 1, 1, 1, 2, 0, 1) || !told(&A, 3, KVMEM_PREFILL) || !told(&A, 1, KVMEM_PREFILL) ||
-        !told(&A, 9, KVMEM_PROMPT_END)) return;
+    if (!begin(&A, "segment=fixed(size=4)", 1, 1, 1, 2, 0, 1) || !told(&A, 3, KVMEM_PREFILL) ||
+        !told(&A, 1, KVMEM_PREFILL) || !told(&A, 9, KVMEM_PROMPT_END)) return;
     CHECK(A.c.n_events == 4);
     for (i = 0; i < A.c.n_events; i++) CHECK(A.c.event[i] == 4 * i);
     kvmem_cache_free(&A.c);
@@ -705,8 +716,8 @@ static void sim_scores(const world *w, int which) { /* 0 h2o, 1 normalized, 2 to
         }
 }
 TEST(h2o_and_tova_equal_the_oracle_over_a_whole_run) {
-    static const char *const texts[] = { "h2o budget=15 recent=6 sink=1", "score=h2o(normalize=1) budget=15 recent=6 sink=1",
-                                         "tova budget=15" };
+    static const char *const texts[] = { "h2o budget=15 recent=6 sink=1",
+        "score=h2o(normalize=1) budget=15 recent=6 sink=1", "tova budget=15" };
     int which, step, compared = 0;
     for (which = 0; which < 3; which++) {
         if (!begin(&A, texts[which], 2, 4, 2, 8, 0, 1)) return;
@@ -755,7 +766,8 @@ TEST(snapkv_equals_the_oracle) {
         const int window = 1 + trial * 3, kernel = 1 + 2 * (trial % 4), use_max = trial & 1;
         char text[160];
         double gap;
-        sprintf(text, "score=snapkv(window=%d,kernel=%d,pool=%s) budget=21 when=prompt", window, kernel, use_max ? "max" : "avg");
+        sprintf(text, "score=snapkv(window=%d,kernel=%d,pool=%s) budget=21 when=prompt", window, kernel,
+                use_max ? "max" : "avg");
         if (!begin(&A, text, 2, 4, 2, 8, 0, 1)) return;
         for (l = 0; l < 2; l++)
             for (g = 0; g < 2; g++) snapkv_oracle(&A, l, g, 50, window, kernel, use_max);
@@ -773,7 +785,8 @@ TEST(snapkv_equals_the_oracle) {
 /* ---- a user's own entry ---- */
 
 typedef struct mine { const float *weight; int calls, bad; uint64_t seed; double heat; } mine;
-static const kvmem_param mine_params[] = { { "heat", 0.5, 0, 9, NULL, 0, "a number" }, { NULL, 0, 0, 0, NULL, 0, NULL } };
+static const kvmem_param mine_params[] = { { "heat", 0.5, 0, 9, NULL, 0, "a number" },
+                                           { NULL, 0, 0, 0, NULL, 0, NULL } };
 static kvmem_status score_mine(const kvmem_view *v, int g, float *out) {
     mine *m = (mine *)v->user;
     int32_t pos[MAX_N];
