@@ -4806,6 +4806,8 @@ static kvmem_status kvmem__recode_pages(kvmem_cache *c) {
         }
     return KVMEM_OK;
 }
+/* One entry from its own text, "q8_0". Section recipes. */
+static kvmem_status kvmem__parse_choice(kvmem_choice *out, kvmem_stage stage, const char *text, kvmem_error *err);
 KVMEM_API kvmem_status kvmem_cache_recode(kvmem_cache *c, const char *codec_k, const char *codec_v) {
     const char *text[2];
     int i;
@@ -4815,21 +4817,9 @@ KVMEM_API kvmem_status kvmem_cache_recode(kvmem_cache *c, const char *codec_k, c
     text[0] = codec_k;
     text[1] = codec_v;
     for (i = 0; i < 2; i++) {
-        char line[256];
-        kvmem__text t;
-        kvmem_recipe r;
         ch[i] = c->recipe.stage[KVMEM_CODEC_K + i];
-        if (!text[i]) continue;
-        if (strpbrk(text[i], " \t\r\n"))
-            return kvmem__fail(&c->error, KVMEM_BAD_RECIPE, "recode: \"%s\" is not one codec", text[i]);
-        t.out = line;
-        t.size = sizeof line;
-        t.len = 0;
-        kvmem__format(&t, "%s=%s", kvmem_stage_word((kvmem_stage)(KVMEM_CODEC_K + i)), text[i]);
-        if (t.len >= sizeof line)
-            return kvmem__fail(&c->error, KVMEM_BAD_RECIPE, "recode: the codec's text is too long");
-        KVMEM__TRY(kvmem_recipe_parse(&r, line, &c->error));
-        ch[i] = r.stage[KVMEM_CODEC_K + i];
+        if (text[i])
+            KVMEM__TRY(kvmem__parse_choice(&ch[i], (kvmem_stage)(KVMEM_CODEC_K + i), text[i], &c->error));
     }
     {
         const kvmem_codec_use *k = kvmem__use_codec(c, &ch[0]), *v = k ? kvmem__use_codec(c, &ch[1]) : NULL;
@@ -5723,7 +5713,8 @@ KVMEM_API const char *kvmem_backend_name(const kvmem_backend *b) {
    A score function sees one lane (layer, g) of n >= 1 entries, fills score (n); higher is kept. It reads
    the cache only through kvmem_view_* and only what its row declares, so that a recipe whose score reads
    no probabilities costs none. Sinks and the recent window are protected by the commit, not here; so is
-   the selection: the top B scores, ties to the lower index. Letters: n entries of the lane, w window, B budget, G KV heads, d head size.
+   the selection: the top B scores, ties to the lower index. Letters: n entries of the lane, w window,
+   B budget, G KV heads, d head size.
 
        entry      t:   0    1    2    3    4        B = 3, one recent entry protected:
        score           .9   .1   .4   .2   .3       keep {0, 2, 4} = top 2 of the first four + entry 4 */
@@ -7489,16 +7480,21 @@ static kvmem_status kvmem__read_terms(kvmem__scan *s, int preset_allowed) {
     }
 }
 
-KVMEM_API kvmem_status kvmem_recipe_parse(kvmem_recipe *r, const char *text, kvmem_error *err) {
-    kvmem__scan s;
+static kvmem_status kvmem__scan_begin(kvmem__scan *s, const char *text, kvmem_error *err) {
     size_t n = 0;
-    if (!r || !text) return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "recipe: %s is NULL", r ? "text" : "r");
     while (n <= KVMEM__RECIPE_CHARS && text[n]) n++;
     if (n > KVMEM__RECIPE_CHARS)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "recipe: longer than %d characters", KVMEM__RECIPE_CHARS);
-    s.p = text;
-    s.err = err;
-    s.given = 0;
+    s->p = text;
+    s->err = err;
+    s->given = 0;
+    return KVMEM_OK;
+}
+
+KVMEM_API kvmem_status kvmem_recipe_parse(kvmem_recipe *r, const char *text, kvmem_error *err) {
+    kvmem__scan s;
+    if (!r || !text) return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "recipe: %s is NULL", r ? "text" : "r");
+    KVMEM__TRY(kvmem__scan_begin(&s, text, err));
     s.r = kvmem_recipe_default();
     memset(s.r.preset, 0, sizeof s.r.preset);
     KVMEM__TRY(kvmem__read_terms(&s, 1));
@@ -7508,14 +7504,12 @@ KVMEM_API kvmem_status kvmem_recipe_parse(kvmem_recipe *r, const char *text, kvm
 }
 
 /* One entry of a stage from its own text, "q8_0" or "snapkv(window=16)", as it stands after the '='. */
-KVMEM__UNUSED static kvmem_status kvmem__parse_choice(kvmem_choice *out, kvmem_stage stage,
-                                                      const char *text, kvmem_error *err) {
+static kvmem_status kvmem__parse_choice(kvmem_choice *out, kvmem_stage stage, const char *text,
+                                        kvmem_error *err) {
     char shown[KVMEM__SHOWN];
     kvmem__scan s;
     kvmem_choice choice;
-    s.p = text;
-    s.err = err;
-    s.given = 0;
+    KVMEM__TRY(kvmem__scan_begin(&s, text, err));
     KVMEM__TRY(kvmem__read_entry(&s, stage, kvmem__scan_word(&s), &choice, NULL, NULL));
     kvmem__scan_space(&s);
     if (*s.p)
