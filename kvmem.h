@@ -9101,6 +9101,7 @@ typedef struct kvmem__tok {
     kvmem__tok_sym *sym;                     /* of the word at hand */
     kvmem__tok_pair *heap;
     size_t n_heap;
+    size_t head; /* bytes that stay a character of their own at the front: llama2.c's space prefix */
 } kvmem__tok;
 
 static void kvmem__tok_put(kvmem__tok *w, int id) {
@@ -9203,7 +9204,7 @@ static kvmem_status kvmem__tok_word(kvmem__tok *w, const uint8_t *s, size_t n) {
     w->sym = (kvmem__tok_sym *)w->syms.p;
     w->heap = (kvmem__tok_pair *)w->pairs.p;
     for (at = 0; at < n; at += len, count++) {
-        len = kvmem__tok_char(w->t, s + at, n - at);
+        len = at == 0 && w->head ? w->head : kvmem__tok_char(w->t, s + at, n - at);
         w->sym[count].at = (uint32_t)at;
         w->sym[count].len = (uint32_t)len;
         w->sym[count].prev = count - 1;
@@ -9252,6 +9253,7 @@ static kvmem_status kvmem__tok_spm(kvmem__tok *w, const uint8_t *s, size_t n, in
         }
         was_mark = mark;
     }
+    w->head = prefix && !escape ? 1 : 0;
     return len > from ? kvmem__tok_word(w, text + from, len - from) : KVMEM_OK;
 }
 
