@@ -355,6 +355,11 @@ TEST(printed_recipes_parse_back_to_the_same_bits) {
     }
 }
 TEST(numbers_of_nine_digits_survive_printing) {
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD == 0
+    const double rounding = 0;
+#else
+    const double rounding = 3e-16;
+#endif
     int i;
     for (i = 0; i < 20000; i++) {
         char text[40], out[40];
@@ -365,7 +370,8 @@ TEST(numbers_of_nine_digits_survive_printing) {
         sprintf(text, "%s%ue%d", i & 1 ? "" : "-", m, (int)(test_unit() * 24) - 18);
         w.s = text; w.n = (int)strlen(text);
         REQUIRE(kvmem__decimal(w, 0, &v) == 0);
-        if (v != strtod(text, NULL)) { FAIL_AT("%s read as %.17g", text, v); return; }
+        /* correctly rounded, but for machines that may round twice (x87) */
+        if (fabs(v - strtod(text, NULL)) > rounding * fabs(v)) { FAIL_AT("%s read as %.17g", text, v); return; }
         t = kvmem__text_into(out, sizeof out);
         kvmem__put_number(&t, v);
         w.s = out; w.n = (int)strlen(out);
