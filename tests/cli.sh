@@ -96,7 +96,7 @@ printf 'GGUF\003\000\000\000' > "$TMP/cut.gguf"
 for c in "run -p x" "measure -f $TMP/text" "logits --tokens 1 -o $TMP/never" "tokenize -p x" "detokenize 1" inspect; do
     n=${c%% *}
     check "${n}_missing_file" fails 1 '/nowhere/x: cannot open' $KVMEM $c -m /nowhere/x
-    check "${n}_directory" fails 1 'is a directory' $KVMEM $c -m tests
+    check "${n}_directory" fails 1 '[Ii]s a directory' $KVMEM $c -m tests
     check "${n}_empty_file" fails 1 'is empty' $KVMEM $c -m "$TMP/empty"
     check "${n}_garbage" fails 1 "$TMP/text: ." $KVMEM $c -m "$TMP/text"
     check "${n}_truncated_gguf" fails 1 "$TMP/cut.gguf: ." $KVMEM $c -m "$TMP/cut.gguf"
@@ -227,6 +227,11 @@ END
             [ "$(wc -l < "$TMP/a")" -ge 2 ] && grep -q '^live' "$TMP/b"
     }
     check chat_reads_lines_from_a_pipe talks
+    feeds_once() { # 3 turns: what the cache saw is what was fed, so nothing was fed twice
+        printf 'Hello\nAnd then?\nWhy?\n' | $KVMEM chat $MT --template chatml -n 8 --temp 0 --json 2> "$TMP/a" > /dev/null &&
+            same "$(json tokens < "$TMP/a")" "$(($(json prompt_tokens < "$TMP/a") + $(json generated_tokens < "$TMP/a")))"
+    }
+    check chat_feeds_each_turn_once feeds_once
     check chat_unknown_template fails 2 'chatml' $KVMEM chat $MT --template morse
 else
     skip real_model "$M is not there"

@@ -1924,7 +1924,7 @@ static const option measure_options[] = {
           "with --stream how much is read"),
     O_INT("--prompt-tokens", first, "N", NULL, 1, BIG,
           "unscored tokens at a piece's start (default half; with --stream 1)"),
-    O_INT("--block", block, "N", "1", 1, 65536, "scored tokens fed at a time; 1 is as in generation"),
+    O_INT("--block", block, "N", "1", 1, 65536, "scored tokens fed at a time; 1: as generation does"),
     O_COUNT(NULL, 1, "use only the first N tokens of the text"),
     O_MAX_BYTES, O_NO_BOS, O_SPECIAL, O_THREADS, O_BACKEND, O_JSON,
     O_FLAG("--csv", csv, "print the table as CSV"), O_END };
@@ -1956,27 +1956,28 @@ static const command commands[] = {
     { "run", cmd_run, run_options, 0, 0, "-m MODEL (-p TEXT | -f FILE) [options]",
       "continue a text, remembering it as a recipe says",
       "Reads the prompt into the KV cache and writes the text that follows, token by token, whole\n"
-      "UTF-8 characters only. Afterwards stderr has the speed and what the cache took, live and at\n"
-      "its peak, beside what a full cache would have taken.",
+      "UTF-8 characters only. Afterwards stderr has the speed and what the cache took, live and\n"
+      "at its peak, beside what a full cache would have taken.",
       { "kvmem run -m model.gguf -p \"Once upon a time\" -n 120 --temp 0",
         "kvmem run -m model.gguf -f book.txt --kv \"snapkv budget=10% codec=q8_0\"" } },
     { "chat", cmd_chat, chat_options, 0, 0, "-m MODEL [options]",
       "talk, with the conversation kept in the cache",
-      "Each line of input is a turn; only what is new is fed. The model's own chat format is used if\n"
-      "kvmem knows it; otherwise kvmem says so. /bytes shows the cache, /clear forgets, /exit leaves.",
+      "Each line of input is a turn; only what is new is fed. The model's own chat format is used\n"
+      "if kvmem knows it; otherwise kvmem says so. /bytes shows the cache, /clear forgets, /exit\n"
+      "leaves.",
       { "kvmem chat -m model.gguf --system \"Answer in one sentence.\"",
         "kvmem chat -m model.gguf --kv \"streamingllm budget=1024\"" } },
     { "measure", cmd_measure, measure_options, 0, 0, "-m MODEL -f FILE [--kv RECIPE] [options]",
       "what a recipe costs in quality",
       "Feeds the text to a full float32 cache and to the recipe's in lock-step and compares each\n"
-      "next-token distribution: negative log-likelihood and perplexity of both, KL divergence (mean,\n"
-      "99th percentile within 4.5 %, maximum) and how often the likeliest token is the same; by\n"
+      "next-token distribution: negative log-likelihood and perplexity of both, KL divergence\n"
+      "(mean, 99th percentile within 4.5 %, maximum) and how often the likeliest token is the same; by\n"
       "position and over all. Memory beside the caches is one row of logits. By default, and with\n"
       "--chunk, as llama.cpp's perplexity does it: the text is cut into independent pieces, each\n"
-      "begins with the begin token, and the tokens of its second half are scored; the first half is\n"
-      "the recipe's prompt.",
+      "begins with the begin token, and the tokens of its second half are scored; the first half\n"
+      "is the recipe's prompt. Positions count from a piece's start.",
       { "kvmem measure -m model.gguf -f text.txt --kv \"h2o budget=64\"",
-        "kvmem measure -m model.gguf -f text.txt --kv \"streamingllm budget=256\" --stream --json" } },
+        "kvmem measure -m model.gguf -f text.txt --kv \"streamingllm budget=256\" --stream" } },
     { "logits", cmd_logits, logits_options, 0, 0, "-m MODEL --tokens IDS -o FILE [options]",
       "raw logits of given tokens",
       "Writes little-endian float32, one row of the vocabulary's size for each token.",
@@ -1990,8 +1991,8 @@ static const command commands[] = {
         "kvmem tokenize -m vocab.gguf -f text.txt --no-bos --pieces" } },
     { "detokenize", cmd_detokenize, detokenize_options, 0, INT_MAX, "-m MODEL [IDS...] [options]",
       "token ids to text",
-      "Ids come as arguments, by --tokens or --tokens-file, or from stdin. Writes the text's bytes\n"
-      "alone.",
+      "Ids come as arguments, by --tokens or --tokens-file, or from stdin. Writes the text's\n"
+      "bytes alone.",
       { "kvmem detokenize -m vocab.gguf 9906 1917",
         "kvmem tokenize -m vocab.gguf -f text.txt | kvmem detokenize -m vocab.gguf" } },
     { "inspect", cmd_inspect, inspect_options, 0, 0, "-m MODEL | --cache FILE",
