@@ -1924,7 +1924,8 @@ static const option measure_options[] = {
           "with --stream how much is read"),
     O_INT("--prompt-tokens", first, "N", NULL, 1, BIG,
           "unscored tokens at a piece's start (default half; with --stream 1)"),
-    O_INT("--block", block, "N", "1", 1, 65536, "scored tokens fed at a time; 1: as generation does"),
+    O_INT("--block", block, "N", "1", 1, 65536,
+          "scored tokens fed at a time; 1: as generation does"),
     O_COUNT(NULL, 1, "use only the first N tokens of the text"),
     O_MAX_BYTES, O_NO_BOS, O_SPECIAL, O_THREADS, O_BACKEND, O_JSON,
     O_FLAG("--csv", csv, "print the table as CSV"), O_END };
@@ -1971,8 +1972,8 @@ static const command commands[] = {
       "what a recipe costs in quality",
       "Feeds the text to a full float32 cache and to the recipe's in lock-step and compares each\n"
       "next-token distribution: negative log-likelihood and perplexity of both, KL divergence\n"
-      "(mean, 99th percentile within 4.5 %, maximum) and how often the likeliest token is the same; by\n"
-      "position and over all. Memory beside the caches is one row of logits. By default, and with\n"
+      "(mean, 99th percentile within 4.5 %, maximum) and how often the likeliest token is the same;\n"
+      "by position and over all. Memory beside the caches is one row of logits. By default, and with\n"
       "--chunk, as llama.cpp's perplexity does it: the text is cut into independent pieces, each\n"
       "begins with the begin token, and the tokens of its second half are scored; the first half\n"
       "is the recipe's prompt. Positions count from a piece's start.",
