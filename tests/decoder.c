@@ -411,7 +411,7 @@ TEST(truncate_and_clear_forget) {
 
 TEST(every_preset_is_full_when_its_budget_covers_the_tokens) {
     static const char *const recipe[8] = { "full", "window budget=100", "streamingllm budget=100", "h2o budget=100",
-        "tova budget=100", "snapkv budget=100", "pyramidkv budget=100", "snapkv budget=100 page=7" };
+        "tova budget=100", "snapkv budget=100", "pyramidkv budget=100", "snapkv budget=100 recent=4" };
     static const char *const arch[2] = { "llama", "gemma3" };
     int i, j;
     for (j = 0; j < 2; j++) {
