@@ -13,7 +13,36 @@
          #include "kvmem.h"
      and #include "kvmem.h" wherever else you need it. Link with -lm; add -fopenmp for threads.
 
-   <<sample>>
+   SAMPLE (examples/minimal.c has the main that reads the files)
+     #include <stdio.h>
+     #define KVMEM_IMPLEMENTATION
+     #include "kvmem.h"
+
+     static kvmem_model m;
+     static kvmem_session s;
+     static kvmem_sampler pick;
+
+     // file: GGUF bytes, or a llama2.c model's with its tokenizer.bin as vocab. Returns 0 if all went well.
+     static int tell(const void *file, size_t size, const void *vocab, size_t vocab_size, const char *text) {
+         kvmem_session_config cfg = kvmem_session_config_default();
+         kvmem_recipe recipe = kvmem_recipe_default();
+         int ids[256], i;
+         size_t n;
+         char out[1024];
+         cfg.recipe = &recipe;
+         if (kvmem_recipe_parse(&recipe, "snapkv budget=50% codec=q8_0", NULL)
+             || kvmem_model_open(&m, file, size, vocab, vocab_size, NULL)
+             || kvmem_session_init(&s, &m, &cfg)
+             || kvmem_sampler_init(&pick, NULL, m.n_vocab, NULL)
+             || kvmem_tokenize(&m.tokenizer, text, strlen(text), KVMEM_ADD_SPECIAL, ids, 256, &n, &m.error)
+             || n > 256 || kvmem_session_feed(&s, ids, (int)n, KVMEM_PROMPT_END, NULL, NULL)) return 1;
+         for (i = 0; i < 100 && !kvmem_sample(&pick, s.logits, ids); i++) {
+             if (kvmem_token_is_eog(&m.tokenizer, ids[0])) break;
+             fwrite(out, 1, kvmem_token_bytes(&m.tokenizer, ids[0], 0, out, sizeof out), stdout);
+             if (kvmem_session_feed(&s, ids, 1, KVMEM_DECODE, NULL, NULL)) return 1;
+         }
+         return 0;
+     }
 
    DOES NOT
      - batch several sequences in one call, run encoders, vision towers, mixtures of experts or MLA;
@@ -22,7 +51,53 @@
        model that passes the checks can still compute nonsense.
 
    CONTENTS (search for the tag)
-     <<contents>>
+     >>api_base           status, errors, allocator
+     >>api_recipe         stages, entries and the one line of text that composes them
+     >>api_cache          the memory layer
+     >>api_gguf           tensors and the GGUF container
+     >>api_tokenizer      text to token ids and back
+     >>api_model          model files
+     >>api_session        decoder, sampling
+     >>platform           compiler, libc, SIMD detection
+     >>errors             status texts, formatted detail, allocation
+     >>numerics           half floats, exp, random numbers, top-k, checksums
+     >>quants             tensor types, their block layouts, decoding and encoding
+     >>kernels            vectors, norms, rotations, matrix products
+     >>codecs             how the rows of K and V are stored
+     >>cache              arena, pages, lanes
+     >>attention          causal attention that reads the coded pages
+     >>tiles              causal attention of many queries at once
+     >>observe            what attention shows of the entries
+     >>backend            the CPU's tables and the choice at run time
+     >>score              how much will an entry matter?
+     >>score_random       the floor that every method must beat
+     >>score_recency      newer is better
+     >>score_knorm        keys with a small norm attract attention
+     >>score_h2o          attention received so far
+     >>score_tova         attention of the newest query, one set for the layer
+     >>score_snapkv       entries the last queries looked at
+     >>budget             how many entries may each lane keep?
+     >>budget_uniform     every lane the same
+     >>budget_pyramid     much for the lower layers, little for the upper
+     >>reduce             what becomes of the rest?
+     >>reduce_drop        forget the rest
+     >>segment            where does the stream break into events?
+     >>segment_fixed      an event every `size` tokens
+     >>retrieve           which stored entries does this query read?
+     >>place              at which RoPE position is a kept key read?
+     >>commit             the end of a block: segment, score, budget, reduce
+     >>persistence        save, load, inspect
+     >>recipes            one line of text composes the seven stages
+     >>gguf               the GGUF container
+     >>unicode            UTF-8 and general categories
+     >>pretokenize        cutting text into words
+     >>tokenizer          vocabularies
+     >>tokenize           joining the best pair of neighbours
+     >>detokenize         ids back to bytes
+     >>chat               the text of a conversation
+     >>model              architectures, llama2.c checkpoints
+     >>decoder            the forward pass and the session
+     >>sampling           from logits to a token
 
    OPTIONS (macros; define them in every file that includes the header, or in none)
      name                  default     effect
@@ -3355,7 +3430,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__piece_vnni(kvmem__rows kind, int nq, __m
         kvmem__rows16(z, p + 18, rb);
         kvmem__words16(w + 4, z);
         KVMEM__UNROLL
-        for (c = 0; c < 8; c++) w[c] = _mm512_xor_si512(w[c], _mm512_set1_epi8(-128));
+        for (c = 0; c < 8; c++) w[c] = _mm512_xor_si512(w[c], _mm512_set1_epi8((char)-128));
     } else {
         KVMEM__UNROLL
         for (c = 0; c < 4; c++) {

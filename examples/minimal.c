@@ -15,7 +15,7 @@ static kvmem_model m;
 static kvmem_session s;
 static kvmem_sampler pick;
 
-/* file: GGUF bytes, or a llama2.c model's with its tokenizer.bin as vocab. Returns 0 if all went well. */
+// file: GGUF bytes, or a llama2.c model's with its tokenizer.bin as vocab. Returns 0 if all went well.
 static int tell(const void *file, size_t size, const void *vocab, size_t vocab_size, const char *text) {
     kvmem_session_config cfg = kvmem_session_config_default();
     kvmem_recipe recipe = kvmem_recipe_default();

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Every way to include the header: alone, twice, in two units, as C and C++, static twice, each option
 # alone and all together, silent under the strict warnings. FULL=1 (make check) takes every standard and
-# both compilers; else one representative of each.
+# both compilers; else one of each kind, and tests/projects.sh does the linking.
 . tests/test.sh
 WARN="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wcast-qual -Wdouble-promotion -Wvla -Wundef -Wsign-conversion -Werror"
 WARN_C="$WARN -Wstrict-prototypes -Wmissing-prototypes"
@@ -30,7 +30,7 @@ runs() { # compiler, flags, sources: build and run
     "$@" -I. -lm -o "$TMP/a.out" && "$TMP/a.out"
 }
 only_kvmem_symbols() { # no global name without the prefix, none with two underscores
-    $CC -O1 -I. -c "$TMP/impl.c" -o "$TMP/impl.o" || return 1
+    $CC -O1 -fno-pic -I. -c "$TMP/impl.c" -o "$TMP/impl.o" || return 1
     nm -g --defined-only "$TMP/impl.o" | awk '{print $NF}' | grep -v -E '^_?kvmem_[a-z]' && return 1
     return 0
 }
@@ -38,10 +38,10 @@ no_changing_globals() { # data and bss hold nothing of ours: no mutable globals
     nm "$TMP/impl.o" | awk '$2 ~ /^[bBdDcC]$/ {print}' | grep . && return 1
     return 0
 }
-contents_match() { # the tags of CONTENTS, in order, are the tags of the banners
-    sed -n '/CONTENTS (search/,/^$/p' kvmem.h | grep -o '>>[a-z0-9_]*' > "$TMP/contents"
-    grep -o '^/\* ==== >>[a-z0-9_]*' kvmem.h | sed 's/.*>>/>>/' > "$TMP/banners"
-    diff "$TMP/contents" "$TMP/banners"
+contents_match() { # CONTENTS is what tools/contents.sh makes of the banners (its argument `write` puts it there)
+    sh tools/contents.sh > "$TMP/banners"
+    sed -n '/^   CONTENTS /,/^ *$/p' kvmem.h | sed '1d;$d' > "$TMP/contents"
+    [ -s "$TMP/banners" ] && diff "$TMP/contents" "$TMP/banners"
 }
 plain_text() { # ASCII, no tabs, at most 120 columns, no marker left
     LC_ALL=C grep -n '[^ -~]' kvmem.h && return 1
@@ -64,8 +64,8 @@ for cc in $compilers; do
         check "${name}_${s}_is_silent" compiles $cc -std=$s -O1 $WARN_C -I. "$TMP/impl.c"
         check "${name}_${s}_without_implementation" compiles $cc -std=$s $WARN_C -I. "$TMP/user.c"
     done
-    check "${name}_twice_in_one_file" runs $cc -std=c99 $WARN_C "$TMP/twice.c"
-    check "${name}_two_units" two_units $cc c -std=c99 $WARN_C
+    [ -z "$FULL" ] || check "${name}_twice_in_one_file" runs $cc -std=c99 $WARN_C "$TMP/twice.c"
+    [ -z "$FULL" ] || check "${name}_two_units" two_units $cc c -std=c99 $WARN_C
     check "${name}_static_twice_in_one_program" runs $cc -std=c99 $WARN_C "$TMP/static1.c" "$TMP/static2.c"
     for o in $OPTIONS; do
         check "${name}_${o}_is_silent" compiles $cc -std=c99 -O1 $WARN_C -D$o -I. "$TMP/impl.c"
@@ -78,8 +78,8 @@ for cc in $compilers; do
     for s in $std_cxx; do
         check "${name}_${s}_is_silent" compiles $cxx -std=$s -O1 $WARN -I. "$TMP/impl.cc"
     done
-    check "${name}_cxx_two_units" two_units $cxx cc -std=c++11 $WARN
     if [ -n "$FULL" ]; then
+        check "${name}_cxx_two_units" two_units $cxx cc -std=c++11 $WARN
         check "${name}_cxx_twice_in_one_file" runs $cxx -std=c++11 $WARN "$TMP/twice.cc"
         check "${name}_cxx_all_options_are_silent" compiles $cxx -std=c++11 -O1 $WARN $ALL -I. "$TMP/impl.cc"
     fi

@@ -37,20 +37,27 @@ EOF
 cp "$TMP/app.c" "$TMP/app.cc"
 cp "$TMP/lib.c" "$TMP/lib.cc"
 (echo '#define KVMEM_STATIC'; echo '#define KVMEM_IMPLEMENTATION'; cat "$TMP/app.c") > "$TMP/one.c"
-builds() { # compiler of app, app, compiler of lib, lib, flags
-    a=$1 app=$2 l=$3 lib=$4
-    shift 4
-    $l "$@" -I. -c "$TMP/$lib" -o "$TMP/lib.o" && $a "$@" -I. -c "$TMP/$app" -o "$TMP/app.o" &&
-        $a "$TMP/app.o" "$TMP/lib.o" -lm -o "$TMP/a.out" && "$TMP/a.out"
+library() { # compiler, lib, flags: build/lib.o
+    l=$1 lib=$2
+    shift 2
+    $l "$@" -I. -c "$TMP/$lib" -o "$TMP/lib.o"
 }
-one_static() { $CC "$@" -Wall -Wextra -Werror -I. "$TMP/one.c" -lm -o "$TMP/a.out" && "$TMP/a.out"; }
-check two_file_c_project builds "$CC" app.c "$CC" lib.c
-check memory_layer_alone builds "$CC" app.c "$CC" lib.c -DKVMEM_NO_DECODER -DKVMEM_NO_STDIO
+program() { # compiler, app, flags: build with the library and run
+    a=$1 app=$2
+    shift 2
+    $a "$@" -I. -c "$TMP/$app" -o "$TMP/app.o" && ${LINK:-$a} "$TMP/app.o" "$TMP/lib.o" -lm -o "$TMP/a.out" && "$TMP/a.out"
+}
+builds() { library "$1" "$2" && program "$1" "$3"; }
+alone() { library "$CC" lib.c -DKVMEM_NO_DECODER -DKVMEM_NO_STDIO && program "$CC" app.c -DKVMEM_NO_DECODER -DKVMEM_NO_STDIO; }
+one_static() { $CC -DKVMEM_NO_DECODER -Wall -Wextra -Werror -I. "$TMP/one.c" -lm -o "$TMP/a.out" && "$TMP/a.out"; }
 check one_static_file one_static
+check memory_layer_alone alone
+check two_file_c_project builds "$CC" lib.c app.c
 if [ -n "$CXX" ] && command -v "$CXX" > /dev/null 2>&1; then
-    check two_file_cxx_project builds "$CXX" app.cc "$CXX" lib.cc
-    check cxx_program_with_c_library builds "$CXX" app.cc "$CC" lib.c
-    check c_program_with_cxx_library builds "$CC" app.c "$CXX" lib.cc -fno-exceptions
+    check cxx_program_with_c_library program "$CXX" app.cc
+    check two_file_cxx_project builds "$CXX" lib.cc app.cc
+    LINK=$CXX
+    check c_program_with_cxx_library program "$CC" app.c
 else
     skip cxx_projects "no C++ compiler here"
 fi
