@@ -1920,8 +1920,7 @@ static const option measure_options[] = {
     { NULL, "--chunk", MAYBE_INTEGER, AT(chunk), "[N]", NULL, 4, BIG, 0,
       "pieces of N tokens, scored in their second half; the default way" },
     O_FLAG("--stream", stream, "one cache for the whole text, never cleared"),
-    O_CTX("size of a piece (default the model's context, at most 512); "
-          "with --stream how much is read"),
+    O_CTX("size of a piece (default at most 512); with --stream how much is read"),
     O_INT("--prompt-tokens", first, "N", NULL, 1, BIG,
           "unscored tokens at a piece's start (default half; with --stream 1)"),
     O_INT("--block", block, "N", "1", 1, 65536,
@@ -1972,9 +1971,9 @@ static const command commands[] = {
       "what a recipe costs in quality",
       "Feeds the text to a full float32 cache and to the recipe's in lock-step and compares each\n"
       "next-token distribution: negative log-likelihood and perplexity of both, KL divergence\n"
-      "(mean, 99th percentile within 4.5 %, maximum) and how often the likeliest token is the same;\n"
-      "by position and over all. Memory beside the caches is one row of logits. By default, and with\n"
-      "--chunk, as llama.cpp's perplexity does it: the text is cut into independent pieces, each\n"
+      "(mean, 99th percentile within 4.5 %, maximum) and how often the likeliest token is the\n"
+      "same; by position and over all. Memory beside the caches is one row of logits. By default,\n"
+      "and with --chunk, as llama.cpp's perplexity does it: the text is cut into independent pieces, each\n"
       "begins with the begin token, and the tokens of its second half are scored; the first half\n"
       "is the recipe's prompt. Positions count from a piece's start.",
       { "kvmem measure -m model.gguf -f text.txt --kv \"h2o budget=64\"",
