@@ -1715,7 +1715,7 @@ static void list_line(const char *word, const char *cite, const char *what) {
     for (stage = 0; stage < (int)KVMEM_N_STAGES; stage = next_stage(stage))
         if (n < sizeof kind && find_entry(stage, word))
             n += (size_t)snprintf(kind + n, sizeof kind - n, n ? ",%s" : "%s", stage_name(stage));
-    put("%-14s %-14s %-30s %s\n", word, kind, cite, what);
+    put("%-14s %-14s %-40s  %s\n", word, kind, cite, what);
 }
 static void list_all(void) {
     const kvmem_preset *p;

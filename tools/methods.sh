@@ -1,0 +1,23 @@
+#!/bin/sh
+# The method table of README.md, made from `./kvmem list`. `tools/methods.sh write` puts it there.
+rows() {
+    ${KVMEM:-./kvmem} list | awk -F '  +' '{ split($1, w, " "); kind = w[2] ? w[2] : $2
+        printf "| `%s` | %s | %s | %s |\n", w[1], kind, $(NF - 1), $NF }'
+}
+put() { # between <!-- NAME --> and <!-- end NAME -->: the first two table lines stay, the rest is replaced
+    awk -v name="$1" -v file="$2" '
+        $0 == "<!-- end " name " -->" { on = 0 }
+        on && /^\|/ && ++n > 2 { next }
+        { print }
+        $0 == "<!-- " name " -->" { on = 1; n = 0 }
+        on && n == 2 && !done { while ((getline line < file) > 0) print line; done = 1 }' README.md > README.new &&
+        cat README.new > README.md
+    rm -f README.new "$2"
+}
+if [ "$1" = write ]; then
+    rows > README.rows
+    put methods README.rows
+    sh tools/bytes.sh > README.rows
+    put bytes README.rows
+else rows
+fi
