@@ -1847,8 +1847,21 @@ static int estimate_shape(const args *a, const kvmem_recipe *r, kvmem_bytes *b) 
     kvmem_config cfg = kvmem_config_default();
     kvmem_error error;
     int window = 0, i, *windows = NULL, status;
+    kvmem_rope *rope;
+    float *freq; /* only counted, never used: any values will do */
     kvmem_status s;
     if ((status = parse_shape(a->shape, &cfg.shape, &window)) != OK) return status;
+    if ((status = find_backend(a, &cfg.backend)) != OK) return status;
+    rope = (kvmem_rope *)grow(NULL, (size_t)cfg.shape.n_layers, sizeof *rope);
+    freq = (float *)grow(NULL, (size_t)cfg.shape.head_dim, sizeof *freq);
+    memset(freq, 0, (size_t)cfg.shape.head_dim * sizeof *freq);
+    for (i = 0; i < cfg.shape.n_layers; i++) {
+        rope[i].n_rot = cfg.shape.head_dim & ~1;
+        rope[i].neox = 0;
+        rope[i].mscale = 1;
+        rope[i].inv_freq = freq;
+    }
+    cfg.shape.rope = rope;
     if (window) {
         windows = (int *)grow(NULL, (size_t)cfg.shape.n_layers, sizeof *windows);
         for (i = 0; i < cfg.shape.n_layers; i++) windows[i] = window;
@@ -1856,8 +1869,11 @@ static int estimate_shape(const args *a, const kvmem_recipe *r, kvmem_bytes *b) 
     }
     cfg.recipe = r;
     cfg.max_bytes = a->max_bytes;
+    cfg.threads = (int)a->threads;
     s = kvmem_estimate(&cfg, a->ctx, a->decode, b, &error);
     free(windows);
+    free(rope);
+    free(freq);
     return s == KVMEM_OK ? OK : fail("%s", error.text);
 }
 static int estimate_model(const args *a, const kvmem_recipe *r, kvmem_bytes *b) {
