@@ -765,7 +765,7 @@ typedef enum kvmem_arch {
    three or two row ranges here. Vectors are float copies. NULL: this model has none. */
 typedef struct kvmem_layer {
     const float *attn_norm;                        /* (n_embd) before attention */
-    kvmem_tensor q, k, v, o;                       /* rows: n_heads*head_dim, n_kv_heads*head_dim twice, n_embd */
+    kvmem_tensor q, k, v, o;                       /* rows: heads*d, kv heads*d twice, n_embd */
     const float *q_bias, *k_bias, *v_bias, *o_bias;
     const float *q_norm, *k_norm;                  /* (head_dim) RMS norm of every head, before RoPE */
     const float *attn_post_norm;                   /* (n_embd) of attention's output, before it is added */
@@ -773,7 +773,7 @@ typedef struct kvmem_layer {
     kvmem_tensor gate, up, down;                   /* rows: n_ff, n_ff, n_embd */
     const float *gate_bias, *up_bias, *down_bias;
     const float *ffn_post_norm;                    /* (n_embd) */
-    int window;                                    /* sliding window in tokens, the query's own included; 0: none */
+    int window;                                    /* sliding window, the query's token included; 0: none */
     int local;                                     /* 1: this layer's RoPE uses base_local and scale_local */
 } kvmem_layer;
 
@@ -10019,7 +10019,8 @@ static kvmem_status kvmem__model_attention(kvmem__loader *ld, int *window, int *
     m->attn_softcap = (float)cap;
     m->logit_softcap = (float)final_cap;
     /* the 27B models of gemma divide by the embedding's share of a head, not by the head's size */
-    if ((m->arch == KVMEM_ARCH_GEMMA2 && m->n_layers == 46) || (m->arch == KVMEM_ARCH_GEMMA3 && m->n_layers == 62))
+    if ((m->arch == KVMEM_ARCH_GEMMA2 && m->n_layers == 46) ||
+        (m->arch == KVMEM_ARCH_GEMMA3 && m->n_layers == 62))
         scale = 1.0 / sqrt((double)(m->n_embd / m->n_heads));
     else
         scale = 1.0 / sqrt((double)m->head_dim);
@@ -10072,7 +10073,7 @@ static kvmem_status kvmem__load_vector(kvmem__loader *ld, int layer, const char 
         *out = p;
     }
     if (!kvmem__add(ld->used, (size_t)t->ne[0], &ld->used))
-        return kvmem__fail(&ld->m->error, KVMEM_BAD_FILE, "model: tensor '%s' overflows the vectors", ld->name);
+        return kvmem__fail(&ld->m->error, KVMEM_BAD_FILE, "model: tensor '%s' overflows", ld->name);
     return KVMEM_OK;
 }
 /* Rows [from, from + n) of a matrix: rows of every type are contiguous. */
@@ -10146,8 +10147,8 @@ static kvmem_status kvmem__check_factors(kvmem__loader *ld, const float *f, cons
     if (f)
         for (i = 0; i < ld->m->rope.n_rot / 2; i++)
             if (!(f[i] > 0 && f[i] < FLT_MAX))
-                return kvmem__fail(&ld->m->error, KVMEM_BAD_VALUE, "model: tensor '%s' holds %g; RoPE factors "
-                                   "are positive", name, (double)f[i]);
+                return kvmem__fail(&ld->m->error, KVMEM_BAD_VALUE, "model: tensor '%s' holds %g, but RoPE "
+                                   "factors are positive", name, (double)f[i]);
     return KVMEM_OK;
 }
 
@@ -10248,7 +10249,8 @@ static kvmem_status kvmem__open_gguf(kvmem_model *m, const void *bytes, size_t s
     memset(&ld, 0, sizeof ld);
     ld.m = m;
     ld.mark = (unsigned char *)kvmem__alloc(&m->allocator, (size_t)m->gguf.n_tensors);
-    if (!ld.mark) return kvmem__fail(&m->error, KVMEM_NO_MEMORY, "model: no memory for %d marks", m->gguf.n_tensors);
+    if (!ld.mark)
+        return kvmem__fail(&m->error, KVMEM_NO_MEMORY, "model: no memory for %d marks", m->gguf.n_tensors);
     memset(ld.mark, 0, (size_t)m->gguf.n_tensors);
     status = kvmem__open_gguf_marked(&ld);
     kvmem__release(&m->allocator, ld.mark, (size_t)m->gguf.n_tensors);
@@ -10307,12 +10309,14 @@ static kvmem_status kvmem__l2c_header(kvmem_model *m, const uint8_t *b, size_t s
     static const char *const word[7] = { "dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads",
                                          "vocab_size", "seq_len" };
     static const int limit[7] = { 1 << 20, 1 << 24, KVMEM__MAX_LAYERS, 1 << 14, 1 << 14, INT_MAX, INT_MAX };
+    const int named = size >= 8 && kvmem__le32(b) == 0x616b3432u;
+    const uint32_t said = named ? kvmem__le32(b + 4) : 0;
+    const int version = said <= 2 ? (int)said : 0;
     int32_t p[7];
-    int i, version = 0;
-    if (size >= 8 && kvmem__le32(b) == 0x616b3432u) version = kvmem__le32(b + 4) < 1000 ? (int)kvmem__le32(b + 4) : 1000;
-    if (version > 2 || (version < 1 && size >= 4 && kvmem__le32(b) == 0x616b3432u))
-        return kvmem__fail(&m->error, KVMEM_UNSUPPORTED, "model: llama2.c version %d; legacy, 1 and 2 are "
-                           "read", version);
+    int i;
+    if (named && version == 0)
+        return kvmem__fail(&m->error, KVMEM_UNSUPPORTED, "model: llama2.c version %u; legacy, 1 and 2 are "
+                           "read", (unsigned)said);
     *header = version ? 256 : 28;
     if (size < *header)
         return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: neither GGUF nor llama2.c: %zu bytes", size);
@@ -10321,8 +10325,8 @@ static kvmem_status kvmem__l2c_header(kvmem_model *m, const uint8_t *b, size_t s
     if (!version && p[5] < 0 && p[5] > INT32_MIN) p[5] = -p[5];
     for (i = 0; i < 7; i++)
         if (p[i] < 1 || p[i] > limit[i])
-            return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: neither GGUF nor a sound llama2.c file: its "
-                               "%s would be %d", word[i], (int)p[i]);
+            return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: neither GGUF nor a sound llama2.c file: "
+                               "its %s would be %d", word[i], (int)p[i]);
     if (p[0] % p[3] != 0 || p[3] % p[4] != 0 || (p[0] / p[3]) % 2 != 0)
         return kvmem__fail(&m->error, KVMEM_BAD_FILE, "model: llama2.c file with dim %d, n_heads %d, "
                            "n_kv_heads %d, which do not fit each other", (int)p[0], (int)p[3], (int)p[4]);
@@ -10351,7 +10355,8 @@ static kvmem_status kvmem__l2c_header(kvmem_model *m, const uint8_t *b, size_t s
 static double kvmem__l2c_size(const kvmem_model *m, size_t header, int shared, int group) {
     const double e = m->n_embd, f = m->n_ff, layers = m->n_layers, kv = (double)m->n_kv_heads * m->head_dim;
     const double vectors = layers * 2 * e + e;
-    const double matrices = (double)m->n_vocab * e * (shared ? 1 : 2) + layers * (2 * e * e + 2 * e * kv + 3 * e * f);
+    const double matrices = (double)m->n_vocab * e * (shared ? 1 : 2) +
+                            layers * (2 * e * e + 2 * e * kv + 3 * e * f);
     const double tables = m->llama2c == 0 ? (double)m->n_ctx_train * m->head_dim : 0;
     return (double)header + 4 * (vectors + tables) + (group ? matrices + matrices / group * 4 : matrices * 4);
 }
@@ -10379,7 +10384,8 @@ static int kvmem__l2c_parts(kvmem_model *m, kvmem__l2c *f, int shared) {
     if (!kvmem__l2c_matrix(f, "token_embd.weight", e, m->n_vocab, &m->embd)) return 0;
     if (legacy && !kvmem__l2c_norms(m, f, 0)) return 0;
     if (!KVMEM__L2C_KIND("attn_q.weight", e, e, q) || !KVMEM__L2C_KIND("attn_k.weight", e, kv, k) ||
-        !KVMEM__L2C_KIND("attn_v.weight", e, kv, v) || !KVMEM__L2C_KIND("attn_output.weight", e, e, o)) return 0;
+        !KVMEM__L2C_KIND("attn_v.weight", e, kv, v) ||
+        !KVMEM__L2C_KIND("attn_output.weight", e, e, o)) return 0;
     if (legacy && !kvmem__l2c_norms(m, f, 1)) return 0;
     if (!KVMEM__L2C_KIND("ffn_gate.weight", e, m->n_ff, gate) ||
         !KVMEM__L2C_KIND("ffn_down.weight", m->n_ff, e, down) ||
@@ -10731,7 +10737,8 @@ static size_t kvmem__session_scratch(const kvmem_session *s) {
 static kvmem_status kvmem__session_block(kvmem_session *s) {
     const kvmem_model *m = s->model;
     const size_t n = (size_t)s->max_block, e = (size_t)m->n_embd, f = (size_t)m->n_ff;
-    const size_t q = (size_t)m->n_heads * (size_t)m->head_dim, k = (size_t)m->n_kv_heads * (size_t)m->head_dim;
+    const size_t q = (size_t)m->n_heads * (size_t)m->head_dim;
+    const size_t k = (size_t)m->n_kv_heads * (size_t)m->head_dim;
     const size_t vocab = (size_t)m->n_vocab;
     const size_t width[11] = { e, e, q, k, k, q, f, f, vocab, vocab, 1 };
     float **const slot[10] = { &s->x, &s->h, &s->q, &s->k, &s->v, &s->att, &s->gate, &s->up, &s->rows,
@@ -10848,8 +10855,8 @@ static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n,
         const int64_t before = s->cache.tokens;
         kvmem_status status;
         if (c < 1)
-            return kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "session: the byte limit leaves no room for token "
-                               "%lld", (long long)before);
+            return kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "session: the byte limit leaves no room for "
+                               "token %lld", (long long)before);
         s->has_logits = 0;
         status = kvmem__block(s, ids + at, c, row ? c : last, by_layer,
                               last || phase == KVMEM_DECODE ? phase : KVMEM_PREFILL);
@@ -10871,13 +10878,14 @@ KVMEM_API kvmem_status kvmem_session_feed(kvmem_session *s, const int *ids, int 
     int i;
     if (!s || !s->model) return KVMEM_BAD_STATE;
     if (n < 0 || (n > 0 && !ids))
-        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: feed of %d tokens%s", n, ids ? "" : " at NULL");
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: feed of %d tokens%s", n,
+                           ids ? "" : " at NULL");
     if (phase != KVMEM_PREFILL && phase != KVMEM_PROMPT_END && phase != KVMEM_DECODE)
         return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: phase %d is none", (int)phase);
     for (i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= s->model->n_vocab)
-            return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: token id %d at index %d is outside the "
-                               "vocabulary of %d", ids[i], i, s->model->n_vocab);
+            return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: token id %d at index %d is outside "
+                               "the vocabulary of %d", ids[i], i, s->model->n_vocab);
     return kvmem__feed_checked(s, ids, n, phase, row, user);
 }
 
@@ -10923,7 +10931,11 @@ KVMEM_API kvmem_status kvmem_session_load(kvmem_session *s, const void *bytes, s
     return kvmem__from_cache(s, kvmem_cache_load(&s->cache, bytes, size));
 }
 
-typedef struct kvmem__estimate_args { int64_t prompt, decoded; kvmem_bytes *out; kvmem_error *err; } kvmem__estimate_args;
+typedef struct kvmem__estimate_args {
+    int64_t prompt, decoded;
+    kvmem_bytes *out;
+    kvmem_error *err;
+} kvmem__estimate_args;
 static kvmem_status kvmem__session_estimate(void *user, const kvmem_config *cfg) {
     const kvmem__estimate_args *a = (const kvmem__estimate_args *)user;
     return kvmem_estimate(cfg, a->prompt, a->decoded, a->out, a->err);

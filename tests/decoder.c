@@ -108,9 +108,11 @@ TEST(optional_parts_agree_with_the_oracle) {
     t = net_default("llama"); t.bias = 1; agree(&t, "llama with biases");
     t = net_default("llama"); t.tied = 1; agree(&t, "llama, tied head");
     t = net_default("llama"); t.fused = 0; t.G = 4; agree(&t, "llama without groups");
-    t = net_default("llama"); t.G = 1; t.d = 12; t.n_rot = 12; t.attn_scale = 1 / sqrt(12.0); agree(&t, "llama, one KV head, wide heads");
+    t = net_default("llama"); t.G = 1; t.d = 12; t.n_rot = 12; t.attn_scale = 1 / sqrt(12.0);
+    agree(&t, "llama, one KV head, wide heads");
     t = net_default("qwen2"); t.tied = 1; t.bias = 0; agree(&t, "qwen2, tied, no biases");
-    t = net_default("qwen3"); t.tied = 1; t.d = 16; t.n_rot = 16; t.attn_scale = 0.25; agree(&t, "qwen3, heads wider than the embedding's share");
+    t = net_default("qwen3"); t.tied = 1; t.d = 16; t.n_rot = 16; t.attn_scale = 0.25;
+    agree(&t, "qwen3, heads wider than the embedding's share");
     t = net_default("gemma2"); t.softcap = 2; t.final_cap = 3; agree(&t, "gemma2, tight caps");
     t = net_default("gemma2"); t.tied = 0; t.window = 1; agree(&t, "gemma2, window of one token");
     t = net_default("gemma3"); t.final_cap = 4; agree(&t, "gemma3 with a final cap");
@@ -285,7 +287,8 @@ TEST(every_tensor_type_runs_as_its_decoded_values) {
                 worst = fmax(worst, fabs((double)x[j] - (double)y[j]));
                 spread = fmax(spread, fabs((double)y[j]));
             }
-            if (!(worst < (i < 1 ? 1e-4 : i < 3 ? 2e-2 : 8e-2) * spread)) FAIL_AT("%s on %s: %g of %g", type[i], cfg.backend->name, worst, spread);
+            if (!(worst < (i < 1 ? 1e-4 : i < 3 ? 2e-2 : 8e-2) * spread))
+                FAIL_AT("%s on %s: %g of %g", type[i], cfg.backend->name, worst, spread);
         }
         free(x); free(y); free(plain); free(file.p);
         kvmem_model_close(&a);
@@ -296,7 +299,14 @@ TEST(every_tensor_type_runs_as_its_decoded_values) {
 /* ---- sessions ---- */
 
 /* A model of an architecture that has windows, caps and norms, for tests of sessions. */
-typedef struct fixture { net t; uint8_t *bytes; size_t size; kvmem_model m; int ids[STEPS]; float *a, *b; size_t row; } fixture;
+typedef struct fixture {
+    net t;
+    uint8_t *bytes;
+    size_t size, row; /* of the file; of one row of logits */
+    kvmem_model m;
+    int ids[STEPS];
+    float *a, *b;     /* (STEPS) rows each */
+} fixture;
 static int fixture_open(fixture *f, const char *arch) {
     int i;
     f->t = net_default(arch);
@@ -422,7 +432,7 @@ TEST(every_preset_is_full_when_its_budget_covers_the_tokens) {
         for (i = 0; i < 8; i++) {
             kvmem_recipe r = kvmem_recipe_default();
             kvmem_error err;
-            if (kvmem_recipe_parse(&r, recipe[i], &err) != KVMEM_OK) { FAIL_AT("%s: %s", recipe[i], err.text); continue; }
+            if (kvmem_recipe_parse(&r, recipe[i], &err) != KVMEM_OK) FAIL_AT("%s: %s", recipe[i], err.text);
             cfg.recipe = &r;
             cfg.max_block = i % 2 ? 64 : 8; /* in one block layers are committed one by one */
             REQUIRE(run(&f.m, &cfg, f.ids, STEPS, f.b));
@@ -446,7 +456,8 @@ TEST(copies_and_saved_sessions_go_on_bit_for_bit) {
     REQUIRE_OK(kvmem_session_save(&s, keep, &file));
     REQUIRE_OK(kvmem_session_copy(&c, &s));
     CHECK(c.has_logits && !memcmp(c.logits, s.logits, f.row));
-    REQUIRE_OK(kvmem_session_feed(&s, f.ids, 5, KVMEM_DECODE, NULL, NULL)); /* other tokens: the copy does not see them */
+    /* other tokens: the copy does not see them */
+    REQUIRE_OK(kvmem_session_feed(&s, f.ids, 5, KVMEM_DECODE, NULL, NULL));
     REQUIRE_OK(kvmem_session_load(&l, file.p, file.n));
     CHECK(!l.has_logits && l.cache.tokens == 20);
     for (i = 20; i < STEPS; i++) {
@@ -484,7 +495,8 @@ TEST(a_byte_limit_splits_blocks_and_is_never_passed) {
     cfg.max_bytes = 120000;
     if (kvmem_session_init(&s, &f.m, &cfg) == KVMEM_OK) {
         kvmem_status st = KVMEM_OK;
-        for (i = 0; i < 200 && st == KVMEM_OK; i++) st = kvmem_session_feed(&s, f.ids, STEPS, KVMEM_PREFILL, NULL, NULL);
+        for (i = 0; i < 200 && st == KVMEM_OK; i++)
+            st = kvmem_session_feed(&s, f.ids, STEPS, KVMEM_PREFILL, NULL, NULL);
         CHECK(st == KVMEM_OVER_BUDGET && s.error.text[0]);
         kvmem_cache_bytes(&s.cache, &b);
         CHECK(b.peak.total <= 120000);

@@ -130,7 +130,10 @@ static uint8_t *with(const net *n, const char *arch, int layers, uint32_t embd, 
 }
 
 TEST(wrong_numbers_and_unsupported_shapes_are_named) {
-    static const struct { const char *arch; int layers; uint32_t embd, heads; const char *name; uint32_t value; kvmem_status status; const char *words; } c[] = {
+    static const struct {
+        const char *arch; int layers; uint32_t embd, heads; const char *name; uint32_t value;
+        kvmem_status status; const char *words;
+    } c[] = {
         { "mamba", 1, 24, 4, "", 0, KVMEM_UNSUPPORTED, "'mamba'" },
         { "llama", 1, 24, 4, "expert_count", 8, KVMEM_UNSUPPORTED, "expert" },
         { "llama", 0, 24, 4, "", 0, KVMEM_BAD_FILE, "llama.block_count" },

@@ -231,7 +231,8 @@ static KVMEM__UNUSED void net_rope(const net *n, double *x, int pos, int local) 
         const double extra = pos * pow(base, -2.0 * i / n->n_rot) / (ff ? (double)ff[i] : 1.0);
         double t = extra * scale, u, v;
         if (n->yarn) {
-            const double lo = fmax(0, floor(net_corr(n, base, 32))), hi = fmin(n->n_rot - 1, ceil(net_corr(n, base, 1)));
+            const double lo = fmax(0, floor(net_corr(n, base, 32)));
+            const double hi = fmin(n->n_rot - 1, ceil(net_corr(n, base, 1)));
             const double mix = 1 - fmin(1, fmax(0, (i - lo) / fmax(0.001, hi - lo)));
             t = t * (1 - mix) + extra * mix;
         }
@@ -241,8 +242,8 @@ static KVMEM__UNUSED void net_rope(const net *n, double *x, int pos, int local) 
     }
 }
 /* One attention head of token t over all earlier ones; k, v rows are `stride` apart. */
-static KVMEM__UNUSED void net_head(const net *n, const double *q, const double *k, const double *v, int stride, int t, int window,
-                     double *out) {
+static KVMEM__UNUSED void net_head(const net *n, const double *q, const double *k, const double *v, int stride,
+                                   int t, int window, double *out) {
     const int from = window > 0 && t - window + 1 > 0 ? t - window + 1 : 0;
     double *p = net_new(t + 1), top = -1e300, sum = 0;
     int i, j;
@@ -285,7 +286,8 @@ static KVMEM__UNUSED void net_run_layer(const net *n, int l, double *x, int coun
     for (t = 0; t < count; t++) {
         for (i = 0; i < n->H; i++) {
             const int g = i / (n->H / n->G);
-            net_head(n, rows + t * all + i * n->d, rows + q + g * n->d, rows + q + k + g * n->d, all, t, window, att + i * n->d);
+            net_head(n, rows + t * all + i * n->d, rows + q + g * n->d, rows + q + k + g * n->d, all, t, window,
+                     att + i * n->d);
         }
         net_mul(n, h, y->o, att, n->E, q);
         if (n->post) net_norm(h, h, y->attn_post, n->E, n->eps);

@@ -31,9 +31,18 @@ static KVMEM__UNUSED void tiny_key(tiny_gguf *g, const char *key, uint32_t type)
     tiny_u32(&g->kv, type);
     g->n_kv++;
 }
-static KVMEM__UNUSED void tiny_set_u32(tiny_gguf *g, const char *key, uint32_t v) { tiny_key(g, key, 4); tiny_u32(&g->kv, v); }
-static KVMEM__UNUSED void tiny_set_f32(tiny_gguf *g, const char *key, float v) { tiny_key(g, key, 6); tiny_f32(&g->kv, v); }
-static KVMEM__UNUSED void tiny_set_text(tiny_gguf *g, const char *key, const char *v) { tiny_key(g, key, 8); tiny_text(&g->kv, v); }
+static KVMEM__UNUSED void tiny_set_u32(tiny_gguf *g, const char *key, uint32_t v) {
+    tiny_key(g, key, 4);
+    tiny_u32(&g->kv, v);
+}
+static KVMEM__UNUSED void tiny_set_f32(tiny_gguf *g, const char *key, float v) {
+    tiny_key(g, key, 6);
+    tiny_f32(&g->kv, v);
+}
+static KVMEM__UNUSED void tiny_set_text(tiny_gguf *g, const char *key, const char *v) {
+    tiny_key(g, key, 8);
+    tiny_text(&g->kv, v);
+}
 static KVMEM__UNUSED void tiny_set_array(tiny_gguf *g, const char *key, uint32_t item, uint64_t n) {
     tiny_key(g, key, 9);
     tiny_u32(&g->kv, item);
@@ -158,7 +167,10 @@ static KVMEM__UNUSED uint8_t *tiny_model(kvmem_type type, int spm, size_t *size)
     tiny_tensor(&g, "token_embd.weight", type, 32, TINY_VOCAB, 0.5f);
     for (l = 0; l < 2; l++) {
 #define TINY_ADD(part, kind, ne0, ne1, scale)                                                           \
-        do { snprintf(name, sizeof name, "blk.%d." part ".weight", l); tiny_tensor(&g, name, kind, ne0, ne1, scale); } while (0)
+        do {                                                                                            \
+            snprintf(name, sizeof name, "blk.%d." part ".weight", l);                                   \
+            tiny_tensor(&g, name, kind, ne0, ne1, scale);                                               \
+        } while (0)
         TINY_ADD("attn_norm", KVMEM_F32, 32, 1, 0);
         TINY_ADD("attn_q", type, 32, 32, 0.5f);
         TINY_ADD("attn_k", type, 32, 16, 0.5f);
