@@ -76,9 +76,9 @@ $(B)/example_%: examples/%.c kvmem.h
 $(B)/fuzz_%: tools/fuzz_%.c tools/fuzz.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE) -DKVMEM_FUZZ_MAIN -o $@ $< $(LDFLAGS) $(LIBS)
-$(B)/bench_%: bench/%.c kvmem.h
+$(B)/bench_%: bench/%.c bench/bench.h kvmem.h
 	@mkdir -p $(B)
-	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LIBS)
+	$(COMPILE) '-DBENCH_FLAGS="$(CFLAGS) $(OMPFLAGS)"' -I. -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/%: tools/%.c kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LIBS)

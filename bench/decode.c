@@ -159,7 +159,7 @@ int main(int argc, char **argv) {
     if (!r) return 1;
     bench_begin(argc, argv, "decode", 1);
     r->seconds = atof(bench_option("--seconds", "3"));
-    bench_header("<model               |<kv                        |<what   |context| tok/s|   min|   max|MB/token|  GB/s|of read");
+    bench_header("<model                  |<kv                        |<what   |context| tok/s|   min|   max|MB/token|  GB/s|of read");
     for (i = 1; i < argc; i++) {
         int is_option = argv[i][0] == '-';
         for (k = 0; k < sizeof takes_value / sizeof *takes_value; k++) if (!strcmp(argv[i], takes_value[k])) i++;

@@ -101,6 +101,7 @@ def main():
     o.add_argument("--tmp", default="/tmp")
     o.add_argument("--tokens", type=int, default=150)
     o.add_argument("--kv", default="f16", help="cache type of both: f16 q8_0 q4_0")
+    o.add_argument("--backend", default="", help="our path: plain, avx2, avx512")
     o.add_argument("--flash", default="1", help="the peer's flash attention: 0 or 1")
     o.add_argument("--only", default="", help="cases whose name contains this")
     o = o.parse_args()
@@ -125,7 +126,7 @@ def main():
             ours = peer
             if o.kvmem:
                 run([o.kvmem, "logits", "-m", gguf, "--tokens", ids, "--ctx", str(ctx), "--kv",
-                     f"full codec={o.kv}", "-o", out[0]])
+                     f"full codec={o.kv}", "-o", out[0]] + (["--backend", o.backend] if o.backend else []))
                 ours = rows(out[0], o.tokens)
             mean, top, diff, same = compare(peer, ours)
             print(f"{name:30s} {mean:9.2e} {top:9.2e} {diff:9.2e} {same:6.3f} | "
