@@ -24,7 +24,7 @@ SHARED    = ../shared
 MODEL     ?= $(firstword $(wildcard examples/models/tiny.gguf $(SHARED)/models/stories260K.bin))
 TOKENIZER ?= $(if $(filter %/stories260K.bin,$(MODEL)),$(wildcard $(dir $(MODEL))tok512.bin))
 PROMPT    ?= Once upon a time
-KV        ?= snapkv budget=50%
+KV        ?= h2o budget=50% codec=q8_0
 N         ?= 120
 
 all: kvmem ## build the command line ./kvmem
