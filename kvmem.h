@@ -4006,8 +4006,9 @@ KVMEM__UNUSED static void kvmem__codec_fast(kvmem_codec *c, const kvmem_backend 
    so entry t of a lane is row t % P of page t / P, and entries lie in rising position order.
 
        lane (layer l, KV head g):   [page 0: P rows][page 1: P rows][page 2: n % P rows]
-       page:   header | pos (P) int32 | stats (n_stats, P) float | K rows (P) coded | V rows (P) coded
+       page:   header | pos (cap) int32 | stats (n_stats, cap) float | K rows (cap) coded | V rows (cap) coded
 
+   The last page of a lane has room for a quarter of P at a time (cap), so that short lanes are cheap.
    All memory comes from the arena, which counts it by kind and enforces the byte ceiling: what would pass
    it is not allocated. Pages are freed one by one, so an evicted page is memory the allocator has back.
    Copies of a cache share pages (refs > 1); a shared page is copied before it is written.
@@ -4027,12 +4028,11 @@ typedef struct kvmem__use {
 } kvmem__use;
 
 struct kvmem_page {
-    int refs;
-    size_t size;                /* bytes of this allocation */
+    int refs, cap;              /* owners; rows there is room for */
     const kvmem_codec_use *kc, *vc;
-    int32_t *pos;               /* (P) */
-    float *stats;               /* (n_stats, P) or NULL */
-    uint8_t *k, *v;             /* (P) coded rows */
+    int32_t *pos;               /* (cap) */
+    float *stats;               /* (n_stats, cap) or NULL */
+    uint8_t *k, *v;             /* (cap) coded rows */
 };
 
 static void kvmem__set_cap(kvmem_cache *c);
@@ -4211,19 +4211,23 @@ static size_t kvmem__tile_bytes(int r, int d, int page) {
     kvmem__tile_sizes(&x, r, d, page);
     return ((size_t)x.rows * (size_t)(d + x.w + x.dp + 2) + (size_t)x.w * (size_t)(d + x.dp)) * sizeof(float);
 }
+/* Scratch of tiles and of further workers under a byte limit: a fixed share, so that what fits into the
+   cache does not depend on the number of threads. */
+static size_t kvmem__more_scratch(size_t limit) { return limit / 16; }
 /* How many workers take a block of n tokens by tiles; 0: none, the block goes token by token. Under a byte
    limit the tiles may take a sixteenth of it, which kvmem__plan_cap keeps free. */
 static int kvmem__tile_workers(const kvmem_cache *c, size_t limit, int n, int G) {
     const int per = KVMEM__MAX(1, KVMEM__TILE_ROWS * G / c->shape.n_heads), units = G * ((n + per - 1) / per);
     int workers = KVMEM__MIN(kvmem__threads(c->threads), units);
     if (n < KVMEM__TILE_MIN || !c->backend->isa) return 0;
-    if (limit && limit / 16 / c->tile_bytes < (size_t)workers) workers = (int)(limit / 16 / c->tile_bytes);
+    if (limit && kvmem__more_scratch(limit) / c->tile_bytes < (size_t)workers)
+        workers = (int)(kvmem__more_scratch(limit) / c->tile_bytes);
     return workers;
 }
 /* How many entries fit into every lane beside the fixed parts, in whole pages. */
 static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fixed) {
     const size_t w1 = p->worker_floats * sizeof(float);
-    size_t reserve = fixed + kvmem__attend_bytes(s, p->page, w1) + KVMEM__MIN(15 * w1, p->limit / 16), per_page, n;
+    size_t reserve = fixed + kvmem__attend_bytes(s, p->page, w1) + kvmem__more_scratch(p->limit), per_page, n;
     const int r = s->n_heads / s->n_kv_heads;
     /* of one page more in every lane: pages, table slots (doubling: up to twice, old and new at once in
        one lane), commit scratch */
@@ -4231,7 +4235,6 @@ static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fi
                kvmem__commit_bytes(s->n_kv_heads, 2 * (size_t)p->page) +
                (p->ring ? kvmem__view_bytes(r, (size_t)p->page) : 0);
     reserve += (size_t)p->lanes * 4 * sizeof(void *) + 4096;
-    if (kvmem__tile_bytes(r, s->head_dim, p->page) <= p->limit / 16) reserve += p->limit / 16;
     if (reserve >= p->limit) return 0;
     n = (p->limit - reserve) / per_page;
     if (n > (size_t)(INT_MAX / 2 / p->page)) n = (size_t)(INT_MAX / 2 / p->page);
@@ -4313,8 +4316,13 @@ static kvmem_bytes_part kvmem__page_part(int page, int n_stats, const kvmem_code
     p.meta = p.total - p.k - p.v - p.stats;
     return p;
 }
-static kvmem_page *kvmem__page_new(kvmem_cache *c, const kvmem_codec_use *kc, const kvmem_codec_use *vc) {
-    const int P = c->recipe.page;
+/* Room that a page with so many rows has: quarters of P. */
+static int kvmem__page_cap(int P, int rows) {
+    const int unit = (P + 3) / 4;
+    return KVMEM__MIN(P, (rows + unit - 1) / unit * unit);
+}
+static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem_codec_use *kc, const kvmem_codec_use *vc) {
+    const int P = kvmem__page_cap(c->recipe.page, rows);
     const kvmem_bytes_part part = kvmem__page_part(P, c->n_stats, kc, vc);
     int over;
     uint8_t *m = (uint8_t *)kvmem__arena_take(c->arena, &part, &over);
@@ -4325,7 +4333,7 @@ static kvmem_page *kvmem__page_new(kvmem_cache *c, const kvmem_codec_use *kc, co
     }
     p = (kvmem_page *)(void *)m;
     p->refs = 1;
-    p->size = part.total;
+    p->cap = P;
     p->kc = kc;
     p->vc = vc;
     m += KVMEM__ALIGN16(sizeof(kvmem_page));
@@ -4340,34 +4348,38 @@ static kvmem_page *kvmem__page_new(kvmem_cache *c, const kvmem_codec_use *kc, co
 static void kvmem__page_drop(kvmem_cache *c, kvmem_page *p) {
     kvmem_bytes_part part;
     if (!p || --p->refs > 0) return;
-    part = kvmem__page_part(c->recipe.page, c->n_stats, p->kc, p->vc);
+    part = kvmem__page_part(p->cap, c->n_stats, p->kc, p->vc);
     kvmem__arena_give(c->arena, p, &part);
 }
 /* Rows in use of page i of a lane. */
 static int kvmem__page_rows(const kvmem_cache *c, const kvmem_lane *ln, int i) {
     return KVMEM__MIN(c->recipe.page, ln->n - i * c->recipe.page);
 }
+/* Put a copy with room for `rows` in place of page i, which has `used` rows. */
+static kvmem_status kvmem__page_resize(kvmem_cache *c, kvmem_lane *ln, int i, int used, int rows) {
+    kvmem_page *old = ln->pages[i], *p = kvmem__page_new(c, rows, old->kc, old->vc);
+    const size_t n = (size_t)used;
+    int s;
+    if (!p) return c->error.status;
+    memcpy(p->pos, old->pos, n * sizeof(int32_t));
+    for (s = 0; s < c->n_stats; s++) memcpy(p->stats + s * p->cap, old->stats + s * old->cap, n * sizeof(float));
+    memcpy(p->k, old->k, n * old->kc->row_bytes);
+    memcpy(p->v, old->v, n * old->vc->row_bytes);
+    ln->pages[i] = p;
+    kvmem__page_drop(c, old);
+    return KVMEM_OK;
+}
 /* Make page i of a lane this cache's own before it is written. */
 static kvmem_status kvmem__page_own(kvmem_cache *c, kvmem_lane *ln, int i) {
-    kvmem_page *old = ln->pages[i], *p;
-    const size_t P = (size_t)c->recipe.page;
-    if (old->refs == 1) return KVMEM_OK;
-    p = kvmem__page_new(c, old->kc, old->vc);
-    if (!p) return c->error.status;
-    memcpy(p->pos, old->pos, P * sizeof(int32_t));
-    if (p->stats) memcpy(p->stats, old->stats, (size_t)c->n_stats * P * sizeof(float));
-    memcpy(p->k, old->k, P * old->kc->row_bytes);
-    memcpy(p->v, old->v, P * old->vc->row_bytes);
-    old->refs--;
-    ln->pages[i] = p;
-    return KVMEM_OK;
+    if (ln->pages[i]->refs == 1) return KVMEM_OK;
+    return kvmem__page_resize(c, ln, i, kvmem__page_rows(c, ln, i), ln->pages[i]->cap);
 }
 /* Copy entry (src, i) to (dst, j); recodes when the pages' codecs differ: tmp (head_dim) is scratch. */
 static void kvmem__row_move(kvmem_cache *c, kvmem_page *dst, int j, const kvmem_page *src, int i, float *tmp) {
-    const int P = c->recipe.page, d = c->shape.head_dim;
+    const int d = c->shape.head_dim;
     int s;
     dst->pos[j] = src->pos[i];
-    for (s = 0; s < c->n_stats; s++) dst->stats[s * P + j] = src->stats[s * P + i];
+    for (s = 0; s < c->n_stats; s++) dst->stats[s * dst->cap + j] = src->stats[s * src->cap + i];
     if (dst->kc == src->kc)
         memmove(dst->k + (size_t)j * dst->kc->row_bytes, src->k + (size_t)i * src->kc->row_bytes, src->kc->row_bytes);
     else {
@@ -4414,14 +4426,19 @@ static void kvmem__lane_cut(kvmem_cache *c, kvmem_lane *ln, int n) { /* keep the
         ln->cap_pages = 0;
     }
 }
-/* Space for n more entries behind the lane: whole pages are added, a shared last page is copied. Rows
-   are not filled and ln->n stays. On failure the lane is as before. */
+/* Space for n more entries behind the lane: pages are added; a last page that is shared or too small is
+   replaced. Rows are not filled and ln->n stays. On failure the lane's entries are as before. */
 static kvmem_status kvmem__lane_grow(kvmem_cache *c, kvmem_lane *ln, int n) {
     const int P = c->recipe.page, had = ln->n_pages, want = (ln->n + n + P - 1) / P;
     KVMEM__TRY(kvmem__lane_table(c, ln, want));
-    if (ln->n % P) KVMEM__TRY(kvmem__page_own(c, ln, ln->n_pages - 1));
+    if (ln->n % P) {
+        const int rows = KVMEM__MIN(P, ln->n % P + n);
+        const kvmem_page *p = ln->pages[had - 1];
+        if (p->refs > 1 || p->cap < rows)
+            KVMEM__TRY(kvmem__page_resize(c, ln, had - 1, ln->n % P, KVMEM__MAX(rows, p->cap)));
+    }
     while (ln->n_pages < want) {
-        kvmem_page *p = kvmem__page_new(c, c->k, c->v);
+        kvmem_page *p = kvmem__page_new(c, KVMEM__MIN(P, ln->n + n - ln->n_pages * P), c->k, c->v);
         if (!p) {
             while (ln->n_pages > had) kvmem__page_drop(c, ln->pages[--ln->n_pages]);
             return c->error.status;
@@ -4434,17 +4451,17 @@ static kvmem_status kvmem__lane_grow(kvmem_cache *c, kvmem_lane *ln, int n) {
    Rows move toward the front in place: no memory is needed unless pages are shared. */
 static kvmem_status kvmem__lane_keep(kvmem_cache *c, int layer, int g, const int *kept, int n_kept) {
     kvmem_lane *ln = kvmem__lane_at(c, layer, g);
-    const int P = c->recipe.page;
-    int j, first = 0, last_own;
+    const int P = c->recipe.page, gone = ln->n - n_kept, last = (n_kept - 1) / P;
+    int j, first = 0;
     KVMEM_ASSERT(n_kept >= 0 && n_kept <= ln->n);
     while (first < n_kept && kept[first] == first) first++; /* these stay where they are */
-    if (first < n_kept) {
-        last_own = (n_kept - 1) / P;
-        for (j = first / P; j <= last_own; j++) KVMEM__TRY(kvmem__page_own(c, ln, j));
-    }
+    for (j = first / P; first < n_kept && j <= last; j++) KVMEM__TRY(kvmem__page_own(c, ln, j));
     for (j = first; j < n_kept; j++)
         kvmem__row_move(c, ln->pages[j / P], j % P, ln->pages[kept[j] / P], kept[j] % P, c->row);
     kvmem__lane_cut(c, ln, n_kept);
+    j = n_kept - last * P; /* rows of the last page; it shrinks when much went, not at every step */
+    if (n_kept && gone >= (P + 3) / 4 && kvmem__page_cap(P, j) < ln->pages[last]->cap)
+        return kvmem__page_resize(c, ln, last, j, j);
     return KVMEM_OK;
 }
 
@@ -4731,7 +4748,7 @@ static kvmem_status kvmem__cpu_encode(kvmem_cache *c, int layer, int n, const fl
             kvmem_page *p = ln->pages[(ln->n + t) / P];
             const size_t row = (size_t)((ln->n + t) % P), from = ((size_t)t * (size_t)G + (size_t)g) * (size_t)d;
             p->pos[row] = c->block_pos[t];
-            for (s = 0; s < c->n_stats; s++) p->stats[(size_t)s * (size_t)P + row] = 0;
+            for (s = 0; s < c->n_stats; s++) p->stats[(size_t)(s * p->cap) + row] = 0;
             p->kc->fn.encode(p->kc->par, p->k + row * p->kc->row_bytes, k + from, 1, d);
             p->vc->fn.encode(p->vc->par, p->v + row * p->vc->row_bytes, v + from, 1, d);
         }
@@ -4873,7 +4890,7 @@ static kvmem_status kvmem__recode_pages(kvmem_cache *c) {
         for (j = 0; j < c->lane[i].n_pages; j++) {
             kvmem_page *old = c->lane[i].pages[j], *p;
             if (old->kc == c->k && old->vc == c->v) continue;
-            p = kvmem__page_new(c, c->k, c->v);
+            p = kvmem__page_new(c, old->cap, c->k, c->v);
             if (!p) return c->error.status;
             for (t = 0; t < kvmem__page_rows(c, &c->lane[i], j); t++) kvmem__row_move(c, p, t, old, t, c->row);
             c->lane[i].pages[j] = p;
@@ -5081,11 +5098,9 @@ static void kvmem__attend_one(kvmem__worker *w, const kvmem_cache *c, int layer,
 }
 /* How many workers the scratch can hold: the wanted number, fewer if the byte limit leaves no room. */
 static kvmem_status kvmem__workers(kvmem_cache *c, size_t fixed, int wanted, int *workers) {
-    const kvmem_arena *ar = c->arena;
-    if (ar->limit) {
-        const size_t used = ar->live.total - c->scratch_size, room = ar->limit - used;
-        const size_t fit = room > fixed ? (room - fixed) / c->worker_bytes : 0;
-        if (fit < (size_t)wanted) wanted = fit > 1 ? (int)fit : 1;
+    if (c->arena->limit) {
+        const size_t fit = 1 + kvmem__more_scratch(c->arena->limit) / c->worker_bytes;
+        if (fit < (size_t)wanted) wanted = (int)fit;
     }
     *workers = wanted;
     return kvmem__scratch(c, fixed + (size_t)wanted * c->worker_bytes);
@@ -5487,7 +5502,7 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
    P is recovered from the logits and the log-sum-exp that attend returns: P = e^(s - lse). */
 static float *kvmem__stat(const kvmem_cache *c, const kvmem_page *p, unsigned which) {
     const int second = which == KVMEM_READS_LAST && (c->reads & KVMEM_READS_ACC);
-    return p->stats + (second ? c->recipe.page : 0);
+    return p->stats + (second ? p->cap : 0);
 }
 /* Add the rows of token t to acc and, for the newest token, set last. */
 static void kvmem__observe_one(kvmem__worker *w, kvmem_cache *c, int layer, int g, int t, int n, const float *q,
@@ -5527,7 +5542,7 @@ static kvmem_status kvmem__cpu_observe(kvmem_cache *c, int layer, int n, const f
         for (i = 0; i < ln->n_pages; i++) {
             KVMEM__TRY(kvmem__page_own(c, ln, i));
             if (c->reads & KVMEM_READS_LAST)
-                memset(kvmem__stat(c, ln->pages[i], KVMEM_READS_LAST), 0, (size_t)c->recipe.page * sizeof(float));
+                memset(kvmem__stat(c, ln->pages[i], KVMEM_READS_LAST), 0, (size_t)ln->pages[i]->cap * sizeof(float));
         }
     }
     KVMEM__TRY(kvmem__workers(c, 0, KVMEM__MIN(kvmem__threads_for(c->threads, work), G), &workers));
@@ -6132,7 +6147,10 @@ static const kvmem_place_entry kvmem__places[] = {
 
 /* Under a byte limit: the mean that leaves every lane room for the next block of up to a page, and for a
    page that is only partly full when lanes differ in length. */
-static int kvmem__keep_cap(const kvmem_cache *c) { return KVMEM__MAX(c->lane_cap - 2 * c->recipe.page, 1); }
+static int kvmem__keep_cap(const kvmem_cache *c) {
+    const int P = c->recipe.page;
+    return KVMEM__MAX(c->lane_cap - P - 2 * ((P + 3) / 4), 1);
+}
 /* Entries per lane, mean over the cache, that the recipe allows now; INT_MAX: all. */
 static int kvmem__mean_budget(const kvmem_cache *c) {
     const kvmem_amount *am = &c->recipe.amount;
@@ -6327,7 +6345,7 @@ KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
     c->since_reduce = due ? 0 : c->since_reduce + c->block_n;
     c->block_n = 0;
     memset(c->layer_state, 0, (size_t)c->shape.n_layers);
-    if (phase == KVMEM_PROMPT_END) kvmem__scratch_free(c); /* sized for the prompt; decoding needs less */
+    if (phase == KVMEM_PROMPT_END || c->lane_cap) kvmem__scratch_free(c); /* its size was for this block */
     return KVMEM_OK;
 }
 
@@ -6336,17 +6354,21 @@ KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
 static size_t kvmem__block_need(const kvmem_cache *c, int b) {
     const int P = c->recipe.page, G = c->shape.n_kv_heads, r = c->shape.n_heads / G;
     const size_t page = kvmem__page_size(P, c->n_stats, c->k, c->v);
-    size_t need = 1024, longest = 0, i, a, m;
+    size_t need = 1024 + page, longest = 0, i, a, m; /* a page is there twice while it is replaced */
     for (i = 0; i < (size_t)(c->shape.n_layers * G); i++) {
         const kvmem_lane *ln = &c->lane[i];
-        const int want = (ln->n + b + P - 1) / P;
-        if (want > ln->n_pages) need += (size_t)(want - ln->n_pages) * page;
-        if (ln->n % P && ln->pages[ln->n_pages - 1]->refs > 1) need += page;
+        const int want = (ln->n + b + P - 1) / P, rest = ln->n % P;
+        const kvmem_page *p = rest ? ln->pages[ln->n_pages - 1] : NULL;
+        if (p && p->cap < KVMEM__MIN(P, rest + b))
+            need += kvmem__page_size(kvmem__page_cap(P, KVMEM__MIN(P, rest + b)), c->n_stats, p->kc, p->vc) -
+                    kvmem__page_size(p->cap, c->n_stats, p->kc, p->vc);
+        if (p && p->refs > 1) need += page;
+        if (want > ln->n_pages) need += (size_t)(want - ln->n_pages - 1) * page +
+            kvmem__page_size(kvmem__page_cap(P, ln->n + b - (want - 1) * P), c->n_stats, c->k, c->v);
         if (want > ln->cap_pages) need += (size_t)kvmem__table_cap(want) * sizeof(void *);
         longest = KVMEM__MAX(longest, (size_t)ln->n + (size_t)b);
     }
-    a = kvmem__attend_bytes(&c->shape, b, c->worker_bytes);
-    if (kvmem__tile_workers(c, c->arena->limit, b, G)) a = KVMEM__MAX(a, c->arena->limit / 16);
+    a = kvmem__attend_bytes(&c->shape, b, c->worker_bytes) + kvmem__more_scratch(c->arena->limit);
     m = kvmem__evicts(c) ? kvmem__commit_bytes(G, longest) + (c->ring ? kvmem__view_bytes(r, longest) : 0) : 0;
     return need + KVMEM__MAX(a, m);
 }
@@ -6392,13 +6414,15 @@ typedef struct kvmem__est {
     kvmem_cache c;      /* shape (with one KV head), recipe and counters only: nothing is allocated */
     int G, n_uses;
     kvmem_bytes *out;
-    int len[KVMEM__EST_LAYERS], cap[KVMEM__EST_LAYERS]; /* entries and table slots of a lane of the layer */
+    int len[KVMEM__EST_LAYERS], cap[KVMEM__EST_LAYERS]; /* of each layer's lanes: entries, table slots, */
+    int last[KVMEM__EST_LAYERS];                        /* rows the last page has room for */
 } kvmem__est;
 
 /* Bytes now, with `more` transient scratch, and, if higher than before, at the peak. */
 static void kvmem__est_count(kvmem__est *e, size_t more) {
     const int P = e->p.page;
     const kvmem_bytes_part page = kvmem__page_part(P, e->p.n_stats, &e->p.k, &e->p.v);
+    const size_t G = (size_t)e->G;
     kvmem_bytes_part *b = &e->out->live;
     int l;
     memset(b, 0, sizeof *b);
@@ -6407,11 +6431,13 @@ static void kvmem__est_count(kvmem__est *e, size_t more) {
     b->scratch = e->c.scratch_size + more;
     e->out->entries = 0;
     for (l = 0; l < e->c.shape.n_layers; l++) {
-        const size_t n = (size_t)e->G * (size_t)((e->len[l] + P - 1) / P);
-        b->k += n * page.k;
-        b->v += n * page.v;
-        b->stats += n * page.stats;
-        b->meta += n * page.meta + (size_t)e->G * (size_t)e->cap[l] * sizeof(void *);
+        const size_t n = e->len[l] ? G * (size_t)((e->len[l] - 1) / P) : 0; /* full pages before the last */
+        const kvmem_bytes_part last = kvmem__page_part(e->last[l], e->p.n_stats, &e->p.k, &e->p.v);
+        const size_t m = e->len[l] ? G : 0;
+        b->k += n * page.k + m * last.k;
+        b->v += n * page.v + m * last.v;
+        b->stats += n * page.stats + m * last.stats;
+        b->meta += n * page.meta + m * last.meta + G * (size_t)e->cap[l] * sizeof(void *);
         e->out->entries += (size_t)e->G * (size_t)e->len[l];
     }
     b->total = kvmem__part_total(b);
@@ -6420,7 +6446,7 @@ static void kvmem__est_count(kvmem__est *e, size_t more) {
 static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
     const kvmem_budget_entry *be = (const kvmem_budget_entry *)(const void *)e->c.recipe.stage[KVMEM_BUDGET].entry;
     const kvmem_view v = kvmem__view_of(&e->c, layer, KVMEM_BUDGET);
-    const int r = e->c.shape.n_heads / e->G;
+    const int r = e->c.shape.n_heads / e->G, P = e->p.page;
     int len = e->len[layer], keep = KVMEM__MIN(mean, len);
     size_t bytes, more = 0;
     if (e->c.tokens + e->c.block_n <= mean) return;
@@ -6430,7 +6456,10 @@ static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
         more = kvmem__view_bytes(r, (size_t)len) + KVMEM__VIEW_PARTS * e->c.worker_bytes + (size_t)len * sizeof(float);
     kvmem__est_count(e, more);
     if (!(be->e.reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS))) be->fn(&v, mean, &len, NULL, &keep);
-    e->len[layer] = KVMEM__MAX(KVMEM__MIN(keep, len), KVMEM__MIN(1, len));
+    keep = KVMEM__MAX(KVMEM__MIN(keep, len), KVMEM__MIN(1, len));
+    if ((keep - 1) / P < (len - 1) / P) e->last[layer] = P;
+    if (len - keep >= (P + 3) / 4) e->last[layer] = kvmem__page_cap(P, keep - (keep - 1) / P * P);
+    e->len[layer] = keep;
 }
 static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
     const int P = e->p.page, G = e->G, threads = kvmem__threads(e->c.threads);
@@ -6442,7 +6471,10 @@ static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
     e->c.block_n = n;
     e->c.scratch_size = KVMEM__MAX(e->c.scratch_size, rows);
     for (l = 0; l < e->c.shape.n_layers; l++) {
+        const int had = e->len[l], used = (had + n - 1) % P + 1; /* of the last page afterwards */
         e->len[l] += n;
+        if (had == 0 || had % P == 0 || (had - 1) / P < (had + n - 1) / P) e->last[l] = 0;
+        e->last[l] = KVMEM__MAX(e->last[l], kvmem__page_cap(P, used));
         e->cap[l] = KVMEM__MAX(e->cap[l], kvmem__table_cap((e->len[l] + P - 1) / P));
     }
     kvmem__est_count(e, (e->p.reads & (KVMEM_READS_ACC | KVMEM_READS_LAST)) ? /* log-sum-exps for the observers */
@@ -6616,7 +6648,6 @@ static void kvmem__save_head(const kvmem_cache *c, kvmem__out *o, const char *re
     }
 }
 static void kvmem__save_lane(const kvmem_cache *c, kvmem__out *o, const kvmem_lane *ln) {
-    const int P = c->recipe.page;
     int i, t, s;
     kvmem__out_u32(o, (uint32_t)ln->n);
     for (i = 0; i < ln->n_pages; i++) {
@@ -6625,7 +6656,7 @@ static void kvmem__save_lane(const kvmem_cache *c, kvmem__out *o, const kvmem_la
         kvmem__out_u32(o, kvmem__use_index(c, p->kc));
         kvmem__out_u32(o, kvmem__use_index(c, p->vc));
         for (t = 0; t < rows; t++) kvmem__out_u32(o, (uint32_t)p->pos[t]);
-        for (s = 0; s < c->n_stats; s++) kvmem__out_f32s(o, p->stats + (size_t)s * (size_t)P, (size_t)rows);
+        for (s = 0; s < c->n_stats; s++) kvmem__out_f32s(o, p->stats + s * p->cap, (size_t)rows);
         kvmem__out_bytes(o, p->k, (size_t)rows * p->kc->row_bytes);
         kvmem__out_bytes(o, p->v, (size_t)rows * p->vc->row_bytes);
     }
@@ -6819,7 +6850,7 @@ static kvmem_status kvmem__load_lane(kvmem_cache *c, kvmem__in *in, kvmem_lane *
         kvmem_page *p;
         if (in->bad || kc >= n_codecs || vc >= n_codecs)
             return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page names codec %u or %u of %u", kc, vc, n_codecs);
-        p = kvmem__page_new(c, codec[kc], codec[vc]);
+        p = kvmem__page_new(c, rows, codec[kc], codec[vc]);
         if (!p) return c->error.status;
         ln->pages[ln->n_pages++] = p;
         ln->n += rows;
@@ -6830,7 +6861,7 @@ static kvmem_status kvmem__load_lane(kvmem_cache *c, kvmem__in *in, kvmem_lane *
                                    (int)next_pos);
             p->pos[t] = last = (int32_t)pos;
         }
-        for (s = 0; s < c->n_stats; s++) kvmem__in_f32s(in, p->stats + (size_t)s * (size_t)P, (size_t)rows);
+        for (s = 0; s < c->n_stats; s++) kvmem__in_f32s(in, p->stats + s * p->cap, (size_t)rows);
         k = kvmem__in_bytes(in, (size_t)rows * p->kc->row_bytes);
         v = kvmem__in_bytes(in, (size_t)rows * p->vc->row_bytes);
         if (!k || !v) return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page passes the end of the file");

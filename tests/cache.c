@@ -167,9 +167,10 @@ TEST(chunked_prefill_equals_unchunked_bit_for_bit) {
     free(a); free(b); world_free(&w);
 }
 TEST(any_number_of_threads_gives_the_same_bits) {
-    static const char *recipe[4] = { "full", "h2o budget=40 recent=10", "snapkv budget=50 recent=8 when=step", "tova budget=30" };
+    static const char *recipe[6] = { "full", "h2o budget=40 recent=10", "snapkv budget=50 recent=8 when=step", "tova budget=30",
+                                     "h2o budget=48KiB recent=4", "streamingllm budget=56KiB" };
     int i, k;
-    for (k = 0; k < 4; k++) {
+    for (k = 0; k < 6; k++) {
         world w; kvmem_cache c; float *a, *b;
         REQUIRE(world_init(&w, 2, 4, 2, 8, 160, recipe[k]));
         w.cfg.shape.rope = w.rope; w.cfg.backend = NULL;
@@ -369,6 +370,7 @@ TEST(live_bytes_never_pass_the_limit_and_the_stream_goes_on) {
         memset(&h, 0, sizeof h);
         REQUIRE(world_init(&w, 2, 4, 2, 8, 4200, recipe[k]));
         w.cfg.shape.rope = w.rope; w.cfg.allocator = test_allocator(&h);
+        w.cfg.threads = 1 + k % 3; w.cfg.backend = k % 2 ? NULL : w.cfg.backend;
         if (k == 5) w.cfg.max_bytes = 80 * 1024;
         REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
         limit = c.arena->limit;
@@ -468,7 +470,7 @@ TEST(recode_changes_the_stored_bytes_and_reading_goes_on) {
     CHECK_OK(kvmem_cache_init(&f, &w.cfg)); CHECK_OK(feed(&w, &f, 0, 100, 40, KVMEM_PROMPT_END, NULL));
     CHECK_OK(kvmem_cache_recode(&c, "q8_0", "f16"));
     kvmem_cache_bytes(&c, &x);
-    CHECK(x.live.k == 4 * 2 * 64 * 34 && x.live.v == 4 * 2 * 64 * 64);
+    CHECK(x.live.k == 4 * (64 + 48) * 34 && x.live.v == 4 * (64 + 48) * 64); /* 100 rows: a page, and room for 48 */
     CHECK_OK(feed(&w, &c, 100, 120, 1, KVMEM_DECODE, a)); CHECK_OK(feed(&w, &f, 100, 120, 1, KVMEM_DECODE, b));
     CHECK(same_out(&w, a, b, 20)); /* f32 rows recoded are the rows coded at once */
     CHECK(kvmem_cache_recode(&c, "nonsense", NULL) == KVMEM_BAD_RECIPE && strstr(c.error.text, "nonsense"));
