@@ -984,8 +984,12 @@ KVMEM_API kvmem_status kvmem_sample(kvmem_sampler *s, const float *logits, int *
 #define KVMEM__NEON 0
 #endif
 
-#if KVMEM__X86 || KVMEM__NEON
+#if defined(__GNUC__) || defined(__clang__)
 #define KVMEM__INLINE static inline __attribute__((always_inline))
+#else
+#define KVMEM__INLINE static
+#endif
+#if KVMEM__X86 || KVMEM__NEON
 #if defined(__clang__)
 #define KVMEM__UNROLL _Pragma("unroll")
 #elif __GNUC__ >= 8
@@ -1840,10 +1844,11 @@ static void kvmem__embed_rows(const kvmem_backend *b, float *out, const kvmem_te
        out = sum over blocks  d (s sum q (code - off) + m sum q)
 
    The fast paths have two shapes. Few rows of x (decoding): every weight is used once or thrice, memory is the
-   limit, so rows of W stream through registers. Many (a prompt): a tile of 16 rows of W is unpacked once
-   into a panel (four values of each row side by side, which is what the integer dot instructions eat),
-   stays in the first-level cache, and all rows of x pass by it in groups of 8. */
-enum { KVMEM__FEW = 3, KVMEM__TILE = 16, KVMEM__GROUP = 8, KVMEM__KC = 1024, KVMEM__KC_FLOAT = 256 };
+   limit, so rows of W stream through registers. Many (a prompt): a tile of 32 rows of W is unpacked once
+   into two panels (four values of each of 16 rows side by side, which is what the integer dot instructions
+   eat), stays in the first-level cache, and all rows of x pass by it in groups of 8. */
+enum { KVMEM__HALVES = 1, KVMEM__EVEN = 2 };
+enum { KVMEM__FEW = 3, KVMEM__TILE = 32, KVMEM__GROUP = 8, KVMEM__KC = 512, KVMEM__KC_FLOAT = 128 };
 
 typedef struct kvmem__mm {
     const kvmem_tensor *w;
@@ -1856,16 +1861,24 @@ typedef struct kvmem__mm {
     int per;       /* scales in a block of 32: 1 or 2 */
     int blocks, padded; /* blocks of 32 in a row, and rounded up to 8 */
     /* activations, lane u of group g, block b, half h (per of them): q[(g padded + b) G + u][32],
-       d[(g padded + b) G + u]; start = -off * sum q and fsum = d * sum q at
-       [((g padded + b) per + h) G + u]. Padding is zero. */
+       d[(g padded + b) G + u]; start = -off * sum q and fsum = d * sum q (times -off for types without
+       mins) at [((g padded + b) per + h) G + u]. Padding is zero. */
     int group;     /* G: 8, or 1 for few rows */
+    int order;     /* of codes when G is 1: 0, KVMEM__HALVES: of four blocks first all first halves, then
+                      all second ones; KVMEM__EVEN: of four blocks the first, third, second, fourth */
     int8_t *q;
     float *d, *fsum;
     int32_t *start;
-    uint8_t *panel; /* one for each thread */
+    uint8_t *panel; /* scratch of the threads, kvmem__mm_part bytes each */
 } kvmem__mm;
 
-#define KVMEM__PANEL_BYTES ((size_t)KVMEM__KC * 24)
+#define KVMEM__PANEL_BYTES ((size_t)KVMEM__KC * 24) /* of 16 rows */
+/* Each thread's part: two panels, then sums [n][32] of the tile, kept together because rows of out are
+   far apart. */
+static size_t kvmem__mm_part(const kvmem__mm *m) {
+    const size_t lanes = ((size_t)m->n + 7) / 8 * 8;
+    return m->n > KVMEM__FEW ? 2 * KVMEM__PANEL_BYTES + lanes * KVMEM__TILE * sizeof(float) : 0;
+}
 
 static void kvmem__mm_shape(kvmem__mm *m, const kvmem_tensor *w, int n) {
     memset(m, 0, sizeof *m);
@@ -1887,7 +1900,7 @@ static size_t kvmem__mm_carve(kvmem__mm *m, void *p, int threads) {
     const size_t rows = ((size_t)m->n + (size_t)m->group - 1) / (size_t)m->group * (size_t)m->group;
     const size_t blocks = m->integers ? (rows * (size_t)m->padded + 7) / 8 * 8 : 0;
     const size_t sums = (blocks * (size_t)m->per * 4 + 63) / 64 * 64, ds = (blocks * 4 + 63) / 64 * 64;
-    const size_t panels = m->n > KVMEM__FEW ? (size_t)kvmem__threads(threads) * KVMEM__PANEL_BYTES : 0;
+    const size_t panels = (size_t)kvmem__threads(threads) * kvmem__mm_part(m);
     if (p) {
         uint8_t *at = (uint8_t *)p + (64 - (size_t)((uintptr_t)p & 63)) % 64;
         m->q = (int8_t *)at;
@@ -1930,31 +1943,43 @@ static float kvmem__quantize32_plain(int8_t *q, const float *x, int32_t *sum) {
         q[i] = inv > 0 ? (int8_t)kvmem__nearest(x[i] * inv) : (int8_t)0;
         sum[i / 16] += q[i];
     }
-    return top >= 1e-36f || top != top ? top / 127 : 0;
+    return top >= 1e-36f || top != top ? top * (1.0f / 127) : 0;
 }
 typedef float (*kvmem__quantize32_fn)(int8_t *q, const float *x, int32_t *sum);
 
-static void kvmem__mm_quantize(const kvmem__mm *m, int i, kvmem__quantize32_fn quantize32) {
+/* Row i of x. Inlined with a constant quantize32, so that each path gets one loop. */
+KVMEM__INLINE void kvmem__quantize_row(const kvmem__mm *m, int i, kvmem__quantize32_fn quantize32) {
     const size_t G = (size_t)m->group, u = (size_t)i % G, first = (size_t)i / G * (size_t)m->padded;
     const float *x = m->x + (size_t)i * (size_t)m->cols;
+    const float times = m->t->has_min ? 1.0f : (float)-m->t->off;
     size_t at;
+    int8_t q[32];
     int32_t sum[2];
     int b, h;
     for (b = 0; b < m->padded; b++) {
         at = (first + (size_t)b) * G + u;
-        if (b < m->blocks && i < m->n) m->d[at] = quantize32(m->q + at * 32, x + (size_t)b * 32, sum);
+        if (b < m->blocks && i < m->n) m->d[at] = quantize32(q, x + (size_t)b * 32, sum);
         else {
-            memset(m->q + at * 32, 0, 32);
+            memset(q, 0, 32);
             m->d[at] = 0;
             sum[0] = sum[1] = 0;
         }
+        if (m->order == KVMEM__HALVES) {
+            memcpy(m->q + (first + (size_t)(b & ~3)) * 32 + b % 4 * 16, q, 16);
+            memcpy(m->q + (first + (size_t)(b & ~3)) * 32 + b % 4 * 16 + 64, q + 16, 16);
+        } else if (m->order == KVMEM__EVEN)
+            memcpy(m->q + (first + (size_t)((b & ~3) + (b % 4 & 1) * 2 + b % 4 / 2)) * 32, q, 32);
+        else memcpy(m->q + at * 32, q, 32);
         if (m->per == 1) sum[0] += sum[1];
         for (h = 0; h < m->per; h++) {
             const size_t s = ((first + (size_t)b) * (size_t)m->per + (size_t)h) * G + u;
             m->start[s] = -m->t->off * sum[h];
-            m->fsum[s] = m->d[at] * (float)sum[h];
+            m->fsum[s] = m->d[at] * (float)sum[h] * times;
         }
     }
+}
+static void kvmem__quantize_row_plain(const kvmem__mm *m, int i) {
+    kvmem__quantize_row(m, i, kvmem__quantize32_plain);
 }
 static const uint8_t *kvmem__mm_row(const kvmem__mm *m, int r) { return m->w->data + (size_t)r * m->row_bytes; }
 /* The scales of a row of KVMEM_Q8_SPLIT. */
@@ -2023,7 +2048,8 @@ static void kvmem__mm_rows_plain(const kvmem__mm *m, int r0, int r1, uint8_t *pa
 
 /* The frame of every path: quantize x, then tiles of W's rows in parallel. */
 typedef void (*kvmem__mm_rows_fn)(const kvmem__mm *m, int r0, int r1, uint8_t *panel);
-static void kvmem__mm_run(kvmem__mm *m, kvmem__quantize32_fn quantize32, kvmem__mm_rows_fn rows, int threads) {
+typedef void (*kvmem__mm_quantize_fn)(const kvmem__mm *m, int i);
+static void kvmem__mm_run(kvmem__mm *m, kvmem__mm_quantize_fn quantize, kvmem__mm_rows_fn rows, int threads) {
     const int tile = KVMEM__TILE, tiles = (m->rows + tile - 1) / tile;
     const int lanes = (m->n + m->group - 1) / m->group * m->group; /* zeros fill the last group */
     int i;
@@ -2033,12 +2059,12 @@ static void kvmem__mm_run(kvmem__mm *m, kvmem__quantize32_fn quantize32, kvmem__
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) schedule(static) if (m->n > 3)
 #endif
-        for (i = 0; i < lanes; i++) kvmem__mm_quantize(m, i, quantize32);
+        for (i = 0; i < lanes; i++) quantize(m, i);
     }
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
     {
-        uint8_t *panel = m->panel + (size_t)omp_get_thread_num() * KVMEM__PANEL_BYTES;
+        uint8_t *panel = m->panel + (size_t)omp_get_thread_num() * kvmem__mm_part(m);
         int k;
 #pragma omp for schedule(static)
         for (k = 0; k < tiles; k++) rows(m, k * tile, KVMEM__MIN(m->rows, (k + 1) * tile), panel);
@@ -2048,19 +2074,20 @@ static void kvmem__mm_run(kvmem__mm *m, kvmem__quantize32_fn quantize32, kvmem__
 #endif
 }
 static void kvmem__mm_start(float *out, const kvmem_tensor *w, const float *x, int n, void *scratch,
-                            int threads, kvmem__quantize32_fn quantize32, kvmem__mm_rows_fn rows) {
+                            int threads, int order, kvmem__mm_quantize_fn quantize, kvmem__mm_rows_fn rows) {
     kvmem__mm m;
     if (n <= 0) return;
     kvmem__mm_shape(&m, w, n);
     kvmem__mm_carve(&m, scratch, threads);
+    m.order = n <= KVMEM__FEW ? order : 0;
     m.x = x;
     m.out = out;
-    kvmem__mm_run(&m, quantize32, rows, threads);
+    kvmem__mm_run(&m, quantize, rows, threads);
 }
 static void kvmem__matmul_plain(const kvmem_backend *b, float *out, const kvmem_tensor *w, const float *x,
                                 int n, void *scratch, int threads) {
     (void)b;
-    kvmem__mm_start(out, w, x, n, scratch, threads, kvmem__quantize32_plain, kvmem__mm_rows_plain);
+    kvmem__mm_start(out, w, x, n, scratch, threads, 0, kvmem__quantize_row_plain, kvmem__mm_rows_plain);
 }
 #endif /* KVMEM_NO_DECODER */
 
@@ -2319,8 +2346,35 @@ KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__halves(const uint8_t *p, int step) {
 KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__bytes_ps(__m128i v) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v));
 }
+/* Scales of KVMEM_Q8_SPLIT. group: blocks (per 1) or half blocks (per 2) that share one; the negative of
+   its logarithm if it is a power of two, which is the fast case. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__split_scales(const int per, const uint8_t *gs, int b0, int group, int blocks,
+                                                   __m256 *s) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const int last = blocks * per - 1;
+    float f[8];
+    int h, i;
+    for (h = 0; h < per; h++) {
+        const int at = b0 * per + 8 * h;
+        if (group <= 0) {
+            const int i0 = KVMEM__MIN(at, last) >> -group, n = (last >> -group) - i0 + 1;
+            const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
+            const __m256 v = _mm256_maskload_ps((const float *)(const void *)(gs + (size_t)i0 * 4), mask);
+            s[h] = _mm256_permutevar8x32_ps(v, _mm256_srl_epi32(lane, _mm_cvtsi32_si128(-group)));
+            continue;
+        }
+        for (i = 0; i < 8; i++) memcpy(&f[i], gs + (size_t)(KVMEM__MIN(at + i, last) / group) * 4, 4);
+        s[h] = _mm256_loadu_ps(f);
+    }
+}
+static int kvmem__group(const kvmem__mm *m, int per) {
+    const int group = m->w->group / (32 / per);
+    int log2 = 0;
+    while (group >> log2 > 1) log2++;
+    return group == 1 << log2 ? -log2 : group;
+}
 /* Scales and mins of 256 weights: s[0], m[0] one a block, or s[0..1], m[0..1] one a half block.
-   gs: scales of KVMEM_Q8_SPLIT, b0 the chunk's first block, group in halves of blocks or in blocks. */
+   gs: scales of KVMEM_Q8_SPLIT, b0 the chunk's first block. */
 KVMEM__AVX2 KVMEM__INLINE void kvmem__scales(const int type, const int per, const uint8_t *p,
                                              const uint8_t *gs, int b0, int group, int blocks, __m256 *s,
                                              __m256 *m) {
@@ -2328,17 +2382,9 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__scales(const int type, const int per, cons
     __m256 d, dmin;
     __m128i v;
     switch (type) {
-    case KVMEM_Q8_SPLIT: {
-        float f[16];
-        int i;
-        for (i = 0; i < 8 * per; i++) {
-            const int at = KVMEM__MIN(b0 * per + i, blocks * per - 1) / group;
-            memcpy(&f[i], gs + (size_t)at * 4, 4);
-        }
-        s[0] = _mm256_loadu_ps(f);
-        if (per == 2) s[1] = _mm256_loadu_ps(f + 8);
+    case KVMEM_Q8_SPLIT:
+        kvmem__split_scales(per, gs, b0, group, blocks, s);
         break;
-    }
     case KVMEM_Q8_0: s[0] = kvmem__halves(p, 34); break;
     case KVMEM_Q4_0: s[0] = kvmem__halves(p, 18); break;
     case KVMEM_Q5_0: s[0] = kvmem__halves(p, 22); break;
@@ -2385,23 +2431,19 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__scales(const int type, const int per, cons
         s[1] = _mm256_mul_ps(d, kvmem__bytes_ps(_mm_srli_si128(v, 8)));
     }
 }
-/* Bytes of 256 weights; where chunk c of a row starts. A last chunk of fewer than 8 blocks is copied into
-   tail (KVMEM__TAIL zeroed bytes), so that nothing past the row is read; zero scales mute the rest. */
+/* Where the 256 weights of chunk c of a row start. A last chunk of fewer than 8 blocks is copied into tail
+   (KVMEM__TAIL zeroed bytes), so that nothing past the row is read; activations there are zero. */
 #define KVMEM__TAIL 272
-KVMEM__AVX2 KVMEM__INLINE size_t kvmem__chunk_bytes(const kvmem__quant *t) {
-    return (size_t)(256 / t->block) * (size_t)t->bytes;
-}
-KVMEM__AVX2 KVMEM__INLINE const uint8_t *kvmem__chunk(const kvmem__mm *m, const uint8_t *row, int c,
-                                                      uint8_t *tail) {
-    const uint8_t *p = row + (size_t)c * kvmem__chunk_bytes(m->t);
-    const size_t left = m->row_bytes - (size_t)c * kvmem__chunk_bytes(m->t);
-    if (left >= kvmem__chunk_bytes(m->t)) return p;
+KVMEM__INLINE const uint8_t *kvmem__chunk(const kvmem__mm *m, const uint8_t *row, int c, uint8_t *tail) {
+    const size_t size = (size_t)(256 / m->t->block) * (size_t)m->t->bytes;
+    const uint8_t *p = row + (size_t)c * size;
+    if (8 * c + 8 <= m->blocks) return p;
     memset(tail, 0, KVMEM__TAIL);
-    memcpy(tail, p, left);
+    memcpy(tail, p, m->row_bytes - (size_t)c * size);
     return tail;
 }
 
-KVMEM__AVX2 static float kvmem__quantize32_avx2(int8_t *q, const float *x, int32_t *sum) {
+KVMEM__AVX2 KVMEM__INLINE float kvmem__quantize32_avx2(int8_t *q, const float *x, int32_t *sum) {
     const __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8), c = _mm256_loadu_ps(x + 16);
     const __m256 d = _mm256_loadu_ps(x + 24);
     const __m256i mask = _mm256_set1_epi32(0x7fffffff), ones = _mm256_set1_epi16(1);
@@ -2432,7 +2474,10 @@ KVMEM__AVX2 static float kvmem__quantize32_avx2(int8_t *q, const float *x, int32
     v = _mm256_add_epi32(v, _mm256_shuffle_epi32(v, 0xb1));
     sum[0] = _mm256_extract_epi32(v, 0);
     sum[1] = _mm256_extract_epi32(v, 4);
-    return top / 127;
+    return top * (1.0f / 127);
+}
+KVMEM__AVX2 static void kvmem__quantize_row_avx2(const kvmem__mm *m, int i) {
+    kvmem__quantize_row(m, i, kvmem__quantize32_avx2);
 }
 
 /* Every quantized type with its constants: type, scales a block, offset, whether it has mins. */
@@ -2460,7 +2505,7 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__pair_avx2(const kvmem__mm *m, int r, int r
     const int8_t *q = m->q + (size_t)i * (size_t)m->padded * 32;
     const float *d = m->d + (size_t)i * (size_t)m->padded, *fs = m->fsum + (size_t)i * (size_t)(m->padded * per);
     const int row[2] = { r, r2 };
-    const int group = type == KVMEM_Q8_SPLIT ? m->w->group / (32 / per) : 1;
+    const int group = type == KVMEM_Q8_SPLIT ? kvmem__group(m, per) : 1;
     __m256 acc[2], mins[2], s[2][2], mn[2];
     uint8_t tail[2][KVMEM__TAIL];
     const uint8_t *p[2];
@@ -2474,6 +2519,8 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__pair_avx2(const kvmem__mm *m, int r, int r
             kvmem__scales(type, per, p[k], kvmem__mm_scales(m, row[k]), c * 8, group, m->blocks, s[k], mn);
             if (has_min) mins[k] = _mm256_fmadd_ps(mn[0], _mm256_loadu_ps(fs), mins[k]);
             if (has_min && per == 2) mins[k] = _mm256_fmadd_ps(mn[1], _mm256_loadu_ps(fs + 8), mins[k]);
+            if (off % 128 != 0) mins[k] = _mm256_fmadd_ps(s[k][0], _mm256_loadu_ps(fs), mins[k]);
+            if (off % 128 != 0 && per == 2) mins[k] = _mm256_fmadd_ps(s[k][1], _mm256_loadu_ps(fs + 8), mins[k]);
             if (per == 1) s[k][0] = _mm256_mul_ps(s[k][0], dx);
             else {
                 const __m256i low = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
@@ -2484,16 +2531,12 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__pair_avx2(const kvmem__mm *m, int r, int r
         }
         KVMEM__UNROLL
         for (b = 0; b < 8; b++) {
-            const __m256i x = KVMEM__LDI(q + b * 32), ones = _mm256_set1_epi16(1);
+            const __m256i x = KVMEM__LDI(q + b * 32);
             const int at = per == 1 ? b : b % 4 * 2, next = per == 1 ? b : at + 1;
             const __m256i lanes = _mm256_setr_epi32(at, at, at, at, next, next, next, next);
-            __m256i start = _mm256_setzero_si256();
-            if (off != 0 && off != 128)
-                start = _mm256_sub_epi32(start, _mm256_madd_epi16(
-                    _mm256_maddubs_epi16(_mm256_set1_epi8((char)off), x), ones));
             KVMEM__UNROLL
             for (k = 0; k < 2; k++) {
-                const __m256i dot = kvmem__dot4_avx2(start, kvmem__codes(type, p[k], b), x, off);
+                const __m256i dot = kvmem__dot4_avx2(_mm256_setzero_si256(), kvmem__codes(type, p[k], b), x, off);
                 const __m256 f = _mm256_permutevar8x32_ps(s[k][per == 1 ? 0 : b / 4], lanes);
                 acc[k] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), f, acc[k]);
             }
@@ -2503,19 +2546,107 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__pair_avx2(const kvmem__mm *m, int r, int r
     for (k = 1; k >= 0; k--)
         m->out[(size_t)i * (size_t)m->rows + (size_t)row[k]] = kvmem__hsum_avx2(_mm256_add_ps(acc[k], mins[k]));
 }
+/* 16 bytes at p and at p + step. */
+KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__pair128(const uint8_t *p, int step) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)p)),
+                                   _mm_loadu_si128((const __m128i *)(const void *)(p + step)), 1);
+}
+/* Blocks 4 h .. 4 h + 3 of the 256 codes at p, in the order that is cheapest to unpack. */
+KVMEM__INLINE int kvmem__order(int type) {
+    if (type == KVMEM_Q4_0 || type == KVMEM_Q4_1 || type == KVMEM_Q5_0 || type == KVMEM_Q5_1) return KVMEM__HALVES;
+    return type == KVMEM_Q4_K || type == KVMEM_Q5_K ? KVMEM__EVEN : 0;
+}
+KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__both(__m256i a, __m256i b) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+}
+KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__twice(const uint8_t *p) { return _mm512_broadcast_i64x4(KVMEM__LDI(p)); }
+KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__counts(int a, int b) { /* a in the low 32 bytes, b in the high */
+    return kvmem__both(_mm256_set1_epi16((short)a), _mm256_set1_epi16((short)b));
+}
+KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__bit(__m512i code, __m512i high, int a, int b, int value) {
+    const __m512i which = kvmem__both(_mm256_set1_epi8((char)(1 << a)), _mm256_set1_epi8((char)(1 << b)));
+    return _mm512_mask_add_epi8(code, _mm512_test_epi8_mask(high, which), code, _mm512_set1_epi8((char)value));
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__codes128(const int type, const uint8_t *p, int h, __m512i *w) {
+    const __m512i nibble = _mm512_set1_epi8(15), two = _mm512_set1_epi8(3), high = _mm512_set1_epi8(48);
+    __m512i v;
+    switch (type) {
+    case KVMEM_Q8_SPLIT:
+    case KVMEM_Q8_0: {
+        const __m512i top = _mm512_set1_epi8((char)-128);
+        const int step = type == KVMEM_Q8_0 ? 34 : 32, skip = type == KVMEM_Q8_0 ? 2 : 0;
+        p += 4 * h * step + skip;
+        w[0] = _mm512_xor_si512(kvmem__both(KVMEM__LDI(p), KVMEM__LDI(p + step)), top);
+        w[1] = _mm512_xor_si512(kvmem__both(KVMEM__LDI(p + 2 * step), KVMEM__LDI(p + 3 * step)), top);
+        break;
+    }
+    case KVMEM_Q4_0:
+    case KVMEM_Q4_1:
+    case KVMEM_Q5_0:
+    case KVMEM_Q5_1: {
+        const int five = type == KVMEM_Q5_0 || type == KVMEM_Q5_1;
+        const int head = (type == KVMEM_Q4_0 || type == KVMEM_Q5_0 ? 2 : 4), skip = head + 4 * five, step = skip + 16;
+        p += 4 * h * step;
+        v = kvmem__both(kvmem__pair128(p + skip, step), kvmem__pair128(p + 2 * step + skip, step));
+        w[0] = _mm512_and_si512(v, nibble);
+        w[1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
+        if (five) {
+            const __m512i sixteen = _mm512_set1_epi8(16);
+            uint64_t low = 0, top = 0;
+            uint32_t u;
+            int i;
+            KVMEM__UNROLL
+            for (i = 0; i < 4; i++) {
+                memcpy(&u, p + i * step + head, 4);
+                low |= (uint64_t)(u & 0xffff) << (16 * i);
+                top |= (uint64_t)(u >> 16) << (16 * i);
+            }
+            w[0] = _mm512_mask_add_epi8(w[0], low, w[0], sixteen);
+            w[1] = _mm512_mask_add_epi8(w[1], top, w[1], sixteen);
+        }
+        break;
+    }
+    case KVMEM_Q4_K:
+    case KVMEM_Q5_K:
+        v = _mm512_loadu_si512(p + (type == KVMEM_Q4_K ? 16 : 48) + 64 * h);
+        w[0] = _mm512_and_si512(v, nibble);
+        w[1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble);
+        if (type == KVMEM_Q5_K) {
+            w[0] = kvmem__bit(w[0], kvmem__twice(p + 16), 4 * h, 4 * h + 2, 16);
+            w[1] = kvmem__bit(w[1], kvmem__twice(p + 16), 4 * h + 1, 4 * h + 3, 16);
+        }
+        break;
+    case KVMEM_Q2_K:
+    case KVMEM_Q3_K:
+        v = kvmem__twice(p + (type == KVMEM_Q2_K ? 16 : 32) + 32 * h);
+        w[0] = _mm512_and_si512(_mm512_srlv_epi16(v, kvmem__counts(0, 2)), two);
+        w[1] = _mm512_and_si512(_mm512_srlv_epi16(v, kvmem__counts(4, 6)), two);
+        if (type == KVMEM_Q3_K) {
+            w[0] = kvmem__bit(w[0], kvmem__twice(p), 4 * h, 4 * h + 1, 4);
+            w[1] = kvmem__bit(w[1], kvmem__twice(p), 4 * h + 2, 4 * h + 3, 4);
+        }
+        break;
+    default: /* KVMEM_Q6_K */
+        v = _mm512_loadu_si512(p + 64 * h);
+        w[0] = _mm512_and_si512(_mm512_sllv_epi16(kvmem__twice(p + 128 + 32 * h), kvmem__counts(4, 2)), high);
+        w[1] = _mm512_and_si512(_mm512_srlv_epi16(kvmem__twice(p + 128 + 32 * h), kvmem__counts(0, 2)), high);
+        w[0] = _mm512_or_si512(w[0], _mm512_and_si512(v, nibble));
+        w[1] = _mm512_or_si512(w[1], _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble));
+    }
+}
 KVMEM__AVX512 KVMEM__INLINE void kvmem__pair_avx512(const kvmem__mm *m, int r, int r2, int i, const int type,
                                                     const int per, const int off, const int has_min) {
     const int8_t *q = m->q + (size_t)i * (size_t)m->padded * 32;
     const float *d = m->d + (size_t)i * (size_t)m->padded, *fs = m->fsum + (size_t)i * (size_t)(m->padded * per);
-    const int row[2] = { r, r2 };
-    const int group = type == KVMEM_Q8_SPLIT ? m->w->group / (32 / per) : 1;
+    const int row[2] = { r, r2 }, order = kvmem__order(type);
+    const int group = type == KVMEM_Q8_SPLIT ? kvmem__group(m, per) : 1;
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i which = _mm512_srli_epi32(lane, per == 1 ? 3 : 2); /* scale of each lane, less 4 per j / 2 */
+    const __m512i quarter = _mm512_srli_epi32(lane, 2), half = _mm512_srli_epi32(lane, 3);
     __m512 acc[2], s[2];
     __m256 mins[2], sh[2], mn[2];
     uint8_t tail[2][KVMEM__TAIL];
     const uint8_t *p[2];
-    int c, j, k;
+    int c, h, k;
     acc[0] = acc[1] = _mm512_setzero_ps();
     mins[0] = mins[1] = _mm256_setzero_ps();
     for (c = 0; c < m->padded / 8; c++, q += 256, d += 8, fs += 8 * per) {
@@ -2524,8 +2655,9 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__pair_avx512(const kvmem__mm *m, int r, i
         for (k = 0; k < 2; k++) {
             p[k] = kvmem__chunk(m, kvmem__mm_row(m, row[k]), c, tail[k]);
             kvmem__scales(type, per, p[k], kvmem__mm_scales(m, row[k]), c * 8, group, m->blocks, sh, mn);
-            if (has_min) mins[k] = _mm256_fmadd_ps(mn[0], _mm256_loadu_ps(fs), mins[k]);
-            if (has_min && per == 2) mins[k] = _mm256_fmadd_ps(mn[1], _mm256_loadu_ps(fs + 8), mins[k]);
+            if (has_min || off) mins[k] = _mm256_fmadd_ps(has_min ? mn[0] : sh[0], _mm256_loadu_ps(fs), mins[k]);
+            if ((has_min || off) && per == 2)
+                mins[k] = _mm256_fmadd_ps(has_min ? mn[1] : sh[1], _mm256_loadu_ps(fs + 8), mins[k]);
             if (per == 1) s[k] = _mm512_castps256_ps512(_mm256_mul_ps(sh[0], dx));
             else {
                 s[k] = _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(sh[0])),
@@ -2535,18 +2667,25 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__pair_avx512(const kvmem__mm *m, int r, i
             }
         }
         KVMEM__UNROLL
-        for (j = 0; j < 4; j++) {
-            const __m512i x = _mm512_loadu_si512(q + j * 64);
-            const __m512i at = _mm512_add_epi32(which, _mm512_set1_epi32(2 * per * j));
-            __m512i start = _mm512_setzero_si512();
-            if (off != 0)
-                start = _mm512_sub_epi32(start, _mm512_dpbusd_epi32(start, _mm512_set1_epi8((char)off), x));
+        for (h = 0; h < 2; h++) {
+            const __m512i x0 = _mm512_loadu_si512(q + h * 128), x1 = _mm512_loadu_si512(q + h * 128 + 64);
+            __m512i at0, at1, w[2]; /* the scale of each lane */
+            if (order == KVMEM__HALVES) at0 = _mm512_add_epi32(quarter, _mm512_set1_epi32(4 * h));
+            else if (order == KVMEM__EVEN) at0 = _mm512_add_epi32(_mm512_slli_epi32(half, 1), _mm512_set1_epi32(4 * h));
+            else at0 = _mm512_add_epi32(per == 1 ? half : quarter, _mm512_set1_epi32(4 * per * h));
+            at1 = _mm512_add_epi32(at0, _mm512_set1_epi32(order == KVMEM__EVEN ? 1 : 2 * per));
             KVMEM__UNROLL
             for (k = 0; k < 2; k++) {
-                const __m512i code = _mm512_inserti64x4(_mm512_castsi256_si512(kvmem__codes(type, p[k], 2 * j)),
-                                                        kvmem__codes(type, p[k], 2 * j + 1), 1);
-                const __m512i dot = _mm512_dpbusd_epi32(start, code, x);
-                acc[k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(at, s[k]), acc[k]);
+                __m512i dot;
+                kvmem__codes128(type, p[k], h, w);
+                dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[0], x0);
+                if (order != KVMEM__HALVES) {
+                    acc[k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(at0, s[k]), acc[k]);
+                    dot = _mm512_setzero_si512();
+                }
+                dot = _mm512_dpbusd_epi32(dot, w[1], x1);
+                acc[k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot),
+                                         _mm512_permutexvar_ps(order == KVMEM__HALVES ? at0 : at1, s[k]), acc[k]);
             }
         }
     }
@@ -2663,7 +2802,7 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__transpose8(__m256 *v) { /* 8 x 8 words */
 KVMEM__AVX2 KVMEM__INLINE void kvmem__panel_chunk(const kvmem__mm *m, uint8_t *panel, int r0, int r1, int c,
                                                   int at, int nb, const int type, const int per,
                                                   const int has_min) {
-    const int group = type == KVMEM_Q8_SPLIT ? m->w->group / (32 / per) : 1;
+    const int group = type == KVMEM_Q8_SPLIT ? kvmem__group(m, per) : 1;
     float *s = (float *)(void *)(panel + KVMEM__PANEL_S) + at * per * 16;
     float *mn = (float *)(void *)(panel + KVMEM__PANEL_M) + at * per * 16;
     __m256i code[16][8];
@@ -2714,49 +2853,72 @@ KVMEM__AVX2 static void kvmem__panel_avx2(const kvmem__mm *m, uint8_t *panel, in
         }
     }
 }
-/* Panel against group g of activations: 16 rows x 8. Later panels (b0 > 0) add to out. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__tile_avx512(const kvmem__mm *m, const uint8_t *panel, int r0, int r1,
-                                                    int b0, int nb, int g, const int per) {
+/* Two panels against activations u0 .. u0 + 3 of group g: 32 rows x 4. Panels after the first (b0 > 0) add to
+   the sums of those before, the last one writes out. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tile_avx512(const kvmem__mm *m, uint8_t *panel, int r0, int r1,
+                                                    int b0, int nb, int g, int u0, const int per) {
     const size_t first = (size_t)g * (size_t)m->padded + (size_t)b0;
-    const int8_t *q = m->q + first * 256;
-    const float *d = m->d + first * 8, *fs = m->fsum + first * (size_t)per * 8;
-    const int32_t *start = m->start + first * (size_t)per * 8;
+    const int8_t *q = m->q + first * 256 + u0 * 32;
+    const float *d = m->d + first * 8 + u0, *fs = m->fsum + first * (size_t)per * 8 + u0;
+    const int32_t *start = m->start + first * (size_t)per * 8 + u0;
     const float *s = (const float *)(const void *)(panel + KVMEM__PANEL_S);
     const float *mn = (const float *)(const void *)(panel + KVMEM__PANEL_M);
-    const __mmask16 mask = (__mmask16)((1u << (r1 - r0)) - 1);
-    const int n = KVMEM__MIN(8, m->n - g * 8);
-    float *out = m->out + (size_t)g * 8 * (size_t)m->rows + (size_t)r0;
-    __m512 acc[8];
-    __m512i dot[8];
+    const size_t next = KVMEM__PANEL_BYTES / 4; /* the other panel, in floats */
+    const __mmask16 mask0 = (__mmask16)((1u << KVMEM__MIN(16, r1 - r0)) - 1);
+    const __mmask16 mask1 = (__mmask16)((1u << KVMEM__MAX(0, r1 - r0 - 16)) - 1);
+    const int n = KVMEM__MIN(4, m->n - g * 8 - u0);
+    float *out = m->out + (size_t)(g * 8 + u0) * (size_t)m->rows + (size_t)r0;
+    float *sum = (float *)(void *)(panel + 2 * KVMEM__PANEL_BYTES) + (g * 8 + u0) * KVMEM__TILE;
+    __m512 acc0[4], acc1[4];
+    __m512i dot0[4], dot1[4];
     int b, h, k, u;
+    if (n <= 0) return;
     KVMEM__UNROLL
-    for (u = 0; u < 8; u++)
-        acc[u] = b0 && u < n ? _mm512_maskz_loadu_ps(mask, out + (size_t)u * (size_t)m->rows) : _mm512_setzero_ps();
+    for (u = 0; u < 4; u++) {
+        acc0[u] = b0 ? _mm512_loadu_ps(sum + u * KVMEM__TILE) : _mm512_setzero_ps();
+        acc1[u] = b0 ? _mm512_loadu_ps(sum + u * KVMEM__TILE + 16) : _mm512_setzero_ps();
+    }
     for (b = 0; b < nb; b++, q += 256, d += 8) {
         for (h = 0; h < per; h++, start += 8, fs += 8, s += 16, mn += 16) {
             KVMEM__UNROLL
-            for (u = 0; u < 8; u++) dot[u] = _mm512_set1_epi32(start[u]);
+            for (u = 0; u < 4; u++) dot0[u] = dot1[u] = _mm512_set1_epi32(start[u]);
             KVMEM__UNROLL
             for (k = 0; k < 8 / per; k++, panel += 64) {
-                const __m512i code = _mm512_loadu_si512(panel);
+                const __m512i code0 = _mm512_loadu_si512(panel);
+                const __m512i code1 = _mm512_loadu_si512(panel + KVMEM__PANEL_BYTES);
                 KVMEM__UNROLL
-                for (u = 0; u < 8; u++) {
+                for (u = 0; u < 4; u++) {
                     int32_t x;
-                    memcpy(&x, q + u * 32 + (h * 4 + k) * 4, 4);
-                    dot[u] = _mm512_dpbusd_epi32(dot[u], code, _mm512_set1_epi32(x));
+                    memcpy(&x, q + u * 32 + (h * (8 / per) + k) * 4, 4);
+                    dot0[u] = _mm512_dpbusd_epi32(dot0[u], code0, _mm512_set1_epi32(x));
+                    dot1[u] = _mm512_dpbusd_epi32(dot1[u], code1, _mm512_set1_epi32(x));
                 }
             }
             KVMEM__UNROLL
-            for (u = 0; u < 8; u++)
-                acc[u] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dot[u]), _mm512_set1_ps(d[u])),
-                                         _mm512_loadu_ps(s), acc[u]);
+            for (u = 0; u < 4; u++) {
+                const __m512 dx = _mm512_set1_ps(d[u]);
+                acc0[u] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dot0[u]), dx), _mm512_loadu_ps(s), acc0[u]);
+                acc1[u] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dot1[u]), dx), _mm512_loadu_ps(s + next),
+                                          acc1[u]);
+            }
             if (m->t->has_min)
                 KVMEM__UNROLL
-                for (u = 0; u < 8; u++)
-                    acc[u] = _mm512_fmadd_ps(_mm512_loadu_ps(mn), _mm512_set1_ps(fs[u]), acc[u]);
+                for (u = 0; u < 4; u++) {
+                    acc0[u] = _mm512_fmadd_ps(_mm512_loadu_ps(mn), _mm512_set1_ps(fs[u]), acc0[u]);
+                    acc1[u] = _mm512_fmadd_ps(_mm512_loadu_ps(mn + next), _mm512_set1_ps(fs[u]), acc1[u]);
+                }
         }
     }
-    for (u = 0; u < n; u++) _mm512_mask_storeu_ps(out + (size_t)u * (size_t)m->rows, mask, acc[u]);
+    KVMEM__UNROLL
+    for (u = 0; u < 4; u++) {
+        if (b0 + nb < m->blocks) {
+            _mm512_storeu_ps(sum + u * KVMEM__TILE, acc0[u]);
+            _mm512_storeu_ps(sum + u * KVMEM__TILE + 16, acc1[u]);
+        } else if (u < n) {
+            _mm512_mask_storeu_ps(out + (size_t)u * (size_t)m->rows, mask0, acc0[u]);
+            _mm512_mask_storeu_ps(out + (size_t)u * (size_t)m->rows + 16, mask1, acc1[u]);
+        }
+    }
 }
 /* Stores 8 lanes, of which n are rows of W. */
 KVMEM__AVX2 KVMEM__INLINE void kvmem__store8(float *out, __m256 v, int n) {
@@ -2767,32 +2929,28 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__store8(float *out, __m256 v, int n) {
         memcpy(out, lane, (size_t)n * 4);
     }
 }
-KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__load8(const float *p, int n) {
-    float lane[8] = { 0, 0, 0, 0, 0, 0, 0, 0 };
-    if (n >= 8) return _mm256_loadu_ps(p);
-    if (n > 0) memcpy(lane, p, (size_t)n * 4);
-    return _mm256_loadu_ps(lane);
-}
-/* The same with half a panel (side 0 or 1) and half a group (activations u0..u0 + 3). */
-KVMEM__AVX2 KVMEM__INLINE void kvmem__tile_avx2(const kvmem__mm *m, const uint8_t *panel, int r0, int r1,
+/* The same with half a panel (side 0 to 3) and half a group (activations u0..u0 + 3). */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__tile_avx2(const kvmem__mm *m, uint8_t *panel, int r0, int r1,
                                                 int b0, int nb, int g, int side, int u0, const int per,
                                                 const int off) {
     const size_t first = (size_t)g * (size_t)m->padded + (size_t)b0;
     const int8_t *q = m->q + first * 256 + u0 * 32;
     const float *d = m->d + first * 8 + u0, *fs = m->fsum + first * (size_t)per * 8 + u0;
     const int32_t *start = m->start + first * (size_t)per * 8 + u0;
-    const float *s = (const float *)(const void *)(panel + KVMEM__PANEL_S) + side * 8;
-    const float *mn = (const float *)(const void *)(panel + KVMEM__PANEL_M) + side * 8;
+    uint8_t *mine = panel + (size_t)(side / 2) * KVMEM__PANEL_BYTES;
+    const float *s = (const float *)(const void *)(mine + KVMEM__PANEL_S) + side % 2 * 8;
+    const float *mn = (const float *)(const void *)(mine + KVMEM__PANEL_M) + side % 2 * 8;
     const int n = KVMEM__MIN(4, m->n - g * 8 - u0), rows = r1 - r0 - side * 8;
     float *out = m->out + (size_t)(g * 8 + u0) * (size_t)m->rows + (size_t)(r0 + side * 8);
+    float *sum = (float *)(void *)(panel + 2 * KVMEM__PANEL_BYTES) + (g * 8 + u0) * KVMEM__TILE + side * 8;
     __m256 acc[4];
     __m256i dot[4];
     int b, h, k, u;
     if (n <= 0 || rows <= 0) return;
-    panel += side * 32;
+    panel = mine + side % 2 * 32;
     KVMEM__UNROLL
     for (u = 0; u < 4; u++)
-        acc[u] = b0 && u < n ? kvmem__load8(out + (size_t)u * (size_t)m->rows, rows) : _mm256_setzero_ps();
+        acc[u] = b0 ? _mm256_loadu_ps(sum + u * KVMEM__TILE) : _mm256_setzero_ps();
     for (b = 0; b < nb; b++, q += 256, d += 8) {
         for (h = 0; h < per; h++, start += 8, fs += 8, s += 16, mn += 16) {
             KVMEM__UNROLL
@@ -2817,23 +2975,27 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__tile_avx2(const kvmem__mm *m, const uint8_
                     acc[u] = _mm256_fmadd_ps(_mm256_loadu_ps(mn), _mm256_set1_ps(fs[u]), acc[u]);
         }
     }
-    for (u = 0; u < n; u++) kvmem__store8(out + (size_t)u * (size_t)m->rows, acc[u], rows);
-}
-KVMEM__AVX512 static void kvmem__many_avx512(const kvmem__mm *m, const uint8_t *panel, int r0, int r1, int b0,
-                                             int nb) {
-    int g;
-    for (g = 0; g * 8 < m->n; g++) {
-        if (m->per == 1) kvmem__tile_avx512(m, panel, r0, r1, b0, nb, g, 1);
-        else kvmem__tile_avx512(m, panel, r0, r1, b0, nb, g, 2);
+    KVMEM__UNROLL
+    for (u = 0; u < 4; u++) {
+        if (b0 + nb < m->blocks) _mm256_storeu_ps(sum + u * KVMEM__TILE, acc[u]);
+        else if (u < n) kvmem__store8(out + (size_t)u * (size_t)m->rows, acc[u], rows);
     }
 }
-KVMEM__AVX2 static void kvmem__many_avx2(const kvmem__mm *m, const uint8_t *panel, int r0, int r1, int b0,
+KVMEM__AVX512 static void kvmem__many_avx512(const kvmem__mm *m, uint8_t *panel, int r0, int r1, int b0,
+                                             int nb) {
+    int i;
+    for (i = 0; i < m->n; i += 4) {
+        if (m->per == 1) kvmem__tile_avx512(m, panel, r0, r1, b0, nb, i / 8, i % 8, 1);
+        else kvmem__tile_avx512(m, panel, r0, r1, b0, nb, i / 8, i % 8, 2);
+    }
+}
+KVMEM__AVX2 static void kvmem__many_avx2(const kvmem__mm *m, uint8_t *panel, int r0, int r1, int b0,
                                          int nb) {
     int g, j;
     for (g = 0; g * 8 < m->n; g++)
         KVMEM__UNROLL
-        for (j = 0; j < 4; j++) {
-            const int side = j % 2, u0 = j / 2 * 4;
+        for (j = 0; j < 8; j++) {
+            const int side = j % 4, u0 = j / 4 * 4;
             if (m->t->off == 128 && m->per == 1) kvmem__tile_avx2(m, panel, r0, r1, b0, nb, g, side, u0, 1, 128);
             else if (m->t->off == 128) kvmem__tile_avx2(m, panel, r0, r1, b0, nb, g, side, u0, 2, 128);
             else if (m->per == 1) kvmem__tile_avx2(m, panel, r0, r1, b0, nb, g, side, u0, 1, 0);
@@ -2841,13 +3003,13 @@ KVMEM__AVX2 static void kvmem__many_avx2(const kvmem__mm *m, const uint8_t *pane
         }
 }
 
-/* Float tensors: panel[k][16] of columns [k0, k0 + nk). */
+/* Float tensors: [k][32] of columns [k0, k0 + nk). */
 KVMEM__AVX2 KVMEM__INLINE void kvmem__panel_float(const kvmem__mm *m, float *panel, int r0, int r1, int k0,
                                                   int nk, const int type) {
     __m256 v[8];
     float tail[8];
     int side, k, j;
-    for (side = 0; side < 2; side++)
+    for (side = 0; side < 4; side++)
         for (k = 0; k < nk; k += 8) {
             KVMEM__UNROLL
             for (j = 0; j < 8; j++) {
@@ -2861,7 +3023,7 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__panel_float(const kvmem__mm *m, float *pan
             }
             kvmem__transpose8(v);
             KVMEM__UNROLL
-            for (j = 0; j < 8; j++) _mm256_storeu_ps(panel + (k + j) * 16 + side * 8, v[j]);
+            for (j = 0; j < 8; j++) _mm256_storeu_ps(panel + (k + j) * 32 + side * 8, v[j]);
         }
 }
 KVMEM__AVX2 static void kvmem__panel_float_avx2(const kvmem__mm *m, float *panel, int r0, int r1, int k0, int nk) {
@@ -2869,54 +3031,73 @@ KVMEM__AVX2 static void kvmem__panel_float_avx2(const kvmem__mm *m, float *panel
     else if (m->w->type == KVMEM_F16) kvmem__panel_float(m, panel, r0, r1, k0, nk, KVMEM_F16);
     else kvmem__panel_float(m, panel, r0, r1, k0, nk, KVMEM_BF16);
 }
-KVMEM__AVX512 static void kvmem__many_float_avx512(const kvmem__mm *m, const float *panel, int r0, int r1, int k0,
+KVMEM__AVX512 static void kvmem__many_float_avx512(const kvmem__mm *m, float *panel, int r0, int r1, int k0,
                                                    int nk) {
-    const __mmask16 mask = (__mmask16)((1u << (r1 - r0)) - 1);
+    const __mmask16 mask0 = (__mmask16)((1u << KVMEM__MIN(16, r1 - r0)) - 1);
+    const __mmask16 mask1 = (__mmask16)((1u << KVMEM__MAX(0, r1 - r0 - 16)) - 1);
     int i, k, u;
     for (i = 0; i < m->n; i += 8) {
         float *out = m->out + (size_t)i * (size_t)m->rows + (size_t)r0;
+        float *sum = panel + KVMEM__PANEL_BYTES / 2 + i * KVMEM__TILE; /* behind both panels */
         const float *x[8];
-        __m512 acc[8];
+        __m512 acc0[8], acc1[8];
         KVMEM__UNROLL
         for (u = 0; u < 8; u++) {
             x[u] = m->x + (size_t)KVMEM__MIN(i + u, m->n - 1) * (size_t)m->cols + (size_t)k0;
-            acc[u] = k0 && i + u < m->n ? _mm512_maskz_loadu_ps(mask, out + (size_t)u * (size_t)m->rows)
-                                        : _mm512_setzero_ps();
+            acc0[u] = k0 ? _mm512_loadu_ps(sum + u * KVMEM__TILE) : _mm512_setzero_ps();
+            acc1[u] = k0 ? _mm512_loadu_ps(sum + u * KVMEM__TILE + 16) : _mm512_setzero_ps();
         }
         for (k = 0; k < nk; k++) {
-            const __m512 w = _mm512_loadu_ps(panel + k * 16);
+            const __m512 w0 = _mm512_loadu_ps(panel + k * 32), w1 = _mm512_loadu_ps(panel + k * 32 + 16);
             KVMEM__UNROLL
-            for (u = 0; u < 8; u++) acc[u] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[u][k]), acc[u]);
+            for (u = 0; u < 8; u++) {
+                const __m512 v = _mm512_set1_ps(x[u][k]);
+                acc0[u] = _mm512_fmadd_ps(w0, v, acc0[u]);
+                acc1[u] = _mm512_fmadd_ps(w1, v, acc1[u]);
+            }
         }
-        for (u = 0; u < 8 && i + u < m->n; u++)
-            _mm512_mask_storeu_ps(out + (size_t)u * (size_t)m->rows, mask, acc[u]);
+        KVMEM__UNROLL
+        for (u = 0; u < 8; u++) {
+            if (k0 + nk < m->cols) {
+                _mm512_storeu_ps(sum + u * KVMEM__TILE, acc0[u]);
+                _mm512_storeu_ps(sum + u * KVMEM__TILE + 16, acc1[u]);
+            } else if (i + u < m->n) {
+                _mm512_mask_storeu_ps(out + (size_t)u * (size_t)m->rows, mask0, acc0[u]);
+                _mm512_mask_storeu_ps(out + (size_t)u * (size_t)m->rows + 16, mask1, acc1[u]);
+            }
+        }
     }
 }
-KVMEM__AVX2 static void kvmem__many_float_avx2(const kvmem__mm *m, const float *panel, int r0, int r1, int k0,
+KVMEM__AVX2 static void kvmem__many_float_avx2(const kvmem__mm *m, float *panel, int r0, int r1, int k0,
                                                int nk) {
     int i, k, u, side;
     for (i = 0; i < m->n; i += 8)
-        for (side = 0; side < 2; side++) {
+        for (side = 0; side < 4; side++) {
             const int rows = r1 - r0 - side * 8;
             float *out = m->out + (size_t)i * (size_t)m->rows + (size_t)(r0 + side * 8);
+            float *sum = panel + KVMEM__PANEL_BYTES / 2 + i * KVMEM__TILE + side * 8;
             const float *x[8], *p = panel + side * 8;
             __m256 acc[8];
+            if (rows <= 0) break;
             KVMEM__UNROLL
             for (u = 0; u < 8; u++) {
                 x[u] = m->x + (size_t)KVMEM__MIN(i + u, m->n - 1) * (size_t)m->cols + (size_t)k0;
-                acc[u] = k0 && i + u < m->n ? kvmem__load8(out + (size_t)u * (size_t)m->rows, rows)
-                                            : _mm256_setzero_ps();
+                acc[u] = k0 ? _mm256_loadu_ps(sum + u * KVMEM__TILE) : _mm256_setzero_ps();
             }
             for (k = 0; k < nk; k++) {
-                const __m256 w = _mm256_loadu_ps(p + k * 16);
+                const __m256 w = _mm256_loadu_ps(p + k * 32);
                 KVMEM__UNROLL
                 for (u = 0; u < 8; u++) acc[u] = _mm256_fmadd_ps(w, _mm256_set1_ps(x[u][k]), acc[u]);
             }
-            for (u = 0; u < 8 && i + u < m->n; u++) kvmem__store8(out + (size_t)u * (size_t)m->rows, acc[u], rows);
+            KVMEM__UNROLL
+            for (u = 0; u < 8; u++) {
+                if (k0 + nk < m->cols) _mm256_storeu_ps(sum + u * KVMEM__TILE, acc[u]);
+                else if (i + u < m->n) kvmem__store8(out + (size_t)u * (size_t)m->rows, acc[u], rows);
+            }
         }
 }
-/* Rows [r0, r1) of W, at most 16 of them. */
-#define KVMEM__MM_ROWS(isa)                                                                         \
+/* Rows [r0, r1) of W, at most 32 of them. */
+#define KVMEM__MM_ROWS(isa, order)                                                                         \
     static void kvmem__mm_rows_##isa(const kvmem__mm *m, int r0, int r1, uint8_t *panel) {          \
         int at, n;                                                                                  \
         if (!m->integers && m->t->off >= 0) kvmem__mm_rows_plain(m, r0, r1, panel);                 \
@@ -2925,12 +3106,13 @@ KVMEM__AVX2 static void kvmem__many_float_avx2(const kvmem__mm *m, const float *
         else if (m->integers) {                                                                     \
             for (at = 0; at < m->blocks; at += n) {                                                 \
                 n = KVMEM__MIN(KVMEM__KC / 32, m->blocks - at);                                     \
-                kvmem__panel_avx2(m, panel, r0, r1, at, n);                                         \
+                kvmem__panel_avx2(m, panel, r0, KVMEM__MIN(r1, r0 + 16), at, n);                    \
+                kvmem__panel_avx2(m, panel + KVMEM__PANEL_BYTES, r0 + 16, r1, at, n);               \
                 kvmem__many_##isa(m, panel, r0, r1, at, n);                                         \
             }                                                                                       \
         } else {                                                                                    \
             for (at = 0; at < m->cols; at += n) {                                                   \
-                float *p = (float *)(void *)panel;                                                  \
+                float *p = (float *)(void *)panel; /* 32 KC_FLOAT 4 = 16 KiB */                     \
                 n = KVMEM__MIN(KVMEM__KC_FLOAT, m->cols - at);                                      \
                 kvmem__panel_float_avx2(m, p, r0, r1, at, n);                                       \
                 kvmem__many_float_##isa(m, p, r0, r1, at, n);                                       \
@@ -2940,11 +3122,11 @@ KVMEM__AVX2 static void kvmem__many_float_avx2(const kvmem__mm *m, const float *
     static void kvmem__matmul_##isa(const kvmem_backend *b, float *out, const kvmem_tensor *w,      \
                                     const float *x, int n, void *scratch, int threads) {            \
         (void)b;                                                                                    \
-        kvmem__mm_start(out, w, x, n, scratch, threads, kvmem__quantize32_avx2,                     \
+        kvmem__mm_start(out, w, x, n, scratch, threads, order, kvmem__quantize_row_avx2,            \
                         kvmem__mm_rows_##isa);                                                      \
     }
-KVMEM__MM_ROWS(avx2)
-KVMEM__MM_ROWS(avx512)
+KVMEM__MM_ROWS(avx2, 0)
+KVMEM__MM_ROWS(avx512, kvmem__order((int)w->type))
 #endif /* KVMEM_NO_DECODER */
 #endif /* KVMEM__X86 */
 
