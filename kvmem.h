@@ -2443,7 +2443,7 @@ KVMEM__INLINE const uint8_t *kvmem__chunk(const kvmem__mm *m, const uint8_t *row
     return tail;
 }
 
-KVMEM__AVX2 KVMEM__INLINE float kvmem__quantize32_avx2(int8_t *q, const float *x, int32_t *sum) {
+KVMEM__AVX2 static float kvmem__quantize32_avx2(int8_t *q, const float *x, int32_t *sum) {
     const __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8), c = _mm256_loadu_ps(x + 16);
     const __m256 d = _mm256_loadu_ps(x + 24);
     const __m256i mask = _mm256_set1_epi32(0x7fffffff), ones = _mm256_set1_epi16(1);
