@@ -691,9 +691,9 @@ KVMEM_API const char *kvmem_tokenizer_pre_name(const kvmem_tokenizer *t); /* "ll
 
 /* Text (len bytes, any bytes, NUL included) to ids. As snprintf: *n is the number of ids of the whole
    text; the first cap of them are in ids (may be NULL when cap is 0), so compare *n with cap. err may be
-   NULL. Time grows as len log len. Working memory, about 40 bytes per text byte in the worst case (one
-   word), is returned before the call ends. Bytes that are not UTF-8 never fail: SPM writes them as byte
-   tokens, BPE reads them as U+FFFD. */
+   NULL. Time grows as len log len. Working memory, about 60 bytes per text byte in the worst case (one
+   word), is returned before the call ends; threads that share t share its allocator. Bytes that are not
+   UTF-8 never fail: SPM writes them as byte tokens, BPE reads them as U+FFFD. */
 KVMEM_API kvmem_status kvmem_tokenize(const kvmem_tokenizer *t, const char *text, size_t len,
                                       unsigned flags, int *ids, size_t cap, size_t *n, kvmem_error *err);
 /* The piece as the vocabulary spells it (a space is U+2581 or U+0120), borrowed, not NUL-terminated; NULL
@@ -9486,9 +9486,10 @@ static void kvmem__tok_emit(kvmem__tok *w, const uint8_t *s, size_t n) {
 /* One word, n > 0 bytes. */
 static kvmem_status kvmem__tok_word(kvmem__tok *w, const uint8_t *s, size_t n) {
     int32_t i, count = 0;
-    size_t at, len;
-    KVMEM__TRY(kvmem__tok_room(w, &w->syms, n, sizeof(kvmem__tok_sym)));
-    KVMEM__TRY(kvmem__tok_room(w, &w->pairs, 2 * n, sizeof(kvmem__tok_pair)));
+    size_t at, len, most = 1;
+    for (at = w->head; at < n; at += kvmem__tok_char(w->t, s + at, n - at)) most++;
+    KVMEM__TRY(kvmem__tok_room(w, &w->syms, most, sizeof(kvmem__tok_sym)));
+    KVMEM__TRY(kvmem__tok_room(w, &w->pairs, 2 * most, sizeof(kvmem__tok_pair)));
     w->sym = (kvmem__tok_sym *)w->syms.p;
     w->heap = (kvmem__tok_pair *)w->pairs.p;
     for (at = 0; at < n; at += len, count++) {
@@ -11172,8 +11173,7 @@ KVMEM_API kvmem_status kvmem_session_estimate(const kvmem_model *m, const kvmem_
    reaches top_p (Holtzman et al. 2019. 1904.09751). 6. min-p: of those, p >= min_p * max p (Nguyen et al.
    2024. 2407.01082). 7. One draw u in [0,1) walks the rest in rising id. u is a function of the seed and
    of the number of draws before it; the arithmetic is plain C, so equal logits give equal tokens
-   everywhere. A sorted list of a large vocabulary is never made: top-p sorts the 256 highest and takes
-   more only if their sum is too small. */
+   everywhere. Nothing is sorted: top-k and top-p are quickselects, so a token costs O(n_vocab). */
 KVMEM_API kvmem_sampler_config kvmem_sampler_config_default(void) {
     kvmem_sampler_config c;
     memset(&c, 0, sizeof c);
@@ -11239,20 +11239,29 @@ KVMEM_API void kvmem_sampler_accept(kvmem_sampler *s, int id) {
 static float kvmem__sampler_weight(const kvmem_sampler *s, int id, float max) {
     return kvmem__expf((s->value[id] - max) / s->config.temperature);
 }
-/* Heap sort of ids a (n) by falling value, ties by rising id. */
-static void kvmem__sort_best(const float *value, int *a, int n) {
-    int i, end;
-    for (i = n / 2 - 1, end = n; end > 1;) {
-        int root, child, v;
-        if (i >= 0) { root = i--; v = a[root]; }
-        else { end--; v = a[end]; a[end] = a[0]; root = 0; }
-        for (; (child = 2 * root + 1) < end; root = child) {
-            if (child + 1 < end && kvmem__before(value, a[child], a[child + 1])) child++;
-            if (!kvmem__before(value, v, a[child])) break;
-            a[root] = a[child];
+/* How many of the ids a (n), best first, have weights that add up to target (at least one). They end up in
+   front, in no order: quickselect that weighs the better side of each pivot, expected O(n). */
+static int kvmem__sampler_mass(const kvmem_sampler *s, int *a, int n, float max, double target) {
+    int lo = 0, hi = n - 1, i, j, k;
+    double sum = 0; /* of a[0..lo) */
+    while (lo < hi) {
+        const int p = a[lo + (hi - lo) / 2];
+        double more = 0;
+        for (i = lo, j = hi; i <= j;) {
+            while (kvmem__before(s->value, a[i], p)) i++;
+            while (kvmem__before(s->value, p, a[j])) j--;
+            if (i <= j) { k = a[i]; a[i] = a[j]; a[j] = k; i++; j--; }
         }
-        a[root] = v;
+        for (k = lo; k <= j; k++) more += (double)kvmem__sampler_weight(s, a[k], max);
+        if (sum + more >= target) { hi = j; continue; }
+        if (j + 2 == i) { /* the pivot alone between the sides */
+            more += (double)kvmem__sampler_weight(s, p, max);
+            if (sum + more >= target) return i;
+        }
+        sum += more;
+        lo = i;
     }
+    return KVMEM__MIN(lo + 1, n);
 }
 /* Copy the logits, penalize what was said; *best is the highest. */
 static kvmem_status kvmem__sampler_load(kvmem_sampler *s, const float *logits, int *best) {
@@ -11275,25 +11284,19 @@ static kvmem_status kvmem__sampler_load(kvmem_sampler *s, const float *logits, i
 /* The tokens that top-k and top-p leave: s->order (returned number), rising ids. */
 static int kvmem__sampler_keep(kvmem_sampler *s, float max) {
     const kvmem_sampler_config *c = &s->config;
-    const int n = s->n_vocab;
-    double total = 0, sum;
-    int count, i, k = c->top_k > 0 && c->top_k < n ? c->top_k : n;
-    if (c->top_p >= 1) {
-        if (k < n) return kvmem__topk(s->order, s->value, n, k, s->index);
-        for (i = 0; i < n; i++) s->order[i] = i;
-        return n;
-    }
-    if (k == n) for (i = 0; i < n; i++) total += (double)kvmem__sampler_weight(s, i, max);
-    for (count = k < n ? k : KVMEM__MIN(256, n);; count = count > n / 8 ? n : count * 8) {
-        kvmem__topk(s->order, s->value, n, count, s->index);
-        kvmem__sort_best(s->value, s->order, count);
-        if (k < n) for (i = 0; i < count; i++) total += (double)kvmem__sampler_weight(s, s->order[i], max);
-        for (i = 0, sum = 0; i < count && (i == 0 || sum < total * (double)c->top_p); i++)
-            sum += (double)kvmem__sampler_weight(s, s->order[i], max);
-        if (k < n || count == n || sum >= total * (double)c->top_p) break;
-    }
-    kvmem__sort_ints(s->order, i);
-    return i;
+    double total = 0;
+    int n = s->n_vocab, i, m, worst;
+    if (c->top_k > 0 && c->top_k < n) n = kvmem__topk(s->order, s->value, n, c->top_k, s->index);
+    else for (i = 0; i < n; i++) s->order[i] = i;
+    if (c->top_p >= 1) return n;
+    for (i = 0; i < n; i++) total += (double)kvmem__sampler_weight(s, s->order[i], max);
+    memcpy(s->index, s->order, (size_t)n * sizeof(int));
+    m = kvmem__sampler_mass(s, s->index, n, max, total * (double)c->top_p);
+    for (worst = s->index[0], i = 1; i < m; i++)
+        if (kvmem__before(s->value, worst, s->index[i])) worst = s->index[i];
+    for (i = m = 0; i < n; i++) /* the same tokens, by rising id */
+        if (!kvmem__before(s->value, worst, s->order[i])) s->order[m++] = s->order[i];
+    return m;
 }
 KVMEM_API kvmem_status kvmem_sample(kvmem_sampler *s, const float *logits, int *id) {
     int best = 0, n, i, m = 0;

@@ -271,7 +271,7 @@ TEST(every_setting_equals_the_sorting_twin) {
     /* sums are taken in another order here, so a draw on the edge may differ once in a long while */
     CHECK(bad <= 1);
 }
-TEST(a_large_flat_vocabulary_widens_the_search) { /* top-p over 200000 equal logits: half of them, lowest ids */
+TEST(top_p_of_a_large_flat_vocabulary_keeps_the_lowest_ids) {
     const int n = 200000;
     float *l = (float *)malloc((size_t)n * sizeof(float));
     kvmem_sampler_config c = plain(1);
@@ -301,6 +301,6 @@ int main(int argc, char **argv) {
     RUN(bad_settings_are_refused_by_name);
     RUN(memory_is_taken_at_init_only_and_given_back);
     RUN(every_setting_equals_the_sorting_twin);
-    RUN(a_large_flat_vocabulary_widens_the_search);
+    RUN(top_p_of_a_large_flat_vocabulary_keeps_the_lowest_ids);
     return test_end();
 }
