@@ -6024,7 +6024,8 @@ static kvmem_status kvmem__score_random(const kvmem_view *v, int g, float *score
    Sinks. 2023. arXiv 2309.17453.   Code: mit-han-lab/streaming-llm (StartRecentKVCache.__call__).
    s[t] = position of t - position of the newest entry (0 or negative, so that float32 tells neighbours
    apart near the end of a stream of any length). Keeps the newest B; with sink=S the first S tokens and
-   the newest B - S: capacity S + R of the code, reached after every step.
+   the newest B - S: capacity S + R of the code, reached after every block, as the code does after every
+   forward pass (when=block), so that a long prompt never lies in memory as a whole.
    reads: positions.   state: none.   cost: O(n) time.   ties: none nearer than 2^24 tokens.
    departs: nowhere; positions in the cache are the place stage's part.  test: tests/stages.c streamingllm_* */
 static kvmem_status kvmem__score_recency(const kvmem_view *v, int g, float *score) {
@@ -7198,9 +7199,9 @@ enum { KVMEM__RECIPE_CHARS = 4096, KVMEM__SHOWN = 44, KVMEM__BIG_COUNT = 1000000
 
 static const kvmem_preset kvmem__presets[] = {
     { "full", "budget=all codec=f32 when=step place=original", "everything kept, exact float32", "-" },
-    { "window", "score=recency budget=512 when=step place=original",
+    { "window", "score=recency budget=512 when=block place=original",
       "the newest tokens only: the baseline that fails without sinks", "Xiao 2023, arXiv 2309.17453" },
-    { "streamingllm", "score=recency budget=516 sink=4 when=step place=cache",
+    { "streamingllm", "score=recency budget=516 sink=4 when=block place=cache",
       "a few first tokens and a sliding window, numbered inside the cache",
       "Xiao 2023, arXiv 2309.17453" },
     { "h2o", "score=h2o budget=20% recent=50% when=step place=original",

@@ -442,7 +442,7 @@ TEST(presets_are_their_text) {
 TEST(presets_carry_the_papers_defaults) {
     kvmem_recipe r = parsed("streamingllm");
     CHECK(r.sink == 4 && r.amount.value == 4 + 512 && !strcmp(word(&r, KVMEM_PLACE), "cache") &&
-          r.when == KVMEM_WHEN_STEP && !strcmp(word(&r, KVMEM_SCORE), "recency"));
+          r.when == KVMEM_WHEN_BLOCK && !strcmp(word(&r, KVMEM_SCORE), "recency"));
     r = parsed("window");
     CHECK(r.sink == 0 && !strcmp(word(&r, KVMEM_SCORE), "recency") && !strcmp(word(&r, KVMEM_PLACE), "original"));
     r = parsed("h2o");
