@@ -2,6 +2,7 @@
 # Honours CC CXX CFLAGS CPPFLAGS LDFLAGS LDLIBS. No -march is needed: fast paths are picked at run time.
 CC ?= cc
 CFLAGS ?= -O2
+TEST_CFLAGS ?= $(if $(filter file,$(origin CFLAGS)),-O1,$(CFLAGS)) # compiling is most of a test run
 B ?= build
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 OMP ?= $(shell echo 'int main(void) { return 0; }' | $(CC) -fopenmp -xc - -o /dev/null 2>/dev/null && echo -fopenmp)
@@ -11,6 +12,7 @@ STD = -std=c99
 LIBS = $(LDLIBS) -lm
 OMPFLAGS := $(OMP)
 COMPILE = $(CC) $(CPPFLAGS) $(CFLAGS) $(STD) $(WARN) $(OMPFLAGS)
+COMPILE_TEST = $(CC) $(CPPFLAGS) $(TEST_CFLAGS) $(STD) $(WARN) $(OMPFLAGS)
 
 TESTS    = $(patsubst tests/%.c,$(B)/test_%,$(wildcard tests/*.c))
 SCRIPTS  = $(filter-out tests/test.sh,$(wildcard tests/*.sh))
@@ -69,18 +71,18 @@ help: ## this list
 
 $(B)/test_%: tests/%.c tests/test.h kvmem.h
 	@mkdir -p $(B)
-	$(COMPILE) -ffp-contract=off -o $@ $< $(LDFLAGS) $(LIBS)
+	$(COMPILE_TEST) -ffp-contract=off -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/example_%: examples/%.c kvmem.h
 	@mkdir -p $(B)
-	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LIBS)
+	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/fuzz_%: tools/fuzz_%.c tools/fuzz.h kvmem.h
 	@mkdir -p $(B)
-	$(COMPILE) -DKVMEM_FUZZ_MAIN -o $@ $< $(LDFLAGS) $(LIBS)
+	$(COMPILE_TEST) -DKVMEM_FUZZ_MAIN -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/bench_%: bench/%.c bench/bench.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE) '-DBENCH_FLAGS="$(CFLAGS) $(OMPFLAGS)"' -I. -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/%: tools/%.c kvmem.h
 	@mkdir -p $(B)
-	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LIBS)
+	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)
 
 .PHONY: all run test testbins list-tests check sanitize portability bench fuzz clean help

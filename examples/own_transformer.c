@@ -15,7 +15,8 @@
 /* The toy: L layers that only attend, random weights, 50 words, of which every tenth is one that all
    queries look for (channel 0 marks it, channel 1 asks for it). */
 enum { L = 2, H = 4, G = 2, D = 32, WIDTH = H * D, PROMPT = 448, DECODED = 64, BLOCK = 64, VOCAB = 50 };
-static float inv_freq[D / 2], wq[L][WIDTH][H * D], wk[L][WIDTH][G * D], wv[L][WIDTH][G * D], embedding[VOCAB][WIDTH];
+static float inv_freq[D / 2], embedding[VOCAB][WIDTH];
+static float wq[L][WIDTH][H * D], wk[L][WIDTH][G * D], wv[L][WIDTH][G * D];
 
 static double noise(void) { /* uniform in +-1 */
     static unsigned state = 1;

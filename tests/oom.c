@@ -81,14 +81,21 @@ static void session_with(const char *text, int llama2c) {
         kvmem_session_free(&copy);
         kvmem_session_free(&s);
         kvmem_model_close(&m);
-        if (h.live || h.wrong) { FAIL_AT("allocation %d: %d bytes left, %d wrong sizes", (int)k, (int)h.live, h.wrong); break; }
+        if (h.live || h.wrong) {
+            FAIL_AT("allocation %d: %d bytes left, %d wrong sizes", (int)k, (int)h.live, h.wrong);
+            break;
+        }
     }
     CHECK(status == KVMEM_OK && k > 10);
     free(gguf);
     free(vocab);
 }
-TEST(session_survives_every_failed_allocation) { session_with("h2o budget=9 sink=1 recent=3 page=4 codec=q8_0", 0); }
-TEST(session_with_query_window_survives_every_failed_allocation) { session_with("score=snapkv(window=4) budget=8 recent=4 page=4 when=prompt", 0); }
+TEST(session_survives_every_failed_allocation) {
+    session_with("h2o budget=9 sink=1 recent=3 page=4 codec=q8_0", 0);
+}
+TEST(session_with_query_window_survives_every_failed_allocation) {
+    session_with("score=snapkv(window=4) budget=8 recent=4 page=4 when=prompt", 0);
+}
 TEST(session_of_llama2c_file_survives_every_failed_allocation) { session_with("full", 1); }
 
 enum { L = 2, H = 4, G = 2, D = 8 };

@@ -15,7 +15,8 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#define FUZZ_MUST(x) do { if (!(x)) { fprintf(stderr, "%s:%d: broken: %s\n", __FILE__, __LINE__, #x); abort(); } } while (0)
+#define FUZZ_MUST(x) do { if (!(x)) {                                                               \
+    fprintf(stderr, "%s:%d: broken: %s\n", __FILE__, __LINE__, #x); abort(); } } while (0)
 
 /* Choices read from the input; zeros past its end. */
 typedef struct fuzz_input { const uint8_t *p; size_t n; } fuzz_input;

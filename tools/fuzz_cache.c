@@ -1,9 +1,11 @@
 /* Fuzz target: saved caches. The first byte chooses the recipe of the loading cache and, when odd, that the
    checksum is put right after the change, so that the checks behind it are reached; the rest is the file.
    A file is loaded or refused with a reason and leaves the cache empty; afterwards the cache works. */
+#define KVMEM_NO_DECODER
 #include "fuzz.h"
 
-static const char *const recipes[] = { "full", "h2o budget=9 sink=1 recent=3 page=4 when=block", "score=snapkv(window=4) budget=8 recent=4 codec=q8_0 page=8",
+static const char *const recipes[] = { "full", "h2o budget=9 sink=1 recent=3 page=4 when=block",
+    "score=snapkv(window=4) budget=8 recent=4 codec=q8_0 page=8",
     "full codec.k=q4_0 codec.v=f16 page=5" };
 enum { N_RECIPES = 4, L = 2, H = 4, G = 2, D = 8 };
 static const float inv_freq[D / 2] = { 1, 0.1f, 0.01f, 0.001f };

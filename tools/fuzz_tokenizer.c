@@ -24,7 +24,8 @@ static int is_utf8(const char *s, size_t n) {
             if ((p[i + k] & 0xC0) != 0x80) return 0;
             c = c << 6 | (p[i + k] & 63u);
         }
-        if ((more == 2 && (c < 0x800 || (c >= 0xD800 && c < 0xE000))) || (more == 3 && (c < 0x10000 || c > 0x10FFFF))) return 0;
+        if (more == 2 && (c < 0x800 || (c >= 0xD800 && c < 0xE000))) return 0;
+        if (more == 3 && (c < 0x10000 || c > 0x10FFFF)) return 0;
     }
     return 1;
 }
@@ -120,7 +121,8 @@ static void chat(const char *p, size_t n) {
     for (i = 1; kvmem_chat_name((kvmem_chat)i); i++) {
         if (s == KVMEM_OK && i != (int)kind) continue;
         if (kvmem_chat_format((kvmem_chat)i, m, 3, 1, out, sizeof out, &len, &err) == KVMEM_OK) {
-            FUZZ_MUST(kvmem_chat_format((kvmem_chat)i, m, 3, 1, few, sizeof few, &again, NULL) == KVMEM_OK && again == len);
+            FUZZ_MUST(kvmem_chat_format((kvmem_chat)i, m, 3, 1, few, sizeof few, &again, NULL) == KVMEM_OK);
+            FUZZ_MUST(again == len);
             if (len < sizeof out) FUZZ_MUST(out[len] == 0);
         }
         FUZZ_MUST(kvmem_chat_format((kvmem_chat)i, m, 2, 0, out, sizeof out, &len, NULL) == KVMEM_OK);
@@ -163,9 +165,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 #ifdef KVMEM_FUZZ_MAIN
 static size_t fuzz_seed(int i, uint8_t *out, size_t cap) {
     static const char *const texts[] = { "Hello the world, it's 12345 o'clock.\n\n\tthe  end <|end|> in there",
-        "na\xC3\xAFve \xE4\xBD\xA0\xE5\xA5\xBD \xF0\x9F\x98\x80 \xD9\xA3\xD9\xA4 \xE0\xA4\x95\xE0\xA5\x8D\xE0\xA4\xB7 !!!  \r\n x",
+        "na\xC3\xAFve \xE4\xBD\xA0\xE5\xA5\xBD \xF0\x9F\x98\x80 \xD9\xA3\xD9\xA4 "
+        "\xE0\xA4\x95\xE0\xA5\x8D\xE0\xA4\xB7 !!!  \r\n x",
         "\xFF\xFE bad \xC3( bytes \xED\xA0\x80 and \xE2\x96\x81 marks" };
-    static const char *const templates[] = { "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>",
+    static const char *const templates[] = {
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>",
         "<|start_header_id|>{{ role }}<|end_header_id|>", "[INST] <<SYS>>", "llama3", "none of these" };
     uint8_t *file = NULL;
     size_t n = 0;
