@@ -3380,10 +3380,13 @@ KVMEM__UNUSED static const kvmem_codec *kvmem__codec_table(int i) {
    - lanes are rows (q8_0 and q4_0 on AVX-512 VNNI, d a multiple of 32): 4 code bytes of each of 16 rows
      stand in one register, and one instruction multiplies them with 4 bytes of the query and adds. The
      query is prepared as 16-bit numbers, one scale per 32 channels, split in two signed bytes; that
-     rounding is the only error: at most 1.6e-5 |q_i| |row_t| per piece, sums of integers are exact.
-   `axpy` keeps up to 4 outputs x 64 channels in registers over all rows of the call.
-   The result of a pair does not depend on how many queries or rows share the call. They apply to d a
-   multiple of 16; other rows take the plain twins. */
+     rounding is the only error, at most 1.6e-5 max|q| sum|k| a piece; sums of integers are exact.
+   `axpy` keeps up to 4 outputs x 64 channels in registers over all rows of the call. On AVX-512 VNNI the
+   weights times the scales of q8_0 and q4_0 become 16-bit numbers, too, one step for 64 rows and a piece:
+   an error of at most 1.6e-5 max w max|v| a row.
+   A score does not depend on the queries and rows that share its call, an output not on the queries.
+   All this is for d a multiple of 16; other rows take the plain twins. */
+
 #if KVMEM__X86
 /* The scale in front of a piece. */
 KVMEM__AVX2 KVMEM__INLINE float kvmem__scale_f16c(const uint8_t *piece) {
@@ -3581,17 +3584,31 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__q_bytes(float *out, const float *q, int 
         out[17] = scale;
     }
 }
-/* 16 bytes of each of 16 rows: lane i of z[j] is row 4 i + j. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__rows16(__m512i *z, const uint8_t *p, size_t rb) {
+/* 16 bytes of each of 16 rows: lane i of z[j] is row 4 i + j. KVMEM__HIDE keeps the compiler from giving
+   every load a pointer of its own (they would not fit into registers). */
+#define KVMEM__HIDE(p) __asm__("" : "+r"(p))
+KVMEM__AVX512 KVMEM__INLINE void kvmem__rows16(__m512i *z, const uint8_t *p0, size_t rb) {
+    const uint8_t *p4 = p0 + 4 * rb, *p8 = p4 + 4 * rb, *p12 = p8 + 4 * rb;
     int j;
+    KVMEM__HIDE(p0);
+    KVMEM__HIDE(p4);
+    KVMEM__HIDE(p8);
+    KVMEM__HIDE(p12);
     KVMEM__UNROLL
     for (j = 0; j < 4; j++) {
-        const uint8_t *r = p + rb * (size_t)j;
-        z[j] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)r));
-        z[j] = _mm512_inserti32x4(z[j], _mm_loadu_si128((const __m128i *)(const void *)(r + 4 * rb)), 1);
-        z[j] = _mm512_inserti32x4(z[j], _mm_loadu_si128((const __m128i *)(const void *)(r + 8 * rb)), 2);
-        z[j] = _mm512_inserti32x4(z[j], _mm_loadu_si128((const __m128i *)(const void *)(r + 12 * rb)), 3);
+        const size_t at = rb * (size_t)j;
+        z[j] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)(p0 + at)));
+        z[j] = _mm512_inserti32x4(z[j], _mm_loadu_si128((const __m128i *)(const void *)(p4 + at)), 1);
+        z[j] = _mm512_inserti32x4(z[j], _mm_loadu_si128((const __m128i *)(const void *)(p8 + at)), 2);
+        z[j] = _mm512_inserti32x4(z[j], _mm_loadu_si128((const __m128i *)(const void *)(p12 + at)), 3);
     }
+}
+/* The scales in front of one piece of 16 rows. */
+KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__scales16(const uint8_t *p, size_t rb) {
+    __m512i z[4];
+    kvmem__rows16(z, p, rb);
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_unpacklo_epi64(
+        _mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpacklo_epi32(z[2], z[3]))));
 }
 /* z -> w[c]: word c (4 bytes) of rows 0..15. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__words16(__m512i *w, const __m512i *z) {
@@ -3606,49 +3623,47 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__words16(__m512i *w, const __m512i *z) {
    scores of query i, lane = row. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__piece_vnni(kvmem__rows kind, int nq, __m512 *tot, const uint8_t *p,
                                                    size_t rb, const float *q, size_t qf) {
-    __m512i z[4], w[8], hi[4], lo[4];
+    __m512i z[4], w[4], y[4], hi[4], lo[4];
     __m512 scale;
-    int i, c;
-    kvmem__rows16(z, p, rb);
-    scale = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_unpacklo_epi64(
-        _mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpacklo_epi32(z[2], z[3]))));
-    kvmem__rows16(z, p + 2, rb);
-    kvmem__words16(w, z);
-    if (kind == KVMEM__ROWS_Q8_0) {
-        kvmem__rows16(z, p + 18, rb);
-        kvmem__words16(w + 4, z);
-        KVMEM__UNROLL
-        for (c = 0; c < 8; c++) w[c] = _mm512_xor_si512(w[c], _mm512_set1_epi8((char)-128));
-    } else {
-        KVMEM__UNROLL
-        for (c = 0; c < 4; c++) {
-            w[4 + c] = _mm512_and_si512(_mm512_srli_epi16(w[c], 4), _mm512_set1_epi8(15));
-            w[c] = _mm512_and_si512(w[c], _mm512_set1_epi8(15));
-        }
-    }
+    const float *qi[4];
+    int i, c, half;
+    scale = kvmem__scales16(p, rb);
     KVMEM__UNROLL
     for (i = 0; i < nq; i++) {
         int corr;
-        memcpy(&corr, q + (size_t)i * qf + 16, 4);
+        qi[i] = q + (size_t)i * qf;
+        KVMEM__HIDE(qi[i]);
+        memcpy(&corr, qi[i] + 16, 4);
         hi[i] = _mm512_setzero_si512();
         lo[i] = _mm512_set1_epi32(corr);
     }
     KVMEM__UNROLL
-    for (c = 0; c < 8; c++) {
+    for (half = 0; half < 2; half++) { /* 16 channels: turning the next half overlaps with multiplying this one */
+        if (kind == KVMEM__ROWS_Q8_0 || half == 0) {
+            kvmem__rows16(z, p + 2 + 16 * half, rb);
+            kvmem__words16(w, z);
+        }
         KVMEM__UNROLL
-        for (i = 0; i < nq; i++) {
-            int a, b;
-            memcpy(&a, q + (size_t)i * qf + c, 4);
-            memcpy(&b, q + (size_t)i * qf + 8 + c, 4);
-            hi[i] = _mm512_dpbusd_epi32(hi[i], w[c], _mm512_set1_epi32(a));
-            lo[i] = _mm512_dpbusd_epi32(lo[i], w[c], _mm512_set1_epi32(b));
+        for (c = 0; c < 4; c++)
+            y[c] = kind == KVMEM__ROWS_Q8_0 ? _mm512_xor_si512(w[c], _mm512_set1_epi8((char)-128))
+                 : _mm512_and_si512(half ? _mm512_srli_epi16(w[c], 4) : w[c], _mm512_set1_epi8(15));
+        KVMEM__UNROLL
+        for (c = 0; c < 4; c++) {
+            KVMEM__UNROLL
+            for (i = 0; i < nq; i++) {
+                int a, b;
+                memcpy(&a, qi[i] + 4 * half + c, 4);
+                memcpy(&b, qi[i] + 8 + 4 * half + c, 4);
+                hi[i] = _mm512_dpbusd_epi32(hi[i], y[c], _mm512_set1_epi32(a));
+                lo[i] = _mm512_dpbusd_epi32(lo[i], y[c], _mm512_set1_epi32(b));
+            }
         }
     }
     KVMEM__UNROLL
     for (i = 0; i < nq; i++) {
         const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(hi[i], 8), lo[i]);
         tot[i] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale),
-                                 _mm512_set1_ps(q[(size_t)i * qf + 17]), tot[i]);
+                                 _mm512_set1_ps(qi[i][17]), tot[i]);
     }
 }
 KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_vnni_nq(kvmem__rows kind, int nq, float *s, size_t ld,
@@ -3687,6 +3702,110 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_vnni(kvmem__rows kind, float *s, int
     if (nq & 1) kvmem__dot_vnni_nq(kind, 1, s, l, in, rb, n, q, d);
 }
 
+/* Weighted sums of integers, at most 64 rows of one piece: w (nq, 64) are the weights over their largest,
+   zero past row m. Times the scales over their largest they become 16-bit numbers u (nq, 64); the largest
+   scale / 32767 is returned. */
+KVMEM__AVX512 KVMEM__INLINE float kvmem__weigh_vnni(int16_t *u, const uint8_t *p, size_t rb, int m, const float *w,
+                                                    int nq) {
+    __m512 scale[4], most = _mm512_setzero_ps(), inv;
+    float step;
+    int i, j;
+    KVMEM__UNROLL
+    for (j = 0; j < 4; j++) {
+        scale[j] = _mm512_setzero_ps();
+        if (m >= 16 * j + 16) scale[j] = kvmem__scales16(p + rb * (size_t)(16 * j), rb);
+        else if (m > 16 * j) {
+            uint16_t half[16] = { 0 };
+            for (i = 16 * j; i < m; i++) half[i - 16 * j] = kvmem__le16(p + rb * (size_t)i);
+            scale[j] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)half));
+        }
+        most = _mm512_max_ps(most, _mm512_abs_ps(scale[j]));
+    }
+    step = _mm512_reduce_max_ps(most) / 32767.0f;
+    inv = _mm512_set1_ps(kvmem__inverse(step));
+    KVMEM__UNROLL
+    for (j = 0; j < 4; j++) {
+        scale[j] = _mm512_mul_ps(scale[j], inv);
+        for (i = 0; i < nq; i++)
+            _mm256_storeu_si256((__m256i *)(void *)(u + 64 * i + 16 * j), _mm512_cvtsepi32_epi16(
+                _mm512_cvtps_epi32(_mm512_mul_ps(scale[j], _mm512_loadu_ps(w + 64 * i + 16 * j)))));
+    }
+    return step;
+}
+/* The codes of one piece of a row as 16-bit numbers. */
+KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__codes_avx512(kvmem__rows kind, const uint8_t *p) {
+    __m256i x;
+    if (kind == KVMEM__ROWS_Q8_0) x = _mm256_loadu_si256((const __m256i *)(const void *)(p + 2));
+    else {
+        x = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(p + 2)));
+        x = _mm256_srlv_epi64(x, _mm256_setr_epi64x(0, 0, 4, 4));
+        x = _mm256_sub_epi8(_mm256_and_si256(x, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
+    }
+    return _mm512_cvtepi8_epi16(x);
+}
+/* acc (nq, d) at the 32 channels of a piece: sums over pairs of rows, then times step * top[i]. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_pairs(kvmem__rows kind, int nq, float *acc, int d, const uint8_t *p,
+                                                   size_t rb, int m, const int16_t *u, float step, const float *top) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    __m512i a[8], x, y, z;
+    int i, t;
+    KVMEM__UNROLL
+    for (i = 0; i < 2 * nq; i++) a[i] = _mm512_setzero_si512();
+    for (t = 0; t < m; t += 2, p += 2 * rb) { /* an odd last row pairs with itself, at weight 0 */
+        x = kvmem__codes_avx512(kind, p);
+        z = kvmem__codes_avx512(kind, t + 1 < m ? p + rb : p);
+        y = _mm512_unpackhi_epi16(x, z);
+        x = _mm512_unpacklo_epi16(x, z);
+        KVMEM__UNROLL
+        for (i = 0; i < nq; i++) {
+            int pair;
+            memcpy(&pair, u + 64 * i + t, 4);
+            a[2 * i] = _mm512_dpwssd_epi32(a[2 * i], x, _mm512_set1_epi32(pair));
+            a[2 * i + 1] = _mm512_dpwssd_epi32(a[2 * i + 1], y, _mm512_set1_epi32(pair));
+        }
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < nq; i++) {
+        float *o = acc + (size_t)i * (size_t)d;
+        const __m512 s = _mm512_set1_ps(step * top[i]);
+        x = _mm512_permutex2var_epi32(a[2 * i], first, a[2 * i + 1]);
+        y = _mm512_permutex2var_epi32(a[2 * i], second, a[2 * i + 1]);
+        _mm512_storeu_ps(o, _mm512_fmadd_ps(s, _mm512_cvtepi32_ps(x), _mm512_loadu_ps(o)));
+        _mm512_storeu_ps(o + 16, _mm512_fmadd_ps(s, _mm512_cvtepi32_ps(y), _mm512_loadu_ps(o + 16)));
+    }
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_vnni_q(kvmem__rows kind, int nq, float *acc, const uint8_t *rows,
+                                                    size_t rb, int n, const float *w, size_t ld, int d) {
+    const size_t pb = kvmem__piece_bytes(kind, 32);
+    int16_t u[4 * 256];
+    float v[256], top[4], step[4];
+    int t, c, i, j;
+    for (t = 0; t < n; t += 64) {
+        const int m = KVMEM__MIN(64, n - t);
+        for (i = 0; i < nq; i++) {
+            __m512 x[4], most = _mm512_setzero_ps(), inv;
+            KVMEM__UNROLL
+            for (j = 0; j < 4; j++) {
+                const int left = m - 16 * j;
+                const __mmask16 some = (__mmask16)(left >= 16 ? 0xffffu : left > 0 ? (1u << left) - 1 : 0u);
+                x[j] = _mm512_maskz_loadu_ps(some, w + (size_t)i * ld + t + 16 * j);
+                most = _mm512_max_ps(most, _mm512_abs_ps(x[j]));
+            }
+            top[i] = _mm512_reduce_max_ps(most);
+            inv = _mm512_set1_ps(kvmem__inverse(top[i]));
+            KVMEM__UNROLL
+            for (j = 0; j < 4; j++) _mm512_storeu_ps(v + 64 * i + 16 * j, _mm512_mul_ps(x[j], inv));
+        }
+        for (c = 0; c < d / 32; c += 4) { /* 4 pieces at a time, so that the preparations overlap */
+            const uint8_t *p = rows + rb * (size_t)t + pb * (size_t)c;
+            const int pieces = KVMEM__MIN(4, d / 32 - c);
+            for (j = 0; j < pieces; j++) step[j] = kvmem__weigh_vnni(u + 256 * j, p + pb * (size_t)j, rb, m, v, nq);
+            for (j = 0; j < pieces; j++)
+                kvmem__axpy_pairs(kind, nq, acc + 32 * (c + j), d, p + pb * (size_t)j, rb, m, u + 256 * j, step[j], top);
+        }
+    }
+}
 /* ---- AVX2: as above with 8 lanes; q8_0 and q4_0 are multiplied as floats ---- */
 KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__load_avx2(kvmem__rows kind, const uint8_t *row, int c, int d) {
     if (kind == KVMEM__ROWS_F32) return _mm256_loadu_ps((const float *)(const void *)(row + 4 * (size_t)c));
@@ -4149,6 +4268,24 @@ KVMEM__AVX512 static void kvmem__q4_0_dot_vnni(const double *par, float *s, int 
     if (d % 32) kvmem__q4_0_dot_avx512(par, s, ld, rows, n, q, nq, d);
     else kvmem__dot_vnni(KVMEM__ROWS_Q4_0, s, ld, rows, n, q, nq, d);
 }
+#define KVMEM__AXPY_VNNI(word, kind)                                                                \
+    KVMEM__AVX512 static void kvmem__##word##_axpy_vnni(const double *par, float *acc, const void *rows, \
+                                                        int n, const float *w, int ld, int nq, int d) { \
+        const uint8_t *in = (const uint8_t *)rows;                                                  \
+        const size_t rb = kvmem__row_bytes(kind, d), l = (size_t)ld, f = (size_t)d;                 \
+        int i = 0;                                                                                  \
+        if (d % 32) { kvmem__##word##_axpy_avx512(par, acc, rows, n, w, ld, nq, d); return; }       \
+        for (; nq - i >= 4; i += 4)                                                                 \
+            kvmem__axpy_vnni_q(kind, 4, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d);   \
+        if (nq - i >= 2) {                                                                          \
+            kvmem__axpy_vnni_q(kind, 2, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d);   \
+            i += 2;                                                                                 \
+        }                                                                                           \
+        if (i < nq) kvmem__axpy_vnni_q(kind, 1, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); \
+    }
+KVMEM__AXPY_VNNI(q8_0, KVMEM__ROWS_Q8_0)
+KVMEM__AXPY_VNNI(q4_0, KVMEM__ROWS_Q4_0)
+#undef KVMEM__AXPY_VNNI
 #endif
 #if KVMEM__NEON
 KVMEM__SPLIT_ALL(neon, )
@@ -4173,8 +4310,16 @@ KVMEM__UNUSED static void kvmem__codec_fast(kvmem_codec *c, const kvmem_backend 
         KVMEM__USE_ALL(avx2)
     } else if (b->isa == 3) {
         KVMEM__USE_ALL(avx512)
-        if (kind == KVMEM__ROWS_Q8_0) { c->dot = kvmem__q8_0_dot_vnni; c->q_prepare = kvmem__q8_0_prepare_vnni; }
-        if (kind == KVMEM__ROWS_Q4_0) { c->dot = kvmem__q4_0_dot_vnni; c->q_prepare = kvmem__q4_0_prepare_vnni; }
+        if (kind == KVMEM__ROWS_Q8_0) {
+            c->dot = kvmem__q8_0_dot_vnni;
+            c->axpy = kvmem__q8_0_axpy_vnni;
+            c->q_prepare = kvmem__q8_0_prepare_vnni;
+        }
+        if (kind == KVMEM__ROWS_Q4_0) {
+            c->dot = kvmem__q4_0_dot_vnni;
+            c->axpy = kvmem__q4_0_axpy_vnni;
+            c->q_prepare = kvmem__q4_0_prepare_vnni;
+        }
         if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0) c->q_floats = kvmem__q_words;
     }
 #elif KVMEM__NEON
