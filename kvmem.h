@@ -388,7 +388,7 @@ struct kvmem_backend {
     void (*rope)(float *out, const float *x, int n, int heads, int d, const kvmem_rope *r,
                  const int32_t *pos, int with_mscale, int threads);
     /* decoder: out (n, rows) = x (n, cols) . W^T, W (rows, cols) of any tensor type. scratch: that many
-       bytes, any alignment; may be NULL if 0 */
+       bytes (no fewer for a larger n), any alignment; may be NULL if 0 */
     size_t (*matmul_scratch)(const kvmem_backend *b, const struct kvmem_tensor *w, int n, int threads);
     void (*matmul)(const kvmem_backend *b, float *out, const struct kvmem_tensor *w, const float *x,
                    int n, void *scratch, int threads);
@@ -11139,14 +11139,14 @@ static kvmem_status kvmem__session_block(kvmem_session *s) {
 /* Everything but the cache. */
 static kvmem_status kvmem__session_begin(kvmem_session *s, const kvmem_model *m,
                                          const kvmem_session_config *cfg) {
-    const size_t row = (size_t)m->n_vocab * sizeof(float), most = (size_t)4 << 20;
+    const size_t row = (size_t)m->n_vocab * sizeof(float), fit = ((size_t)16 << 20) / row;
     s->model = m;
     s->allocator = kvmem__allocator(&cfg->allocator);
     s->backend = cfg->backend ? cfg->backend : kvmem_backend_cpu(NULL);
     s->threads = kvmem__threads(cfg->threads);
     s->max_block = cfg->max_block > 0 ? cfg->max_block : kvmem_config_default().max_block;
     s->n_ctx = cfg->n_ctx > 0 ? cfg->n_ctx : m->n_ctx_train;
-    s->rows_cap = most / row > 32 ? 32 : most / row < 1 ? 1 : (int)(most / row);
+    s->rows_cap = fit > 64 ? 64 : fit < 16 ? 16 : (int)fit; /* 16 rows amortize reading the head once */
     s->rows_cap = KVMEM__MIN(s->rows_cap, s->max_block);
     s->scratch_size = kvmem__session_scratch(s);
     return kvmem__session_block(s);
