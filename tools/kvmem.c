@@ -797,6 +797,12 @@ static int load_cache(kvmem_session *s, const char *path) {
     file_close(&f);
     return status;
 }
+/* Tokens to generate. For llama2.c checkpoints -n counts as llama2.c's run does, prompt included, so
+   that both print the same text. */
+static int64_t run_count(const writer *w, int64_t n, int prompt) {
+    if (w->l.model.llama2c >= 0) n -= prompt > 0 ? prompt - 1 : 0;
+    return n > 0 ? n : 0;
+}
 static int run_writer(writer *w, const args *a, ids *prompt) {
     const int loaded_before = a->load != NULL;
     unsigned flags = text_flags(a);
@@ -816,7 +822,7 @@ static int run_writer(writer *w, const args *a, ids *prompt) {
     for (i = 0; i < prompt->n; i++)
         put_bytes(w->piece, kvmem_stream_push(&w->stream, prompt->id[i], w->piece));
     if ((status = flush_out(stdout)) != OK) return status;
-    if ((status = writer_write(w, a->n)) != OK) return status;
+    if ((status = writer_write(w, run_count(w, a->n, prompt->n))) != OK) return status;
     put("\n");
     if ((status = flush_out(stdout)) != OK) return status;
     if (a->save && kvmem_cache_save_file(&w->session.cache, a->save) != KVMEM_OK)
@@ -1920,7 +1926,7 @@ static int cmd_estimate(const args *a) {
 
 static const option run_options[] = {
     O_MODEL(1), O_TOKENIZER, O_PROMPT, O_FILE(0, "the text, from a file; - is stdin"),
-    O_COUNT("256", 0, "tokens to write at most"),
+    O_COUNT("256", 0, "tokens to write at most; llama2.c files: prompt included, as its run counts"),
     O_KV, O_ROPE_CTX, O_MAX_BYTES, O_SAMPLING,
     O_TEXT("--save", save, "FILE", "save the cache when the text is done"),
     O_TEXT("--load", load, "FILE", "go on from a saved cache of this model and recipe"),
