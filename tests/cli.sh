@@ -75,7 +75,7 @@ S="L=2,H=4,G=2,d=8"
 estimate_k() { $KVMEM estimate --shape $S --ctx "$1" --kv "$2" --json | json k; }
 check estimate_f32_is_the_formula same "$(estimate_k 128 full)" 16384
 check estimate_f16_is_half_of_it same "$(estimate_k 128 'full codec=f16')" 8192
-check estimate_counts_whole_pages same "$(estimate_k 65 full)" 16384
+check estimate_counts_rows_a_quarter_page_at_a_time same "$(estimate_k 65 full)" 10240
 check estimate_budget_is_smaller same "$(estimate_k 1024 'window budget=64')" 8192
 check estimate_full_yardstick same "$($KVMEM estimate --shape $S --ctx 100 --json | json full_f16)" 12800
 check estimate_table_shows_the_peak prints '^peak' $KVMEM estimate --shape $S --ctx 128 --kv h2o
@@ -136,7 +136,7 @@ END
     count_zero() { same "$($KVMEM run $MT -p "Once upon a time" -n 0 2> /dev/null)" "Once upon a time"; }
     check count_zero_prints_the_prompt count_zero
     check run_reads_a_file sh -c "printf 'Once upon a time' > $TMP/prompt; $KVMEM run $MT -f $TMP/prompt --temp 0 -n 120 2> /dev/null | cmp - $TMP/full"
-    check run_json_summary sh -c "$KVMEM run $MT -p Once -n 3 --json 2>&1 > /dev/null | grep -q '\"generated_tokens\":3'"
+    check run_json_summary sh -c "$KVMEM run $MT -p Once -n 4 --json 2>&1 > /dev/null | grep -q '\"generated_tokens\":3'"
     check prompt_and_file_are_misuse fails 2 together $KVMEM run $MT -p x -f "$TMP/prompt"
     check run_without_tokenizer fails 1 'no tokenizer' $KVMEM run -m $M -p x
     check a_ceiling_too_low_is_said fails 1 . $KVMEM run $MT -p "Once upon a time" --max-bytes 1K
