@@ -4414,7 +4414,7 @@ static kvmem_status kvmem__no_room(kvmem_cache *c, int over, size_t size, const 
 
 /* --- sizes that follow from shape and recipe: shared by init and by kvmem_estimate --- */
 #define KVMEM__ALIGN16(x) (((x) + 15) & ~(size_t)15)
-#define KVMEM__CHUNK 4096      /* entries whose attention is summed in one go; partial sums are merged in
+#define KVMEM__CHUNK 1024      /* entries whose attention is summed in one go; partial sums are merged in
                                   order, so that any number of threads gives the same bits */
 
 typedef struct kvmem__plan {
@@ -4545,6 +4545,14 @@ static int kvmem__tile_workers(const kvmem_cache *c, size_t limit, int n, int G)
     if (limit && kvmem__more_scratch(limit) / c->tile_bytes < (size_t)workers)
         workers = (int)(kvmem__more_scratch(limit) / c->tile_bytes);
     return workers;
+}
+/* With fewer (token, lane) pairs than would keep the threads busy, each chunk of a lane is a unit of its
+   own; the floats that hold their partial results, 0 if the lanes are not cut. longest: entries of the
+   longest lane. */
+static size_t kvmem__split_floats(const kvmem_cache *c, size_t limit, int n, int G, int threads, int longest) {
+    const size_t r = (size_t)(c->shape.n_heads / G), d = (size_t)c->shape.head_dim;
+    if (limit || n * G >= 2 * threads || longest <= KVMEM__CHUNK) return 0;
+    return (size_t)(n * G) * (size_t)((longest + KVMEM__CHUNK - 1) / KVMEM__CHUNK) * r * (d + 2);
 }
 /* How many entries fit into every lane beside the fixed parts, in whole pages. */
 static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fixed) {
@@ -5390,22 +5398,16 @@ static void kvmem__attend_merge(kvmem__worker *w, const kvmem_cache *c) {
         w->tm[j] = m;
     }
 }
-/* Attention of token t of the block (n tokens) for KV head g: out (r, d), lse (r) or NULL. */
-static void kvmem__attend_one(kvmem__worker *w, const kvmem_cache *c, int layer, int g, int t, int n, const float *q,
-                              float *out, float *lse, const unsigned char *read) {
-    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
-    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim, qslot = ln->n - n + t;
-    const int32_t qpos = c->block_pos[t];
-    int a, b, e, j, i;
-    kvmem__visible(c, layer, ln, qslot, qpos, &a, &b);
-    w->kc = NULL;
+static void kvmem__attend_begin(kvmem__worker *w, const kvmem_cache *c) {
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    int j;
     for (j = 0; j < r; j++) { w->tm[j] = -INFINITY; w->tl[j] = 0; }
     memset(w->to, 0, (size_t)r * (size_t)d * sizeof(float));
-    for (; a < b; a = e) {
-        e = KVMEM__MIN(b, (a / KVMEM__CHUNK + 1) * KVMEM__CHUNK);
-        kvmem__attend_chunk(w, c, layer, ln, a, e, q, qslot, qpos, read);
-        kvmem__attend_merge(w, c);
-    }
+}
+/* The total as out (r, d) and lse (r) or NULL. */
+static void kvmem__attend_end(kvmem__worker *w, const kvmem_cache *c, int layer, int g, float *out, float *lse) {
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    int i, j;
     for (j = 0; j < r; j++) {
         if (c->shape.sink_bias) { /* an extra logit with no value */
             const float s = c->shape.sink_bias[layer * c->shape.n_heads + g * r + j], m = KVMEM__MAX(w->tm[j], s);
@@ -5416,6 +5418,21 @@ static void kvmem__attend_one(kvmem__worker *w, const kvmem_cache *c, int layer,
         }
         for (i = 0; i < d; i++) out[j * d + i] = w->tl[j] > 0 ? w->to[j * d + i] / w->tl[j] : 0;
         if (lse) lse[j] = w->tl[j] > 0 ? w->tm[j] + logf(w->tl[j]) : -INFINITY;
+    }
+}
+/* Token t of the block (n tokens) for KV head g, chunks [from, to) of the lane, merged into the total. */
+static void kvmem__attend_some(kvmem__worker *w, const kvmem_cache *c, int layer, int g, int t, int n, int from, int to,
+                               const float *q, const unsigned char *read) {
+    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+    int a, b, e;
+    kvmem__visible(c, layer, ln, ln->n - n + t, c->block_pos[t], &a, &b);
+    a = KVMEM__MAX(a, from * KVMEM__CHUNK);
+    if (to < ln->n / KVMEM__CHUNK + 1) b = KVMEM__MIN(b, to * KVMEM__CHUNK);
+    w->kc = NULL;
+    for (; a < b; a = e) {
+        e = KVMEM__MIN(b, (a / KVMEM__CHUNK + 1) * KVMEM__CHUNK);
+        kvmem__attend_chunk(w, c, layer, ln, a, e, q, ln->n - n + t, c->block_pos[t], read);
+        kvmem__attend_merge(w, c);
     }
 }
 /* How many workers the scratch can hold: the wanted number, fewer if the byte limit leaves no room. */
@@ -5764,30 +5781,102 @@ static void kvmem__tile_unit(kvmem__tile *x, const kvmem_cache *c, int layer, in
     }
     kvmem__tile_finish(x, c, layer, g, t0, tn, out, lse);
 }
+/* What one parallel loop over units shares. A unit is a stretch of `per` tokens of one KV head by tiles, or
+   one token, or one chunk of one token's lane with its result in parts. */
+typedef struct kvmem__job {
+    kvmem_cache *c;
+    int layer, n, tiles, per, blocks, chunks;
+    const float *q;
+    float *out, *lse, *parts;
+    const unsigned char *read; /* (G, max_pages) or NULL */
+    int max_pages;
+} kvmem__job;
+
+static void kvmem__attend_unit(const kvmem__job *job, int u, kvmem__worker *w, kvmem__tile *x) {
+    const kvmem_cache *c = job->c;
+    const int H = c->shape.n_heads, r = H / c->shape.n_kv_heads, d = c->shape.head_dim, b = u / job->chunks;
+    const int g = b / job->blocks, t = job->tiles ? (job->blocks - 1 - b % job->blocks) * job->per : b % job->blocks;
+    const size_t row = (size_t)t * (size_t)H + (size_t)(g * r), at = row * (size_t)d;
+    const unsigned char *read = job->read ? job->read + (size_t)g * (size_t)job->max_pages : NULL;
+    float *lse = job->lse ? job->lse + row : NULL;
+    if (job->tiles) {
+        kvmem__tile_unit(x, c, job->layer, g, t, KVMEM__MIN(job->per, job->n - t), job->n, job->q, job->out, job->lse, read);
+        return;
+    }
+    if (!job->parts) {
+        kvmem__attend_begin(w, c);
+        kvmem__attend_some(w, c, job->layer, g, t, job->n, 0, INT_MAX, job->q + at, read);
+        kvmem__attend_end(w, c, job->layer, g, job->out + at, lse);
+    } else {
+        float *p = job->parts + (size_t)u * (size_t)(r * (d + 2));
+        w->m = p;
+        w->l = p + r;
+        w->o = p + 2 * r;
+        memset(w->l, 0, (size_t)r * sizeof(float));
+        kvmem__attend_begin(w, c);
+        kvmem__attend_some(w, c, job->layer, g, t, job->n, u % job->chunks, u % job->chunks + 1, job->q + at, read);
+    }
+}
+/* Merge the chunks' parts in their order: the same operations as without cutting. */
+static void kvmem__attend_parts(const kvmem__job *job, kvmem__worker *w) {
+    const kvmem_cache *c = job->c;
+    const int G = c->shape.n_kv_heads, H = c->shape.n_heads, r = H / G, d = c->shape.head_dim;
+    int b, i;
+    for (b = 0; b < G * job->n; b++) {
+        const int g = b / job->n, t = b % job->n;
+        const size_t row = (size_t)t * (size_t)H + (size_t)(g * r);
+        kvmem__attend_begin(w, c);
+        for (i = 0; i < job->chunks; i++) {
+            w->m = job->parts + (size_t)(b * job->chunks + i) * (size_t)(r * (d + 2));
+            w->l = w->m + r;
+            w->o = w->l + r;
+            kvmem__attend_merge(w, c);
+        }
+        kvmem__attend_end(w, c, job->layer, g, job->out + row * (size_t)d, job->lse ? job->lse + row : NULL);
+    }
+}
 static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const float *q, float *out, float *lse) {
-    const int G = c->shape.n_kv_heads, H = c->shape.n_heads, d = c->shape.head_dim, r = H / G;
+    const int G = c->shape.n_kv_heads, r = c->shape.n_heads / G, d = c->shape.head_dim;
     const int picks = ((const kvmem_retrieve_entry *)(const void *)c->recipe.stage[KVMEM_RETRIEVE].entry)->fn != NULL;
-    const int tiles = kvmem__tile_workers(c, c->arena->limit, n, G);
-    const int per = tiles ? KVMEM__MAX(1, KVMEM__TILE_ROWS / r) : 1, blocks = (n + per - 1) / per;
-    int units = G * blocks, u, workers = tiles, max_pages = 0, g;
+    kvmem__job job;
+    int units, u, workers, longest = 0, g;
     double work = 0;
-    unsigned char *read = NULL;
     float *f;
-    size_t mask = 0;
-    if (picks) {
-        for (g = 0; g < G; g++) max_pages = KVMEM__MAX(max_pages, kvmem__lane_at(c, layer, g)->n_pages);
-        mask = KVMEM__ALIGN16((size_t)G * (size_t)max_pages);
+    size_t mask, parts = 0;
+    memset(&job, 0, sizeof job);
+    job.c = c;
+    job.layer = layer;
+    job.n = n;
+    job.q = q;
+    job.out = out;
+    job.lse = lse;
+    for (g = 0; g < G; g++) {
+        const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+        job.max_pages = KVMEM__MAX(job.max_pages, ln->n_pages);
+        longest = KVMEM__MAX(longest, ln->n);
+        work += (double)n * ln->n * 2 * r * d;
     }
-    if (tiles) KVMEM__TRY(kvmem__scratch(c, mask + (size_t)tiles * c->tile_bytes));
+    mask = picks ? KVMEM__ALIGN16((size_t)G * (size_t)job.max_pages) : 0;
+    job.tiles = workers = kvmem__tile_workers(c, c->arena->limit, n, G);
+    job.per = job.tiles ? KVMEM__MAX(1, KVMEM__TILE_ROWS / r) : 1;
+    job.blocks = (n + job.per - 1) / job.per;
+    job.chunks = 1;
+    if (job.tiles) KVMEM__TRY(kvmem__scratch(c, mask + (size_t)job.tiles * c->tile_bytes));
     else {
-        for (g = 0; g < G; g++) work += (double)n * kvmem__lane_at(c, layer, g)->n * 2 * r * d;
-        KVMEM__TRY(kvmem__workers(c, mask, KVMEM__MIN(kvmem__threads_for(c->threads, work), units), &workers));
+        const int threads = kvmem__threads_for(c->threads, work);
+        parts = kvmem__split_floats(c, c->arena->limit, n, G, threads, longest);
+        if (parts) job.chunks = (longest + KVMEM__CHUNK - 1) / KVMEM__CHUNK;
+        KVMEM__TRY(kvmem__workers(c, mask + parts * sizeof(float), KVMEM__MIN(threads, G * job.blocks * job.chunks), &workers));
     }
+    units = G * job.blocks * job.chunks;
     f = (float *)(void *)((uint8_t *)c->scratch + mask);
+    if (parts) job.parts = f;
+    f += parts;
     if (picks) {
-        read = (unsigned char *)c->scratch;
+        unsigned char *read = (unsigned char *)c->scratch;
+        job.read = read;
         for (g = 0; g < G; g++)
-            KVMEM__TRY(kvmem__retrieve(c, layer, g, n, q, read + (size_t)g * (size_t)max_pages));
+            KVMEM__TRY(kvmem__retrieve(c, layer, g, n, q, read + (size_t)g * (size_t)job.max_pages));
     }
 #ifdef _OPENMP
 #pragma omp parallel num_threads(workers)
@@ -5799,19 +5888,17 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
 #ifdef _OPENMP
         id = omp_get_thread_num();
 #endif
-        if (tiles) kvmem__tile_init(&x, c, f + (size_t)id * (c->tile_bytes / sizeof(float)));
+        if (job.tiles) kvmem__tile_init(&x, c, f + (size_t)id * (c->tile_bytes / sizeof(float)));
         else kvmem__worker_init(&w, c, f + (size_t)id * (c->worker_bytes / sizeof(float)));
 #ifdef _OPENMP
 #pragma omp for schedule(dynamic, 1)
 #endif
-        for (u = 0; u < units; u++) { /* units of one lane are neighbours; the last ones, the longest, first */
-            const int lane = u / blocks, t = tiles ? (blocks - 1 - u % blocks) * per : u % blocks;
-            const size_t row = (size_t)t * (size_t)H + (size_t)(lane * r);
-            const unsigned char *pages = read ? read + (size_t)lane * (size_t)max_pages : NULL;
-            if (tiles) kvmem__tile_unit(&x, c, layer, lane, t, KVMEM__MIN(per, n - t), n, q, out, lse, pages);
-            else kvmem__attend_one(&w, c, layer, lane, t, n, q + row * (size_t)d, out + row * (size_t)d,
-                                   lse ? lse + row : NULL, pages);
-        }
+        for (u = 0; u < units; u++) kvmem__attend_unit(&job, u, &w, &x); /* those of one lane are neighbours */
+    }
+    if (job.parts) {
+        kvmem__worker w;
+        kvmem__worker_init(&w, c, f);
+        kvmem__attend_parts(&job, &w);
     }
     return KVMEM_OK;
 }
@@ -6787,10 +6874,15 @@ static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
 static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
     const int P = e->p.page, G = e->G, threads = kvmem__threads(e->c.threads);
     size_t rows = e->c.shape.rope ? (size_t)n * (size_t)G * (size_t)e->c.shape.head_dim * sizeof(float) : 0;
-    int l, due, mean, tiles;
+    int l, due, mean, tiles, longest = 0;
     tiles = kvmem__tile_workers(&e->c, e->p.limit, n, G);
     rows = KVMEM__MAX(rows, tiles ? (size_t)tiles * e->c.tile_bytes
                                   : (size_t)KVMEM__MIN(threads, n * G) * e->c.worker_bytes);
+    for (l = 0; !tiles && l < e->c.shape.n_layers; l++) longest = KVMEM__MAX(longest, e->len[l] + n);
+    if (longest) {
+        const size_t parts = kvmem__split_floats(&e->c, e->p.limit, n, G, threads, longest) * sizeof(float);
+        if (parts) rows = KVMEM__MAX(rows, parts + (size_t)threads * e->c.worker_bytes);
+    }
     e->c.block_n = n;
     e->c.scratch_size = KVMEM__MAX(e->c.scratch_size, rows);
     for (l = 0; l < e->c.shape.n_layers; l++) {

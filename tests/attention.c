@@ -171,11 +171,76 @@ TEST(product_equals_plain_for_every_rest) {
                     }
     }
 }
+TEST(lanes_cut_for_more_threads_give_the_same_bits) {
+    const setup one = { 8, 1, 64, 64, 2603, 0, 1, 1, 0, 1, "full codec.k=f16 codec.v=q8_0" };
+    const setup windowed = { 6, 2, 64, 64, 2201, 1200, 1, 1, 0, 0, "full" };
+    int p, i, threads;
+    for (p = 0; p < 3; p++) {
+        const kvmem_backend *b = path(p);
+        for (i = 0; b && i < 2; i++) {
+            const setup *s = i ? &windowed : &one;
+            const size_t n = (size_t)(s->n * s->heads * s->d);
+            float *x = (float *)malloc(n * sizeof *x), *y = (float *)malloc(n * sizeof *y);
+            REQUIRE_OK(feed(s, b, 1, 500, x)); /* the rest of 3 or 1 goes token by token */
+            for (threads = 2; threads <= 5; threads += 3) {
+                REQUIRE_OK(feed(s, b, threads, 500, y));
+                if (memcmp(x, y, n * sizeof *x)) FAIL_AT("%s: %d threads differ by %g", b->name, threads, worst(x, y, n));
+            }
+            free(x); free(y);
+        }
+    }
+}
+TEST(live_bytes_stay_under_the_limit_and_the_estimate_knows_the_tiles) {
+    const char *const names[3] = { "avx512", "avx2", "neon" };
+    int p, k;
+    for (p = 0; p < 3; p++) {
+        for (k = 0; k < 2; k++) { /* without and with a byte limit that leaves room for tiles */
+            const int H = 8, G = 2, d = 64, L = 2, N = 1200;
+            kvmem_config cfg = kvmem_config_default();
+            kvmem_recipe rec;
+            kvmem_cache c;
+            kvmem_bytes b, est;
+            kvmem_error e;
+            test_heap heap = { 0, 0, 0, 0, 0 };
+            float *q = numbers((size_t)(512 * H * d), 1), *o = numbers((size_t)(512 * H * d), 1);
+            int t, l, n;
+            cfg.backend = kvmem_backend_cpu(names[p]);
+            if (!cfg.backend) { free(q); free(o); continue; }
+            REQUIRE_OK(kvmem_recipe_parse(&rec, k ? "h2o budget=200" : "full", &e));
+            cfg.shape.n_layers = L; cfg.shape.n_heads = H; cfg.shape.n_kv_heads = G; cfg.shape.head_dim = d;
+            cfg.recipe = &rec;
+            cfg.threads = 1;
+            cfg.max_bytes = k ? (size_t)3 << 20 : 0;
+            cfg.allocator = test_allocator(&heap);
+            REQUIRE_OK(kvmem_cache_init(&c, &cfg));
+            for (t = 0; t < N; t += n) {
+                n = KVMEM__MIN(KVMEM__MIN(kvmem_cache_room(&c), 512), N - t);
+                REQUIRE(n > 0);
+                for (l = 0; l < L; l++) {
+                    if (kvmem_cache_append(&c, l, n, q, q, NULL) || kvmem_cache_attend(&c, l, n, q, o))
+                        FAIL_AT("%s", c.error.text);
+                }
+                REQUIRE_OK(kvmem_cache_commit(&c, t + n == N ? KVMEM_PROMPT_END : KVMEM_PREFILL));
+                CHECK(!k || heap.live <= cfg.max_bytes);
+            }
+            kvmem_cache_bytes(&c, &b);
+            CHECK(b.peak.total == heap.peak);
+            CHECK(!k || heap.peak <= cfg.max_bytes);
+            REQUIRE_OK(kvmem_estimate(&cfg, N, 0, &est, &e));
+            if (!k) CHECK(est.peak.total == b.peak.total && est.live.total == b.live.total);
+            kvmem_cache_free(&c);
+            CHECK(heap.live == 0 && heap.wrong == 0);
+            free(q); free(o);
+        }
+    }
+}
 int main(int argc, char **argv) {
     test_begin(argc, argv, "attention");
     RUN(product_equals_plain_for_every_rest);
     RUN(attention_equals_a_double_precision_oracle);
     RUN(tiles_equal_the_token_loop_within_rounding);
     RUN(any_cut_of_the_prompt_and_any_threads_give_the_same_bits);
+    RUN(lanes_cut_for_more_threads_give_the_same_bits);
+    RUN(live_bytes_stay_under_the_limit_and_the_estimate_knows_the_tiles);
     return test_end();
 }
