@@ -42,13 +42,13 @@ run: kvmem ## play the main job: a model through a compressed cache (MODEL= TOKE
 
 test: ## build and run every test; the last line is `N passed, N failed`
 	@$(MAKE) --no-print-directory -j$(JOBS) testbins
-	@B=$(B) CC="$(CC)" sh tools/runtests.sh $(TESTS) $(SCRIPTS)
+	@B=$(B) CC="$(CC)" JOBS=$(JOBS) sh tools/runtests.sh $(SCRIPTS) $(TESTS)
 list-tests:
 	@echo $(TESTS)
 testbins: $(if $(wildcard tools/kvmem.c),kvmem) $(TESTS) $(EXAMPLES) $(FUZZ) $(TOOLS)
 
 check: kvmem $(EXAMPLES) $(TOOLS) ## every way to include the header, gcc and clang, C and C++, all options; symbols, contents, tables
-	@B=$(B) CC="$(CC)" FULL=1 sh tools/runtests.sh tests/header.sh tests/projects.sh tests/readme.sh
+	@B=$(B) CC="$(CC)" FULL=1 JOBS=$(JOBS) sh tools/runtests.sh tests/header.sh tests/projects.sh tests/readme.sh
 
 sanitize: ## the tests under ASan and UBSan with leak checks, then a short session under valgrind
 	@sh tools/sanitize.sh

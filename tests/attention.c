@@ -1,5 +1,6 @@
 /* Attention of blocks: tiles against the token-by-token loop and a double-precision oracle; the same
    bits for any cut of the prompt and any number of threads. */
+#define KVMEM_NO_DECODER /* the memory layer alone */
 #include "test.h"
 
 typedef struct setup {

@@ -1,5 +1,6 @@
 /* The memory layer: pages, lanes, attention against a double-precision oracle, commit, limits, copies,
    saved caches. */
+#define KVMEM_NO_DECODER /* the memory layer alone */
 #include "test.h"
 
 /* --- a stream of random rows and the oracle -------------------------------------------------------- */

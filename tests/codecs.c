@@ -1,4 +1,5 @@
 /* Codecs of K and V rows: the formats, their error figures, dot and axpy against decode, fast twins. */
+#define KVMEM_NO_DECODER /* the memory layer alone */
 #include "test.h"
 
 static const char *const path_names[] = { "plain", "neon", "avx2", "avx512" };

@@ -1,4 +1,5 @@
 /* Half floats, exp, top-k, random numbers, checksums, the little printf. */
+#define KVMEM_NO_DECODER /* the memory layer alone */
 #include "test.h"
 
 TEST(f16_round_trips_every_pattern) {

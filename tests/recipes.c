@@ -1,4 +1,5 @@
 /* The recipe line: what it accepts, what it refuses and why, printing back, presets, checks. */
+#define KVMEM_NO_DECODER /* the memory layer alone */
 #include "test.h"
 
 static kvmem_recipe parsed(const char *text) { /* a recipe that must parse */

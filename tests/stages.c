@@ -1,5 +1,6 @@
 /* The stages: each method's worked example, the facts that every eviction must show, and a slow oracle in
    double precision that keeps, drops and attends beside the cache. */
+#define KVMEM_NO_DECODER /* the memory layer alone */
 #include "test.h"
 
 /* ---- pieces that need no cache ---- */
