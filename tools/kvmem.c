@@ -1951,7 +1951,7 @@ static const option measure_options[] = {
     O_MAX_BYTES, O_NO_BOS, O_SPECIAL, O_THREADS, O_BACKEND, O_JSON,
     O_FLAG("--csv", csv, "print the table as CSV"), O_END };
 static const option logits_options[] = {
-    O_MODEL(1), O_TOKENS, O_TOKENS_FILE,
+    O_MODEL(1), O_TOKENIZER, O_TOKENS, O_TOKENS_FILE,
     { "-o", "--output", TEXT, AT(output), "FILE", NULL, 0, 0, 1, "where the rows go" },
     O_KV, O_ROPE_CTX,
     O_INT("--prompt-tokens", first, "N", NULL, 1, BIG,
