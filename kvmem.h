@@ -3426,11 +3426,12 @@ KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__fold_avx512(const __m512 *a) {
     return _mm512_add_ps(_mm512_shuffle_ps(x, y, 0x44), _mm512_shuffle_ps(x, y, 0xee));
 }
 
-/* nq (1, 2 or 4) queries against n rows, 16 / nq rows at a time. Rows past the end repeat the last. */
+/* nq (1 to 4) queries against n rows, 16 / nq (4 for 3) rows at a time. Rows past the end repeat the
+   last. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_avx512_nq(kvmem__rows kind, int nq, float *s, size_t ld,
                                                       const uint8_t *rows, size_t rb, int n,
                                                       const float *q, int d) {
-    const int nr = 16 / nq;
+    const int nr = nq == 3 ? 4 : 16 / nq;
     int t, c, i, r;
     for (t = 0; t < n; t += nr) {
         const int m = KVMEM__MIN(nr, n - t);
@@ -3466,7 +3467,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_avx512_nq(kvmem__rows kind, int nq, 
             _mm_mask_storeu_ps(s + t, some, _mm512_castps512_ps128(x));
             _mm_mask_storeu_ps(s + ld + t, some, _mm512_extractf32x4_ps(x, 1));
             _mm_mask_storeu_ps(s + 2 * ld + t, some, _mm512_extractf32x4_ps(x, 2));
-            _mm_mask_storeu_ps(s + 3 * ld + t, some, _mm512_extractf32x4_ps(x, 3));
+            if (nq == 4) _mm_mask_storeu_ps(s + 3 * ld + t, some, _mm512_extractf32x4_ps(x, 3));
         }
     }
 }
@@ -3573,6 +3574,9 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__q_bytes(float *out, const float *q, int 
         out[17] = scale;
     }
 }
+/* acc += products, in place: from the intrinsic gcc 12 makes copies and spills inside the loop of
+   kvmem__axpy_pairs, a fifth of its time. */
+#define KVMEM__DPWSSD(acc, x, y) __asm__("vpdpwssd {%2, %1, %0|%0, %1, %2}" : "+v"(acc) : "v"(x), "v"(y))
 /* Ask for the line at p + n. The byte kernels touch many rows at once, which the processor's own prefetch
    does not follow, so they ask for the row 64 further on: in the cache's pages V follows K, and the lane's
    next page most often follows V. Any address may be asked for. */
@@ -3689,12 +3693,9 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_vnni(kvmem__rows kind, float *s, int
     const uint8_t *in = (const uint8_t *)rows;
     const size_t rb = kvmem__row_bytes(kind, d), l = (size_t)ld, qf = (size_t)(d / 32) * KVMEM__QWORDS;
     for (; nq >= 4; nq -= 4, s += 4 * l, q += 4 * qf) kvmem__dot_vnni_nq(kind, 4, s, l, in, rb, n, q, d);
-    if (nq & 2) {
-        kvmem__dot_vnni_nq(kind, 2, s, l, in, rb, n, q, d);
-        s += 2 * l;
-        q += 2 * qf;
-    }
-    if (nq & 1) kvmem__dot_vnni_nq(kind, 1, s, l, in, rb, n, q, d);
+    if (nq == 3) kvmem__dot_vnni_nq(kind, 3, s, l, in, rb, n, q, d);
+    else if (nq == 2) kvmem__dot_vnni_nq(kind, 2, s, l, in, rb, n, q, d);
+    else if (nq == 1) kvmem__dot_vnni_nq(kind, 1, s, l, in, rb, n, q, d);
 }
 
 /* Weighted sums of integers, at most 64 rows of one piece: w (nq, 64) are the weights over their largest,
@@ -3761,8 +3762,8 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_pairs(kvmem__rows kind, int nq, flo
         for (i = 0; i < nq; i++) {
             int pair;
             memcpy(&pair, u + 64 * i + t, 4);
-            a[2 * i] = _mm512_dpwssd_epi32(a[2 * i], x, _mm512_set1_epi32(pair));
-            a[2 * i + 1] = _mm512_dpwssd_epi32(a[2 * i + 1], y, _mm512_set1_epi32(pair));
+            KVMEM__DPWSSD(a[2 * i], x, _mm512_set1_epi32(pair));
+            KVMEM__DPWSSD(a[2 * i + 1], y, _mm512_set1_epi32(pair));
         }
     }
     KVMEM__UNROLL
@@ -3835,7 +3836,7 @@ KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__fold_avx2(const __m256 *a) {
 KVMEM__AVX2 KVMEM__INLINE void kvmem__dot_avx2_nq(kvmem__rows kind, int nq, float *s, size_t ld,
                                                   const uint8_t *rows, size_t rb, int n, const float *q,
                                                   int d) {
-    const int nr = 8 / nq, coded = kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0;
+    const int nr = nq == 3 ? 2 : 8 / nq, coded = kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0;
     int t, c, j, i, r;
     for (t = 0; t < n; t += nr) {
         const int m = KVMEM__MIN(nr, n - t);
@@ -4079,7 +4080,7 @@ KVMEM__INLINE float kvmem__scale_neon(const uint8_t *piece) {
 }
 KVMEM__INLINE void kvmem__dot_neon_nq(kvmem__rows kind, int nq, float *s, size_t ld, const uint8_t *rows,
                                       size_t rb, int n, const float *q, int d) {
-    const int nr = 16 / nq, coded = kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0;
+    const int nr = nq == 3 ? 4 : 16 / nq, coded = kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0;
     int t, c, i, r;
     for (t = 0; t < n; t += nr) {
         const int m = KVMEM__MIN(nr, n - t);
@@ -4182,11 +4183,12 @@ KVMEM__INLINE void kvmem__decode_neon(kvmem__rows kind, float *out, const void *
         if (d % 16) { kvmem__dot_rows(kind, s, ld, rows, n, q, nq, d); return; }                    \
         for (; nq - i >= 4; i += 4)                                                                 \
             kvmem__dot_##isa##_nq(kind, 4, s + l * (size_t)i, l, in, rb, n, q + f * (size_t)i, d);  \
-        if (nq - i >= 2) {                                                                          \
-            kvmem__dot_##isa##_nq(kind, 2, s + l * (size_t)i, l, in, rb, n, q + f * (size_t)i, d);  \
-            i += 2;                                                                                 \
+        switch (nq - i) {                                                                           \
+        case 3: kvmem__dot_##isa##_nq(kind, 3, s + l * (size_t)i, l, in, rb, n, q + f * (size_t)i, d); break; \
+        case 2: kvmem__dot_##isa##_nq(kind, 2, s + l * (size_t)i, l, in, rb, n, q + f * (size_t)i, d); break; \
+        case 1: kvmem__dot_##isa##_nq(kind, 1, s + l * (size_t)i, l, in, rb, n, q + f * (size_t)i, d); break; \
+        default: break;                                                                             \
         }                                                                                           \
-        if (i < nq) kvmem__dot_##isa##_nq(kind, 1, s + l * (size_t)i, l, in, rb, n, q + f * (size_t)i, d); \
     }                                                                                               \
     attr static void kvmem__##word##_axpy_##isa(const double *par, float *acc, const void *rows, int n, \
                                                 const float *w, int ld, int nq, int d) {            \
@@ -4197,11 +4199,12 @@ KVMEM__INLINE void kvmem__decode_neon(kvmem__rows kind, float *out, const void *
         if (d % 16) { kvmem__axpy_rows(kind, acc, rows, n, w, ld, nq, d); return; }                 \
         for (; nq - i >= 4; i += 4)                                                                 \
             kvmem__axpy_##isa##_q(kind, 4, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); \
-        if (nq - i >= 2) {                                                                          \
-            kvmem__axpy_##isa##_q(kind, 2, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); \
-            i += 2;                                                                                 \
+        switch (nq - i) {                                                                           \
+        case 3: kvmem__axpy_##isa##_q(kind, 3, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); break; \
+        case 2: kvmem__axpy_##isa##_q(kind, 2, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); break; \
+        case 1: kvmem__axpy_##isa##_q(kind, 1, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); break; \
+        default: break;                                                                             \
         }                                                                                           \
-        if (i < nq) kvmem__axpy_##isa##_q(kind, 1, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); \
     }                                                                                               \
     attr static void kvmem__##word##_decode_##isa(const double *par, float *out, const void *in, int n, \
                                                   int d) {                                          \
@@ -4278,11 +4281,12 @@ KVMEM__AVX512 static void kvmem__q4_0_dot_vnni(const double *par, float *s, int 
         if (d % 32) { kvmem__##word##_axpy_avx512(par, acc, rows, n, w, ld, nq, d); return; }       \
         for (; nq - i >= 4; i += 4)                                                                 \
             kvmem__axpy_vnni_q(kind, 4, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d);   \
-        if (nq - i >= 2) {                                                                          \
-            kvmem__axpy_vnni_q(kind, 2, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d);   \
-            i += 2;                                                                                 \
+        switch (nq - i) {                                                                           \
+        case 3: kvmem__axpy_vnni_q(kind, 3, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); break; \
+        case 2: kvmem__axpy_vnni_q(kind, 2, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); break; \
+        case 1: kvmem__axpy_vnni_q(kind, 1, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); break; \
+        default: break;                                                                             \
         }                                                                                           \
-        if (i < nq) kvmem__axpy_vnni_q(kind, 1, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); \
     }
 KVMEM__AXPY_VNNI(q8_0, KVMEM__ROWS_Q8_0)
 KVMEM__AXPY_VNNI(q4_0, KVMEM__ROWS_Q4_0)
