@@ -3955,7 +3955,8 @@ KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__bf16_avx2(const float *x) { /* 16 bfloa
     for (i = 0; i < 2; i++) {
         const __m256i v = _mm256_castps_si256(_mm256_loadu_ps(x + 8 * i));
         const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(v, 16), _mm256_set1_epi32(1));
-        const __m256i nan = _mm256_cmpgt_epi32(_mm256_and_si256(v, _mm256_set1_epi32(0x7fffffff)), _mm256_set1_epi32(0x7f800000));
+        const __m256i size = _mm256_and_si256(v, _mm256_set1_epi32(0x7fffffff));
+        const __m256i nan = _mm256_cmpgt_epi32(size, _mm256_set1_epi32(0x7f800000));
         u[i] = _mm256_srli_epi32(_mm256_add_epi32(v, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
         u[i] = _mm256_blendv_epi8(u[i], _mm256_or_si256(_mm256_srli_epi32(v, 16), _mm256_set1_epi32(64)), nan);
     }
@@ -5499,8 +5500,8 @@ static kvmem_status kvmem__retrieve(kvmem_cache *c, int layer, int g, int n, con
    rounding.      test: tests/attention.c */
 
 /* --- C (m, n) = or += A (m, k) B (k, n), n a multiple of 16; sums over k run in rising order --- */
-KVMEM__UNUSED static void kvmem__product_plain(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, int m,
-                                 int k, int n, int add) {
+KVMEM__UNUSED static void kvmem__product_plain(float *c, size_t ldc, const float *a, size_t lda,
+                                               const float *b, size_t ldb, int m, int k, int n, int add) {
     int i, j, x;
     for (i = 0; i < m; i++) {
         float *ci = c + (size_t)i * ldc;
@@ -5513,8 +5514,9 @@ KVMEM__UNUSED static void kvmem__product_plain(float *c, size_t ldc, const float
 }
 #if KVMEM__X86
 /* mr (1, 2, 4) rows x nv vectors of C in registers. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__product_avx512_at(int mr, int nv, float *c, size_t ldc, const float *a, size_t lda,
-                                                          const float *b, size_t ldb, int k, int add) {
+KVMEM__AVX512 KVMEM__INLINE void kvmem__product_avx512_at(int mr, int nv, float *c, size_t ldc,
+                                                          const float *a, size_t lda, const float *b,
+                                                          size_t ldb, int k, int add) {
     __m512 s[16], y[4], f;
     int i, j, x;
     KVMEM__UNROLL
@@ -5539,8 +5541,8 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__product_avx512_at(int mr, int nv, float 
         for (j = 0; j < nv; j++) _mm512_storeu_ps(c + (size_t)i * ldc + 16 * j, s[i * nv + j]);
     }
 }
-KVMEM__AVX512 static void kvmem__product_avx512(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
-                                                int m, int k, int n, int add) {
+KVMEM__AVX512 static void kvmem__product_avx512(float *c, size_t ldc, const float *a, size_t lda,
+                                                const float *b, size_t ldb, int m, int k, int n, int add) {
     int i, j;
     for (j = 0; j < n;) {
         const int nv = n - j >= 64 ? 4 : n - j >= 32 ? 2 : 1;
@@ -5559,12 +5561,13 @@ KVMEM__AVX512 static void kvmem__product_avx512(float *c, size_t ldc, const floa
         j += 16 * nv;
     }
 }
-KVMEM__AVX2 KVMEM__INLINE void kvmem__product_avx2_at(int mr, float *c, size_t ldc, const float *a, size_t lda, const float *b,
-                                                      size_t ldb, int k, int add) {
+KVMEM__AVX2 KVMEM__INLINE void kvmem__product_avx2_at(int mr, float *c, size_t ldc, const float *a,
+                                                      size_t lda, const float *b, size_t ldb, int k, int add) {
     __m256 s[12], y[2], f;
     int i, x;
     KVMEM__UNROLL
-    for (i = 0; i < 2 * mr; i++) s[i] = add ? _mm256_loadu_ps(c + (size_t)(i / 2) * ldc + 8 * (i % 2)) : _mm256_setzero_ps();
+    for (i = 0; i < 2 * mr; i++)
+        s[i] = add ? _mm256_loadu_ps(c + (size_t)(i / 2) * ldc + 8 * (i % 2)) : _mm256_setzero_ps();
     for (x = 0; x < k; x++) {
         y[0] = _mm256_loadu_ps(b + (size_t)x * ldb);
         y[1] = _mm256_loadu_ps(b + (size_t)x * ldb + 8);
@@ -5578,8 +5581,8 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__product_avx2_at(int mr, float *c, size_t l
     KVMEM__UNROLL
     for (i = 0; i < 2 * mr; i++) _mm256_storeu_ps(c + (size_t)(i / 2) * ldc + 8 * (i % 2), s[i]);
 }
-KVMEM__AVX2 static void kvmem__product_avx2(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, int m,
-                                            int k, int n, int add) {
+KVMEM__AVX2 static void kvmem__product_avx2(float *c, size_t ldc, const float *a, size_t lda, const float *b,
+                                            size_t ldb, int m, int k, int n, int add) {
     int i, j;
     for (j = 0; j < n; j += 16) {
         for (i = 0; m - i >= 6; i += 6)
@@ -5619,8 +5622,8 @@ KVMEM__AVX2 static void kvmem__turn_avx2(float *out, size_t ldo, const float *ro
 }
 #endif
 #if KVMEM__NEON
-KVMEM__INLINE void kvmem__product_neon_at(int mr, float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
-                                          int k, int add) {
+KVMEM__INLINE void kvmem__product_neon_at(int mr, float *c, size_t ldc, const float *a, size_t lda,
+                                          const float *b, size_t ldb, int k, int add) {
     float32x4_t s[16], y[4];
     int i, x;
     KVMEM__UNROLL
@@ -5634,8 +5637,8 @@ KVMEM__INLINE void kvmem__product_neon_at(int mr, float *c, size_t ldc, const fl
     KVMEM__UNROLL
     for (i = 0; i < 4 * mr; i++) vst1q_f32(c + (size_t)(i / 4) * ldc + 4 * (i % 4), s[i]);
 }
-static void kvmem__product_neon(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb, int m, int k, int n,
-                                int add) {
+static void kvmem__product_neon(float *c, size_t ldc, const float *a, size_t lda, const float *b, size_t ldb,
+                                int m, int k, int n, int add) {
     int i, j;
     for (j = 0; j < n; j += 16) {
         for (i = 0; m - i >= 4; i += 4)
@@ -5645,8 +5648,8 @@ static void kvmem__product_neon(float *c, size_t ldc, const float *a, size_t lda
     }
 }
 #endif
-static void kvmem__product(const kvmem_backend *b, float *c, size_t ldc, const float *a, size_t lda, const float *x, size_t ldx,
-                           int m, int k, int n, int add) {
+static void kvmem__product(const kvmem_backend *b, float *c, size_t ldc, const float *a, size_t lda,
+                           const float *x, size_t ldx, int m, int k, int n, int add) {
 #if KVMEM__X86
     if (b->isa == 3) { kvmem__product_avx512(c, ldc, a, lda, x, ldx, m, k, n, add); return; }
     if (b->isa == 2) { kvmem__product_avx2(c, ldc, a, lda, x, ldx, m, k, n, add); return; }
@@ -5745,7 +5748,8 @@ static void kvmem__tile_step(kvmem__tile *x, const kvmem_cache *c, int e, int w,
     kvmem__product(be, o, (size_t)x->dp, x->s, (size_t)x->w, x->v, (size_t)x->dp, rows, w, x->dp, 1);
 }
 /* out (r, d) and lse (r) of the tokens from O, m and l. */
-static void kvmem__tile_finish(kvmem__tile *x, const kvmem_cache *c, int layer, int g, int t0, int tn, float *out, float *lse) {
+static void kvmem__tile_finish(kvmem__tile *x, const kvmem_cache *c, int layer, int g, int t0, int tn,
+                               float *out, float *lse) {
     const int H = c->shape.n_heads, r = H / c->shape.n_kv_heads, d = c->shape.head_dim;
     int i, y;
     for (i = 0; i < tn * r; i++) {
@@ -5764,8 +5768,8 @@ static void kvmem__tile_finish(kvmem__tile *x, const kvmem_cache *c, int layer, 
     }
 }
 /* Tokens [t0, t0 + tn) of a block of n, KV head g. read (n_pages) or NULL: pages not read are 0. */
-static void kvmem__tile_unit(kvmem__tile *x, const kvmem_cache *c, int layer, int g, int t0, int tn, int n, const float *q,
-                             float *out, float *lse, const unsigned char *read) {
+static void kvmem__tile_unit(kvmem__tile *x, const kvmem_cache *c, int layer, int g, int t0, int tn, int n,
+                             const float *q, float *out, float *lse, const unsigned char *read) {
     const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
     const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads;
     const kvmem_place_fn fn = ((const kvmem_place_entry *)(const void *)c->recipe.stage[KVMEM_PLACE].entry)->fn;
@@ -5816,7 +5820,8 @@ static void kvmem__attend_unit(const kvmem__job *job, int u, kvmem__worker *w, k
     const unsigned char *read = job->read ? job->read + (size_t)g * (size_t)job->max_pages : NULL;
     float *lse = job->lse ? job->lse + row : NULL;
     if (job->tiles) {
-        kvmem__tile_unit(x, c, job->layer, g, t, KVMEM__MIN(job->per, job->n - t), job->n, job->q, job->out, job->lse, read);
+        kvmem__tile_unit(x, c, job->layer, g, t, KVMEM__MIN(job->per, job->n - t), job->n, job->q, job->out,
+                         job->lse, read);
         return;
     }
     if (!job->parts) {
@@ -5882,7 +5887,8 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
         const int threads = kvmem__threads_for(c->threads, work);
         parts = kvmem__split_floats(c, c->arena->limit, n, G, threads, longest);
         if (parts) job.chunks = (longest + KVMEM__CHUNK - 1) / KVMEM__CHUNK;
-        KVMEM__TRY(kvmem__workers(c, mask + parts * sizeof(float), KVMEM__MIN(threads, G * job.blocks * job.chunks), &workers));
+        KVMEM__TRY(kvmem__workers(c, mask + parts * sizeof(float), KVMEM__MIN(threads,
+                   G * job.blocks * job.chunks), &workers));
     }
     units = G * job.blocks * job.chunks;
     f = (float *)(void *)((uint8_t *)c->scratch + mask);

@@ -128,7 +128,10 @@ static int calls(const kvmem_backend *b, const char *only) {
             const double error = call_error(H, G, d, codecs[k], b);
             call x;
             if (*only && strcmp(only, codecs[k])) continue;
-            if (!(error >= 0 && error < 1e-4)) { fprintf(stderr, "%s differs from its plain twin: %g\n", codecs[k], error); return 1; }
+            if (!(error >= 0 && error < 1e-4)) {
+                fprintf(stderr, "%s differs from its plain twin: %g\n", codecs[k], error);
+                return 1;
+            }
             if (!call_init(&x, H, G, d, codecs[k], b, bench_threads)) { fprintf(stderr, "no memory\n"); return 1; }
             for (i = 0; i < 2; i++) {
                 bench_sample many, one;
@@ -205,7 +208,10 @@ int main(int argc, char **argv) {
                     else memcpy(j.q + qf * (size_t)i, q + i * j.d, (size_t)j.d * sizeof *q);
                 }
                 error = check(&j, plain, q);
-                if (error > 1e-4) { fprintf(stderr, "%s differs from its plain twin: %g\n", plain->e.word, error); return 1; }
+                if (error > 1e-4) {
+                    fprintf(stderr, "%s differs from its plain twin: %g\n", plain->e.word, error);
+                    return 1;
+                }
                 for (i = 0; i < 4; i++) {
                     const size_t size = i & 1 ? big / part * part : small;
                     bench_sample t;
@@ -215,7 +221,8 @@ int main(int argc, char **argv) {
                     t = bench_samples(run, &j, 0.02);
                     rate = (double)j.n * (double)j.rb / t.median;
                     bench_row("%s|%s|%d|%d|%s|%.2f|%.2f|%.1f|%.1e", plain->e.word, j.is_axpy ? "axpy" : "dot", j.d,
-                              j.nq, i & 1 ? "memory" : "cache", rate / 1e9, rate / one, (double)j.n / t.median / 1e6, error);
+                              j.nq, i & 1 ? "memory" : "cache", rate / 1e9, rate / one,
+                              (double)j.n / t.median / 1e6, error);
                 }
             }
         }

@@ -115,7 +115,8 @@ TEST(any_cut_of_the_prompt_and_any_threads_give_the_same_bits) {
             const int cut = i % 2 ? 10 : 25; /* no rest of fewer than 8 tokens */
             REQUIRE_OK(feed(s, b, 1, s->n, x));
             REQUIRE_OK(feed(s, b, 1, s->n % cut && s->n % cut < KVMEM__TILE_MIN ? s->n / 2 : cut, y));
-            if (memcmp(x, y, n * sizeof *x)) FAIL_AT("%s, setup %d: blocks of %d change bits by %g", b->name, i, cut, worst(x, y, n));
+            if (memcmp(x, y, n * sizeof *x))
+                FAIL_AT("%s, setup %d: blocks of %d change bits by %g", b->name, i, cut, worst(x, y, n));
             REQUIRE_OK(feed(s, b, 2, s->n, y));
             if (memcmp(x, y, n * sizeof *x)) FAIL_AT("%s, setup %d: two threads change bits", b->name, i);
             free(x); free(y);
@@ -126,7 +127,8 @@ TEST(attention_equals_a_double_precision_oracle) {
     const setup s = { 6, 2, 24, 16, 75, 20, 0, 0, 5, 1, "full" };
     const char *const names[4] = { "plain", "avx512", "avx2", "neon" };
     float *q = numbers((size_t)(s.n * s.heads * s.d), 1), *k = numbers((size_t)(s.n * s.kv * s.d), 2);
-    float *v = numbers((size_t)(s.n * s.kv * s.d), 3), *out = (float *)malloc(sizeof(float) * (size_t)(s.n * s.heads * s.d));
+    float *v = numbers((size_t)(s.n * s.kv * s.d), 3);
+    float *out = (float *)malloc(sizeof(float) * (size_t)(s.n * s.heads * s.d));
     int p, t, h, e, j;
     for (p = 0; p < 4; p++) {
         double most = 0;
@@ -185,7 +187,8 @@ TEST(lanes_cut_for_more_threads_give_the_same_bits) {
             REQUIRE_OK(feed(s, b, 1, 500, x)); /* the rest of 3 or 1 goes token by token */
             for (threads = 2; threads <= 5; threads += 3) {
                 REQUIRE_OK(feed(s, b, threads, 500, y));
-                if (memcmp(x, y, n * sizeof *x)) FAIL_AT("%s: %d threads differ by %g", b->name, threads, worst(x, y, n));
+                if (memcmp(x, y, n * sizeof *x))
+                    FAIL_AT("%s: %d threads differ by %g", b->name, threads, worst(x, y, n));
             }
             free(x); free(y);
         }
