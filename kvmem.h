@@ -4509,7 +4509,9 @@ static kvmem_status kvmem__check_shape(const kvmem_shape *s, const kvmem_recipe 
         return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "shape: scale %g and softcap %g must be finite and >= 0",
                            (double)s->scale, (double)s->softcap);
     for (l = 0; s->window && l < s->n_layers; l++)
-        if (s->window[l] < 0) return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "shape: window of layer %d is %d", l, s->window[l]);
+        if (s->window[l] < 0)
+            return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "shape: window of layer %d is %d", l,
+                               s->window[l]);
     for (l = 0; s->rope && l < s->n_layers; l++) {
         const kvmem_rope *p = &s->rope[l];
         if (p->n_rot < 0 || p->n_rot > s->head_dim || p->n_rot % 2 || (p->n_rot && !p->inv_freq))
@@ -5127,8 +5129,10 @@ static kvmem_status kvmem__block_begin(kvmem_cache *c, int n, const int32_t *pos
         return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "append: positions pass %d", (int)INT32_MAX);
     for (t = 0; pos && t < n; t++)
         if (pos[t] < (t ? pos[t - 1] + 1 : c->next_pos) || pos[t] == INT32_MAX)
-            return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "append: position %d of token %d; positions rise and "
-                               "this one must be at least %d", (int)pos[t], t, t ? (int)pos[t - 1] + 1 : (int)c->next_pos);
+            return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT,
+                               "append: position %d of token %d; positions rise and "
+                               "this one must be at least %d",
+                               (int)pos[t], t, t ? (int)pos[t - 1] + 1 : (int)c->next_pos);
     for (t = 0; t < n; t++) c->block_pos[t] = pos ? pos[t] : c->next_pos + t;
     return KVMEM_OK;
 }
@@ -5139,7 +5143,8 @@ KVMEM_API kvmem_status kvmem_cache_append(kvmem_cache *c, int layer, int n, cons
     KVMEM__TRY(kvmem__check_layer(c, layer, "append"));
     if (!k || !v) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "append: k or v is NULL");
     if (c->layer_state[layer])
-        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "append: layer %d has its rows of this block; commit first", layer);
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE,
+                           "append: layer %d has its rows of this block; commit first", layer);
     KVMEM__TRY(kvmem__block_begin(c, n, pos));
     KVMEM__TRY(kvmem__check_finite(c, k, n, G, "k", layer));
     KVMEM__TRY(kvmem__check_finite(c, v, n, G, "v", layer));
@@ -5484,7 +5489,8 @@ static kvmem_status kvmem__retrieve(kvmem_cache *c, int layer, int g, int n, con
     qg = kvmem__view_scratch(&v, (size_t)n * (size_t)r * (size_t)d);
     if (!qg) return c->error.status;
     for (t = 0; t < n; t++)
-        memcpy(qg + (size_t)t * (size_t)(r * d), q + ((size_t)t * (size_t)c->shape.n_heads + (size_t)(g * r)) * (size_t)d,
+        memcpy(qg + (size_t)t * (size_t)(r * d),
+               q + ((size_t)t * (size_t)c->shape.n_heads + (size_t)(g * r)) * (size_t)d,
                (size_t)(r * d) * sizeof(float));
     memset(read, 1, (size_t)ln->n_pages);
     st = ((const kvmem_retrieve_entry *)(const void *)ch->entry)->fn(&v, g, qg, n, read, ln->n_pages);
@@ -6102,7 +6108,9 @@ static void kvmem__view_stat(const kvmem_view *v, int g, unsigned which, float *
                (size_t)kvmem__page_rows(v->cache, ln, i) * sizeof(float));
 }
 KVMEM_API void kvmem_view_acc(const kvmem_view *v, int g, float *out) { kvmem__view_stat(v, g, KVMEM_READS_ACC, out); }
-KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out) { kvmem__view_stat(v, g, KVMEM_READS_LAST, out); }
+KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out) {
+    kvmem__view_stat(v, g, KVMEM_READS_LAST, out);
+}
 
 /* Add the softmax row of one ring query, mean over the group, to out (n); logits: (r, n). */
 static void kvmem__view_row(kvmem__worker *w, const kvmem_cache *c, int layer, int g, const float *q, int32_t qpos,
@@ -6181,7 +6189,8 @@ static kvmem_status kvmem__add_event(kvmem_cache *c, int64_t pos) {
 KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos) {
     kvmem_cache *c = v->cache;
     if (c->n_events && c->event[c->n_events - 1] >= pos)
-        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "kvmem_view_cut: %d does not rise above the last start", (int)pos);
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT,
+                           "kvmem_view_cut: %d does not rise above the last start", (int)pos);
     return kvmem__add_event(c, pos);
 }
 
@@ -6761,7 +6770,8 @@ KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
     waiting = kvmem__layers_in(c, 0);
     appended = kvmem__layers_in(c, 1);
     if (waiting)
-        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit: %d of %d layers have not got this block's rows", waiting,
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE,
+                           "commit: %d of %d layers have not got this block's rows", waiting,
                            c->shape.n_layers);
     if (c->ring && appended && appended < c->shape.n_layers)
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit: the recipe reads queries, and %d of %d layers have not "
@@ -6944,7 +6954,8 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
     memset(&e, 0, sizeof e);
     memset(out, 0, sizeof *out);
     if (!cfg || prompt < 0 || decoded < 0 || prompt > INT32_MAX - 1 || decoded > INT32_MAX - 1 - prompt)
-        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "estimate: a prompt of %lld and %lld decoded tokens: at most %d in all",
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT,
+                           "estimate: a prompt of %lld and %lld decoded tokens: at most %d in all",
                            (long long)prompt, (long long)decoded, (int)INT32_MAX - 1);
     if (cfg->recipe) r = *cfg->recipe;
     KVMEM__TRY(kvmem__make_plan(&e.p, cfg, &r, cfg->backend ? cfg->backend : kvmem_backend_cpu(NULL), err));
@@ -7121,7 +7132,9 @@ KVMEM_API kvmem_status kvmem_cache_save(kvmem_cache *c, kvmem_write_fn write, vo
     o.failed = 0;
     kvmem__save_head(c, &o, text);
     for (i = 0; i < c->n_events; i++) kvmem__out_u64(&o, (uint64_t)c->event[i]);
-    for (i = 0; i < c->ring; i++) kvmem__out_u32(&o, i < c->ring_n || c->ring_n == c->ring || c->ring_at ? (uint32_t)c->ring_pos[i] : 0);
+    for (i = 0; i < c->ring; i++)
+        kvmem__out_u32(
+            &o, i < c->ring_n || c->ring_n == c->ring || c->ring_at ? (uint32_t)c->ring_pos[i] : 0);
     row = (size_t)c->ring * (size_t)c->shape.n_layers * (size_t)c->shape.n_heads * (size_t)c->shape.head_dim;
     if (row) kvmem__out_f32s(&o, c->ring_q, row);
     for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) kvmem__save_lane(c, &o, &c->lane[i]);
@@ -7179,8 +7192,11 @@ static kvmem_status kvmem__load_head(kvmem__in *in, kvmem__saved *h, const void 
         return kvmem__fail(e, KVMEM_UNSUPPORTED, "saved cache: format version %u, this library reads %u", h->version,
                            KVMEM__SAVE_VERSION);
     if (size < KVMEM__SAVE_HEAD + 4 || kvmem__crc32(0, b, size - 4) != kvmem__le32(b + size - 4))
-        return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: the checksum over %zu bytes does not fit; the file is cut or "
-                           "changed", size);
+        return kvmem__fail(
+            e, KVMEM_BAD_FILE,
+            "saved cache: the checksum over %zu bytes does not fit; the file is cut or "
+            "changed",
+            size);
     in->p = b + 12;
     in->left = size - 16;
     in->bad = 0;
@@ -7216,18 +7232,24 @@ static kvmem_status kvmem__load_match(kvmem_cache *c, const kvmem__saved *h) {
     const size_t n = kvmem_recipe_print(&c->recipe, text, sizeof text);
     if ((int)h->layers != s->n_layers || (int)h->heads != s->n_heads || (int)h->kv_heads != s->n_kv_heads ||
         (int)h->head_dim != s->head_dim)
-        return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: %u layers, %u heads, %u KV heads of %u; this cache has "
-            "%d, %d, %d of %d", h->layers, h->heads, h->kv_heads, h->head_dim, s->n_layers, s->n_heads, s->n_kv_heads,
-            s->head_dim);
+        return kvmem__fail(&c->error, KVMEM_MISMATCH,
+                           "saved cache: %u layers, %u heads, %u KV heads of %u; this cache has "
+                           "%d, %d, %d of %d",
+                           h->layers, h->heads, h->kv_heads, h->head_dim, s->n_layers, s->n_heads,
+                           s->n_kv_heads, s->head_dim);
     if (h->shape_hash != kvmem__shape_hash(s))
-        return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: its scale, windows or RoPE differ from this cache's");
+        return kvmem__fail(&c->error, KVMEM_MISMATCH,
+                           "saved cache: its scale, windows or RoPE differ from this cache's");
     if (h->model_id != c->model_id)
         return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: it was made with another model");
     if (n != h->recipe_len || memcmp(text, h->recipe, n))
-        return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: its recipe is \"%.*s\"", (int)h->recipe_len, h->recipe);
+        return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: its recipe is \"%.*s\"",
+                           (int)h->recipe_len, h->recipe);
     if ((int)h->page != c->recipe.page || (int)h->n_stats != c->n_stats || (int)h->ring != c->ring)
-        return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: pages of %u entries, %u statistics, a ring of %u; this "
-            "cache has %d, %d, %d", h->page, h->n_stats, h->ring, c->recipe.page, c->n_stats, c->ring);
+        return kvmem__fail(&c->error, KVMEM_MISMATCH,
+                           "saved cache: pages of %u entries, %u statistics, a ring of %u; this "
+                           "cache has %d, %d, %d",
+                           h->page, h->n_stats, h->ring, c->recipe.page, c->n_stats, c->ring);
     return KVMEM_OK;
 }
 /* Codec i of the file, as this cache's arena knows it; NULL with the error set. */
@@ -7270,7 +7292,8 @@ static const kvmem_codec_use *kvmem__load_codec(kvmem_cache *c, kvmem__in *in) {
         }
     u = kvmem__use_codec(c, &ch);
     if (u && u->row_bytes != row) {
-        kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: rows of codec %s have %u bytes, not %zu", ch.entry->word, row,
+        kvmem__fail(&c->error, KVMEM_BAD_FILE,
+                    "saved cache: rows of codec %s have %u bytes, not %zu", ch.entry->word, row,
                     u->row_bytes);
         return NULL;
     }
@@ -7283,7 +7306,8 @@ static kvmem_status kvmem__load_lane(kvmem_cache *c, kvmem__in *in, kvmem_lane *
     int32_t last = -1;
     int i, t, s, pages;
     if (in->bad || n > in->left / 4 || n > INT32_MAX / 2)
-        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a lane of %u entries passes the end of the file", n);
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE,
+                           "saved cache: a lane of %u entries passes the end of the file", n);
     pages = ((int)n + P - 1) / P;
     if (pages) KVMEM__TRY(kvmem__lane_table(c, ln, pages));
     for (i = 0; i < pages; i++) {
@@ -7292,7 +7316,8 @@ static kvmem_status kvmem__load_lane(kvmem_cache *c, kvmem__in *in, kvmem_lane *
         const uint8_t *k, *v;
         kvmem_page *p;
         if (in->bad || kc >= n_codecs || vc >= n_codecs)
-            return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page names codec %u or %u of %u", kc, vc, n_codecs);
+            return kvmem__fail(&c->error, KVMEM_BAD_FILE,
+                               "saved cache: a page names codec %u or %u of %u", kc, vc, n_codecs);
         p = kvmem__page_new(c, rows, codec[kc], codec[vc]);
         if (!p) return c->error.status;
         ln->pages[ln->n_pages++] = p;
@@ -7313,7 +7338,8 @@ static kvmem_status kvmem__load_lane(kvmem_cache *c, kvmem__in *in, kvmem_lane *
     }
     return KVMEM_OK;
 }
-static kvmem_status kvmem__load_body(kvmem_cache *c, kvmem__in *in, const kvmem__saved *h, const kvmem_codec_use **codec) {
+static kvmem_status kvmem__load_body(kvmem_cache *c, kvmem__in *in, const kvmem__saved *h,
+                                     const kvmem_codec_use **codec) {
     const size_t row = (size_t)c->shape.n_heads * (size_t)c->shape.head_dim;
     uint32_t i;
     for (i = 0; i < h->n_codecs; i++) {
@@ -7326,7 +7352,9 @@ static kvmem_status kvmem__load_body(kvmem_cache *c, kvmem__in *in, const kvmem_
         return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: the ring of queries passes the end of the file");
     for (i = 0; i < h->layers * h->kv_heads; i++)
         KVMEM__TRY(kvmem__load_lane(c, in, &c->lane[i], codec, h->n_codecs, (int32_t)h->next_pos));
-    if (in->bad || in->left) return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: %zu bytes too many or too few", in->left);
+    if (in->bad || in->left)
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: %zu bytes too many or too few",
+                           in->left);
     c->tokens = (int64_t)h->tokens;
     c->next_pos = (int32_t)h->next_pos;
     c->since_reduce = (int64_t)h->since_reduce;
@@ -7396,7 +7424,9 @@ KVMEM_API kvmem_status kvmem_cache_inspect(const void *bytes, size_t size, kvmem
             n -= rows;
         }
     }
-    if (in.bad || in.left) return kvmem__fail(err, KVMEM_BAD_FILE, "saved cache: pages do not add up to the file's size");
+    if (in.bad || in.left)
+        return kvmem__fail(err, KVMEM_BAD_FILE,
+                           "saved cache: pages do not add up to the file's size");
     return KVMEM_OK;
 }
 #ifndef KVMEM_NO_STDIO
@@ -7431,7 +7461,8 @@ KVMEM_API kvmem_status kvmem_cache_load_file(kvmem_cache *c, const char *path) {
     part.total = (size_t)size;
     bytes = kvmem__alloc(&c->arena->a, part.total);
     if (!bytes) st = kvmem__fail(&c->error, KVMEM_NO_MEMORY, "%s: no memory for its %zu bytes", path, part.total);
-    else if (fread(bytes, 1, part.total, f) != part.total) st = kvmem__fail(&c->error, KVMEM_IO, "%s: reading failed", path);
+    else if (fread(bytes, 1, part.total, f) != part.total)
+        st = kvmem__fail(&c->error, KVMEM_IO, "%s: reading failed", path);
     else st = kvmem_cache_load(c, bytes, part.total);
     kvmem__release(&c->arena->a, bytes, part.total);
     fclose(f);

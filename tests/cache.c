@@ -14,8 +14,13 @@ typedef struct world {
     float *k, *v, *q; /* (T, L, G|H, d) before RoPE */
 } world;
 
-static float *row_k(const world *w, const float *x, int t, int l) { return (float *)(void *)(uintptr_t)(const void *)(x + ((size_t)t * (size_t)w->L + (size_t)l) * (size_t)(w->G * w->d)); }
-static float *row_q(const world *w, int t, int l) { return w->q + ((size_t)t * (size_t)w->L + (size_t)l) * (size_t)(w->H * w->d); }
+static float *row_k(const world *w, const float *x, int t, int l) {
+    return (float *)(void *)(uintptr_t)(const void *)(x + ((size_t)t * (size_t)w->L + (size_t)l) *
+                                                              (size_t)(w->G * w->d));
+}
+static float *row_q(const world *w, int t, int l) {
+    return w->q + ((size_t)t * (size_t)w->L + (size_t)l) * (size_t)(w->H * w->d);
+}
 
 static int world_init(world *w, int L, int H, int G, int d, int T, const char *recipe) {
     kvmem_error e;
@@ -41,8 +46,10 @@ static void world_free(world *w) { free(w->k); free(w->v); free(w->q); }
 /* Feed tokens [from, to) in blocks; out (to - from, L, H, d) may be NULL. */
 static int quiet;
 static kvmem_status feed(world *w, kvmem_cache *c, int from, int to, int block, kvmem_phase end, float *out) {
-    float *k = (float *)malloc((size_t)(block * w->G * w->d) * 4), *v = (float *)malloc((size_t)(block * w->G * w->d) * 4);
-    float *q = (float *)malloc((size_t)(block * w->H * w->d) * 4), *o = (float *)malloc((size_t)(block * w->H * w->d) * 4);
+    float *k = (float *)malloc((size_t)(block * w->G * w->d) * 4),
+          *v = (float *)malloc((size_t)(block * w->G * w->d) * 4);
+    float *q = (float *)malloc((size_t)(block * w->H * w->d) * 4),
+          *o = (float *)malloc((size_t)(block * w->H * w->d) * 4);
     const size_t kd = (size_t)(w->G * w->d), qd = (size_t)(w->H * w->d);
     kvmem_status st = KVMEM_OK;
     int t, l, i, n;
@@ -61,7 +68,9 @@ static kvmem_status feed(world *w, kvmem_cache *c, int from, int to, int block, 
             for (i = 0; out && i < n; i++)
                 memcpy(out + ((size_t)(t - from + i) * (size_t)w->L + (size_t)l) * qd, o + (size_t)i * qd, qd * 4);
         }
-        if (st == KVMEM_OK) st = kvmem_cache_commit(c, t + n < to ? (end == KVMEM_DECODE ? KVMEM_DECODE : KVMEM_PREFILL) : end);
+        if (st == KVMEM_OK)
+            st = kvmem_cache_commit(
+                c, t + n < to ? (end == KVMEM_DECODE ? KVMEM_DECODE : KVMEM_PREFILL) : end);
     }
     if (st != KVMEM_OK && !quiet) printf("  feed: %s\n", c->error.text);
     free(k); free(v); free(q); free(o);
@@ -71,14 +80,16 @@ static void turn(double *x, int d, const kvmem_rope *r, double pos) {
     int i;
     for (i = 0; i < r->n_rot / 2; i++) {
         const int a = r->neox ? i : 2 * i, b = r->neox ? i + r->n_rot / 2 : 2 * i + 1;
-        const double co = cos(pos * (double)r->inv_freq[i]) * (double)r->mscale, si = sin(pos * (double)r->inv_freq[i]) * (double)r->mscale;
+        const double co = cos(pos * (double)r->inv_freq[i]) * (double)r->mscale,
+                     si = sin(pos * (double)r->inv_freq[i]) * (double)r->mscale;
         const double u = x[a], v = x[b];
         x[a] = u * co - v * si; x[b] = u * si + v * co;
     }
     (void)d;
 }
 /* Attention of token t, layer l, head h over the tokens set[0..n), read at places (or NULL: own). */
-static void oracle(const world *w, int t, int l, int h, const int *set, int n, const int *place, int qplace, double *out) {
+static void oracle(const world *w, int t, int l, int h, const int *set, int n, const int *place,
+                   int qplace, double *out) {
     const int d = w->d, g = h / (w->H / w->G);
     const kvmem_shape *s = &w->cfg.shape;
     double q[256], k[256], m = -1e300, sum = 0, *z = (double *)malloc((size_t)(n + 1) * sizeof *z);
@@ -111,7 +122,10 @@ static double worst_full(const world *w, const float *out, int from, int to) {
             for (h = 0; h < w->H; h++) {
                 oracle(w, t, l, h, set, n, NULL, t, o);
                 for (c = 0; c < w->d; c++) {
-                    const double e = fabs(o[c] - (double)out[((size_t)(t - from) * (size_t)w->L + (size_t)l) * (size_t)(w->H * w->d) + (size_t)(h * w->d + c)]);
+                    const double e =
+                        fabs(o[c] - (double)out[((size_t)(t - from) * (size_t)w->L + (size_t)l) *
+                                                    (size_t)(w->H * w->d) +
+                                                (size_t)(h * w->d + c)]);
                     if (!(e <= worst)) worst = e;
                 }
             }
@@ -120,7 +134,9 @@ static double worst_full(const world *w, const float *out, int from, int to) {
     return worst;
 }
 static float *outs(const world *w, int n) { return (float *)calloc((size_t)n * (size_t)(w->L * w->H * w->d), 4); }
-static int same_out(const world *w, const float *a, const float *b, int n) { return !memcmp(a, b, (size_t)n * (size_t)(w->L * w->H * w->d) * 4); }
+static int same_out(const world *w, const float *a, const float *b, int n) {
+    return !memcmp(a, b, (size_t)n * (size_t)(w->L * w->H * w->d) * 4);
+}
 
 /* --- attention --------------------------------------------------------------------------------------- */
 static void attention_case(int H, int G, int d, int T, int block, int neox, int feature, const char *backend) {
@@ -161,16 +177,22 @@ TEST(chunked_prefill_equals_unchunked_bit_for_bit) {
     REQUIRE(world_init(&w, 2, 4, 2, 8, 200, "full codec=q8_0"));
     w.cfg.shape.rope = w.rope;
     a = outs(&w, 200); b = outs(&w, 200);
-    CHECK_OK(kvmem_cache_init(&c, &w.cfg)); CHECK_OK(feed(&w, &c, 0, 200, 200, KVMEM_PROMPT_END, a)); kvmem_cache_free(&c);
+    CHECK_OK(kvmem_cache_init(&c, &w.cfg));
+    CHECK_OK(feed(&w, &c, 0, 200, 200, KVMEM_PROMPT_END, a));
+    kvmem_cache_free(&c);
     for (block = 1; block < 200; block += 33) {
-        CHECK_OK(kvmem_cache_init(&c, &w.cfg)); CHECK_OK(feed(&w, &c, 0, 200, block, KVMEM_PROMPT_END, b)); kvmem_cache_free(&c);
+        CHECK_OK(kvmem_cache_init(&c, &w.cfg));
+        CHECK_OK(feed(&w, &c, 0, 200, block, KVMEM_PROMPT_END, b));
+        kvmem_cache_free(&c);
         CHECK(same_out(&w, a, b, 200));
     }
     free(a); free(b); world_free(&w);
 }
 TEST(any_number_of_threads_gives_the_same_bits) {
-    static const char *recipe[6] = { "full", "h2o budget=40 recent=10", "snapkv budget=50 recent=8 when=step", "tova budget=30",
-                                     "h2o budget=48KiB recent=4", "streamingllm budget=56KiB" };
+    static const char *recipe[6] = {
+        "full",           "h2o budget=40 recent=10",   "snapkv budget=50 recent=8 when=step",
+        "tova budget=30", "h2o budget=48KiB recent=4", "streamingllm budget=56KiB"
+    };
     int i, k;
     for (k = 0; k < 6; k++) {
         world w; kvmem_cache c; float *a, *b;
@@ -181,7 +203,8 @@ TEST(any_number_of_threads_gives_the_same_bits) {
             w.cfg.threads = i;
             CHECK_OK(kvmem_cache_init(&c, &w.cfg));
             CHECK_OK(feed(&w, &c, 0, 100, 32, KVMEM_PROMPT_END, i == 1 ? a : b));
-            CHECK_OK(feed(&w, &c, 100, 160, 1, KVMEM_DECODE, (i == 1 ? a : b) + (size_t)100 * (size_t)(w.L * w.H * w.d)));
+            CHECK_OK(feed(&w, &c, 100, 160, 1, KVMEM_DECODE,
+                          (i == 1 ? a : b) + (size_t)100 * (size_t)(w.L * w.H * w.d)));
             kvmem_cache_free(&c);
             if (i > 1) CHECK(same_out(&w, a, b, 160));
         }
@@ -189,19 +212,35 @@ TEST(any_number_of_threads_gives_the_same_bits) {
     }
 }
 TEST(long_lanes_are_summed_in_chunks_and_merged_exactly) {
-    world w; kvmem_cache c; float *k, *v, *q, *o; double z[4], want = 0, sum = 0, m = -1e300; int t, n = 3 * KVMEM__CHUNK + 77;
+    world w;
+    kvmem_cache c;
+    float *k, *v, *q, *o;
+    double z[4], want = 0, sum = 0, m = -1e300;
+    int t, n = 3 * KVMEM__CHUNK + 77;
     double *s = (double *)malloc((size_t)n * sizeof *s);
     REQUIRE(world_init(&w, 1, 1, 1, 4, 1, "full"));
     w.cfg.max_block = 65536;
-    k = (float *)malloc((size_t)n * 16); v = (float *)malloc((size_t)n * 16); q = (float *)malloc((size_t)n * 16); o = (float *)malloc((size_t)n * 16);
-    for (t = 0; t < 4 * n; t++) { k[t] = (float)test_normal(); v[t] = (float)test_normal(); q[t] = (float)test_normal(); }
+    k = (float *)malloc((size_t)n * 16);
+    v = (float *)malloc((size_t)n * 16);
+    q = (float *)malloc((size_t)n * 16);
+    o = (float *)malloc((size_t)n * 16);
+    for (t = 0; t < 4 * n; t++) {
+        k[t] = (float)test_normal();
+        v[t] = (float)test_normal();
+        q[t] = (float)test_normal();
+    }
     CHECK_OK(kvmem_cache_init(&c, &w.cfg));
     CHECK_OK(kvmem_cache_append(&c, 0, n - 1, k, v, NULL));
     CHECK_OK(kvmem_cache_commit(&c, KVMEM_PROMPT_END));
     CHECK_OK(kvmem_cache_append(&c, 0, 1, k + 4 * (n - 1), v + 4 * (n - 1), NULL));
     CHECK_OK(kvmem_cache_attend(&c, 0, 1, q, o));
     (void)z;
-    for (t = 0; t < n; t++) { int i; s[t] = 0; for (i = 0; i < 4; i++) s[t] += (double)q[i] * (double)k[4 * t + i] / 2; if (s[t] > m) m = s[t]; }
+    for (t = 0; t < n; t++) {
+        int i;
+        s[t] = 0;
+        for (i = 0; i < 4; i++) s[t] += (double)q[i] * (double)k[4 * t + i] / 2;
+        if (s[t] > m) m = s[t];
+    }
     for (t = 0; t < n; t++) { sum += exp(s[t] - m); want += exp(s[t] - m) * (double)v[4 * t]; }
     CHECK_NEAR(o[0], want / sum, 1e-5);
     kvmem_cache_free(&c);
@@ -216,10 +255,14 @@ static int lane_positions(const kvmem_cache *c, int l, int g, int *set) {
     return n;
 }
 TEST(evicted_entries_are_as_if_masked_and_places_follow_the_recipe) {
-    static const char *recipe[4] = { "snapkv budget=30 recent=8 score=snapkv(window=8)", "knorm_ place=original", "streamingllm budget=24 sink=4", "random_" };
+    static const char *recipe[4] = { "snapkv budget=30 recent=8 score=snapkv(window=8)",
+                                     "knorm_ place=original", "streamingllm budget=24 sink=4",
+                                     "random_" };
     int k;
     for (k = 0; k < 4; k++) {
-        const char *text = k == 1 ? "score=knorm budget=20 place=cache" : k == 3 ? "score=random budget=33 seed=7" : recipe[k];
+        const char *text = k == 1   ? "score=knorm budget=20 place=cache"
+                           : k == 3 ? "score=random budget=33 seed=7"
+                                    : recipe[k];
         world w; kvmem_cache c; float *out; int l, h, n, i, set[MAXT], place[MAXT], cc; double o[64], worst = 0;
         const int moved = k == 1 || k == 2;
         REQUIRE(world_init(&w, 2, 4, 2, 8, 131, text));
@@ -227,10 +270,15 @@ TEST(evicted_entries_are_as_if_masked_and_places_follow_the_recipe) {
         out = outs(&w, 1);
         CHECK_OK(kvmem_cache_init(&c, &w.cfg));
         CHECK_OK(feed(&w, &c, 0, 130, 50, KVMEM_PROMPT_END, NULL));
-        for (l = 0; l < 2; l++) for (i = 0; i < 2; i++) CHECK(kvmem_cache_lane_len(&c, l, i) == (int)w.recipe.amount.value);
+        for (l = 0; l < 2; l++)
+            for (i = 0; i < 2; i++)
+                CHECK(kvmem_cache_lane_len(&c, l, i) == (int)w.recipe.amount.value);
         {
             int sets[4][MAXT], len[4];
-            for (l = 0; l < 2; l++) for (i = 0; i < 2; i++) { len[l * 2 + i] = lane_positions(&c, l, i, sets[l * 2 + i]); }
+            for (l = 0; l < 2; l++)
+                for (i = 0; i < 2; i++) {
+                    len[l * 2 + i] = lane_positions(&c, l, i, sets[l * 2 + i]);
+                }
             CHECK_OK(feed(&w, &c, 130, 131, 1, KVMEM_PREFILL, out)); /* PREFILL: attends before anything more goes */
             for (l = 0; l < 2; l++)
                 for (h = 0; h < 4; h++) {
@@ -239,7 +287,8 @@ TEST(evicted_entries_are_as_if_masked_and_places_follow_the_recipe) {
                     for (i = 0; i < n; i++) { set[i] = sets[l * 2 + g][i]; place[i] = moved ? i : set[i]; }
                     set[n] = 130; place[n] = moved ? n : 130;
                     oracle(&w, 130, l, h, set, n + 1, place, moved ? n : 130, o);
-                    for (cc = 0; cc < 8; cc++) worst = KVMEM__MAX(worst, fabs(o[cc] - (double)out[(l * 4 + h) * 8 + cc]));
+                    for (cc = 0; cc < 8; cc++)
+                        worst = KVMEM__MAX(worst, fabs(o[cc] - (double)out[(l * 4 + h) * 8 + cc]));
                 }
         }
         CHECK_NEAR(worst, 0, 2e-5);
@@ -255,11 +304,13 @@ TEST(presets_equal_full_bit_for_bit_while_the_budget_covers_the_tokens) {
         w.cfg.shape.rope = w.rope; w.cfg.backend = NULL;
         a = outs(&w, 200); b = outs(&w, 200);
         CHECK_OK(kvmem_cache_init(&c, &w.cfg));
-        CHECK_OK(feed(&w, &c, 0, 150, 64, KVMEM_PROMPT_END, a)); CHECK_OK(feed(&w, &c, 150, 200, 1, KVMEM_DECODE, a + 150 * 64));
+        CHECK_OK(feed(&w, &c, 0, 150, 64, KVMEM_PROMPT_END, a));
+        CHECK_OK(feed(&w, &c, 150, 200, 1, KVMEM_DECODE, a + 150 * 64));
         kvmem_cache_free(&c);
         w.recipe = kvmem_recipe_default();
         CHECK_OK(kvmem_cache_init(&c, &w.cfg));
-        CHECK_OK(feed(&w, &c, 0, 150, 64, KVMEM_PROMPT_END, b)); CHECK_OK(feed(&w, &c, 150, 200, 1, KVMEM_DECODE, b + 150 * 64));
+        CHECK_OK(feed(&w, &c, 0, 150, 64, KVMEM_PROMPT_END, b));
+        CHECK_OK(feed(&w, &c, 150, 200, 1, KVMEM_DECODE, b + 150 * 64));
         kvmem_cache_free(&c);
         CHECK(same_out(&w, a, b, 200));
         free(a); free(b); world_free(&w);
@@ -288,8 +339,7 @@ TEST(window_attention_of_the_ring_equals_direct_softmax) {
     for (g = 0; g < 2; g++) {
         memset(want, 0, sizeof want);
         for (t = 40; t < 60; t++)
-            for (j = 0; j < 2; j++) { /* probabilities by the oracle's own arithmetic: value rows as unit vectors are not
-                                         needed, weights are recomputed */
+            for (j = 0; j < 2; j++) { /* probabilities by plain softmax */
                 double z[MAXT], m = -1e300, q[8], k[8]; int cc;
                 for (cc = 0; cc < 8; cc++) q[cc] = (double)row_q(&w, t, 0)[(g * 2 + j) * 8 + cc];
                 turn(q, 8, &w.rope[0], t);
@@ -313,9 +363,16 @@ TEST(commit_by_layer_equals_commit) {
     REQUIRE(world_init(&w, 3, 4, 2, 8, 90, "pyramidkv budget=30 recent=8"));
     CHECK_OK(kvmem_cache_init(&a, &w.cfg)); CHECK_OK(kvmem_cache_init(&b, &w.cfg));
     CHECK_OK(feed(&w, &a, 0, 90, 90, KVMEM_PROMPT_END, NULL));
-    k = (float *)malloc(90 * 16 * 4); v = (float *)malloc(90 * 16 * 4); q = (float *)malloc(90 * 32 * 4); o = (float *)malloc(90 * 32 * 4);
+    k = (float *)malloc(90 * 16 * 4);
+    v = (float *)malloc(90 * 16 * 4);
+    q = (float *)malloc(90 * 32 * 4);
+    o = (float *)malloc(90 * 32 * 4);
     for (l = 0; l < 3; l++) {
-        for (t = 0; t < 90; t++) { memcpy(k + t * 16, row_k(&w, w.k, t, l), 64); memcpy(v + t * 16, row_k(&w, w.v, t, l), 64); memcpy(q + t * 32, row_q(&w, t, l), 128); }
+        for (t = 0; t < 90; t++) {
+            memcpy(k + t * 16, row_k(&w, w.k, t, l), 64);
+            memcpy(v + t * 16, row_k(&w, w.v, t, l), 64);
+            memcpy(q + t * 32, row_q(&w, t, l), 128);
+        }
         CHECK_OK(kvmem_cache_append(&b, l, 90, k, v, NULL)); CHECK_OK(kvmem_cache_attend(&b, l, 90, q, o));
         CHECK_OK(kvmem_cache_commit_layer(&b, l, KVMEM_PROMPT_END));
     }
@@ -332,7 +389,9 @@ TEST(commit_by_layer_equals_commit) {
 
 /* --- bytes ------------------------------------------------------------------------------------------- */
 TEST(reported_bytes_are_what_the_allocator_counted) {
-    static const char *recipe[5] = { "full", "snapkv budget=40 recent=16 codec=q8_0", "h2o budget=50 recent=20", "streamingllm budget=40 codec=f16", "tova budget=1" };
+    static const char *recipe[5] = { "full", "snapkv budget=40 recent=16 codec=q8_0",
+                                     "h2o budget=50 recent=20", "streamingllm budget=40 codec=f16",
+                                     "tova budget=1" };
     int k;
     for (k = 0; k < 5; k++) {
         world w; kvmem_cache c; test_heap h; kvmem_bytes b;
@@ -365,7 +424,11 @@ TEST(evicted_pages_go_back_to_the_allocator) {
     kvmem_cache_free(&c); CHECK(h.live == 0); world_free(&w);
 }
 TEST(live_bytes_never_pass_the_limit_and_the_stream_goes_on) {
-    static const char *recipe[6] = { "snapkv budget=96KiB recent=8", "h2o budget=96KiB recent=50%", "streamingllm budget=96KiB", "pyramidkv budget=128KiB recent=8 score=snapkv(window=8)", "tova budget=96KiB codec=f16", "score=random budget=25% when=prompt" };
+    static const char *recipe[6] = {
+        "snapkv budget=96KiB recent=8", "h2o budget=96KiB recent=50%",
+        "streamingllm budget=96KiB",    "pyramidkv budget=128KiB recent=8 score=snapkv(window=8)",
+        "tova budget=96KiB codec=f16",  "score=random budget=25% when=prompt"
+    };
     const int prompt = getenv("KVMEM_TEST_SMALL") ? 700 : 4096; /* small: under an emulator */
     int k;
     for (k = 0; k < 6; k++) {
@@ -403,7 +466,12 @@ TEST(a_full_cache_under_a_limit_stops_with_a_clear_error_and_stays_usable) {
     kvmem_cache_free(&c); world_free(&w);
 }
 TEST(estimate_equals_the_real_bytes) {
-    static const char *recipe[6] = { "full", "full codec=q4_0/q8_0", "snapkv budget=40 recent=16", "streamingllm budget=40 codec=f16", "h2o budget=20%", "pyramidkv budget=60 recent=8 score=snapkv(window=8)" };
+    static const char *recipe[6] = { "full",
+                                     "full codec=q4_0/q8_0",
+                                     "snapkv budget=40 recent=16",
+                                     "streamingllm budget=40 codec=f16",
+                                     "h2o budget=20%",
+                                     "pyramidkv budget=60 recent=8 score=snapkv(window=8)" };
     int k;
     for (k = 0; k < 6; k++) {
         world w; kvmem_cache c; kvmem_bytes b, e; kvmem_error err;
@@ -428,7 +496,8 @@ TEST(truncated_tokens_leave_no_trace) {
     w.cfg.shape.rope = w.rope;
     a = outs(&w, 50); b = outs(&w, 50);
     CHECK_OK(kvmem_cache_init(&c, &w.cfg));
-    CHECK_OK(feed(&w, &c, 0, 100, 40, KVMEM_PROMPT_END, NULL)); CHECK_OK(feed(&w, &c, 100, 150, 50, KVMEM_PROMPT_END, a));
+    CHECK_OK(feed(&w, &c, 0, 100, 40, KVMEM_PROMPT_END, NULL));
+    CHECK_OK(feed(&w, &c, 100, 150, 50, KVMEM_PROMPT_END, a));
     CHECK_OK(kvmem_cache_truncate(&c, 100));
     CHECK(c.tokens == 100 && kvmem_cache_lane_len(&c, 1, 1) == 100);
     CHECK_OK(feed(&w, &c, 100, 150, 50, KVMEM_PROMPT_END, b));
@@ -488,7 +557,10 @@ static int bytes_write(void *user, const void *p, size_t n) {
     return 0;
 }
 TEST(save_load_continue_is_bit_identical_to_never_having_stopped) {
-    static const char *recipe[5] = { "full", "h2o budget=60 recent=20 codec=q8_0", "snapkv budget=50 recent=16 when=every(10)", "streamingllm budget=50 codec=q4_0/f16", "tova budget=40 segment=fixed(size=16)" };
+    static const char *recipe[5] = { "full", "h2o budget=60 recent=20 codec=q8_0",
+                                     "snapkv budget=50 recent=16 when=every(10)",
+                                     "streamingllm budget=50 codec=q4_0/f16",
+                                     "tova budget=40 segment=fixed(size=16)" };
     int k;
     for (k = 0; k < 5; k++) {
         world w; kvmem_cache c, d; float *a, *b; bytes s; kvmem_cache_info info; kvmem_error e;
@@ -605,7 +677,10 @@ TEST(shapes_out_of_range_are_refused_by_name) {
     world_free(&w);
 }
 TEST(every_failed_allocation_is_an_error_and_leaks_nothing) {
-    static const char *recipe[2] = { "snapkv budget=20 recent=8 when=step score=snapkv(window=8) page=8", "h2o budget=20 recent=8 segment=fixed(size=4) page=8" };
+    static const char *recipe[2] = {
+        "snapkv budget=20 recent=8 when=step score=snapkv(window=8) page=8",
+        "h2o budget=20 recent=8 segment=fixed(size=4) page=8"
+    };
     int k; size_t at = 0;
     quiet = 1;
     for (k = 0; k < 2; k++)
@@ -615,8 +690,11 @@ TEST(every_failed_allocation_is_an_error_and_leaks_nothing) {
             REQUIRE(world_init(&w, 2, 4, 2, 8, 44, recipe[k]));
             w.cfg.allocator = test_allocator(&h);
             if (kvmem_cache_init(&c, &w.cfg) == KVMEM_OK) {
-                if (feed(&w, &c, 0, 40, 16, KVMEM_PROMPT_END, NULL) == KVMEM_OK && kvmem_cache_copy(&d, &c) == KVMEM_OK) {
-                    if (feed(&w, &d, 40, 44, 1, KVMEM_DECODE, NULL) == KVMEM_OK && kvmem_cache_recode(&d, "q8_0", "f16") == KVMEM_OK) whole = 1;
+                if (feed(&w, &c, 0, 40, 16, KVMEM_PROMPT_END, NULL) == KVMEM_OK &&
+                    kvmem_cache_copy(&d, &c) == KVMEM_OK) {
+                    if (feed(&w, &d, 40, 44, 1, KVMEM_DECODE, NULL) == KVMEM_OK &&
+                        kvmem_cache_recode(&d, "q8_0", "f16") == KVMEM_OK)
+                        whole = 1;
                     kvmem_cache_free(&d);
                 }
             } else CHECK(c.error.text[0]);
@@ -628,7 +706,8 @@ TEST(every_failed_allocation_is_an_error_and_leaks_nothing) {
     quiet = 0;
     CHECK(at < 400);
 }
-static kvmem_status read_newest_page(const kvmem_view *v, int g, const float *q, int n, unsigned char *read, int n_pages) {
+static kvmem_status read_newest_page(const kvmem_view *v, int g, const float *q, int n,
+                                     unsigned char *read, int n_pages) {
     (void)v; (void)g; (void)q; (void)n;
     memset(read, 0, (size_t)n_pages);
     return KVMEM_OK;
@@ -642,7 +721,10 @@ TEST(a_users_retrieve_function_decides_which_pages_are_read) {
     CHECK_OK(kvmem_cache_init(&c, &w.cfg));
     CHECK_OK(feed(&w, &c, 0, 100, 50, KVMEM_PROMPT_END, NULL)); CHECK_OK(feed(&w, &c, 100, 101, 1, KVMEM_DECODE, out));
     for (i = 0; i < 5; i++) set[i] = 96 + i;
-    for (h = 0; h < 4; h++) { oracle(&w, 100, 0, h, set, 5, NULL, 100, o); for (cc = 0; cc < 8; cc++) worst = KVMEM__MAX(worst, fabs(o[cc] - (double)out[h * 8 + cc])); }
+    for (h = 0; h < 4; h++) {
+        oracle(&w, 100, 0, h, set, 5, NULL, 100, o);
+        for (cc = 0; cc < 8; cc++) worst = KVMEM__MAX(worst, fabs(o[cc] - (double)out[h * 8 + cc]));
+    }
     CHECK_NEAR(worst, 0, 2e-5);
     kvmem_cache_free(&c); free(out); world_free(&w);
 }
