@@ -76,7 +76,8 @@ static void decode_fill(decode_run *r, int n) {
                 (last && kvmem_cache_attend(c, l, k, x, x + floats)))
                 decode_die("filling the cache", c->error.text);
         }
-        if (kvmem_cache_commit(c, last ? KVMEM_PROMPT_END : KVMEM_PREFILL)) decode_die("filling the cache", c->error.text);
+        if (kvmem_cache_commit(c, last ? KVMEM_PROMPT_END : KVMEM_PREFILL))
+            decode_die("filling the cache", c->error.text);
         at += k;
     }
     free(x);
@@ -150,7 +151,8 @@ static int decode_next(const char **list) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const takes_value[] = { "--kv", "--contexts", "--prefill", "--seconds", "--threads", "--repeat" };
+    static const char *const takes_value[] = { "--kv",      "--contexts", "--prefill",
+                                               "--seconds", "--threads",  "--repeat" };
     const char *recipes, *list;
     char kv[256];
     int i, n;
@@ -159,7 +161,8 @@ int main(int argc, char **argv) {
     if (!r) return 1;
     bench_begin(argc, argv, "decode", 1);
     r->seconds = atof(bench_option("--seconds", "3"));
-    bench_header("<model                  |<kv                        |<what   |context| tok/s|   min|   max|MB/token|  GB/s|of read");
+    bench_header("<model                  |<kv                        |<what   |context| tok/s|   "
+                 "min|   max|MB/token|  GB/s|of read");
     for (i = 1; i < argc; i++) {
         int is_option = argv[i][0] == '-';
         for (k = 0; k < sizeof takes_value / sizeof *takes_value; k++) if (!strcmp(argv[i], takes_value[k])) i++;

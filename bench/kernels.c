@@ -116,9 +116,13 @@ int main(int argc, char **argv) {
         size = (double)(big / matrix * matrix);
         if (types[t] == KVMEM_Q8_SPLIT) size *= 1 + 4.0 / 64;
         rate = work / many.median;
-        peak = bench_vnni > 0 && j.b->isa == 3 && bytes != 4 && types[t] != KVMEM_F16 && types[t] != KVMEM_BF16 ? bench_vnni : bench_fma;
-        bench_row("%s|%.2f|%.2f|%.2f|%.2f|%.1f|%.1f|%.1f|%.2f|%.1e", kvmem_type_name(types[t]), size / one.median / 1e9,
-                  size / one.max / 1e9, size / one.min / 1e9, size / one.median / bench_gbs, rate / 1e9, work / many.max / 1e9,
+        peak = bench_vnni > 0 && j.b->isa == 3 && bytes != 4 && types[t] != KVMEM_F16 &&
+                       types[t] != KVMEM_BF16
+                   ? bench_vnni
+                   : bench_fma;
+        bench_row("%s|%.2f|%.2f|%.2f|%.2f|%.1f|%.1f|%.1f|%.2f|%.1e", kvmem_type_name(types[t]),
+                  size / one.median / 1e9, size / one.max / 1e9, size / one.min / 1e9,
+                  size / one.median / bench_gbs, rate / 1e9, work / many.max / 1e9,
                   work / many.min / 1e9, rate / peak, error);
     }
     free(data); free(scales); free(j.x); free(j.out);

@@ -121,7 +121,10 @@ TEST(rope_handles_more_pairs_than_its_table) {
     fill(x, 220);
     b->rope(y, x, 1, 1, 220, &r, &pos, 1, 1);
     for (i = 0; i < 100; i++)
-        CHECK_NEAR(y[i], (double)x[i] * cos(7.0 * (double)inv[i]) - (double)x[i + 100] * sin(7.0 * (double)inv[i]), 2e-6);
+        CHECK_NEAR(y[i],
+                   (double)x[i] * cos(7.0 * (double)inv[i]) -
+                       (double)x[i + 100] * sin(7.0 * (double)inv[i]),
+                   2e-6);
     for (i = 200; i < 220; i++) CHECK(y[i] == x[i]);
 }
 
@@ -155,7 +158,9 @@ TEST(glu_is_silu_or_tanh_gelu_times_up) {
     int i;
     for (i = 0; i < 9; i++) up[i] = 2;
     p->glu(y, g, up, 9, KVMEM_SILU, 1);
-    for (i = 0; i < 9; i++) CHECK_NEAR(y[i], 2 * (double)g[i] / (1 + exp(-(double)g[i])), 1e-6 * (1 + fabs((double)g[i])));
+    for (i = 0; i < 9; i++)
+        CHECK_NEAR(y[i], 2 * (double)g[i] / (1 + exp(-(double)g[i])),
+                   1e-6 * (1 + fabs((double)g[i])));
     p->glu(y, g, up, 9, KVMEM_GELU_TANH, 1);
     for (i = 0; i < 9; i++) {
         const double x = (double)g[i];
@@ -201,7 +206,8 @@ static int make(matrix *m, kvmem_type type, int cols, int rows, int group) {
         m->scales = (unsigned char *)malloc(n / (size_t)group * 4 + 1);
         m->w.scales = m->scales + 1;
         for (i = 0; i < n; i++) m->data[1 + i] = (unsigned char)(test_unit() * 256);
-        for (i = 0; i < n / (size_t)group; i++) kvmem__putf32(m->scales + 1 + 4 * i, (float)(0.01 + 0.02 * test_unit()));
+        for (i = 0; i < n / (size_t)group; i++)
+            kvmem__putf32(m->scales + 1 + 4 * i, (float)(0.01 + 0.02 * test_unit()));
     } else if (kvmem_quantize(type, m->data + 1, m->f, n) != KVMEM_OK) {
         for (i = 0; i < m->w.size; i++) m->data[1 + i] = (unsigned char)(test_unit() * 256);
         for (i = 0; i < n / 256; i++) {
@@ -258,7 +264,8 @@ static void check_product(kvmem_type type, int cols, int rows, int n, int group)
         product(b, out, &m, x, n, 1);
         worst = worst_error(out, &m, x, n);
         if (!(worst < (quantized ? 0.02 : 1e-6)))
-            FAIL_AT("%s %s: %d x %d, n %d, group %d: error %g", b->name, kvmem_type_name(type), rows, cols, n, group, worst);
+            FAIL_AT("%s %s: %d x %d, n %d, group %d: error %g", b->name, kvmem_type_name(type),
+                    rows, cols, n, group, worst);
         if (f == 0) memcpy(plain, out, sizeof(float) * count);
         for (i = 0; i < count; i++)
             if (!(fabsf(out[i] - plain[i]) <= 2e-5f * sqrtf((float)cols) * (1 + fabsf(plain[i])))) {

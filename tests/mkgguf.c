@@ -100,8 +100,11 @@ TEST(matrices_have_the_deviation_that_was_asked_for) {
 }
 TEST(bad_options_are_named) {
     static const char *const bad[][3] = {
-        { "--arch", "mamba", "mamba" }, { "--type", "q9_0", "q9_0" }, { "--colour", "red", "--colour" },
-        { "--dim", "x", "--dim" }, { "--vocab", "10", "vocab" }, { "--type", "q4_k", "q4_k" }, { "--preset", "gpt-5", "gpt-5" } };
+        { "--arch", "mamba", "mamba" },    { "--type", "q9_0", "q9_0" },
+        { "--colour", "red", "--colour" }, { "--dim", "x", "--dim" },
+        { "--vocab", "10", "vocab" },      { "--type", "q4_k", "q4_k" },
+        { "--preset", "gpt-5", "gpt-5" }
+    };
     size_t i;
     for (i = 0; i < sizeof bad / sizeof *bad; i++) {
         memory_file f = { NULL, 0, 0 };

@@ -167,8 +167,10 @@ TEST(extreme_temperatures_and_logits_work) {
     }
 }
 TEST(bad_settings_are_refused_by_name) {
-    static const char *const word[] = { "temperature", "temperature", "top_k", "top_p", "top_p", "min_p", "repeat_penalty",
-                                        "repeat_penalty", "repeat_last", "n_vocab" };
+    static const char *const word[] = { "temperature",    "temperature",    "top_k",
+                                        "top_p",          "top_p",          "min_p",
+                                        "repeat_penalty", "repeat_penalty", "repeat_last",
+                                        "n_vocab" };
     int i;
     for (i = 0; i < 10; i++) {
         kvmem_sampler_config c = kvmem_sampler_config_default();

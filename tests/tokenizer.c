@@ -103,7 +103,9 @@ TEST(utf8_every_code_point_round_trips_and_nothing_else_decodes) {
     for (c = 0; c < 0x110000; c++) {
         n = kvmem__utf8_encode(c, b);
         if (c >= 0xd800 && c < 0xe000) bad += kvmem__utf8_check(b, (size_t)n) != -1;
-        else bad += kvmem__utf8_decode(b, (size_t)n, &d) != n || d != c || (n > 1 && kvmem__utf8_check(b, (size_t)n - 1) != 0);
+        else
+            bad += kvmem__utf8_decode(b, (size_t)n, &d) != n || d != c ||
+                   (n > 1 && kvmem__utf8_check(b, (size_t)n - 1) != 0);
     }
     CHECK(bad == 0);
     CHECK(kvmem__utf8_check((const uint8_t *)"\xc0\x80", 2) == -1);         /* overlong */
@@ -406,7 +408,8 @@ TEST(llama2c_ids_are_those_of_run_c) {
     REQUIRE_OK(kvmem_tokenizer_open_llama2c(&t, bytes, size, 512, NULL));
     IDS(&t, "Once upon a time", KVMEM_ADD_SPECIAL, "1 403 407 261 378");
     IDS(&t, "", KVMEM_ADD_SPECIAL, "1");
-    IDS(&t, "I don't know, Tim\xe2\x80\x99s caf\xc3\xa9\n", KVMEM_ADD_SPECIAL, "1 359 279 289 439 413 409 416 327 432 326 468 419 280 412 431 485 13");
+    IDS(&t, "I don't know, Tim\xe2\x80\x99s caf\xc3\xa9\n", KVMEM_ADD_SPECIAL,
+        "1 359 279 289 439 413 409 416 327 432 326 468 419 280 412 431 485 13");
     IDS(&t, "  \xff\xfe x", KVMEM_ADD_SPECIAL, "1 410 410 410 258 257 410 444");
     CHECK(kvmem_token_is_eog(&t, 1) && kvmem_token_is_eog(&t, 2) && !kvmem_token_is_eog(&t, 403));
     k = kvmem_token_bytes(&t, 403, KVMEM_TEXT_START, out, 64);
@@ -582,11 +585,16 @@ TEST(hostile_vocabularies_are_refused_by_name) {
     put_head(&f); put_string(&f, "tokenizer.ggml.model", "llama"); REFUSED(&f, KVMEM_BAD_FILE, "tokens");
     put_head(&f); put_string(&f, "tokenizer.ggml.model", "llama"); put_words(&f, "tokenizer.ggml.tokens", "");
     REFUSED(&f, KVMEM_BAD_FILE, "tokens");
-    put_head(&f); put_string(&f, "tokenizer.ggml.model", "llama"); put_array(&f, "tokenizer.ggml.tokens", 4, 1); put32(&f, 1);
+    put_head(&f);
+    put_string(&f, "tokenizer.ggml.model", "llama");
+    put_array(&f, "tokenizer.ggml.tokens", 4, 1);
+    put32(&f, 1);
     REFUSED(&f, KVMEM_BAD_FILE, "tokens");
     put_head(&f); put_string(&f, "tokenizer.ggml.model", "llama"); put_u32(&f, "tokenizer.ggml.tokens", 7);
     REFUSED(&f, KVMEM_BAD_FILE, "tokens");
-    put_head(&f); put_string(&f, "tokenizer.ggml.model", "llama"); put_array(&f, "tokenizer.ggml.tokens", 8, (uint64_t)1 << 60);
+    put_head(&f);
+    put_string(&f, "tokenizer.ggml.model", "llama");
+    put_array(&f, "tokenizer.ggml.tokens", 8, (uint64_t)1 << 60);
     REFUSED(&f, KVMEM_BAD_FILE, "tokens");
     put_head(&f); put_string(&f, "tokenizer.ggml.model", "llama"); put_words(&f, "tokenizer.ggml.tokens", "a b c");
     put_array(&f, "tokenizer.ggml.scores", 6, 2); put64(&f, 0);
@@ -686,7 +694,10 @@ TEST(mutated_vocabularies_are_refused_or_work) {
             works++;
             kvmem_stream_init(&s, &f.t, KVMEM_SHOW_SPECIAL);
             CHECK_OK(kvmem_tokenize(&f.t, "abc<s> abcabbbb\xff\xe2<x>y\n1", 23, 3, ids, 64, &n, NULL));
-            for (i = -1; i <= f.t.n_vocab; i++) { kvmem_token_bytes(&f.t, i, 16, out, 64); kvmem_stream_push(&s, i, piece); }
+            for (i = -1; i <= f.t.n_vocab; i++) {
+                kvmem_token_bytes(&f.t, i, 16, out, 64);
+                kvmem_stream_push(&s, i, piece);
+            }
             kvmem_stream_flush(&s, piece);
             free(piece);
         } else CHECK(f.t.error.text[0] || f.gguf.error.text[0]);
@@ -719,37 +730,55 @@ TEST(chat_formats) { /* what the models' own templates print, white space includ
          "<|im_start|>assistant\nHi there<|im_end|>\n<|im_start|>user\nWho are you<|im_end|>\n"
          "<|im_start|>assistant\n   I am an assistant   <|im_end|>\n<|im_start|>user\nAnother question<|im_end|>\n"
          "<|im_start|>assistant\n");
-    CHAT("llama2", "[INST] <<SYS>>\nYou are a helpful assistant\n<</SYS>>\n\nHello [/INST] Hi there </s><s>[INST] Who are "
-         "you [/INST] I am an assistant </s><s>[INST] Another question [/INST]");
-    CHAT("llama3", "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant<|eot_id|>"
-         "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-         "Hi there<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWho are you<|eot_id|><|start_header_id|>assistant"
-         "<|end_header_id|>\n\nI am an assistant<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nAnother question"
+    CHAT("llama2", "[INST] <<SYS>>\nYou are a helpful assistant\n<</SYS>>\n\nHello [/INST] Hi "
+                   "there </s><s>[INST] Who are "
+                   "you [/INST] I am an assistant </s><s>[INST] Another question [/INST]");
+    CHAT("llama3",
+         "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant<|eot_id|>"
+         "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|><|start_header_id|>assistant<|"
+         "end_header_id|>\n\n"
+         "Hi there<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWho are "
+         "you<|eot_id|><|start_header_id|>assistant"
+         "<|end_header_id|>\n\nI am an "
+         "assistant<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nAnother question"
          "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n");
     CHAT("mistral", "[INST] You are a helpful assistant\nHello [/INST]Hi there</s>[INST] Who are you [/INST]   I am an "
          "assistant   </s>[INST] Another question [/INST]");
-    CHAT("mistral-v1", " [INST] You are a helpful assistant\n\nHello [/INST] Hi there</s> [INST] Who are you [/INST]    I "
-         "am an assistant   </s> [INST] Another question [/INST]");
-    CHAT("mistral-v3", "[INST] You are a helpful assistant\n\nHello[/INST] Hi there</s>[INST] Who are you[/INST] I am an "
-         "assistant</s>[INST] Another question[/INST]");
-    CHAT("mistral-v3-tekken", "[INST]You are a helpful assistant\n\nHello[/INST]Hi there</s>[INST]Who are you[/INST]   I "
-         "am an assistant   </s>[INST]Another question[/INST]");
-    CHAT("mistral-v7", "[SYSTEM_PROMPT] You are a helpful assistant[/SYSTEM_PROMPT][INST] Hello[/INST] Hi there</s>[INST] "
+    CHAT("mistral-v1", " [INST] You are a helpful assistant\n\nHello [/INST] Hi there</s> [INST] "
+                       "Who are you [/INST]    I "
+                       "am an assistant   </s> [INST] Another question [/INST]");
+    CHAT("mistral-v3", "[INST] You are a helpful assistant\n\nHello[/INST] Hi there</s>[INST] Who "
+                       "are you[/INST] I am an "
+                       "assistant</s>[INST] Another question[/INST]");
+    CHAT(
+        "mistral-v3-tekken",
+        "[INST]You are a helpful assistant\n\nHello[/INST]Hi there</s>[INST]Who are you[/INST]   I "
+        "am an assistant   </s>[INST]Another question[/INST]");
+    CHAT("mistral-v7",
+         "[SYSTEM_PROMPT] You are a helpful assistant[/SYSTEM_PROMPT][INST] Hello[/INST] Hi "
+         "there</s>[INST] "
          "Who are you[/INST]    I am an assistant   </s>[INST] Another question[/INST]");
     CHAT("mistral-v7-tekken", "[SYSTEM_PROMPT]You are a helpful assistant[/SYSTEM_PROMPT][INST]Hello[/INST]Hi there</s>"
          "[INST]Who are you[/INST]   I am an assistant   </s>[INST]Another question[/INST]");
-    CHAT("gemma", "<start_of_turn>user\nYou are a helpful assistant\n\nHello<end_of_turn>\n<start_of_turn>model\nHi there"
-         "<end_of_turn>\n<start_of_turn>user\nWho are you<end_of_turn>\n<start_of_turn>model\nI am an assistant"
-         "<end_of_turn>\n<start_of_turn>user\nAnother question<end_of_turn>\n<start_of_turn>model\n");
-    CHAT("phi3", "<|system|>\nYou are a helpful assistant<|end|>\n<|user|>\nHello<|end|>\n<|assistant|>\nHi there<|end|>\n"
-         "<|user|>\nWho are you<|end|>\n<|assistant|>\n   I am an assistant   <|end|>\n<|user|>\nAnother question<|end|>\n"
-         "<|assistant|>\n");
+    CHAT("gemma", "<start_of_turn>user\nYou are a helpful "
+                  "assistant\n\nHello<end_of_turn>\n<start_of_turn>model\nHi there"
+                  "<end_of_turn>\n<start_of_turn>user\nWho are "
+                  "you<end_of_turn>\n<start_of_turn>model\nI am an assistant"
+                  "<end_of_turn>\n<start_of_turn>user\nAnother "
+                  "question<end_of_turn>\n<start_of_turn>model\n");
+    CHAT("phi3", "<|system|>\nYou are a helpful "
+                 "assistant<|end|>\n<|user|>\nHello<|end|>\n<|assistant|>\nHi there<|end|>\n"
+                 "<|user|>\nWho are you<|end|>\n<|assistant|>\n   I am an assistant   "
+                 "<|end|>\n<|user|>\nAnother question<|end|>\n"
+                 "<|assistant|>\n");
     CHAT("zephyr", "<|system|>\nYou are a helpful assistant</s>\n<|user|>\nHello</s>\n<|assistant|>\nHi there</s>\n"
          "<|user|>\nWho are you</s>\n<|assistant|>\n   I am an assistant   </s>\n<|user|>\nAnother question</s>\n"
          "<|assistant|>\n");
-    CHAT("zephyr-eot", "<|system|>\nYou are a helpful assistant<|endoftext|>\n<|user|>\nHello<|endoftext|>\n<|assistant|>\n"
-         "Hi there<|endoftext|>\n<|user|>\nWho are you<|endoftext|>\n<|assistant|>\n   I am an assistant   <|endoftext|>\n"
-         "<|user|>\nAnother question<|endoftext|>\n<|assistant|>\n");
+    CHAT("zephyr-eot", "<|system|>\nYou are a helpful "
+                       "assistant<|endoftext|>\n<|user|>\nHello<|endoftext|>\n<|assistant|>\n"
+                       "Hi there<|endoftext|>\n<|user|>\nWho are you<|endoftext|>\n<|assistant|>\n "
+                       "  I am an assistant   <|endoftext|>\n"
+                       "<|user|>\nAnother question<|endoftext|>\n<|assistant|>\n");
 }
 TEST(chat_templates_are_recognized_or_said_to_be_unknown) {
     static const char *const t[][2] = {
@@ -777,7 +806,8 @@ TEST(chat_templates_are_recognized_or_said_to_be_unknown) {
         if (strcmp(kvmem_chat_name(kind), t[i][1]) != 0) FAIL_AT("%s: %s", t[i][0], kvmem_chat_name(kind));
     }
     for (i = 0; i < sizeof no / sizeof no[0]; i++)
-        if (kvmem_chat_detect(no[i], strlen(no[i]), &kind, &e) != KVMEM_UNSUPPORTED) FAIL_AT("%s was recognized", no[i]);
+        if (kvmem_chat_detect(no[i], strlen(no[i]), &kind, &e) != KVMEM_UNSUPPORTED)
+            FAIL_AT("%s was recognized", no[i]);
     CHECK(strstr(e.text, "none"));
     put_head(&f);
     put_string(&f, "tokenizer.chat_template", t[8][0]);
@@ -796,7 +826,8 @@ TEST(chat_arguments_are_checked) {
     char out[64];
     size_t n;
     m[0].role = "tool"; m[0].content = "x";
-    CHECK(kvmem_chat_format(KVMEM_CHAT_CHATML, m, 1, 1, out, 64, &n, &e) == KVMEM_BAD_ARGUMENT && strstr(e.text, "tool"));
+    CHECK(kvmem_chat_format(KVMEM_CHAT_CHATML, m, 1, 1, out, 64, &n, &e) == KVMEM_BAD_ARGUMENT &&
+          strstr(e.text, "tool"));
     m[0].role = NULL;
     CHECK(kvmem_chat_format(KVMEM_CHAT_CHATML, m, 1, 1, out, 64, &n, &e) == KVMEM_BAD_ARGUMENT);
     CHECK(kvmem_chat_format(KVMEM_CHAT_NONE, m, 0, 1, out, 64, &n, &e) == KVMEM_BAD_ARGUMENT);

@@ -63,7 +63,8 @@ static const mkgguf_preset mkgguf_presets[] = {
     { "phi-3-mini", 32, 3072, 32, 32, 96, 8192, 32064, 4096, 0, 10000, "phi3", "spm", "" },
     { NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL } };
 
-/* A tensor to come: dev -1 is a norm weight (1 + 0.1 normal), -2 the same with random signs, factors is 1: rope_freqs of Llama 3,
+/* A tensor to come: dev -1 is a norm weight (1 + 0.1 normal), -2 the same with random signs,
+   factors is 1: rope_freqs of Llama 3,
    2 and 3: short and long factors. */
 typedef struct mkgguf_tensor {
     char name[64];
@@ -137,7 +138,10 @@ static void mkgguf_key(mkgguf_state *g, const char *key, int type) {
     mkgguf_u32(g, (uint32_t)type);
     g->n_kv++;
 }
-static void mkgguf_kv_u32(mkgguf_state *g, const char *key, int v) { mkgguf_key(g, key, 4); mkgguf_u32(g, (uint32_t)v); }
+static void mkgguf_kv_u32(mkgguf_state *g, const char *key, int v) {
+    mkgguf_key(g, key, 4);
+    mkgguf_u32(g, (uint32_t)v);
+}
 static void mkgguf_kv_f32(mkgguf_state *g, const char *key, double v) { mkgguf_key(g, key, 6); mkgguf_f32(g, v); }
 static void mkgguf_kv_str(mkgguf_state *g, const char *key, const char *v) { mkgguf_key(g, key, 8); mkgguf_str(g, v); }
 static void mkgguf_kv_bool(mkgguf_state *g, const char *key, int v) {
@@ -300,7 +304,8 @@ static mkgguf_tensor *mkgguf_add(mkgguf_state *g, const mkgguf_type *type, int l
     t->ne[1] = n_out ? (uint64_t)n_out : 1;
     t->dev = dev;
     if (n_in % t->type->block)
-        mkgguf_fail(g, "%s: rows of %d values do not fill %s blocks of %d", t->name, n_in, t->type->name, t->type->block);
+        mkgguf_fail(g, "%s: rows of %d values do not fill %s blocks of %d", t->name, n_in,
+                    t->type->name, t->type->block);
     t->bytes = t->ne[0] / (uint64_t)t->type->block * (uint64_t)t->type->bytes * t->ne[1];
     return t;
 }
@@ -504,7 +509,10 @@ static void mkgguf_copy(mkgguf_state *g) {
         return;
     }
     kvmem_gguf_int(src, "general.alignment", &align);
-    if (!ty || align != 32) { mkgguf_fail(g, ty ? "--from: alignment is not 32" : "unknown tensor type %s", g->s.type); return; }
+    if (!ty || align != 32) {
+        mkgguf_fail(g, ty ? "--from: alignment is not 32" : "unknown tensor type %s", g->s.type);
+        return;
+    }
     if (ty->block == 256) { mkgguf_fail(g, "--from: %s can be read, not written", ty->name); return; }
     if (src->n_kv > 0) {
         const kvmem_gguf_kv *last = &src->kv[src->n_kv - 1];
@@ -581,9 +589,13 @@ static void mkgguf_complete(mkgguf_state *g) {
     if (!s->orig_ctx) s->orig_ctx = !strcmp(s->scaling, "llama3") && s->ctx > 8192 ? 8192 : s->ctx / 4;
     if (mkgguf_gemma(g) && s->tied < 0) s->tied = 1; /* always, in the published ones */
     if (s->tied < 0) s->tied = 0;
-    if (s->layers < 0) s->layers = mkgguf_is(g, "gemma3") ? 7 : -s->layers; /* five local layers, a global one, a local one */
+    if (s->layers < 0)
+        s->layers = mkgguf_is(g, "gemma3")
+                        ? 7
+                        : -s->layers; /* five local layers, a global one, a local one */
     if (s->bias < 0) s->bias = mkgguf_is(g, "qwen2");
-    if (s->swa < 0 && (mkgguf_gemma(g) || mkgguf_is(g, "phi3"))) s->swa = mkgguf_is(g, "gemma3") ? s->ctx / 8 : s->ctx / 2;
+    if (s->swa < 0 && (mkgguf_gemma(g) || mkgguf_is(g, "phi3")))
+        s->swa = mkgguf_is(g, "gemma3") ? s->ctx / 8 : s->ctx / 2;
     if (s->eps <= 0) s->eps = mkgguf_is(g, "llama") ? 1e-5 : 1e-6;
     if (mkgguf_is(g, "phi3") && s->tied) mkgguf_fail(g, "phi3 has no tied head");
     if (s->layers < 1 || s->dim < 1 || s->heads < 1 || s->kv_heads < 1 || s->head_dim < 2 || s->ffn < 1 ||
@@ -594,16 +606,26 @@ static void mkgguf_complete(mkgguf_state *g) {
         mkgguf_fail(g, "unknown rope scaling %s", s->scaling);
 }
 
-typedef struct mkgguf_option { const char *name; int *i; double *d; char *s; size_t size; const char *what; } mkgguf_option;
+typedef struct mkgguf_option {
+    const char *name;
+    int *i;
+    double *d;
+    char *s;
+    size_t size;
+    const char *what;
+} mkgguf_option;
 #define MKGGUF_N_OPTIONS 28
 static void mkgguf_option_table(mkgguf_spec *s, mkgguf_option *o) {
     int n = 0;
 #define MKGGUF_OPT(nm, ip, dp, sp, sz, wh) \
     (o[n].name = nm, o[n].i = ip, o[n].d = dp, o[n].s = sp, o[n].size = sz, o[n].what = wh, n++)
     MKGGUF_OPT("--arch", NULL, NULL, s->arch, sizeof s->arch, "llama qwen2 qwen3 gemma2 gemma3 phi3");
-    MKGGUF_OPT("--type", NULL, NULL, s->type, sizeof s->type, "of matrices: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q2_k..q6_k");
-    MKGGUF_OPT("--embd-type", NULL, NULL, s->embd_type, sizeof s->embd_type, "of token_embd and output (default: --type)");
-    MKGGUF_OPT("--vocab-kind", NULL, NULL, s->vocab_kind, sizeof s->vocab_kind, "spm, or a BPE pre-tokenizer: gpt-2 llama-bpe qwen2 smollm ...");
+    MKGGUF_OPT("--type", NULL, NULL, s->type, sizeof s->type,
+               "of matrices: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q2_k..q6_k");
+    MKGGUF_OPT("--embd-type", NULL, NULL, s->embd_type, sizeof s->embd_type,
+               "of token_embd and output (default: --type)");
+    MKGGUF_OPT("--vocab-kind", NULL, NULL, s->vocab_kind, sizeof s->vocab_kind,
+               "spm, or a BPE pre-tokenizer: gpt-2 llama-bpe qwen2 smollm ...");
     MKGGUF_OPT("--rope-scaling", NULL, NULL, s->scaling, sizeof s->scaling, "none linear yarn llama3 longrope");
     MKGGUF_OPT("--chat", NULL, NULL, s->chat, sizeof s->chat, "text of tokenizer.chat_template");
     MKGGUF_OPT("--from", NULL, NULL, s->from, sizeof s->from, "rewrite this file with matrices in --type");
@@ -627,7 +649,9 @@ static void mkgguf_option_table(mkgguf_spec *s, mkgguf_option *o) {
     MKGGUF_OPT("--logit-softcap", NULL, &s->logit_cap, NULL, 0, "gemma2");
     MKGGUF_OPT("--gain", NULL, &s->gain, NULL, 0, "deviation of the logits, about (default 3)");
     MKGGUF_OPT("--seed", NULL, NULL, NULL, 0, "number");
-    MKGGUF_OPT("--preset", NULL, NULL, NULL, 0, "tiny small llama-3.2-1b smollm2-135m qwen2.5-0.5b qwen3-0.6b gemma-2-2b gemma-3-1b phi-3-mini; put it first");
+    MKGGUF_OPT("--preset", NULL, NULL, NULL, 0,
+               "tiny small llama-3.2-1b smollm2-135m qwen2.5-0.5b qwen3-0.6b gemma-2-2b gemma-3-1b "
+               "phi-3-mini; put it first");
 #undef MKGGUF_OPT
 }
 
