@@ -3130,6 +3130,407 @@ KVMEM__MM_ROWS(avx2, 0)
 KVMEM__MM_ROWS(avx512, kvmem__order((int)w->type))
 #endif /* KVMEM_NO_DECODER */
 #endif /* KVMEM__X86 */
+#if KVMEM__NEON
+/* ---- NEON: vectors. */
+#define KVMEM__LDB(p) vreinterpretq_s8_u8(vld1q_u8((const uint8_t *)(const void *)(p))) /* 16 signed bytes */
+
+static float kvmem__dot_neon(const float *a, const float *b, int n) {
+    float32x4_t s0 = vdupq_n_f32(0), s1 = s0, s2 = s0, s3 = s0;
+    float tail = 0;
+    int i;
+    for (i = 0; i + 16 <= n; i += 16) {
+        s0 = vfmaq_f32(s0, vld1q_f32(a + i), vld1q_f32(b + i));
+        s1 = vfmaq_f32(s1, vld1q_f32(a + i + 4), vld1q_f32(b + i + 4));
+        s2 = vfmaq_f32(s2, vld1q_f32(a + i + 8), vld1q_f32(b + i + 8));
+        s3 = vfmaq_f32(s3, vld1q_f32(a + i + 12), vld1q_f32(b + i + 12));
+    }
+    for (; i + 4 <= n; i += 4) s0 = vfmaq_f32(s0, vld1q_f32(a + i), vld1q_f32(b + i));
+    for (; i < n; i++) tail += a[i] * b[i];
+    return vaddvq_f32(vaddq_f32(vaddq_f32(s0, s1), vaddq_f32(s2, s3))) + tail;
+}
+static void kvmem__axpy_neon(float *y, float a, const float *x, int n) {
+    int i;
+    for (i = 0; i + 4 <= n; i += 4) vst1q_f32(y + i, vfmaq_n_f32(vld1q_f32(y + i), vld1q_f32(x + i), a));
+    for (; i < n; i++) y[i] += a * x[i];
+}
+static void kvmem__scale_neon(float *y, float a, int n) {
+    int i;
+    for (i = 0; i + 4 <= n; i += 4) vst1q_f32(y + i, vmulq_n_f32(vld1q_f32(y + i), a));
+    for (; i < n; i++) y[i] *= a;
+}
+static float kvmem__max_neon(const float *x, int n) {
+    float32x4_t v = vdupq_n_f32(-INFINITY);
+    float m;
+    int i;
+    for (i = 0; i + 4 <= n; i += 4) v = vmaxnmq_f32(v, vld1q_f32(x + i));
+    m = vmaxnmvq_f32(v);
+    for (; i < n; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+/* kvmem__expf's polynomial; 2^n is applied in two halves, so that n = 128 needs no case. */
+KVMEM__INLINE float32x4_t kvmem__exp_neon(float32x4_t x) {
+    const float32x4_t log2e = vdupq_n_f32(1.44269504089f), n = vrndnq_f32(vmulq_f32(x, log2e));
+    const int32x4_t e = vcvtq_s32_f32(n), e0 = vshrq_n_s32(e, 1), e1 = vsubq_s32(e, e0), bias = vdupq_n_s32(127);
+    float32x4_t f = vfmsq_n_f32(x, n, 0.693359375f), p;
+    f = vmulq_f32(vfmaq_n_f32(f, n, 2.12194440e-4f), log2e);
+    p = vfmaq_f32(vdupq_n_f32(KVMEM__EXP_C5), vdupq_n_f32(KVMEM__EXP_C6), f);
+    p = vfmaq_f32(vdupq_n_f32(KVMEM__EXP_C4), p, f);
+    p = vfmaq_f32(vdupq_n_f32(KVMEM__EXP_C3), p, f);
+    p = vfmaq_f32(vdupq_n_f32(KVMEM__EXP_C2), p, f);
+    p = vfmaq_f32(vdupq_n_f32(KVMEM__EXP_C1), p, f);
+    p = vfmaq_f32(vdupq_n_f32(KVMEM__EXP_C0), p, f);
+    p = vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(e0, bias), 23)));
+    p = vmulq_f32(p, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(e1, bias), 23)));
+    p = vbslq_f32(vcleq_f32(x, vdupq_n_f32(-87.3f)), vdupq_n_f32(0), p);
+    return vbslq_f32(vcgtq_f32(x, vdupq_n_f32(88.7f)), vdupq_n_f32(INFINITY), p);
+}
+static float kvmem__exp_sum_neon(float *p, const float *s, float m, int n) {
+    const float32x4_t vm = vdupq_n_f32(m);
+    float32x4_t sum = vdupq_n_f32(0), e;
+    float tail = 0;
+    int i;
+    for (i = 0; i + 4 <= n; i += 4) {
+        e = kvmem__exp_neon(vsubq_f32(vld1q_f32(s + i), vm));
+        vst1q_f32(p + i, e);
+        sum = vaddq_f32(sum, e);
+    }
+    for (; i < n; i++) tail += p[i] = kvmem__expf(s[i] - m);
+    return vaddvq_f32(sum) + tail;
+}
+#ifndef KVMEM_NO_DECODER
+#define kvmem__add_neon kvmem__add_plain
+static void kvmem__rmsnorm_row_neon(float *out, const float *x, const float *w, int d, float eps) {
+    const float a = 1 / sqrtf(kvmem__dot_neon(x, x, d) / (float)d + eps);
+    int j;
+    for (j = 0; j + 4 <= d; j += 4) {
+        float32x4_t v = vmulq_n_f32(vld1q_f32(x + j), a);
+        if (w) v = vmulq_f32(v, vld1q_f32(w + j));
+        vst1q_f32(out + j, v);
+    }
+    for (; j < d; j++) out[j] = w ? x[j] * a * w[j] : x[j] * a;
+}
+static void kvmem__rmsnorm_neon(float *out, const float *x, const float *w, int n, int d, float eps,
+                                int threads) {
+    kvmem__rmsnorm_run(kvmem__rmsnorm_row_neon, out, x, w, n, d, eps, threads);
+}
+static void kvmem__glu_piece_neon(float *out, const float *gate, const float *up, size_t count, kvmem_act act) {
+    const float32x4_t one = vdupq_n_f32(1);
+    size_t i;
+    for (i = 0; i + 4 <= count; i += 4) {
+        const float32x4_t g = vld1q_f32(gate + i);
+        float32x4_t u = g;
+        if (act == KVMEM_GELU_TANH) {
+            u = vfmaq_n_f32(g, vmulq_f32(vmulq_f32(g, g), g), 0.044715f);
+            u = vmulq_n_f32(u, 1.5957691216f);
+        }
+        u = vdivq_f32(g, vaddq_f32(one, kvmem__exp_neon(vnegq_f32(u))));
+        vst1q_f32(out + i, vmulq_f32(u, vld1q_f32(up + i)));
+    }
+    kvmem__glu_piece_plain(out + i, gate + i, up + i, count - i, act);
+}
+static void kvmem__glu_neon(float *out, const float *gate, const float *up, size_t count, kvmem_act act,
+                            int threads) {
+    kvmem__glu_run(kvmem__glu_piece_neon, out, gate, up, count, act, threads);
+}
+
+/* ---- NEON: matrix product. The shapes of the x86 paths; codes are made signed (code - off), so that
+   activations need no start values. With the dot product instructions (__ARM_FEATURE_DOTPROD) a step is
+   one instruction, else four. */
+static float kvmem__quantize32_neon(int8_t *q, const float *x, int32_t *sum) {
+    const uint32x4_t mask = vdupq_n_u32(0x7fffffffu);
+    uint32x4_t big = vdupq_n_u32(0);
+    float top, inv;
+    uint32_t u;
+    int i;
+    for (i = 0; i < 32; i += 4) big = vmaxq_u32(big, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + i)), mask));
+    u = vmaxvq_u32(big);
+    memcpy(&top, &u, 4);
+    if (!(top >= 1e-36f && top <= FLT_MAX)) return kvmem__quantize32_plain(q, x, sum);
+    inv = 127 / top;
+    for (i = 0; i < 32; i += 16) {
+        const int32x4_t a = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i), inv));
+        const int32x4_t b = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i + 4), inv));
+        const int32x4_t c = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i + 8), inv));
+        const int32x4_t d = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i + 12), inv));
+        const int8x16_t v = vcombine_s8(vmovn_s16(vcombine_s16(vmovn_s32(a), vmovn_s32(b))),
+                                        vmovn_s16(vcombine_s16(vmovn_s32(c), vmovn_s32(d))));
+        vst1q_s8(q + i, v);
+        sum[i / 16] = vaddlvq_s8(v);
+    }
+    return top * (1.0f / 127);
+}
+static void kvmem__quantize_row_neon(const kvmem__mm *m, int i) {
+    kvmem__quantize_row(m, i, kvmem__quantize32_neon);
+}
+/* Lane j gains the products of bytes 4 j .. 4 j + 3. */
+KVMEM__INLINE int32x4_t kvmem__dot4_neon(int32x4_t sum, int8x16_t a, int8x16_t b) {
+#ifdef __ARM_FEATURE_DOTPROD
+    return vdotq_s32(sum, a, b);
+#else
+    const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b)), high = vmull_high_s8(a, b);
+    return vaddq_s32(sum, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+}
+/* At most 256 weights of a row as signed codes, s and mn one each per 16. Twin: kvmem__unpack. */
+static void kvmem__unpack_neon(const kvmem__mm *m, int r, int c0, int n, int8_t *code, float *s, float *mn) {
+    const uint8_t *p = kvmem__mm_row(m, r);
+    const uint8x16_t off = vdupq_n_u8((uint8_t)m->t->off), nibble = vdupq_n_u8(15);
+    int i;
+    if (m->w->type == KVMEM_Q8_0 || m->w->type == KVMEM_Q4_0) {
+        p += (size_t)(c0 / 32) * (size_t)m->t->bytes;
+        for (i = 0; i < n; i += 32, p += m->t->bytes) {
+            s[i / 16] = s[i / 16 + 1] = kvmem__f16_to_f32(kvmem__le16(p));
+            if (m->w->type == KVMEM_Q8_0) memcpy(code + i, p + 2, 32);
+            else {
+                const uint8x16_t v = vld1q_u8(p + 2);
+                vst1q_s8(code + i, vreinterpretq_s8_u8(vsubq_u8(vandq_u8(v, nibble), off)));
+                vst1q_s8(code + i + 16, vreinterpretq_s8_u8(vsubq_u8(vshrq_n_u8(v, 4), off)));
+            }
+        }
+        return;
+    }
+    kvmem__unpack(m->w->type, p, kvmem__mm_scales(m, r), m->w->group, c0, n, (uint8_t *)code, s, mn);
+    for (i = 0; i < n; i += 16)
+        vst1q_s8(code + i, vreinterpretq_s8_u8(vsubq_u8(vld1q_u8((const uint8_t *)code + i), off)));
+}
+static void kvmem__row_neon(const kvmem__mm *m, int r) {
+    int8_t code[256];
+    float s[16], mn[16], mins[KVMEM__FEW];
+    float32x4_t acc[KVMEM__FEW];
+    int c0, b, i;
+    for (i = 0; i < m->n; i++) { acc[i] = vdupq_n_f32(0); mins[i] = 0; }
+    for (c0 = 0; c0 < m->cols; c0 += 256) {
+        const int n = KVMEM__MIN(256, m->cols - c0);
+        kvmem__unpack_neon(m, r, c0, n, code, s, mn);
+        for (i = 0; i < m->n; i++) {
+            const size_t first = (size_t)i * (size_t)m->padded + (size_t)(c0 / 32);
+            for (b = 0; b < n / 32; b++) {
+                const int8_t *q = m->q + (first + (size_t)b) * 32;
+                const float d = m->d[first + (size_t)b], *fs = m->fsum + (first + (size_t)b) * (size_t)m->per;
+                int32x4_t dot = kvmem__dot4_neon(vdupq_n_s32(0), KVMEM__LDB(code + b * 32), KVMEM__LDB(q));
+                if (m->per == 2) {
+                    acc[i] = vfmaq_n_f32(acc[i], vcvtq_f32_s32(dot), s[2 * b] * d);
+                    dot = vdupq_n_s32(0);
+                }
+                dot = kvmem__dot4_neon(dot, KVMEM__LDB(code + b * 32 + 16), KVMEM__LDB(q + 16));
+                acc[i] = vfmaq_n_f32(acc[i], vcvtq_f32_s32(dot), s[2 * b + 1] * d);
+                if (m->t->has_min) mins[i] += mn[2 * b] * fs[0] + (m->per == 2 ? mn[2 * b + 1] * fs[1] : 0);
+            }
+        }
+    }
+    for (i = 0; i < m->n; i++) m->out[(size_t)i * (size_t)m->rows + (size_t)r] = vaddvq_f32(acc[i]) + mins[i];
+}
+/* Four values of a float type from value k on. */
+KVMEM__INLINE float32x4_t kvmem__floats4(kvmem_type type, const uint8_t *row, int k) {
+    float32x4_t v;
+    if (type == KVMEM_F32) memcpy(&v, row + (size_t)k * 4, 16);
+    else {
+        uint16x4_t h;
+        memcpy(&h, row + (size_t)k * 2, 8);
+        if (type == KVMEM_F16) v = vcvt_f32_f16(vreinterpret_f16_u16(h));
+        else v = vreinterpretq_f32_u32(vshll_n_u16(h, 16));
+    }
+    return v;
+}
+static void kvmem__row_float_neon(const kvmem__mm *m, int r, int i) {
+    const uint8_t *row = kvmem__mm_row(m, r);
+    const float *x = m->x + (size_t)i * (size_t)m->cols;
+    float32x4_t a[4];
+    float tail[4], sum = 0;
+    int k, j;
+    for (j = 0; j < 4; j++) a[j] = vdupq_n_f32(0);
+    for (k = 0; k + 16 <= m->cols; k += 16)
+        for (j = 0; j < 4; j++)
+            a[j] = vfmaq_f32(a[j], kvmem__floats4(m->w->type, row, k + 4 * j), vld1q_f32(x + k + 4 * j));
+    for (; k + 4 <= m->cols; k += 4) a[0] = vfmaq_f32(a[0], kvmem__floats4(m->w->type, row, k), vld1q_f32(x + k));
+    if (k < m->cols) {
+        kvmem__decode(m->t, tail, row + (size_t)k * (size_t)m->t->bytes, (size_t)(m->cols - k));
+        for (j = 0; k + j < m->cols; j++) sum += tail[j] * x[k + j];
+    }
+    m->out[(size_t)i * (size_t)m->rows + (size_t)r] =
+        sum + vaddvq_f32(vaddq_f32(vaddq_f32(a[0], a[1]), vaddq_f32(a[2], a[3])));
+}
+/* Panel of 16 rows: codes [nb][8][16][4], then scales and mins [nb * per][16], as on x86. */
+#define KVMEM__PANEL_S ((size_t)KVMEM__KC * 16)
+#define KVMEM__PANEL_M ((size_t)KVMEM__KC * 20)
+static void kvmem__panel_neon(const kvmem__mm *m, uint8_t *panel, int r0, int r1, int b0, int nb) {
+    float *s = (float *)(void *)(panel + KVMEM__PANEL_S), *mn = (float *)(void *)(panel + KVMEM__PANEL_M);
+    int8_t code[256];
+    float rs[16], rm[16];
+    int r, at, b, k, j, n;
+    memset(rm, 0, sizeof rm);
+    for (at = 0; at < nb; at += n) {
+        n = KVMEM__MIN(8, nb - at);
+        for (r = 0; r < 16; r++) {
+            if (r0 + r < r1) kvmem__unpack_neon(m, r0 + r, (b0 + at) * 32, n * 32, code, rs, rm);
+            else {
+                memset(code, 0, sizeof code);
+                memset(rs, 0, sizeof rs);
+                memset(rm, 0, sizeof rm);
+            }
+            for (b = 0; b < n; b++)
+                for (k = 0; k < 8; k++) memcpy(panel + ((at + b) * 8 + k) * 64 + r * 4, code + b * 32 + k * 4, 4);
+            for (j = 0; j < n * m->per; j++) {
+                s[(at * m->per + j) * 16 + r] = rs[m->per == 1 ? 2 * j : j];
+                mn[(at * m->per + j) * 16 + r] = rm[m->per == 1 ? 2 * j : j];
+            }
+        }
+    }
+}
+/* One step of k: eight rows by four activations, the word `lane` of each of these. */
+#ifdef __ARM_FEATURE_DOTPROD
+#define KVMEM__STEP(lane)                                                                           \
+    for (u = 0; u < 4; u++) {                                                                       \
+        dot[u][0] = vdotq_laneq_s32(dot[u][0], KVMEM__LDB(panel), x[u], lane);                      \
+        dot[u][1] = vdotq_laneq_s32(dot[u][1], KVMEM__LDB(panel + 16), x[u], lane);                 \
+    }                                                                                               \
+    panel += 64;
+#else
+#define KVMEM__STEP(lane)                                                                           \
+    for (u = 0; u < 4; u++) {                                                                       \
+        const int8x16_t v = vreinterpretq_s8_s32(vdupq_laneq_s32(vreinterpretq_s32_s8(x[u]), lane)); \
+        dot[u][0] = kvmem__dot4_neon(dot[u][0], KVMEM__LDB(panel), v);                              \
+        dot[u][1] = kvmem__dot4_neon(dot[u][1], KVMEM__LDB(panel + 16), v);                         \
+    }                                                                                               \
+    panel += 64;
+#endif
+/* Stores the n <= 8 first lanes. */
+KVMEM__INLINE void kvmem__store8(float *out, float32x4_t a, float32x4_t b, int n) {
+    float lane[8];
+    vst1q_f32(lane, a);
+    vst1q_f32(lane + 4, b);
+    memcpy(out, lane, (size_t)n * 4);
+}
+/* Eight rows (side 0 to 3 of the tile) against activations u0 .. u0 + 3 of group g. */
+KVMEM__INLINE void kvmem__tile_neon(const kvmem__mm *m, uint8_t *panel, int r0, int r1, int b0, int nb, int g,
+                                    int side, int u0, const int per) {
+    const size_t first = (size_t)g * (size_t)m->padded + (size_t)b0;
+    const int8_t *q = m->q + first * 256 + u0 * 32;
+    const float *d = m->d + first * 8 + u0, *fs = m->fsum + first * (size_t)per * 8 + u0;
+    uint8_t *mine = panel + (size_t)(side / 2) * KVMEM__PANEL_BYTES;
+    const float *s = (const float *)(const void *)(mine + KVMEM__PANEL_S) + side % 2 * 8;
+    const float *mn = (const float *)(const void *)(mine + KVMEM__PANEL_M) + side % 2 * 8;
+    const int n = KVMEM__MIN(4, m->n - g * 8 - u0), rows = KVMEM__MIN(8, r1 - r0 - side * 8);
+    float *out = m->out + (size_t)(g * 8 + u0) * (size_t)m->rows + (size_t)(r0 + side * 8);
+    float *sum = (float *)(void *)(panel + 2 * KVMEM__PANEL_BYTES) + (g * 8 + u0) * KVMEM__TILE + side * 8;
+    float32x4_t acc[4][2];
+    int32x4_t dot[4][2];
+    int8x16_t x[4];
+    int b, h, u, half;
+    if (n <= 0 || rows <= 0) return;
+    panel = mine + side % 2 * 32;
+    for (u = 0; u < 4; u++)
+        for (h = 0; h < 2; h++)
+            acc[u][h] = b0 ? vld1q_f32(sum + u * KVMEM__TILE + 4 * h) : vdupq_n_f32(0);
+    for (b = 0; b < nb; b++, q += 256, d += 8)
+        for (half = 0; half < 2; half++) {
+            if (half == 0 || per == 2)
+                for (u = 0; u < 4; u++) dot[u][0] = dot[u][1] = vdupq_n_s32(0);
+            for (u = 0; u < 4; u++) x[u] = KVMEM__LDB(q + u * 32 + half * 16);
+            KVMEM__STEP(0)
+            KVMEM__STEP(1)
+            KVMEM__STEP(2)
+            KVMEM__STEP(3)
+            if (half == 0 && per == 1) continue;
+            for (u = 0; u < 4; u++)
+                for (h = 0; h < 2; h++) {
+                    acc[u][h] = vfmaq_f32(acc[u][h], vmulq_n_f32(vcvtq_f32_s32(dot[u][h]), d[u]), vld1q_f32(s + 4 * h));
+                    if (m->t->has_min) acc[u][h] = vfmaq_n_f32(acc[u][h], vld1q_f32(mn + 4 * h), fs[u]);
+                }
+            s += 16;
+            mn += 16;
+            fs += 8;
+        }
+    for (u = 0; u < 4; u++) {
+        if (b0 + nb < m->blocks) kvmem__store8(sum + u * KVMEM__TILE, acc[u][0], acc[u][1], 8);
+        else if (u < n) kvmem__store8(out + (size_t)u * (size_t)m->rows, acc[u][0], acc[u][1], rows);
+    }
+}
+static void kvmem__many_neon(const kvmem__mm *m, uint8_t *panel, int r0, int r1, int b0, int nb) {
+    int i, side;
+    for (i = 0; i < m->n; i += 4)
+        for (side = 0; side < 4; side++) {
+            if (m->per == 1) kvmem__tile_neon(m, panel, r0, r1, b0, nb, i / 8, side, i % 8, 1);
+            else kvmem__tile_neon(m, panel, r0, r1, b0, nb, i / 8, side, i % 8, 2);
+        }
+}
+/* Float tensors: [k][32] of columns [k0, k0 + nk). */
+static void kvmem__panel_float_neon(const kvmem__mm *m, float *panel, int r0, int r1, int k0, int nk) {
+    float row[KVMEM__KC_FLOAT];
+    int r, k;
+    for (r = 0; r < KVMEM__TILE; r++) {
+        memset(row, 0, sizeof row);
+        if (r0 + r < r1) {
+            const uint8_t *p = kvmem__mm_row(m, r0 + r);
+            for (k = 0; k + 4 <= nk; k += 4) vst1q_f32(row + k, kvmem__floats4(m->w->type, p, k0 + k));
+            if (k < nk) kvmem__decode(m->t, row + k, p + (size_t)(k0 + k) * (size_t)m->t->bytes, (size_t)(nk - k));
+        }
+        for (k = 0; k < nk; k++) panel[k * KVMEM__TILE + r] = row[k];
+    }
+}
+static void kvmem__many_float_neon(const kvmem__mm *m, float *panel, int r0, int r1, int k0, int nk) {
+    int i, k, u, side;
+    for (i = 0; i < m->n; i += 8)
+        for (side = 0; side < 4; side++) {
+            const int rows = KVMEM__MIN(8, r1 - r0 - side * 8);
+            float *out = m->out + (size_t)i * (size_t)m->rows + (size_t)(r0 + side * 8);
+            float *sum = panel + KVMEM__PANEL_BYTES / 2 + i * KVMEM__TILE + side * 8;
+            const float *x[8], *p = panel + side * 8;
+            float32x4_t a[8], b[8];
+            if (rows <= 0) break;
+            KVMEM__UNROLL
+            for (u = 0; u < 8; u++) {
+                x[u] = m->x + (size_t)KVMEM__MIN(i + u, m->n - 1) * (size_t)m->cols + (size_t)k0;
+                a[u] = k0 ? vld1q_f32(sum + u * KVMEM__TILE) : vdupq_n_f32(0);
+                b[u] = k0 ? vld1q_f32(sum + u * KVMEM__TILE + 4) : vdupq_n_f32(0);
+            }
+            for (k = 0; k < nk; k++) {
+                const float32x4_t w0 = vld1q_f32(p + k * KVMEM__TILE), w1 = vld1q_f32(p + k * KVMEM__TILE + 4);
+                KVMEM__UNROLL
+                for (u = 0; u < 8; u++) {
+                    a[u] = vfmaq_n_f32(a[u], w0, x[u][k]);
+                    b[u] = vfmaq_n_f32(b[u], w1, x[u][k]);
+                }
+            }
+            KVMEM__UNROLL
+            for (u = 0; u < 8; u++) {
+                if (k0 + nk < m->cols) kvmem__store8(sum + u * KVMEM__TILE, a[u], b[u], 8);
+                else if (i + u < m->n) kvmem__store8(out + (size_t)u * (size_t)m->rows, a[u], b[u], rows);
+            }
+        }
+}
+/* Rows [r0, r1) of W, at most 32 of them. */
+static void kvmem__mm_rows_neon(const kvmem__mm *m, int r0, int r1, uint8_t *panel) {
+    int at, n, r, i;
+    if (!m->integers && m->t->off >= 0) kvmem__mm_rows_plain(m, r0, r1, panel);
+    else if (m->n <= KVMEM__FEW) {
+        for (r = r0; r < r1; r++) {
+            if (m->integers) kvmem__row_neon(m, r);
+            else for (i = 0; i < m->n; i++) kvmem__row_float_neon(m, r, i);
+        }
+    } else if (m->integers) {
+        for (at = 0; at < m->blocks; at += n) {
+            n = KVMEM__MIN(KVMEM__KC / 32, m->blocks - at);
+            kvmem__panel_neon(m, panel, r0, r1, at, n);
+            kvmem__panel_neon(m, panel + KVMEM__PANEL_BYTES, r0 + 16, r1, at, n);
+            kvmem__many_neon(m, panel, r0, r1, at, n);
+        }
+    } else {
+        for (at = 0; at < m->cols; at += n) {
+            float *p = (float *)(void *)panel;
+            n = KVMEM__MIN(KVMEM__KC_FLOAT, m->cols - at);
+            kvmem__panel_float_neon(m, p, r0, r1, at, n);
+            kvmem__many_float_neon(m, p, r0, r1, at, n);
+        }
+    }
+}
+static void kvmem__matmul_neon(const kvmem_backend *b, float *out, const kvmem_tensor *w, const float *x, int n,
+                               void *scratch, int threads) {
+    (void)b;
+    kvmem__mm_start(out, w, x, n, scratch, threads, 0, kvmem__quantize_row_neon, kvmem__mm_rows_neon);
+}
+#endif /* KVMEM_NO_DECODER */
+#endif /* KVMEM__NEON */
 
 /* ==== >>codecs : how the rows of K and V are stored ==============================================
    A codec turns a row (one token's d values of one KV head) into bytes, and attention works on those
@@ -4082,7 +4483,7 @@ KVMEM__INLINE float32x4_t kvmem__load_neon(kvmem__rows kind, const uint8_t *row,
         return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(x))));
     }
 }
-KVMEM__INLINE float kvmem__scale_neon(const uint8_t *piece) {
+KVMEM__INLINE float kvmem__piece_scale_neon(const uint8_t *piece) {
     return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(kvmem__le16(piece)))), 0);
 }
 KVMEM__INLINE void kvmem__dot_neon_nq(kvmem__rows kind, int nq, float *s, size_t ld, const uint8_t *rows,
@@ -4101,7 +4502,7 @@ KVMEM__INLINE void kvmem__dot_neon_nq(kvmem__rows kind, int nq, float *s, size_t
         for (c = 0; c < d; c += 4) {
             if (coded && c % 32 == 0) {
                 for (r = 0; r < nr; r++)
-                    scale[r] = kvmem__scale_neon(row[r] + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32));
+                    scale[r] = kvmem__piece_scale_neon(row[r] + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32));
             }
             KVMEM__UNROLL
             for (i = 0; i < nq; i++) y[i] = vld1q_f32(q + (size_t)i * (size_t)d + c);
@@ -4154,7 +4555,7 @@ KVMEM__INLINE void kvmem__axpy_neon_q(kvmem__rows kind, int nq, float *acc, cons
         for (c = 0; c < d; c += 16) {
             if (c % 32 == 0) { /* weights times the scales of this piece */
                 for (r = 0; r < m; r++) {
-                    const float scale = kvmem__scale_neon(in + rb * (size_t)r +
+                    const float scale = kvmem__piece_scale_neon(in + rb * (size_t)r +
                                                           (size_t)(c / 32) * kvmem__piece_bytes(kind, 32));
                     for (i = 0; i < nq; i++) ws[64 * i + r] = scale * w[(size_t)i * ld + (size_t)(t + r)];
                 }
@@ -4171,7 +4572,7 @@ KVMEM__INLINE void kvmem__decode_neon(kvmem__rows kind, float *out, const void *
         for (c = 0; c < d; c += 4) {
             float32x4_t x = kvmem__load_neon(kind, in, c, d);
             if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0)
-                x = vmulq_n_f32(x, kvmem__scale_neon(in + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32)));
+                x = vmulq_n_f32(x, kvmem__piece_scale_neon(in + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32)));
             vst1q_f32(out + c, x);
         }
     }
@@ -6211,6 +6612,10 @@ KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos) {
 static const kvmem_backend kvmem__plain = { "plain", 0, KVMEM__VECTOR_OPS(plain), KVMEM__CACHE_OPS,
                                             KVMEM__DECODER_OPS(plain, plain), kvmem__softcap_plain };
 
+#if KVMEM__NEON
+static const kvmem_backend kvmem__neon = { "neon", 1, KVMEM__VECTOR_OPS(neon), KVMEM__CACHE_OPS,
+                                           KVMEM__DECODER_OPS(neon, neon), kvmem__softcap_plain };
+#endif
 #if KVMEM__X86
 static const kvmem_backend kvmem__avx2 = { "avx2", 2, KVMEM__VECTOR_OPS(avx2), KVMEM__CACHE_OPS,
                                            KVMEM__DECODER_OPS(avx2, avx2), kvmem__softcap_avx2 };
@@ -6237,6 +6642,9 @@ KVMEM_API const kvmem_backend *kvmem_backend_cpu(const char *name) {
     const int level = kvmem__x86_level();
     if (level >= 3 && (!name || !strcmp(name, "avx512"))) return &kvmem__avx512;
     if (level >= 2 && (!name || !strcmp(name, "avx2"))) return &kvmem__avx2;
+#endif
+#if KVMEM__NEON
+    if (!name || !strcmp(name, "neon")) return &kvmem__neon;
 #endif
     if (!name || !strcmp(name, "plain")) return &kvmem__plain;
     return NULL;

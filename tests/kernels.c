@@ -168,10 +168,15 @@ TEST(glu_is_silu_or_tanh_gelu_times_up) {
     }
 }
 TEST(activation_blocks_are_the_same_bits_on_every_path) {
-#if KVMEM__X86
+#if KVMEM__X86 || KVMEM__NEON
     float x[33]; int8_t a[33], b[33]; int32_t sa[2], sb[2];
     int t, i;
+#if KVMEM__NEON
+#define FAST_QUANTIZE kvmem__quantize32_neon
+#else
+#define FAST_QUANTIZE kvmem__quantize32_avx2
     if (!kvmem_backend_cpu("avx2")) SKIP("no AVX2 here");
+#endif
     for (t = 0; t < 2000; t++) {
         float da, db;
         fill(x, 33);
@@ -179,7 +184,7 @@ TEST(activation_blocks_are_the_same_bits_on_every_path) {
         if (t % 9 == 0) x[1 + t % 32] = t % 2 ? INFINITY : NAN;
         if (t % 7 == 0) for (i = 0; i < 33; i++) x[i] = (float)((int)(test_unit() * 9) - 4) * 0.5f; /* ties */
         da = kvmem__quantize32_plain(a + 1, x + 1, sa);
-        db = kvmem__quantize32_avx2(b + 1, x + 1, sb);
+        db = FAST_QUANTIZE(b + 1, x + 1, sb);
         CHECK(!memcmp(&da, &db, 4) && !memcmp(a + 1, b + 1, 32) && sa[0] == sb[0] && sa[1] == sb[1]);
         for (i = 1; i < 33; i++) if (da > 0 && da < 1e30f) CHECK(fabsf(x[i] - da * (float)a[i]) <= da * 0.5001f);
     }
