@@ -2870,7 +2870,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tile_avx512(const kvmem__mm *m, uint8_t 
     const int n = KVMEM__MIN(4, m->n - g * 8 - u0);
     float *out = m->out + (size_t)(g * 8 + u0) * (size_t)m->rows + (size_t)r0;
     float *sum = (float *)(void *)(panel + 2 * KVMEM__PANEL_BYTES) + (g * 8 + u0) * KVMEM__TILE;
-    __m512 acc0[4], acc1[4];
+    __m512 acc0[4], acc1[4], f0[4], f1[4];
     __m512i dot0[4], dot1[4];
     int b, h, k, u;
     if (n <= 0) return;
@@ -2880,6 +2880,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tile_avx512(const kvmem__mm *m, uint8_t 
         acc1[u] = b0 ? _mm512_loadu_ps(sum + u * KVMEM__TILE + 16) : _mm512_setzero_ps();
     }
     for (b = 0; b < nb; b++, q += 256, d += 8) {
+        KVMEM__UNROLL
         for (h = 0; h < per; h++, start += 8, fs += 8, s += 16, mn += 16) {
             KVMEM__UNROLL
             for (u = 0; u < 4; u++) dot0[u] = dot1[u] = _mm512_set1_epi32(start[u]);
@@ -2896,11 +2897,15 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tile_avx512(const kvmem__mm *m, uint8_t 
                 }
             }
             KVMEM__UNROLL
-            for (u = 0; u < 4; u++) {
-                const __m512 dx = _mm512_set1_ps(d[u]);
-                acc0[u] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dot0[u]), dx), _mm512_loadu_ps(s), acc0[u]);
-                acc1[u] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dot1[u]), dx), _mm512_loadu_ps(s + next),
-                                          acc1[u]);
+            for (u = 0; u < 4; u++) { /* first scales of weights, one or two a block, then of activations */
+                const __m512 dx = _mm512_set1_ps(d[u]), s0 = _mm512_loadu_ps(s), s1 = _mm512_loadu_ps(s + next);
+                f0[u] = h == 0 ? _mm512_mul_ps(_mm512_cvtepi32_ps(dot0[u]), s0)
+                               : _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot0[u]), s0, f0[u]);
+                f1[u] = h == 0 ? _mm512_mul_ps(_mm512_cvtepi32_ps(dot1[u]), s1)
+                               : _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot1[u]), s1, f1[u]);
+                if (h < per - 1) continue;
+                acc0[u] = _mm512_fmadd_ps(f0[u], dx, acc0[u]);
+                acc1[u] = _mm512_fmadd_ps(f1[u], dx, acc1[u]);
             }
             if (m->t->has_min)
                 KVMEM__UNROLL
