@@ -2896,16 +2896,23 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tile_avx512(const kvmem__mm *m, uint8_t 
                     dot1[u] = _mm512_dpbusd_epi32(dot1[u], code1, _mm512_set1_epi32(x));
                 }
             }
-            KVMEM__UNROLL
-            for (u = 0; u < 4; u++) { /* first scales of weights, one or two a block, then of activations */
-                const __m512 dx = _mm512_set1_ps(d[u]), s0 = _mm512_loadu_ps(s), s1 = _mm512_loadu_ps(s + next);
-                f0[u] = h == 0 ? _mm512_mul_ps(_mm512_cvtepi32_ps(dot0[u]), s0)
-                               : _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot0[u]), s0, f0[u]);
-                f1[u] = h == 0 ? _mm512_mul_ps(_mm512_cvtepi32_ps(dot1[u]), s1)
-                               : _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot1[u]), s1, f1[u]);
-                if (h < per - 1) continue;
-                acc0[u] = _mm512_fmadd_ps(f0[u], dx, acc0[u]);
-                acc1[u] = _mm512_fmadd_ps(f1[u], dx, acc1[u]);
+            { /* first the scales of weights, one or two a block, then those of activations; short loops,
+                 since clang 14 keeps arrays in memory when it meets a long one */
+                const __m512 s0 = _mm512_loadu_ps(s), s1 = _mm512_loadu_ps(s + next);
+                KVMEM__UNROLL
+                for (u = 0; u < 4; u++)
+                    f0[u] = h == 0 ? _mm512_mul_ps(_mm512_cvtepi32_ps(dot0[u]), s0)
+                                   : _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot0[u]), s0, f0[u]);
+                KVMEM__UNROLL
+                for (u = 0; u < 4; u++)
+                    f1[u] = h == 0 ? _mm512_mul_ps(_mm512_cvtepi32_ps(dot1[u]), s1)
+                                   : _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot1[u]), s1, f1[u]);
+            }
+            if (h == per - 1) {
+                KVMEM__UNROLL
+                for (u = 0; u < 4; u++) acc0[u] = _mm512_fmadd_ps(f0[u], _mm512_set1_ps(d[u]), acc0[u]);
+                KVMEM__UNROLL
+                for (u = 0; u < 4; u++) acc1[u] = _mm512_fmadd_ps(f1[u], _mm512_set1_ps(d[u]), acc1[u]);
             }
             if (m->t->has_min)
                 KVMEM__UNROLL
