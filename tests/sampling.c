@@ -29,7 +29,10 @@ TEST(temperature_0_takes_the_highest_and_of_equals_the_lowest_id) {
 }
 TEST(the_default_is_what_the_comments_say) {
     const kvmem_sampler_config c = kvmem_sampler_config_default();
-    CHECK(c.temperature == 0.8f && c.top_k == 40 && c.top_p == 0.95f && c.min_p == 0.05f);
+    CHECK_NEAR(c.temperature, 0.8, 1e-6);
+    CHECK_NEAR(c.top_p, 0.95, 1e-6);
+    CHECK_NEAR(c.min_p, 0.05, 1e-6);
+    CHECK(c.top_k == 40);
     CHECK(c.repeat_penalty == 1 && c.repeat_last == 64 && c.seed == 0);
 }
 TEST(top_k_of_equals_keeps_the_lowest_ids) {
