@@ -30,10 +30,8 @@ KV        ?= h2o budget=50% codec=q8_0
 N         ?= 120
 
 all: kvmem ## build the command line ./kvmem
-ifneq ($(wildcard tools/kvmem.c),)
 kvmem: $(B)/kvmem
 	cp $(B)/kvmem $@
-endif
 
 run: kvmem ## play the main job: a model through a compressed cache (MODEL= TOKENIZER= PROMPT= KV= N=)
 	@if [ -z "$(MODEL)" ]; then \
@@ -42,10 +40,10 @@ run: kvmem ## play the main job: a model through a compressed cache (MODEL= TOKE
 
 test: ## build and run every test; the last line is `N passed, N failed`
 	@$(MAKE) --no-print-directory -j$(JOBS) testbins
-	@B=$(B) CC="$(CC)" JOBS=$(JOBS) sh tools/runtests.sh $(SCRIPTS) $(TESTS)
+	@B=$(B) KVMEM=$(B)/kvmem CC="$(CC)" JOBS=$(JOBS) sh tools/runtests.sh $(SCRIPTS) $(TESTS)
 list-tests:
 	@echo $(TESTS)
-testbins: $(if $(wildcard tools/kvmem.c),kvmem) $(TESTS) $(EXAMPLES) $(FUZZ) $(TOOLS)
+testbins: $(if $(filter build,$(B)),kvmem) $(B)/kvmem $(TESTS) $(EXAMPLES) $(FUZZ) $(TOOLS)
 
 check: kvmem $(EXAMPLES) $(TOOLS) ## every way to include the header, gcc and clang, C and C++, all options; symbols, contents, tables
 	@B=$(B) CC="$(CC)" FULL=1 JOBS=$(JOBS) sh tools/runtests.sh tests/header.sh tests/projects.sh tests/readme.sh

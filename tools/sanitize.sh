@@ -2,7 +2,7 @@
 # All tests under AddressSanitizer, LeakSanitizer and UndefinedBehaviorSanitizer, then a short session
 # under valgrind. Ends like `make test`.
 CC=${CC:-cc}
-FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+FLAGS="-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2)}
 make --no-print-directory -j"$JOBS" B=build/sanitize CC="$CC" CFLAGS="$FLAGS" OMP= testbins || exit 1
