@@ -54,6 +54,39 @@ def cases():
     yield "phi3 longrope, long", f"{p3} --rope-scaling longrope --ctx 512 --orig-ctx 64", 512, "f32"
 
 
+# Small models whose peer logits are committed (tests/golden/peer_logits.h, made with --golden): at three
+# positions every 8th logit; keys float32, values float16, no flash attention.
+GOLDEN = ["--arch llama", "--arch llama --vocab-kind llama-bpe --tied 1 --kv-heads 1", "--arch llama --head-dim 32",
+          "--arch llama --rope-scaling linear --rope-factor 4",
+          "--arch llama --rope-scaling yarn --rope-factor 4 --ctx 64 --orig-ctx 16",
+          "--arch llama --rope-scaling llama3 --orig-ctx 32 --rope-base 500000",
+          "--arch qwen2", "--arch qwen2 --tied 1 --rope-base 1000000", "--arch qwen3 --head-dim 32",
+          "--arch gemma2 --layers 26 --swa 8 --attn-softcap 3 --logit-softcap 5",
+          "--arch gemma2 --layers 46 --head-dim 32 --swa 8", "--arch gemma3 --swa 8 --rope-base 1000000",
+          "--arch gemma3 --swa 8 --rope-scaling linear --rope-factor 8", "--arch phi3 --swa 8", "--arch phi3 --rot 12",
+          "--arch phi3 --rope-scaling longrope --ctx 512 --orig-ctx 256",
+          "--arch phi3 --rope-scaling longrope --ctx 512 --orig-ctx 16"]
+GOLDEN_IDS = [1] + [3 + (i * i * 31 + i * 17) % 300 for i in range(1, 24)]
+GOLDEN_AT = [0, 9, 23]
+
+
+def golden(o, gguf, out):
+    print("/* Logits of ik_llama.cpp for models that tools/mkgguf writes; made by tools/compare_peer.py --golden.")
+    print("   Positions %s, every 8th logit. */" % ", ".join(map(str, GOLDEN_AT)))
+    print("static const int peer_ids[%d] = {" % len(GOLDEN_IDS), ", ".join(map(str, GOLDEN_IDS)), "};")
+    print("static const int peer_at[%d] = {" % len(GOLDEN_AT), ", ".join(map(str, GOLDEN_AT)), "};")
+    print("static const struct { const char *args; float logit[%d]; } peer_case[] = {" % (40 * len(GOLDEN_AT)))
+    for options in GOLDEN:
+        run([o.mkgguf, *options.split(), "-o", gguf])
+        run([o.peer, gguf, ",".join(map(str, GOLDEN_IDS)), out, "256", "f32/f16", "0"])
+        v = [x for r, row in enumerate(rows(out, len(GOLDEN_IDS))) if r in GOLDEN_AT for x in row[::8]]
+        print(f'    {{ "{options}", {{')
+        for i in range(0, len(v), 10):
+            print("        " + ", ".join(f"{x:.4f}f" for x in v[i:i + 10]) + ",")
+        print("    } },")
+    print("};")
+
+
 def run(args):
     r = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
     if r.returncode:
@@ -104,11 +137,17 @@ def main():
     o.add_argument("--backend", default="", help="our path: plain, avx2, avx512")
     o.add_argument("--flash", default="1", help="the peer's flash attention: 0 or 1")
     o.add_argument("--only", default="", help="cases whose name contains this")
+    o.add_argument("--golden", action="store_true", help="print tests/golden/peer_logits.h")
     o = o.parse_args()
     rng = random.Random(7)
     ids = ",".join(str(rng.randrange(260, 350)) for _ in range(o.tokens))
     gguf, exact = (os.path.join(o.tmp, f"cmp-{os.getpid()}{s}.gguf") for s in ("", "-f32"))
     out = [os.path.join(o.tmp, f"cmp-{os.getpid()}-{w}.bin") for w in ("ours", "peer", "exact")]
+    if o.golden:
+        golden(o, gguf, out[1])
+        os.remove(gguf)
+        os.remove(out[1])
+        return 0
     print(f"{'case':30s} {'KL mean':>9s} {'KL max':>9s} {'max diff':>9s} {'top-1':>6s} | "
           f"{'exact/ours':>10s} {'exact/peer':>10s}")
     bad = 0
