@@ -1,4 +1,5 @@
 /* The GGUF container: values of every type, and bytes that lie. */
+#define KVMEM_REFERENCE /* no vectors here: compiles faster */
 #include "test.h"
 #include "tiny.h"
 

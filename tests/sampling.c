@@ -1,4 +1,5 @@
 /* sampling.c - from logits to a token: order of the steps, ties, determinism, and a naive twin. */
+#define KVMEM_REFERENCE /* no vectors here: compiles faster */
 #include "test.h"
 
 static kvmem_sampler_config plain(float temperature) { /* everything else off */
