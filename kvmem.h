@@ -62,7 +62,12 @@
      >>errors             status texts, formatted detail, allocation
      >>numerics           half floats, exp, random numbers, top-k, checksums
      >>quants             tensor types, their block layouts, decoding and encoding
-     >>kernels            vectors, norms, rotations, matrix products
+     >>kernels            vectors, norms, rotations
+     >>matmul             out = x . transposed W, for every tensor type
+     >>kernels_x86        the vectors by AVX2 and AVX-512
+     >>matmul_x86         the matrix product by AVX2 and AVX-512
+     >>kernels_neon       the vectors by NEON
+     >>matmul_neon        the matrix product by NEON
      >>codecs             how the rows of K and V are stored
      >>cache              arena, pages, lanes
      >>attention          causal attention that reads the coded pages
@@ -1681,7 +1686,7 @@ KVMEM__UNUSED static void kvmem__tensor_row(float *out, const kvmem_tensor *w, i
 }
 #endif /* KVMEM_NO_DECODER */
 
-/* ==== >>kernels : vectors, norms, rotations, matrix products ======================================
+/* ==== >>kernels : vectors, norms, rotations ======================================================
    The few loops in which all time goes. Each has a plain C twin (name ends in _plain) that is the
    definition, and fast ones beside it (_avx2, _avx512, _neon) that a test compares with the twin. Sums
    are kept in eight partial sums, so that the plain twins vectorize, too; nothing here depends on the
@@ -1836,7 +1841,7 @@ static void kvmem__embed_rows(const kvmem_backend *b, float *out, const kvmem_te
     for (i = 0; i < n; i++) kvmem__tensor_row(out + (size_t)i * (size_t)w->ne[0], w, ids[i]);
 }
 
-/* ---- Matrix product -----------------------------------------------------------------------------
+/* ==== >>matmul : out = x . transposed W, for every tensor type ===================================
    out[i][r] = sum_k x[i][k] W[r][k]. With quantized weights the activations are quantized, too, in
    blocks of 32 of a row: x = d q, d = max|x| / 127, q rounded to nearest even. A block of weights and a
    block of activations meet in integers, exactly, and blocks are added in float in rising order:
@@ -1901,6 +1906,9 @@ static size_t kvmem__mm_carve(kvmem__mm *m, void *p, int threads) {
     const size_t blocks = m->integers ? (rows * (size_t)m->padded + 7) / 8 * 8 : 0;
     const size_t sums = (blocks * (size_t)m->per * 4 + 63) / 64 * 64, ds = (blocks * 4 + 63) / 64 * 64;
     const size_t panels = (size_t)kvmem__threads(threads) * kvmem__mm_part(m);
+    const double about = (double)m->n * ((double)m->cols * 2 + 2048) +
+                         (double)kvmem__threads(threads) * (65536.0 + (double)m->n * 128);
+    if (about > (double)SIZE_MAX / 4) return SIZE_MAX; /* more than an address can tell: no such memory */
     if (p) {
         uint8_t *at = (uint8_t *)p + (64 - (size_t)((uintptr_t)p & 63)) % 64;
         m->q = (int8_t *)at;
@@ -2097,7 +2105,8 @@ static void kvmem__matmul_plain(const kvmem_backend *b, float *out, const kvmem_
 #endif /* KVMEM_NO_DECODER */
 
 #if KVMEM__X86
-/* ---- AVX2: vectors. The AVX-512 table uses them, too: at these lengths memory is the limit. */
+/* ==== >>kernels_x86 : the vectors by AVX2 and AVX-512 ============================================
+   The AVX-512 table uses most of the AVX2 ones, too: at these lengths memory is the limit. */
 #define KVMEM__LDI(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 
 KVMEM__AVX2 KVMEM__INLINE float kvmem__hsum_avx2(__m256 v) {
@@ -2282,8 +2291,9 @@ static void kvmem__glu_avx2(float *out, const float *gate, const float *up, size
     kvmem__glu_run(kvmem__glu_piece_avx2, out, gate, up, count, act, threads);
 }
 
-/* ---- AVX2 and AVX-512: matrix product. Codes and scales of 256 weights are read by the same AVX2
-   functions on both; `type` is a constant where they are inlined, so that each type gets its own loop. */
+/* ==== >>matmul_x86 : the matrix product by AVX2 and AVX-512 ======================================
+   Codes and scales of 256 weights are read by the same AVX2 functions on both; `type` is a constant where
+   they are inlined, so that each type gets its own loop. */
 KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__nibbles(const uint8_t *p) { /* codes 0..15 low, 16..31 high */
     const __m128i v = _mm_loadu_si128((const __m128i *)(const void *)p);
     const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(v), _mm_srli_epi16(v, 4), 1);
@@ -3143,7 +3153,7 @@ KVMEM__MM_ROWS(avx512, kvmem__order((int)w->type))
 #endif /* KVMEM_NO_DECODER */
 #endif /* KVMEM__X86 */
 #if KVMEM__NEON
-/* ---- NEON: vectors. */
+/* ==== >>kernels_neon : the vectors by NEON ======================================================= */
 #define KVMEM__LDB(p) vreinterpretq_s8_u8(vld1q_u8((const uint8_t *)(const void *)(p))) /* 16 signed bytes */
 
 static float kvmem__dot_neon(const float *a, const float *b, int n) {
@@ -3245,9 +3255,9 @@ static void kvmem__glu_neon(float *out, const float *gate, const float *up, size
     kvmem__glu_run(kvmem__glu_piece_neon, out, gate, up, count, act, threads);
 }
 
-/* ---- NEON: matrix product. The shapes of the x86 paths; codes are made signed (code - off), so that
-   activations need no start values. With the dot product instructions (__ARM_FEATURE_DOTPROD) a step is
-   one instruction, else four. */
+/* ==== >>matmul_neon : the matrix product by NEON =================================================
+   The shapes of the x86 paths; codes are made signed (code - off), so that activations need no start
+   values. With the dot product instructions (__ARM_FEATURE_DOTPROD) a step is one instruction, else four. */
 static float kvmem__quantize32_neon(int8_t *q, const float *x, int32_t *sum) {
     const uint32x4_t mask = vdupq_n_u32(0x7fffffffu);
     uint32x4_t big = vdupq_n_u32(0);
