@@ -54,7 +54,8 @@ static double peer_worst(int number, const char *backend, int block) {
     cfg.max_block = block;
     cfg.backend = kvmem_backend_cpu(backend);
     cfg.recipe = &recipe;
-    if (mkgguf(peer_case[number].args, peer_write, &f) || kvmem_recipe_parse(&recipe, "full codec.k=f32 codec.v=f16", NULL))
+    if (mkgguf(peer_case[number].args, peer_write, &f) ||
+        kvmem_recipe_parse(&recipe, "full codec.k=f32 codec.v=f16", NULL))
         FAIL_AT("%s: not made", peer_case[number].args);
     else if (kvmem_model_open(&m, f.p, f.n, NULL, 0, NULL)) FAIL_AT("%s: %s", peer_case[number].args, m.error.text);
     else {
