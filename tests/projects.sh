@@ -48,8 +48,8 @@ program() { # compiler, app, flags: build with the library and run
     $a "$@" -I. -c "$TMP/$app" -o "$TMP/app.o" && ${LINK:-$a} "$TMP/app.o" "$TMP/lib.o" -lm -o "$TMP/a.out" && "$TMP/a.out"
 }
 builds() { library "$1" "$2" && program "$1" "$3"; }
-alone() { library "$CC" lib.c -DKVMEM_NO_DECODER -DKVMEM_NO_STDIO && program "$CC" app.c -DKVMEM_NO_DECODER -DKVMEM_NO_STDIO; }
-one_static() { $CC -DKVMEM_NO_DECODER -Wall -Wextra -Werror -I. "$TMP/one.c" -lm -o "$TMP/a.out" && "$TMP/a.out"; }
+alone() { library "$CC" lib.c -DKVMEM_NO_DECODER -DKVMEM_NO_STDIO -DKVMEM_REFERENCE && program "$CC" app.c -DKVMEM_NO_DECODER -DKVMEM_NO_STDIO; }
+one_static() { $CC -DKVMEM_NO_DECODER -DKVMEM_REFERENCE -Wall -Wextra -Werror -I. "$TMP/one.c" -lm -o "$TMP/a.out" && "$TMP/a.out"; }
 check one_static_file one_static
 check memory_layer_alone alone
 check two_file_c_project builds "$CC" lib.c app.c
