@@ -360,6 +360,15 @@ TEST(rows_of_x_do_not_change_each_other) {
         drop(&m);
     }
 }
+TEST(scratch_that_no_address_holds_is_refused) {
+    const kvmem_backend *b = kvmem_backend_cpu(NULL);
+    kvmem_tensor w;
+    memset(&w, 0, sizeof w);
+    w.type = KVMEM_Q8_0; w.ne[0] = INT_MAX - 255; w.ne[1] = 1;
+    CHECK(b->matmul_scratch(b, &w, INT_MAX, 1) == SIZE_MAX);
+    w.ne[0] = 64;
+    CHECK(b->matmul_scratch(b, &w, 1, 1) < 4096);
+}
 TEST(rows_decodes_what_ids_name) {
     const kvmem_backend *b = kvmem_backend_cpu(NULL);
     const int ids[4] = { 3, 0, 3, 4 };
@@ -391,6 +400,7 @@ int main(int argc, char **argv) {
     RUN(matmul_of_split_rows_takes_any_group);
     RUN(matmul_of_nan_and_infinity_is_nan);
     RUN(rows_of_x_do_not_change_each_other);
+    RUN(scratch_that_no_address_holds_is_refused);
     RUN(rows_decodes_what_ids_name);
 #endif
     return test_end();
