@@ -70,6 +70,7 @@ help: ## this list
 $(B)/test_%: tests/%.c tests/test.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -ffp-contract=off -o $@ $< $(LDFLAGS) $(LIBS)
+$(B)/test_mkgguf $(B)/test_peer: tools/mkgguf.c
 $(B)/example_%: examples/%.c kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)

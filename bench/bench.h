@@ -1,11 +1,12 @@
-/* bench.h - what the benchmarks share: a clock, medians, the machine's read bandwidth and multiply-add
-   peak measured in the same run, and tables that print aligned or as CSV. Include it first: it brings
-   kvmem.h with its implementation. Benchmarks check results before they time and never fail on speed.
+/* bench.h - what the benchmarks share: a clock, medians, the machine's read bandwidth and
+   multiply-add peak measured in the same run, and tables that print aligned or as CSV. Include
+   it first: it brings kvmem.h with its implementation. Benchmarks check results before they time
+   and never fail on speed.
 
-       bench_begin(argc, argv, "kernels");     reads --csv --threads N --repeat N --cpu-time, prints the machine
+       bench_begin(argc, argv, "kernels");     options --csv --threads N --repeat N
+                                               --cpu-time; prints the machine
        b = bench_samples(...)                  median, min, max of N runs of a function
-       bench_row(...)                          one table row; widths follow the header
-*/
+       bench_row(...)                          one table row; widths follow the header */
 #ifndef KVMEM_BENCH_H
 #define KVMEM_BENCH_H
 #if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
@@ -45,8 +46,8 @@ static int bench_flag(const char *name) {
     return 0;
 }
 
-/* Seconds from an arbitrary start; with --cpu-time those that this process computed, for one thread on a
-   busy machine. */
+/* Seconds from an arbitrary start; with --cpu-time those that this process computed, for one
+   thread on a busy machine. */
 static double bench_now(void) {
     if (bench_cpu_time) return (double)clock() / CLOCKS_PER_SEC;
 #if defined(_POSIX_C_SOURCE) && defined(CLOCK_MONOTONIC)
@@ -74,9 +75,10 @@ static KVMEM__UNUSED bench_sample bench_stats(double *v, int n) {
     s.n = n;
     return s;
 }
-/* Seconds per call of fn(user): one call to warm up, then bench_repeat samples of at least min_seconds
-   each. */
-static KVMEM__UNUSED bench_sample bench_samples(void (*fn)(void *), void *user, double min_seconds) {
+/* Seconds per call of fn(user): one call to warm up, then bench_repeat samples of at least
+   min_seconds each. */
+static KVMEM__UNUSED bench_sample bench_samples(void (*fn)(void *), void *user,
+                                                double min_seconds) {
     double v[64], t0;
     int i, calls = 1, k;
     const int n = bench_repeat < 1 ? 1 : bench_repeat > 64 ? 64 : bench_repeat;
@@ -84,7 +86,8 @@ static KVMEM__UNUSED bench_sample bench_samples(void (*fn)(void *), void *user, 
     t0 = bench_now();
     fn(user);
     t0 = bench_now() - t0;
-    if (t0 < min_seconds) calls = t0 > 1e-7 ? (int)(min_seconds / t0) + 1 : (int)(min_seconds / 1e-7);
+    if (t0 < min_seconds)
+        calls = t0 > 1e-7 ? (int)(min_seconds / t0) + 1 : (int)(min_seconds / 1e-7);
     for (i = 0; i < n; i++) {
         t0 = bench_now();
         for (k = 0; k < calls; k++) fn(user);
@@ -93,7 +96,7 @@ static KVMEM__UNUSED bench_sample bench_samples(void (*fn)(void *), void *user, 
     return bench_stats(v, n);
 }
 
-/* --- the machine ---------------------------------------------------------------------------------- */
+/* --- the machine ------------------------------------------------------------------------------ */
 
 #if KVMEM__X86
 KVMEM__AVX2 static uint64_t bench_sum_avx2(const uint8_t *p, size_t n) {
@@ -110,8 +113,8 @@ KVMEM__AVX2 static uint64_t bench_sum_avx2(const uint8_t *p, size_t n) {
     memcpy(s, &a, sizeof s);
     return s[0] + s[1] + s[2] + s[3];
 }
-/* n rounds of ten multiply-adds with accumulators of their own (named, so that they stay in registers at
-   any optimization level). Return something that depends on all of them. */
+/* n rounds of ten multiply-adds with accumulators of their own (named, so that they stay in
+   registers at any optimization level). Return something that depends on all of them. */
 #define BENCH_START(add) /* ten different numbers: equal ones would be computed once */ \
     a2 = add(a0, a1); a3 = add(a1, a2); a4 = add(a2, a3); a5 = add(a3, a4); a6 = add(a4, a5);  \
     a7 = add(a5, a6); a8 = add(a6, a7); a9 = add(a7, a8)
@@ -182,9 +185,11 @@ static float bench_fma_plain(int n) {
 
 static volatile double bench_sink; /* results go here, so that no loop is optimized away */
 
-/* Bytes a second that the threads together read from memory: the best of some passes over 512 MiB. */
+/* Bytes a second that the threads together read from memory: the best of some passes over 512
+   MiB. */
 static KVMEM__UNUSED double bench_bandwidth(void) {
-    const size_t part = ((size_t)512 << 20) / (size_t)bench_threads / 128 * 128, size = part * (size_t)bench_threads;
+    const size_t part = ((size_t)512 << 20) / (size_t)bench_threads / 128 * 128;
+    const size_t size = part * (size_t)bench_threads;
     uint8_t *p = (uint8_t *)malloc(size);
     double best = 0;
     int pass;
@@ -200,7 +205,8 @@ static KVMEM__UNUSED double bench_bandwidth(void) {
         for (t = 0; t < bench_threads; t++) {
             const uint8_t *q = p + (size_t)t * part;
 #if KVMEM__X86
-            const uint64_t s = kvmem_backend_cpu("avx2") ? bench_sum_avx2(q, part) : bench_sum_plain(q, part);
+            const int avx2 = kvmem_backend_cpu("avx2") != NULL;
+            const uint64_t s = avx2 ? bench_sum_avx2(q, part) : bench_sum_plain(q, part);
 #else
             const uint64_t s = bench_sum_plain(q, part);
 #endif
@@ -212,8 +218,8 @@ static KVMEM__UNUSED double bench_bandwidth(void) {
     free(p);
     return best;
 }
-/* Multiply-adds a second of all threads together, float32 or (vnni) int8 by int8 into int32; 0 if this
-   machine has no such instruction. One multiply-add counts as one. */
+/* Multiply-adds a second of all threads together, float32 or (vnni) int8 by int8 into int32; 0
+   if this machine has no such instruction. One multiply-add counts as one. */
 static KVMEM__UNUSED double bench_peak(int vnni) {
     float (*fn)(int) = vnni ? NULL : bench_fma_plain;
     int per = 16, n = 20000000, pass;
@@ -254,9 +260,11 @@ static KVMEM__UNUSED void bench_cpu_name(char *out, size_t size) {
     fclose(f);
 }
 
-static double bench_gbs, bench_fma, bench_vnni; /* of this run: bytes/s, multiply-adds/s; 0: not measured */
+/* of this run: bytes/s, multiply-adds/s; 0: not measured */
+static double bench_gbs, bench_fma, bench_vnni;
 
-/* Reads the common options and prints what stands above every table. measure: also the machine's limits. */
+/* Reads the common options and prints what stands above every table. measure: also the machine's
+   limits. */
 static KVMEM__UNUSED void bench_begin(int argc, char **argv, const char *name, int measure) {
     char cpu[128];
     const kvmem_backend *b;
@@ -274,20 +282,22 @@ static KVMEM__UNUSED void bench_begin(int argc, char **argv, const char *name, i
         bench_vnni = bench_peak(1);
     }
     printf("# %s: kvmem %d.%d.%d, path %s, %d threads, median of %d\n", name, KVMEM_VERSION_MAJOR,
-           KVMEM_VERSION_MINOR, KVMEM_VERSION_PATCH, b ? b->name : "none", bench_threads, bench_repeat);
+           KVMEM_VERSION_MINOR, KVMEM_VERSION_PATCH, b ? b->name : "none", bench_threads,
+           bench_repeat);
     printf("# %s; %s; flags %s\n", cpu, BENCH_COMPILER, BENCH_FLAGS);
     if (measure) {
-        printf("# measured: read %.1f GB/s, float32 %.1f G multiply-adds/s", bench_gbs / 1e9, bench_fma / 1e9);
+        printf("# measured: read %.1f GB/s, float32 %.1f G multiply-adds/s", bench_gbs / 1e9,
+               bench_fma / 1e9);
         if (bench_vnni > 0) printf(", int8 %.1f G/s", bench_vnni / 1e9);
         printf("\n");
     }
     fflush(stdout);
 }
 
-/* --- tables --------------------------------------------------------------------------------------- */
+/* --- tables ----------------------------------------------------------------------------------- */
 
-/* Cells separated by '|'. The header fixes the columns: a name is padded to its own width, and '<' in
-   front of it aligns left. CSV prints the cells joined by commas. */
+/* Cells separated by '|'. The header fixes the columns: a name is padded to its own width, and
+   '<' in front of it aligns left. CSV prints the cells joined by commas. */
 static char bench_columns[512];
 static void bench_line(const char *cells, int header) {
     const char *c = cells, *w = bench_columns;

@@ -42,7 +42,8 @@ static void model_runs(const char *args) {
     cfg.threads = 1;
     if (kvmem_model_open(&m, f.p, f.n, NULL, 0, NULL)) FAIL_AT("%s: %s", args, m.error.text);
     else if (m.tokenizer.error.status) FAIL_AT("%s: tokenizer: %s", args, m.tokenizer.error.text);
-    else if (kvmem_session_init(&s, &m, &cfg) || kvmem_session_feed(&s, ids, 3, KVMEM_PROMPT_END, NULL, NULL))
+    else if (kvmem_session_init(&s, &m, &cfg) ||
+             kvmem_session_feed(&s, ids, 3, KVMEM_PROMPT_END, NULL, NULL))
         FAIL_AT("%s: %s", args, s.error.text);
     else {
         for (i = 0; i < m.n_vocab; i++) {
@@ -66,9 +67,10 @@ TEST(every_architecture_opens_and_decodes) {
 }
 TEST(every_rope_scaling_and_vocabulary_opens_and_decodes) {
     static const char *const args[] = {
-        "--rope-scaling linear --rope-factor 4", "--rope-scaling yarn --rope-factor 4", "--rope-scaling llama3",
-        "--arch phi3 --rope-scaling longrope", "--arch phi3 --rot 12", "--tied 1", "--kv-heads 4", "--kv-heads 1",
-        "--vocab-kind llama-bpe", "--vocab-kind qwen2", "--vocab-kind smollm", "--vocab-kind gpt-2" };
+        "--rope-scaling linear --rope-factor 4", "--rope-scaling yarn --rope-factor 4",
+        "--rope-scaling llama3", "--arch phi3 --rope-scaling longrope", "--arch phi3 --rot 12",
+        "--tied 1", "--kv-heads 4", "--kv-heads 1", "--vocab-kind llama-bpe", "--vocab-kind qwen2",
+        "--vocab-kind smollm", "--vocab-kind gpt-2" };
     size_t i;
     for (i = 0; i < sizeof args / sizeof *args; i++) model_runs(args[i]);
 }
@@ -95,7 +97,8 @@ TEST(matrices_have_the_deviation_that_was_asked_for) {
         REQUIRE_OK(kvmem_dequantize((kvmem_type)t->id, x, coded, 4096));
         for (i = 0; i < 4096; i++) { s += (double)x[i]; s2 += (double)x[i] * (double)x[i]; }
         CHECK_NEAR(s / 4096, 0, 0.02);
-        if (!(sqrt(s2 / 4096) > 0.04 && sqrt(s2 / 4096) < 0.06)) FAIL_AT("%s: deviation %g", t->name, sqrt(s2 / 4096));
+        if (!(sqrt(s2 / 4096) > 0.04 && sqrt(s2 / 4096) < 0.06))
+            FAIL_AT("%s: deviation %g", t->name, sqrt(s2 / 4096));
     }
 }
 TEST(bad_options_are_named) {

@@ -1,13 +1,13 @@
-/* Whole models against another implementation: the logits that ik_llama.cpp gives for random models of
-   every architecture and feature (tests/golden/peer_logits.h says how they were made). The models are made
-   here again by tools/mkgguf.c. */
+/* Whole models against another implementation: the logits that ik_llama.cpp gives for random
+   models of every architecture and feature (tests/golden/peer_logits.h says how they were made).
+   The models are made here again by tools/mkgguf.c. */
 #include "test.h"
 #define MKGGUF_NO_MAIN
 #include "../tools/mkgguf.c"
 #include "golden/peer_logits.h"
 
-/* Logits have a deviation of about 3. Most cases agree to 1e-4; gemma's 26 and 46 layers to 2e-3 (float16
-   values, a tabulated GELU in the peer). */
+/* Logits have a deviation of about 3. Most cases agree to 1e-4; gemma's 26 and 46 layers to 2e-3
+   (float16 values, a tabulated GELU in the peer). */
 #define PEER_TOLERANCE 4e-3
 #define PEER_CASES ((int)(sizeof peer_case / sizeof *peer_case))
 #define PEER_IDS ((int)(sizeof peer_ids / sizeof *peer_ids))
@@ -34,7 +34,8 @@ static int peer_row(void *user, int index, const float *logits) {
     for (r = 0; r < PEER_ROWS; r++) {
         if (peer_at[r] != index) continue;
         for (i = 0; i < c->n_vocab; i += 8) {
-            const double e = fabs((double)logits[i] - (double)peer_case[c->number].logit[r * 40 + i / 8]);
+            const float theirs = peer_case[c->number].logit[r * 40 + i / 8];
+            const double e = fabs((double)logits[i] - (double)theirs);
             if (!(e <= c->worst)) c->worst = e;
         }
     }
@@ -57,7 +58,8 @@ static double peer_worst(int number, const char *backend, int block) {
     if (mkgguf(peer_case[number].args, peer_write, &f) ||
         kvmem_recipe_parse(&recipe, "full codec.k=f32 codec.v=f16", NULL))
         FAIL_AT("%s: not made", peer_case[number].args);
-    else if (kvmem_model_open(&m, f.p, f.n, NULL, 0, NULL)) FAIL_AT("%s: %s", peer_case[number].args, m.error.text);
+    else if (kvmem_model_open(&m, f.p, f.n, NULL, 0, NULL))
+        FAIL_AT("%s: %s", peer_case[number].args, m.error.text);
     else {
         c.n_vocab = m.n_vocab;
         if (m.n_vocab != 320 || kvmem_session_init(&s, &m, &cfg) ||
@@ -73,12 +75,19 @@ static void peer_all(const char *backend, int block, double tolerance) {
     int i;
     for (i = 0; i < PEER_CASES; i++) {
         const double worst = peer_worst(i, backend, block);
-        if (!(worst >= 0 && worst <= tolerance)) FAIL_AT("%s: logits differ by %g", peer_case[i].args, worst);
+        if (!(worst >= 0 && worst <= tolerance))
+            FAIL_AT("%s: logits differ by %g", peer_case[i].args, worst);
     }
 }
-TEST(every_architecture_agrees_with_the_peer_on_the_plain_path) { peer_all("plain", 0, PEER_TOLERANCE); }
-TEST(every_architecture_agrees_with_the_peer_on_the_fastest_path) { peer_all(NULL, 0, PEER_TOLERANCE); }
-TEST(every_architecture_agrees_with_the_peer_in_blocks_of_five) { peer_all(NULL, 5, PEER_TOLERANCE); }
+TEST(every_architecture_agrees_with_the_peer_on_the_plain_path) {
+    peer_all("plain", 0, PEER_TOLERANCE);
+}
+TEST(every_architecture_agrees_with_the_peer_on_the_fastest_path) {
+    peer_all(NULL, 0, PEER_TOLERANCE);
+}
+TEST(every_architecture_agrees_with_the_peer_in_blocks_of_five) {
+    peer_all(NULL, 5, PEER_TOLERANCE);
+}
 
 int main(int argc, char **argv) {
     test_begin(argc, argv, "peer");

@@ -3,11 +3,12 @@
 
     python3 tools/compare_peer.py --peer PATH/peer_logits [--only WORD] [--tokens N] [--tmp DIR]
 
-Needs ./kvmem, build/mkgguf and the program built from tools/peer_logits.cpp. For every case (architecture,
-feature, tensor type) one file is made and read by both; a copy whose matrices are decoded to float32 is read
-by the peer, too, with float32 keys and without flash attention: that is the nearest thing to exact arithmetic, and tells who is closer where both round
-differently (8-bit activations). Columns: KL(peer || ours) mean and max over positions, largest difference of
-logits divided by their deviation, share of positions with the same top token; then KL(exact || ours) and
+Needs ./kvmem, build/mkgguf and the program built from tools/peer_logits.cpp. For every case
+(architecture, feature, tensor type) one file is made and read by both; a copy whose matrices are
+decoded to float32 is read by the peer, too, with float32 keys and without flash attention: that is
+the nearest thing to exact arithmetic, and tells who is closer where both round differently (8-bit
+activations). Columns: KL(peer || ours) mean and max over positions, largest difference of logits
+divided by their deviation, share of positions with the same top token; then KL(exact || ours) and
 KL(exact || peer). Both caches are float16 unless --kv says otherwise.
 """
 import argparse
@@ -22,50 +23,60 @@ TYPES = "f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q2_k q3_k q4_k q5_k q6_k".split()
 ARCHS = "llama qwen2 qwen3 gemma2 gemma3 phi3".split()
 
 
+# name, mkgguf options after --preset small --type f32, context
+FEATURES = [
+    ("llama tied", "--tied 1", 256),
+    ("llama bpe vocabulary", "--vocab-kind llama-bpe", 256),
+    ("llama heads 4/4", "--kv-heads 4", 256),
+    ("llama heads 8/1 x 32", "--heads 8 --kv-heads 1 --head-dim 32", 256),
+    ("llama head-dim 128", "--head-dim 128", 256),
+    ("llama linear rope", "--rope-scaling linear --rope-factor 4", 256),
+    ("llama yarn rope", "--rope-scaling yarn --rope-factor 4 --ctx 256 --orig-ctx 64", 256),
+    ("llama llama3 rope", "--rope-scaling llama3 --rope-base 500000 --orig-ctx 64", 256),
+    ("qwen2 yarn rope", "--arch qwen2 --rope-scaling yarn --rope-factor 4 --ctx 256 --orig-ctx 64", 256),
+    ("qwen3 head-dim 128", "--arch qwen3 --head-dim 128", 256),
+    ("gemma2 hard caps, window 16",
+     "--arch gemma2 --layers 26 --attn-softcap 3 --logit-softcap 5 --swa 16", 256),
+    ("gemma2 27B's q scale", "--arch gemma2 --layers 46 --head-dim 32", 256),
+    ("gemma3 27B's q scale", "--arch gemma3 --layers 62 --head-dim 32", 256),
+    ("gemma3 window 16, base 1e6", "--arch gemma3 --swa 16 --rope-base 1000000", 256),
+    ("gemma3 linear rope",
+     "--arch gemma3 --layers 12 --swa 16 --rope-scaling linear --rope-factor 8", 256),
+    ("phi3 window 16", "--arch phi3 --swa 16", 256),
+    ("phi3 partial rope", "--arch phi3 --rot 48", 256),
+    ("phi3 longrope, short", "--arch phi3 --rope-scaling longrope --ctx 512 --orig-ctx 256", 256),
+    ("phi3 longrope, long", "--arch phi3 --rope-scaling longrope --ctx 512 --orig-ctx 64", 512),
+]
+
+
 def cases():
     """(name, mkgguf options, context, file type)"""
     for a in ARCHS:
         base = f"--preset small --arch {a}" + (" --layers 26" if a == "gemma2" else "")
         for t in ["f32", "q8_0", "q4_0", "q4_k", "q6_k"] if a != "llama" else TYPES:
             yield f"{a} {t}", f"{base} --type {t}", 256, t
-    yield "llama q4_k, embedding q6_k", "--preset small --type q4_k --embd-type q6_k", 256, "q4_k"
-    yield "llama q8_0, embedding f16", "--preset small --type q8_0 --embd-type f16", 256, "q8_0"
-    s = "--preset small --type f32"
-    yield "llama tied", f"{s} --tied 1", 256, "f32"
-    yield "llama bpe vocabulary", f"{s} --vocab-kind llama-bpe", 256, "f32"
-    yield "llama heads 4/4", f"{s} --kv-heads 4", 256, "f32"
-    yield "llama heads 8/1 x 32", f"{s} --heads 8 --kv-heads 1 --head-dim 32", 256, "f32"
-    yield "llama head-dim 128", f"{s} --head-dim 128", 256, "f32"
-    yield "llama linear rope", f"{s} --rope-scaling linear --rope-factor 4", 256, "f32"
-    yield "llama yarn rope", f"{s} --rope-scaling yarn --rope-factor 4 --ctx 256 --orig-ctx 64", 256, "f32"
-    yield "llama llama3 rope", f"{s} --rope-scaling llama3 --rope-base 500000 --ctx 2048 --orig-ctx 64", 256, "f32"
-    yield "qwen2 yarn rope", f"{s} --arch qwen2 --rope-scaling yarn --rope-factor 4 --ctx 256 --orig-ctx 64", 256, "f32"
-    yield "qwen3 head-dim 128", f"{s} --arch qwen3 --head-dim 128", 256, "f32"
-    g2 = f"{s} --arch gemma2 --layers 26"
-    yield "gemma2 hard caps, window 16", f"{g2} --attn-softcap 3 --logit-softcap 5 --swa 16", 256, "f32"
-    yield "gemma2 27B's q scale", f"{s} --arch gemma2 --layers 46 --head-dim 32", 256, "f32"
-    yield "gemma3 27B's q scale", f"{s} --arch gemma3 --layers 62 --head-dim 32", 256, "f32"
-    yield "gemma3 window 16, base 1e6", f"{s} --arch gemma3 --swa 16 --rope-base 1000000", 256, "f32"
-    yield "gemma3 linear rope", f"{s} --arch gemma3 --layers 12 --swa 16 --rope-scaling linear --rope-factor 8", 256, "f32"
-    p3 = f"{s} --arch phi3"
-    yield "phi3 window 16", f"{p3} --swa 16", 256, "f32"
-    yield "phi3 partial rope", f"{p3} --rot 48", 256, "f32"
-    yield "phi3 longrope, short", f"{p3} --rope-scaling longrope --ctx 512 --orig-ctx 256", 256, "f32"
-    yield "phi3 longrope, long", f"{p3} --rope-scaling longrope --ctx 512 --orig-ctx 64", 512, "f32"
+    mixed = "--preset small --type q4_k --embd-type q6_k"
+    yield "llama q4_k, embedding q6_k", mixed, 256, "q4_k"
+    mixed = "--preset small --type q8_0 --embd-type f16"
+    yield "llama q8_0, embedding f16", mixed, 256, "q8_0"
+    for name, options, ctx in FEATURES:
+        yield name, f"--preset small --type f32 {options}", ctx, "f32"
 
 
 # Small models whose peer logits are committed (tests/golden/peer_logits.h, made with --golden): at three
 # positions every 8th logit; keys float32, values float16, no flash attention.
-GOLDEN = ["--arch llama", "--arch llama --vocab-kind llama-bpe --tied 1 --kv-heads 1", "--arch llama --head-dim 32",
-          "--arch llama --rope-scaling linear --rope-factor 4",
-          "--arch llama --rope-scaling yarn --rope-factor 4 --ctx 64 --orig-ctx 16",
-          "--arch llama --rope-scaling llama3 --orig-ctx 32 --rope-base 500000",
-          "--arch qwen2", "--arch qwen2 --tied 1 --rope-base 1000000", "--arch qwen3 --head-dim 32",
-          "--arch gemma2 --layers 26 --swa 8 --attn-softcap 3 --logit-softcap 5",
-          "--arch gemma2 --layers 46 --head-dim 32 --swa 8", "--arch gemma3 --swa 8 --rope-base 1000000",
-          "--arch gemma3 --swa 8 --rope-scaling linear --rope-factor 8", "--arch phi3 --swa 8", "--arch phi3 --rot 12",
-          "--arch phi3 --rope-scaling longrope --ctx 512 --orig-ctx 256",
-          "--arch phi3 --rope-scaling longrope --ctx 512 --orig-ctx 16"]
+GOLDEN = [
+    "--arch llama", "--arch llama --vocab-kind llama-bpe --tied 1 --kv-heads 1",
+    "--arch llama --head-dim 32", "--arch llama --rope-scaling linear --rope-factor 4",
+    "--arch llama --rope-scaling yarn --rope-factor 4 --ctx 64 --orig-ctx 16",
+    "--arch llama --rope-scaling llama3 --orig-ctx 32 --rope-base 500000",
+    "--arch qwen2", "--arch qwen2 --tied 1 --rope-base 1000000", "--arch qwen3 --head-dim 32",
+    "--arch gemma2 --layers 26 --swa 8 --attn-softcap 3 --logit-softcap 5",
+    "--arch gemma2 --layers 46 --head-dim 32 --swa 8",
+    "--arch gemma3 --swa 8 --rope-base 1000000",
+    "--arch gemma3 --swa 8 --rope-scaling linear --rope-factor 8", "--arch phi3 --swa 8",
+    "--arch phi3 --rot 12", "--arch phi3 --rope-scaling longrope --ctx 512 --orig-ctx 256",
+    "--arch phi3 --rope-scaling longrope --ctx 512 --orig-ctx 16"]
 GOLDEN_IDS = [1] + [3 + (i * i * 31 + i * 17) % 300 for i in range(1, 24)]
 GOLDEN_AT = [0, 9, 23]
 

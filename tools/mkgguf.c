@@ -1,17 +1,18 @@
-/* mkgguf.c - writes GGUF files with random weights: real shapes, every architecture and tensor type
-   that kvmem reads, a small working tokenizer. For tests, benchmarks and comparisons with other
-   programs; the text that such a model writes is noise.
+/* mkgguf.c - writes GGUF files with random weights: real shapes, every architecture and tensor
+   type that kvmem reads, a small working tokenizer. For tests, benchmarks and comparisons with
+   other programs; the text that such a model writes is noise.
 
        cc -O2 -fopenmp -o mkgguf tools/mkgguf.c -lm
        ./mkgguf --arch llama --preset llama-3.2-1b --type q8_0 -o /tmp/llama1b-q8_0.gguf
        ./mkgguf --from a.gguf --type f32 -o b.gguf      the same model, its matrices in another type
        ./mkgguf --help
 
-   The same options and seed give the same bytes on every machine and for any thread count. Output is
-   streamed: a 1.2 GB file needs a few MB of memory. Weights are roughly normal with deviation
-   gain/sqrt(inputs), so that activations stay near 1, attention is neither flat nor a spike and logits
-   have a deviation of about 3. K-quants are random blocks (every bit of every field varies) whose
-   decoded values have the wanted deviation; the other types are quantized normals.
+   The same options and seed give the same bytes on every machine and for any thread count.
+   Output is streamed: a 1.2 GB file needs a few MB of memory. Weights are roughly normal with
+   deviation gain/sqrt(inputs), so that activations stay near 1, attention is neither flat nor a
+   spike and logits have a deviation of about 3. K-quants are random blocks (every bit of every
+   field varies) whose decoded values have the wanted deviation; the other types are quantized
+   normals.
 
    Tests include this file with MKGGUF_NO_MAIN and call mkgguf("--arch qwen3 ...", write, user). */
 #ifndef KVMEM_H
@@ -23,7 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* --- what to write ------------------------------------------------------------------------------ */
+/* --- what to write ---------------------------------------------------------------------------- */
 
 typedef struct mkgguf_spec {
     char arch[16], type[16], vocab_kind[32], scaling[16], from[512];
@@ -37,9 +38,10 @@ typedef struct mkgguf_spec {
 
 typedef struct mkgguf_type { const char *name; int id, block, bytes; } mkgguf_type;
 static const mkgguf_type mkgguf_types[] = {
-    { "f32", 0, 1, 4 },       { "f16", 1, 1, 2 },       { "q4_0", 2, 32, 18 },    { "q4_1", 3, 32, 20 },
-    { "q5_0", 6, 32, 22 },    { "q5_1", 7, 32, 24 },    { "q8_0", 8, 32, 34 },    { "q2_k", 10, 256, 84 },
-    { "q3_k", 11, 256, 110 }, { "q4_k", 12, 256, 144 }, { "q5_k", 13, 256, 176 }, { "q6_k", 14, 256, 210 },
+    { "f32", 0, 1, 4 },       { "f16", 1, 1, 2 },       { "q4_0", 2, 32, 18 },
+    { "q4_1", 3, 32, 20 },    { "q5_0", 6, 32, 22 },    { "q5_1", 7, 32, 24 },
+    { "q8_0", 8, 32, 34 },    { "q2_k", 10, 256, 84 },  { "q3_k", 11, 256, 110 },
+    { "q4_k", 12, 256, 144 }, { "q5_k", 13, 256, 176 }, { "q6_k", 14, 256, 210 },
     { "bf16", 30, 1, 2 },     { NULL, 0, 0, 0 } };
 
 typedef struct mkgguf_preset {
@@ -48,13 +50,14 @@ typedef struct mkgguf_preset {
     double base;
     const char *arch, *vocab_kind, *scaling;
 } mkgguf_preset;
-/* Shapes of published models (their config.json) and two small ones for tests: `tiny` for files of some
-   hundred kB, `small` with rows that K-quants can hold (multiples of 256) and heads of 64.
-   layers, tied < 0: as the architecture needs it. */
+/* Shapes of published models (their config.json) and two small ones for tests: `tiny` for files
+   of some hundred kB, `small` with rows that K-quants can hold (multiples of 256) and heads of
+   64. layers, tied < 0: as the architecture needs it. */
 static const mkgguf_preset mkgguf_presets[] = {
     { "tiny", -2, 64, 4, 2, 16, 128, 320, 256, -1, 10000, "llama", "", "" },
     { "small", -4, 256, 4, 2, 64, 512, 512, 2048, -1, 10000, "llama", "", "" },
-    { "llama-3.2-1b", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 1, 500000, "llama", "llama-bpe", "llama3" },
+    { "llama-3.2-1b", 16, 2048, 32, 8, 64, 8192, 128256, 131072, 1, 500000, "llama", "llama-bpe",
+      "llama3" },
     { "smollm2-135m", 30, 576, 9, 3, 64, 1536, 49152, 8192, 1, 100000, "llama", "smollm", "" },
     { "qwen2.5-0.5b", 24, 896, 14, 2, 64, 4864, 151936, 32768, 1, 1000000, "qwen2", "qwen2", "" },
     { "qwen3-0.6b", 28, 1024, 16, 8, 128, 3072, 151936, 40960, 1, 1000000, "qwen3", "qwen2", "" },
@@ -98,13 +101,16 @@ static void mkgguf_fail(mkgguf_state *g, const char *f, ...) {
     va_end(ap);
 }
 
-/* --- metadata ----------------------------------------------------------------------------------- */
+/* --- metadata --------------------------------------------------------------------------------- */
 
 static void mkgguf_bytes(mkgguf_state *g, const void *p, size_t n) {
     if (g->len + n > g->cap) {
         const size_t cap = (g->len + n) * 2 + 4096;
         unsigned char *b = (unsigned char *)realloc(g->buf, cap);
-        if (!b) { mkgguf_fail(g, "no memory for %lu bytes of metadata", (unsigned long)cap); return; }
+        if (!b) {
+            mkgguf_fail(g, "no memory for %lu bytes of metadata", (unsigned long)cap);
+            return;
+        }
         g->buf = b;
         g->cap = cap;
     }
@@ -142,8 +148,14 @@ static void mkgguf_kv_u32(mkgguf_state *g, const char *key, int v) {
     mkgguf_key(g, key, 4);
     mkgguf_u32(g, (uint32_t)v);
 }
-static void mkgguf_kv_f32(mkgguf_state *g, const char *key, double v) { mkgguf_key(g, key, 6); mkgguf_f32(g, v); }
-static void mkgguf_kv_str(mkgguf_state *g, const char *key, const char *v) { mkgguf_key(g, key, 8); mkgguf_str(g, v); }
+static void mkgguf_kv_f32(mkgguf_state *g, const char *key, double v) {
+    mkgguf_key(g, key, 6);
+    mkgguf_f32(g, v);
+}
+static void mkgguf_kv_str(mkgguf_state *g, const char *key, const char *v) {
+    mkgguf_key(g, key, 8);
+    mkgguf_str(g, v);
+}
 static void mkgguf_kv_bool(mkgguf_state *g, const char *key, int v) {
     const unsigned char b = (unsigned char)(v != 0);
     mkgguf_key(g, key, 7);
@@ -156,7 +168,9 @@ static void mkgguf_kv_array(mkgguf_state *g, const char *key, int item, int n) {
 }
 
 static int mkgguf_is(const mkgguf_state *g, const char *arch) { return !strcmp(g->s.arch, arch); }
-static int mkgguf_gemma(const mkgguf_state *g) { return mkgguf_is(g, "gemma2") || mkgguf_is(g, "gemma3"); }
+static int mkgguf_gemma(const mkgguf_state *g) {
+    return mkgguf_is(g, "gemma2") || mkgguf_is(g, "gemma3");
+}
 
 static void mkgguf_shape(mkgguf_state *g) {
     const mkgguf_spec *s = &g->s;
@@ -188,14 +202,16 @@ static void mkgguf_shape(mkgguf_state *g) {
     }
     if (!strcmp(s->scaling, "yarn") || !strcmp(s->scaling, "longrope"))
         mkgguf_kv_u32(g, ".rope.scaling.original_context_length", s->orig_ctx);
-    if (!strcmp(s->scaling, "longrope")) /* sqrt(1 + ln(ctx/orig)/ln(orig)), as the converters write it */
+    /* sqrt(1 + ln(ctx/orig)/ln(orig)), as the converters write it */
+    if (!strcmp(s->scaling, "longrope"))
         mkgguf_kv_f32(g, ".rope.scaling.attn_factor",
                       sqrt(1 + log((double)s->ctx / s->orig_ctx) / log((double)s->orig_ctx)));
 }
 
-/* --- tokenizer: bytes, a few letters and words, padding ------------------------------------------- */
+/* --- tokenizer: bytes, a few letters and words, padding --------------------------------------- */
 
-/* Byte-level BPE writes byte b as the code point below: printable Latin-1 as itself, the rest from 256. */
+/* Byte-level BPE writes byte b as the code point below: printable Latin-1 as itself, the rest
+   from 256. */
 static void mkgguf_byte_utf8(int b, char *out) {
     int c = b, i, n = 0;
     if (!((b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174)) {
@@ -207,8 +223,9 @@ static void mkgguf_byte_utf8(int b, char *out) {
 }
 /* Pairs that are merged in this order; '_' stands for a space at the front of a word. */
 static const char *const mkgguf_merges[] = {
-    "_ t", "h e", "_ a", "i n", "r e", "o n", "_t he", "e r", "_ s", "a t", "_ w", "e n", "_ o", "n d",
-    "i t", "o r", "e s", "i s", "o u", "_a nd", "in g", "_ b", "_ f", "a n", "e d", "_ m", "_ h", "_o f",
+    "_ t", "h e", "_ a", "i n", "r e", "o n", "_t he", "e r", "_ s", "a t", "_ w", "e n", "_ o",
+    "n d", "i t", "o r", "e s", "i s", "o u", "_a nd", "in g", "_ b", "_ f",
+    "a n", "e d", "_ m", "_ h", "_o f",
     "_t o", "l l", "_ p", "_ c", "_w as", "a s", "_ he", "_ in", "_s he", "_t h" };
 #define MKGGUF_N_MERGES ((int)(sizeof mkgguf_merges / sizeof mkgguf_merges[0]))
 
@@ -222,12 +239,13 @@ static void mkgguf_merge_text(const char *m, int spm, int join, char *out) {
     *out = 0;
 }
 
-/* Token i of the vocabulary: text, GGUF token type (1 normal, 2 unknown, 3 control, 5 unused, 6 byte),
-   score. SentencePiece: <unk> <s> </s> <0x00>.. then pieces and printable ASCII; BPE: bytes, merges,
-   the specials. */
+/* Token i of the vocabulary: text, GGUF token type (1 normal, 2 unknown, 3 control, 5 unused, 6
+   byte), score. SentencePiece: <unk> <s> </s> <0x00>.. then pieces and printable ASCII; BPE:
+   bytes, merges, the specials. */
 static int mkgguf_token(const mkgguf_spec *s, int i, char *out, double *score) {
     static const char *const spm_special[3] = { "<unk>", "<s>", "</s>" };
-    static const char *const bpe_special[3] = { "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>" };
+    static const char *const bpe_special[3] = { "<|begin_of_text|>", "<|end_of_text|>",
+                                                "<|eot_id|>" };
     const int spm = !strcmp(s->vocab_kind, "spm"), head = spm ? 259 : 256;
     *score = 0;
     if (spm && i < 3) { strcpy(out, spm_special[i]); return i == 0 ? 2 : 3; }
@@ -262,7 +280,10 @@ static void mkgguf_tokenizer(mkgguf_state *g) {
     for (i = 0; i < s->vocab; i++) mkgguf_u32(g, (uint32_t)mkgguf_token(s, i, text, &score));
     if (!spm) {
         mkgguf_kv_array(g, "tokenizer.ggml.merges", 8, MKGGUF_N_MERGES);
-        for (i = 0; i < MKGGUF_N_MERGES; i++) { mkgguf_merge_text(mkgguf_merges[i], 0, 0, text); mkgguf_str(g, text); }
+        for (i = 0; i < MKGGUF_N_MERGES; i++) {
+            mkgguf_merge_text(mkgguf_merges[i], 0, 0, text);
+            mkgguf_str(g, text);
+        }
     }
     mkgguf_kv_u32(g, "tokenizer.ggml.bos_token_id", spm ? 1 : 256);
     mkgguf_kv_u32(g, "tokenizer.ggml.eos_token_id", spm ? 2 : 257);
@@ -275,7 +296,7 @@ static void mkgguf_tokenizer(mkgguf_state *g) {
     if (s->chat[0]) mkgguf_kv_str(g, "tokenizer.chat_template", s->chat);
 }
 
-/* --- tensors ------------------------------------------------------------------------------------ */
+/* --- tensors ---------------------------------------------------------------------------------- */
 
 static const mkgguf_type *mkgguf_find_type(const char *name) {
     const mkgguf_type *t;
@@ -283,9 +304,10 @@ static const mkgguf_type *mkgguf_find_type(const char *name) {
     return NULL;
 }
 
-/* Matrix of n_out rows with n_in values, or a float32 vector when n_out is 0. Layer -1: no "blk.N.". */
-static mkgguf_tensor *mkgguf_add(mkgguf_state *g, const mkgguf_type *type, int layer, const char *name, int n_in,
-                                 int n_out, double dev) {
+/* Matrix of n_out rows with n_in values, or a float32 vector when n_out is 0. Layer -1: no
+   "blk.N.". */
+static mkgguf_tensor *mkgguf_add(mkgguf_state *g, const mkgguf_type *type, int layer,
+                                 const char *name, int n_in, int n_out, double dev) {
     mkgguf_tensor *t;
     if (g->n_t == g->cap_t) {
         const int cap = g->cap_t * 2 + 64;
@@ -345,13 +367,19 @@ static void mkgguf_layer(mkgguf_state *g, const mkgguf_type *ty, int l) {
 
 static void mkgguf_tensors(mkgguf_state *g) {
     const mkgguf_spec *s = &g->s;
-    const mkgguf_type *ty = mkgguf_find_type(s->type), *te = mkgguf_find_type(s->embd_type[0] ? s->embd_type : s->type);
+    const mkgguf_type *ty = mkgguf_find_type(s->type);
+    const mkgguf_type *te = mkgguf_find_type(s->embd_type[0] ? s->embd_type : s->type);
     const double logit = s->gain / sqrt((double)s->dim);
     mkgguf_tensor *t;
     int l, i;
-    if (!ty || !te) { mkgguf_fail(g, "unknown tensor type %s", ty ? s->embd_type : s->type); return; }
-    mkgguf_add(g, te, -1, "token_embd.weight", s->dim, s->vocab, s->tied ? logit : mkgguf_gemma(g) ? 2 * logit : 1);
-    /* random signs: a tied head would else see its own embedding and repeat the last token for sure */
+    if (!ty || !te) {
+        mkgguf_fail(g, "unknown tensor type %s", ty ? s->embd_type : s->type);
+        return;
+    }
+    mkgguf_add(g, te, -1, "token_embd.weight", s->dim, s->vocab,
+               s->tied ? logit : mkgguf_gemma(g) ? 2 * logit : 1);
+    /* random signs: a tied head would else see its own embedding and repeat the last token for
+       sure */
     mkgguf_add(g, ty, -1, "output_norm.weight", s->dim, 0, s->tied ? -2 : -1);
     if (!s->tied) mkgguf_add(g, te, -1, "output.weight", s->dim, s->vocab, logit);
     if (!strcmp(s->scaling, "llama3")) {
@@ -359,22 +387,25 @@ static void mkgguf_tensors(mkgguf_state *g) {
         if (t) t->factors = 1;
     }
     for (i = 0; i < 2 && !strcmp(s->scaling, "longrope"); i++) {
-        t = mkgguf_add(g, ty, -1, i ? "rope_factors_long.weight" : "rope_factors_short.weight", s->rot / 2, 0, 0);
+        t = mkgguf_add(g, ty, -1, i ? "rope_factors_long.weight" : "rope_factors_short.weight",
+                       s->rot / 2, 0, 0);
         if (t) t->factors = 2 + i;
     }
     for (l = 0; l < s->layers && !g->failed; l++) mkgguf_layer(g, ty, l);
 }
 
-/* --- values ------------------------------------------------------------------------------------- */
+/* --- values ----------------------------------------------------------------------------------- */
 
 /* Roughly normal with deviation 1: the sum of four 16-bit uniforms. Depends on (key, i) alone. */
 static float mkgguf_normal(uint64_t key, uint64_t i) {
     const uint64_t r = kvmem__mix(key + i);
-    const int sum = (int)((r & 0xffff) + (r >> 16 & 0xffff) + (r >> 32 & 0xffff) + (r >> 48)) - 131070;
+    const int sum = (int)((r & 0xffff) + (r >> 16 & 0xffff) + (r >> 32 & 0xffff) +
+                          (r >> 48)) - 131070;
     return (float)sum * (1.0f / 37837.2f); /* 65536 * sqrt(4/12) */
 }
 
-/* Llama 3.1's factors: wavelengths above orig_ctx are divided by 8, those below orig_ctx/4 are kept. */
+/* Llama 3.1's factors: wavelengths above orig_ctx are divided by 8, those below orig_ctx/4 are
+   kept. */
 static double mkgguf_llama3_factor(const mkgguf_spec *s, int i) {
     const double wave = 2 * 3.14159265358979323846 * pow(s->base, 2.0 * i / s->rot);
     const double low = s->orig_ctx / 1.0, high = s->orig_ctx / 4.0;
@@ -385,7 +416,8 @@ static double mkgguf_llama3_factor(const mkgguf_spec *s, int i) {
     return 1 / ((1 - smooth) / s->factor + smooth);
 }
 
-static float mkgguf_vector_value(const mkgguf_spec *s, const mkgguf_tensor *t, uint64_t key, uint64_t i) {
+static float mkgguf_vector_value(const mkgguf_spec *s, const mkgguf_tensor *t, uint64_t key,
+                                 uint64_t i) {
     const double x = s->rot > 2 ? (double)i / (s->rot / 2 - 1) : 0;
     if (t->factors == 1) return (float)mkgguf_llama3_factor(s, (int)i);
     if (t->factors == 2) return (float)(1 + 0.5 * x);
@@ -397,10 +429,11 @@ static float mkgguf_vector_value(const mkgguf_spec *s, const mkgguf_tensor *t, u
     return (float)t->dev * mkgguf_normal(key, i);
 }
 
-/* One random K-quant block whose values have deviation dev and mean 0 over all blocks. Fields are random
-   bytes; the half-float scales follow from the moments of the other fields:
+/* One random K-quant block whose values have deviation dev and mean 0 over all blocks. Fields
+   are random bytes; the half-float scales follow from the moments of the other fields:
    q2_K  d*(s&15)*q - m*(s>>4), q 0..3         q3_K  d*(s-32)*(q-4), s 0..63, q 0..7
-   q4_K  d*s*q - m*t, q 0..15, s,t 0..63       q5_K  the same, q 0..31       q6_K  d*s*(q-32), s int8 */
+   q4_K  d*s*q - m*t, q 0..15, s,t 0..63       q5_K  the same, q 0..31
+   q6_K  d*s*(q-32), s int8 */
 static void mkgguf_k_block(const mkgguf_type *ty, unsigned char *b, uint64_t key, double dev) {
     double d = 0, m = 0;
     const double jitter = 0.8 + 0.4 * kvmem__unit(kvmem__mix(key ^ 0x5bd1e995u));
@@ -424,12 +457,14 @@ static void mkgguf_k_block(const mkgguf_type *ty, unsigned char *b, uint64_t key
 }
 
 /* Values [from, from+n) of a matrix as coded bytes; from and n are multiples of the block. */
-static void mkgguf_fill(const mkgguf_tensor *t, uint64_t key, uint64_t from, int n, float *x, unsigned char *out) {
+static void mkgguf_fill(const mkgguf_tensor *t, uint64_t key, uint64_t from, int n, float *x,
+                        unsigned char *out) {
     const mkgguf_type *ty = t->type;
     int i;
     if (ty->block == 256) {
         for (i = 0; i < n / 256; i++)
-            mkgguf_k_block(ty, out + (size_t)i * (size_t)ty->bytes, kvmem__mix(key + from + (uint64_t)i * 256), t->dev);
+            mkgguf_k_block(ty, out + (size_t)i * (size_t)ty->bytes,
+                           kvmem__mix(key + from + (uint64_t)i * 256), t->dev);
         return;
     }
     for (i = 0; i < n; i++) x[i] = (float)t->dev * mkgguf_normal(key, from + (uint64_t)i);
@@ -437,8 +472,8 @@ static void mkgguf_fill(const mkgguf_tensor *t, uint64_t key, uint64_t from, int
 }
 
 /* The same from the values of another file's tensor. */
-static void mkgguf_refill(const mkgguf_state *g, const mkgguf_tensor *t, uint64_t from, int n, float *x,
-                          unsigned char *out) {
+static void mkgguf_refill(const mkgguf_state *g, const mkgguf_tensor *t, uint64_t from, int n,
+                          float *x, unsigned char *out) {
     const kvmem_tensor *src = kvmem_gguf_tensor(&g->from, t->name);
     size_t bytes = 1;
     const int block = kvmem_type_block(src->type, &bytes);
@@ -454,7 +489,8 @@ static void mkgguf_put(mkgguf_state *g, const void *p, size_t n) {
 #define MKGGUF_PIECES 32   /* chunks made in parallel, then written */
 static void mkgguf_data(mkgguf_state *g, const mkgguf_tensor *t) {
     static const unsigned char zero[32] = { 0 };
-    const uint64_t key = kvmem__random(g->s.seed, kvmem__fnv(14695981039346656037u, t->name, strlen(t->name)), 0, 0);
+    const uint64_t hash = kvmem__fnv(14695981039346656037u, t->name, strlen(t->name));
+    const uint64_t key = kvmem__random(g->s.seed, hash, 0, 0);
     const uint64_t n = t->ne[0] * t->ne[1];
     const size_t coded = (size_t)(MKGGUF_CHUNK / t->type->block) * (size_t)t->type->bytes;
     float *x = (float *)malloc((size_t)MKGGUF_PIECES * MKGGUF_CHUNK * sizeof(float));
@@ -513,7 +549,10 @@ static void mkgguf_copy(mkgguf_state *g) {
         mkgguf_fail(g, ty ? "--from: alignment is not 32" : "unknown tensor type %s", g->s.type);
         return;
     }
-    if (ty->block == 256) { mkgguf_fail(g, "--from: %s can be read, not written", ty->name); return; }
+    if (ty->block == 256) {
+        mkgguf_fail(g, "--from: %s can be read, not written", ty->name);
+        return;
+    }
     if (src->n_kv > 0) {
         const kvmem_gguf_kv *last = &src->kv[src->n_kv - 1];
         mkgguf_bytes(g, g->from_bytes + 24, (size_t)(last->data + last->size - g->from_bytes) - 24);
@@ -523,7 +562,10 @@ static void mkgguf_copy(mkgguf_state *g) {
         const kvmem_tensor *t = &src->tensor[i];
         char name[64];
         snprintf(name, sizeof name, "%.*s", t->name_len, t->name);
-        if (t->n_dims > 2) { mkgguf_fail(g, "--from: %s has %d dimensions", name, t->n_dims); return; }
+        if (t->n_dims > 2) {
+            mkgguf_fail(g, "--from: %s has %d dimensions", name, t->n_dims);
+            return;
+        }
         mkgguf_add(g, ty, -1, name, (int)t->ne[0], t->n_dims == 2 ? (int)t->ne[1] : 0, 0);
     }
 }
@@ -561,7 +603,7 @@ static void mkgguf_file(mkgguf_state *g) {
     for (i = 0; i < g->n_t && !g->failed; i++) mkgguf_data(g, &g->t[i]);
 }
 
-/* --- options ------------------------------------------------------------------------------------ */
+/* --- options ---------------------------------------------------------------------------------- */
 
 static void mkgguf_use_preset(mkgguf_state *g, const char *name) {
     const mkgguf_preset *p;
@@ -579,14 +621,16 @@ static void mkgguf_use_preset(mkgguf_state *g, const char *name) {
 /* What the options left open, by the architecture. */
 static void mkgguf_complete(mkgguf_state *g) {
     mkgguf_spec *s = &g->s;
-    static const char *const archs[] = { "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", NULL };
+    static const char *const archs[] = { "llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3",
+                                         NULL };
     int i;
     for (i = 0; archs[i] && strcmp(archs[i], s->arch); i++) {}
     if (!archs[i]) mkgguf_fail(g, "unknown architecture %s", s->arch);
     if (!s->vocab_kind[0]) strcpy(s->vocab_kind, s->arch[0] == 'q' ? "qwen2" : "spm");
     if (!s->head_dim) s->head_dim = s->heads > 0 ? s->dim / s->heads : 0;
     if (!s->rot) s->rot = s->head_dim;
-    if (!s->orig_ctx) s->orig_ctx = !strcmp(s->scaling, "llama3") && s->ctx > 8192 ? 8192 : s->ctx / 4;
+    if (!s->orig_ctx)
+        s->orig_ctx = !strcmp(s->scaling, "llama3") && s->ctx > 8192 ? 8192 : s->ctx / 4;
     if (mkgguf_gemma(g) && s->tied < 0) s->tied = 1; /* always, in the published ones */
     if (s->tied < 0) s->tied = 0;
     if (s->layers < 0)
@@ -598,11 +642,13 @@ static void mkgguf_complete(mkgguf_state *g) {
         s->swa = mkgguf_is(g, "gemma3") ? s->ctx / 8 : s->ctx / 2;
     if (s->eps <= 0) s->eps = mkgguf_is(g, "llama") ? 1e-5 : 1e-6;
     if (mkgguf_is(g, "phi3") && s->tied) mkgguf_fail(g, "phi3 has no tied head");
-    if (s->layers < 1 || s->dim < 1 || s->heads < 1 || s->kv_heads < 1 || s->head_dim < 2 || s->ffn < 1 ||
-        s->vocab < 300 || s->ctx < 8 || s->heads % s->kv_heads || s->rot % 2 || s->rot > s->head_dim)
-        mkgguf_fail(g, "shape: needs positive sizes, vocab >= 300, ctx >= 8, heads a multiple of kv-heads, even rot");
-    if (s->scaling[0] && strcmp(s->scaling, "linear") && strcmp(s->scaling, "yarn") && strcmp(s->scaling, "llama3") &&
-        strcmp(s->scaling, "longrope") && strcmp(s->scaling, "none"))
+    if (s->layers < 1 || s->dim < 1 || s->heads < 1 || s->kv_heads < 1 || s->head_dim < 2 ||
+        s->ffn < 1 || s->vocab < 300 || s->ctx < 8 || s->heads % s->kv_heads || s->rot % 2 ||
+        s->rot > s->head_dim)
+        mkgguf_fail(g, "shape: needs positive sizes, vocab >= 300, ctx >= 8, heads a multiple of "
+                       "kv-heads, even rot");
+    if (s->scaling[0] && strcmp(s->scaling, "linear") && strcmp(s->scaling, "yarn") &&
+        strcmp(s->scaling, "llama3") && strcmp(s->scaling, "longrope"))
         mkgguf_fail(g, "unknown rope scaling %s", s->scaling);
 }
 
@@ -619,16 +665,19 @@ static void mkgguf_option_table(mkgguf_spec *s, mkgguf_option *o) {
     int n = 0;
 #define MKGGUF_OPT(nm, ip, dp, sp, sz, wh) \
     (o[n].name = nm, o[n].i = ip, o[n].d = dp, o[n].s = sp, o[n].size = sz, o[n].what = wh, n++)
-    MKGGUF_OPT("--arch", NULL, NULL, s->arch, sizeof s->arch, "llama qwen2 qwen3 gemma2 gemma3 phi3");
+    MKGGUF_OPT("--arch", NULL, NULL, s->arch, sizeof s->arch,
+               "llama qwen2 qwen3 gemma2 gemma3 phi3");
     MKGGUF_OPT("--type", NULL, NULL, s->type, sizeof s->type,
                "of matrices: f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q2_k..q6_k");
     MKGGUF_OPT("--embd-type", NULL, NULL, s->embd_type, sizeof s->embd_type,
                "of token_embd and output (default: --type)");
     MKGGUF_OPT("--vocab-kind", NULL, NULL, s->vocab_kind, sizeof s->vocab_kind,
                "spm, or a BPE pre-tokenizer: gpt-2 llama-bpe qwen2 smollm ...");
-    MKGGUF_OPT("--rope-scaling", NULL, NULL, s->scaling, sizeof s->scaling, "none linear yarn llama3 longrope");
+    MKGGUF_OPT("--rope-scaling", NULL, NULL, s->scaling, sizeof s->scaling,
+               "none linear yarn llama3 longrope");
     MKGGUF_OPT("--chat", NULL, NULL, s->chat, sizeof s->chat, "text of tokenizer.chat_template");
-    MKGGUF_OPT("--from", NULL, NULL, s->from, sizeof s->from, "rewrite this file with matrices in --type");
+    MKGGUF_OPT("--from", NULL, NULL, s->from, sizeof s->from,
+               "rewrite this file with matrices in --type");
     MKGGUF_OPT("--layers", &s->layers, NULL, NULL, 0, "transformer blocks");
     MKGGUF_OPT("--dim", &s->dim, NULL, NULL, 0, "embedding length");
     MKGGUF_OPT("--heads", &s->heads, NULL, NULL, 0, "query heads");
@@ -644,7 +693,8 @@ static void mkgguf_option_table(mkgguf_spec *s, mkgguf_option *o) {
     MKGGUF_OPT("--swa", &s->swa, NULL, NULL, 0, "sliding window in tokens");
     MKGGUF_OPT("--eps", NULL, &s->eps, NULL, 0, "of the norms");
     MKGGUF_OPT("--rope-base", NULL, &s->base, NULL, 0, "RoPE base");
-    MKGGUF_OPT("--rope-factor", NULL, &s->factor, NULL, 0, "factor of linear, yarn, llama3 scaling");
+    MKGGUF_OPT("--rope-factor", NULL, &s->factor, NULL, 0,
+               "factor of linear, yarn, llama3 scaling");
     MKGGUF_OPT("--attn-softcap", NULL, &s->attn_cap, NULL, 0, "gemma2");
     MKGGUF_OPT("--logit-softcap", NULL, &s->logit_cap, NULL, 0, "gemma2");
     MKGGUF_OPT("--gain", NULL, &s->gain, NULL, 0, "deviation of the logits, about (default 3)");
@@ -672,9 +722,11 @@ static void mkgguf_option_set(mkgguf_state *g, const char *name, const char *val
     if (end && (*end || end == value)) mkgguf_fail(g, "%s: not a number: %s", name, value);
 }
 
-/* Writes a model. args: options as on the command line, without -o. --preset is applied before the others,
-   --arch too, wherever they stand. Returns 0, or -1 with why (size bytes, may be NULL) filled. */
-static int mkgguf_argv(int argc, const char *const *argv, kvmem_write_fn write, void *user, char *why, size_t size) {
+/* Writes a model. args: options as on the command line, without -o. --preset is applied before
+   the others, --arch too, wherever they stand. Returns 0, or -1 with why (size bytes, may be
+   NULL) filled. */
+static int mkgguf_argv(int argc, const char *const *argv, kvmem_write_fn write, void *user,
+                       char *why, size_t size) {
     mkgguf_state *g = (mkgguf_state *)calloc(1, sizeof *g);
     int i, failed;
     if (!g) { if (why && size) snprintf(why, size, "no memory"); return -1; }
@@ -688,7 +740,8 @@ static int mkgguf_argv(int argc, const char *const *argv, kvmem_write_fn write, 
     g->s.gain = 3;
     strcpy(g->s.type, "f32");
     mkgguf_use_preset(g, "tiny");
-    for (i = 0; i + 1 < argc; i += 2) if (!strcmp(argv[i], "--preset")) mkgguf_use_preset(g, argv[i + 1]);
+    for (i = 0; i + 1 < argc; i += 2)
+        if (!strcmp(argv[i], "--preset")) mkgguf_use_preset(g, argv[i + 1]);
     for (i = 0; i < argc && !g->failed; i += 2) {
         if (i + 1 == argc) mkgguf_fail(g, "%s: value missing", argv[i]);
         else if (strcmp(argv[i], "--preset")) mkgguf_option_set(g, argv[i], argv[i + 1]);
@@ -718,7 +771,9 @@ static KVMEM__UNUSED int mkgguf(const char *args, kvmem_write_fn write, void *us
     return mkgguf_argv(argc, argv, write, user, NULL, 0);
 }
 #else
-static int mkgguf_to_file(void *user, const void *p, size_t n) { return fwrite(p, 1, n, (FILE *)user) != n; }
+static int mkgguf_to_file(void *user, const void *p, size_t n) {
+    return fwrite(p, 1, n, (FILE *)user) != n;
+}
 
 static void mkgguf_usage(void) {
     mkgguf_spec s;
@@ -739,7 +794,10 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[i], "-o") && i + 1 < argc) path = argv[++i];
         else rest[n++] = argv[i];
     }
-    if (!path) { fprintf(stderr, "mkgguf: -o FILE is missing (--help lists the options)\n"); return 2; }
+    if (!path) {
+        fprintf(stderr, "mkgguf: -o FILE is missing (--help lists the options)\n");
+        return 2;
+    }
     f = fopen(path, "wb");
     if (!f) { fprintf(stderr, "mkgguf: cannot write %s\n", path); return 1; }
     bad = mkgguf_argv(n, rest, mkgguf_to_file, f, why, sizeof why);

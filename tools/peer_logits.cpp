@@ -3,7 +3,8 @@
 //
 //   c++ -O2 -I PEER/include -I PEER/ggml/include -o peer_logits tools/peer_logits.cpp
 //       PEER/build/src/libllama.a PEER/build/ggml/src/libggml.a -fopenmp -lpthread -lm
-//   ./peer_logits MODEL 1,2,3 OUT [ctx] [cache type, or K/V types: f16, f32/f16] [flash 0|1] [batch] [threads]
+//   ./peer_logits MODEL 1,2,3 OUT [ctx] [cache type, or K/V types: f16, f32/f16] [flash 0|1]
+//       [batch] [threads]
 //
 // OUT gets raw float32, one row of n_vocab values a token.
 #include "llama.h"
@@ -22,7 +23,10 @@ static ggml_type type_of(const char *s) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 4) { fprintf(stderr, "peer_logits MODEL 1,2,3 OUT [ctx] [kv type] [flash] [batch] [threads]\n"); return 2; }
+    if (argc < 4) {
+        fprintf(stderr, "peer_logits MODEL 1,2,3 OUT [ctx] [kv type] [flash] [batch] [threads]\n");
+        return 2;
+    }
     std::vector<llama_token> ids;
     for (char *p = argv[2]; *p;) { ids.push_back((llama_token)strtol(p, &p, 10)); if (*p) p++; }
     const int n = (int)ids.size(), batch = argc > 7 && atoi(argv[7]) > 0 ? atoi(argv[7]) : n;
@@ -40,7 +44,10 @@ int main(int argc, char **argv) {
     cp.n_threads = cp.n_threads_batch = argc > 8 ? (uint32_t)atoi(argv[8]) : 1;
     llama_context *ctx = llama_init_from_model(model, cp);
     FILE *out = fopen(argv[3], "wb");
-    if (!ctx || !out) { fprintf(stderr, "peer_logits: no context, or cannot write %s\n", argv[3]); return 1; }
+    if (!ctx || !out) {
+        fprintf(stderr, "peer_logits: no context, or cannot write %s\n", argv[3]);
+        return 1;
+    }
     const int n_vocab = llama_n_vocab(model);
     llama_batch b = llama_batch_init(batch, 0, 1);
     for (int at = 0; at < n; at += batch) {
