@@ -480,6 +480,23 @@ KVMEM_API int kvmem_cache_lane_len(const kvmem_cache *c, int layer, int g);
 KVMEM_API kvmem_status kvmem_cache_read(const kvmem_cache *c, int layer, int g, int i0, int n, float *k,
                                         float *v, int32_t *pos);
 
+/* Audit: every change of an entry's fate, told as it happens: in layer and KV head, the entry of position
+   pos; tokens: how many the cache has taken then, those of the block in flight included. Entries of a
+   lane come with rising pos; KEPT is told when a layer's append has succeeded (or a load), the others
+   as the change is made, also by truncate and clear. fn is called by the thread that called the cache
+   and must not call it back. NULL (as after init) switches the trace off and costs one comparison an
+   operation. It is not saved; kvmem_cache_copy gives the copy none (set its own), and
+   kvmem_cache_free tells nothing. */
+typedef enum kvmem_fate {
+    KVMEM_FATE_KEPT,     /* it is in the lane now */
+    KVMEM_FATE_DROPPED,  /* it has left the lane */
+    KVMEM_FATE_MERGED,   /* it has left the lane and other entries carry its sum; no stage does so yet */
+    KVMEM_FATE_RECODED,  /* it stays and is stored by other codecs */
+    KVMEM_FATE_DEMOTED   /* it stays in a slower or smaller store; no stage does so yet */
+} kvmem_fate;
+typedef void (*kvmem_trace_fn)(void *user, int layer, int g, int32_t pos, kvmem_fate fate, int64_t tokens);
+KVMEM_API void kvmem_cache_trace(kvmem_cache *c, kvmem_trace_fn fn, void *user);
+
 /* Saving: any sink of bytes; return 0 to go on. Loading: from bytes, into an initialized cache of the
    same shape, model_id and recipe, whose content is replaced; on failure it is left empty. */
 typedef int (*kvmem_write_fn)(void *user, const void *bytes, size_t size);
@@ -559,6 +576,8 @@ struct kvmem_cache {
     int n_tmp;
     void *block;                /* the fixed arrays above, one allocation */
     size_t block_size;
+    kvmem_trace_fn trace;       /* kvmem_cache_trace; NULL: none */
+    void *trace_user;
 };
 
 #ifndef KVMEM_NO_DECODER
@@ -5193,6 +5212,39 @@ static kvmem_status kvmem__lane_table(kvmem_cache *c, kvmem_lane *ln, int n) {
     ln->cap_pages = cap;
     return KVMEM_OK;
 }
+/* Tell the trace that entries [a, b) of lane i have met this fate. */
+static void kvmem__tell(const kvmem_cache *c, int i, int a, int b, kvmem_fate fate) {
+    const int P = c->recipe.page, G = c->shape.n_kv_heads;
+    const kvmem_lane *ln = &c->lane[i];
+    int t;
+    for (t = a; c->trace && t < b; t++)
+        c->trace(c->trace_user, i / G, i % G, ln->pages[t / P]->pos[t % P], fate, c->tokens + c->block_n);
+}
+static void kvmem__tell_all(const kvmem_cache *c, kvmem_fate fate) {
+    int i;
+    for (i = 0; c->trace && i < c->shape.n_layers * c->shape.n_kv_heads; i++)
+        kvmem__tell(c, i, 0, c->lane[i].n, fate);
+}
+KVMEM_API void kvmem_cache_trace(kvmem_cache *c, kvmem_trace_fn fn, void *user) {
+    c->trace = fn;
+    c->trace_user = user;
+}
+/* Before entries kept (n_kept) of lane i move together: the others are dropped, and those that come to a
+   page of other codecs are recoded. */
+static void kvmem__tell_keep(const kvmem_cache *c, int i, const int *kept, int n_kept) {
+    const int P = c->recipe.page;
+    const kvmem_lane *ln = &c->lane[i];
+    int t, j = 0;
+    for (t = 0; c->trace && t < ln->n; t++) {
+        const kvmem_page *from = ln->pages[t / P], *to;
+        if (j >= n_kept || kept[j] != t) {
+            kvmem__tell(c, i, t, t + 1, KVMEM_FATE_DROPPED);
+            continue;
+        }
+        to = ln->pages[j++ / P];
+        if (to->kc != from->kc || to->vc != from->vc) kvmem__tell(c, i, t, t + 1, KVMEM_FATE_RECODED);
+    }
+}
 static void kvmem__lane_cut(kvmem_cache *c, kvmem_lane *ln, int n) { /* keep the first n entries */
     const int P = c->recipe.page, keep = (n + P - 1) / P;
     while (ln->n_pages > keep) kvmem__page_drop(c, ln->pages[--ln->n_pages]);
@@ -5234,6 +5286,7 @@ static kvmem_status kvmem__lane_keep(kvmem_cache *c, int layer, int g, const int
     KVMEM_ASSERT(n_kept >= 0 && n_kept <= ln->n);
     while (first < n_kept && kept[first] == first) first++; /* these stay where they are */
     for (j = first / P; first < n_kept && j <= last; j++) KVMEM__TRY(kvmem__page_own(c, ln, j));
+    if (c->trace) kvmem__tell_keep(c, layer * c->shape.n_kv_heads + g, kept, n_kept);
     for (j = first; j < n_kept; j++)
         kvmem__row_move(c, ln->pages[j / P], j % P, ln->pages[kept[j] / P], kept[j] % P, c->row);
     kvmem__lane_cut(c, ln, n_kept);
@@ -5420,6 +5473,7 @@ KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
     int i;
     kvmem_bytes_part part;
     if (!c || !c->arena) return;
+    if (c->trace && c->lane) kvmem__tell_all(c, KVMEM_FATE_DROPPED);
     for (i = 0; c->lane && i < c->shape.n_layers * c->shape.n_kv_heads; i++)
         kvmem__lane_cut(c, &c->lane[i], 0);
     part = kvmem__part(2, (size_t)c->cap_events * sizeof *c->event);
@@ -5436,6 +5490,7 @@ KVMEM_API void kvmem_cache_free(kvmem_cache *c) {
     kvmem_bytes_part part;
     if (!c) return;
     if (c->arena) {
+        c->trace = NULL;
         kvmem_cache_clear(c);
         part = kvmem__part(3, kvmem__ring_bytes(c));
         kvmem__arena_give(c->arena, c->ring_q, &part);
@@ -5454,6 +5509,8 @@ KVMEM_API kvmem_status kvmem_cache_copy(kvmem_cache *dst, const kvmem_cache *src
         return kvmem__fail(&dst->error, KVMEM_BAD_ARGUMENT, "kvmem_cache_copy: the source is not initialized");
     }
     *dst = *src;
+    dst->trace = NULL;
+    dst->trace_user = NULL;
     dst->arena->refs++;
     dst->block = NULL;
     dst->lane = NULL;
@@ -5585,9 +5642,13 @@ KVMEM_API kvmem_status kvmem_cache_append(kvmem_cache *c, int layer, int n, cons
         }
     }
     KVMEM__TRY(c->backend->encode(c, layer, n, k, v));
-    for (g = 0; g < G; g++) kvmem__lane_at(c, layer, g)->n += n;
     c->block_n = n;
     c->layer_state[layer] = 1;
+    for (g = 0; g < G; g++) {
+        kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+        ln->n += n;
+        if (c->trace) kvmem__tell(c, layer * G + g, ln->n - n, ln->n, KVMEM_FATE_KEPT);
+    }
     return KVMEM_OK;
 }
 /* First entry of a lane whose position is at least pos. */
@@ -5609,7 +5670,9 @@ KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens) {
         return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "truncate: %lld tokens is negative", (long long)n_tokens);
     for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) {
         const int keep = kvmem__lane_find(c, &c->lane[i], n);
-        if (keep < c->lane[i].n) kvmem__lane_cut(c, &c->lane[i], keep);
+        if (keep == c->lane[i].n) continue;
+        if (c->trace) kvmem__tell(c, i, keep, c->lane[i].n, KVMEM_FATE_DROPPED);
+        kvmem__lane_cut(c, &c->lane[i], keep);
     }
     while (c->n_events && c->event[c->n_events - 1] >= n) c->n_events--;
     while (c->ring_n && c->ring_pos[(c->ring_at + c->ring - 1) % c->ring] >= n) {
@@ -5676,6 +5739,8 @@ static kvmem_status kvmem__recode_pages(kvmem_cache *c) {
             for (t = 0; t < kvmem__page_rows(c, &c->lane[i], j); t++) kvmem__row_move(c, p, t, old, t, c->row);
             c->lane[i].pages[j] = p;
             kvmem__page_drop(c, old);
+            t = j * c->recipe.page;
+            if (c->trace) kvmem__tell(c, i, t, t + kvmem__page_rows(c, &c->lane[i], j), KVMEM_FATE_RECODED);
         }
     return KVMEM_OK;
 }
@@ -7808,11 +7873,15 @@ KVMEM_API kvmem_status kvmem_cache_load(kvmem_cache *c, const void *bytes, size_
     if (!codec) return kvmem__no_room(c, over, part.total, "load");
     st = kvmem__load_body(c, &in, &h, codec);
     kvmem__arena_give(c->arena, (void *)codec, &part);
-    if (st != KVMEM_OK) {
+    if (st != KVMEM_OK) { /* nothing was told of the entries that go again */
         const kvmem_error e = c->error;
+        const kvmem_trace_fn trace = c->trace;
+        c->trace = NULL;
         kvmem_cache_clear(c);
+        c->trace = trace;
         c->error = e;
-    }
+    } else if (c->trace)
+        kvmem__tell_all(c, KVMEM_FATE_KEPT);
     return st;
 }
 KVMEM_API kvmem_status kvmem_cache_inspect(const void *bytes, size_t size, kvmem_cache_info *out, kvmem_error *err) {
