@@ -728,6 +728,152 @@ TEST(a_users_retrieve_function_decides_which_pages_are_read) {
     CHECK_NEAR(worst, 0, 2e-5);
     kvmem_cache_free(&c); free(out); world_free(&w);
 }
+/* --- trace ----------------------------------------------------------------------------------------- */
+/* What the told events add up to: per lane and position 0 absent, 1 kept, 2 recoded since. */
+typedef struct replay {
+    int L, G, T, wrong, events, recoded;
+    int64_t newest;
+    unsigned char *state;
+} replay;
+static void replay_tell(void *user, int layer, int g, int32_t pos, kvmem_fate fate, int64_t tokens) {
+    replay *r = (replay *)user;
+    unsigned char *s;
+    r->events++;
+    if (layer < 0 || layer >= r->L || g < 0 || g >= r->G || pos < 0 || pos >= r->T || tokens <= 0) {
+        r->wrong++;
+        return;
+    }
+    s = r->state + ((size_t)layer * (size_t)r->G + (size_t)g) * (size_t)r->T + (size_t)pos;
+    if ((fate == KVMEM_FATE_KEPT) != (*s == 0)) r->wrong++; /* only what is there can leave or change */
+    if (fate == KVMEM_FATE_KEPT && pos >= tokens) r->wrong++;
+    if (fate == KVMEM_FATE_RECODED) r->recoded++;
+    *s = fate == KVMEM_FATE_KEPT ? 1 : fate == KVMEM_FATE_RECODED ? 2 : 0;
+    r->newest = tokens;
+}
+static void replay_init(replay *r, const world *w) {
+    memset(r, 0, sizeof *r);
+    r->L = w->L; r->G = w->G; r->T = w->T;
+    r->state = (unsigned char *)calloc((size_t)(w->L * w->G * w->T), 1);
+}
+/* Is what was told exactly what the cache holds? */
+static int replay_holds(const replay *r, const kvmem_cache *c) {
+    int l, g, t;
+    for (l = 0; l < r->L; l++)
+        for (g = 0; g < r->G; g++) {
+            const unsigned char *s = r->state + ((size_t)l * (size_t)r->G + (size_t)g) * (size_t)r->T;
+            int n = 0;
+            for (t = 0; t < r->T; t++) {
+                int32_t pos;
+                if (!s[t]) continue;
+                if (kvmem_cache_read(c, l, g, n++, 1, NULL, NULL, &pos) != KVMEM_OK || pos != t) return 0;
+            }
+            if (n != kvmem_cache_lane_len(c, l, g)) return 0;
+        }
+    return !r->wrong;
+}
+/* A budget that gives every lane of every layer another length. */
+static kvmem_status uneven_budget(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                  int *keep) {
+    int g;
+    (void)n; (void)score;
+    for (g = 0; g < 2; g++) keep[g] = mean / 2 + 7 * g + 11 * v->layer;
+    return KVMEM_OK;
+}
+static const char *const traced_recipes[8] = {
+    "full", "window budget=40", "streamingllm budget=40 codec=q8_0", "h2o budget=25%",
+    "snapkv budget=40 recent=8 page=16", "pyramidkv budget=60 recent=8 score=snapkv(window=8)",
+    "h2o budget=60KiB", "tova budget=40 when=every(50) seed=3"
+};
+TEST(the_trace_adds_up_to_the_positions_that_are_there) {
+    static const kvmem_budget_entry uneven = { { "uneven", "a length for each lane", "-", NULL, 0 },
+                                               uneven_budget };
+    int k;
+    for (k = 0; k < 9; k++) {
+        world w; kvmem_cache c; replay r; int before;
+        REQUIRE(world_init(&w, 3, 4, 2, 8, 400, traced_recipes[k % 8]));
+        w.cfg.shape.rope = w.rope;
+        if (k == 8) {
+            kvmem_error e;
+            REQUIRE_OK(kvmem_recipe_parse(&w.recipe, "h2o budget=50", &e));
+            w.recipe.stage[KVMEM_BUDGET].entry = &uneven.e;
+        }
+        replay_init(&r, &w);
+        REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+        kvmem_cache_trace(&c, replay_tell, &r);
+        CHECK_OK(feed(&w, &c, 0, 200, 60, KVMEM_PROMPT_END, NULL));
+        CHECK(replay_holds(&r, &c) && r.newest == 200);
+        CHECK_OK(feed(&w, &c, 200, 290, 1, KVMEM_DECODE, NULL));
+        CHECK(replay_holds(&r, &c) && r.newest == 290);
+        if (k == 8) CHECK(kvmem_cache_lane_len(&c, 0, 0) != kvmem_cache_lane_len(&c, 0, 1));
+        CHECK_OK(kvmem_cache_truncate(&c, 270));
+        CHECK(replay_holds(&r, &c));
+        CHECK_OK(feed(&w, &c, 270, 400, 33, KVMEM_PROMPT_END, NULL));
+        CHECK(replay_holds(&r, &c));
+        before = r.events;
+        CHECK_OK(kvmem_cache_recode(&c, "q4_0", NULL));
+        CHECK(replay_holds(&r, &c) && r.recoded == r.events - before);
+        CHECK((size_t)r.recoded == (size_t)(r.events - before) && r.recoded > 0);
+        kvmem_cache_clear(&c);
+        CHECK(replay_holds(&r, &c) && kvmem_cache_lane_len(&c, 0, 0) == 0);
+        CHECK_OK(feed(&w, &c, 0, 50, 50, KVMEM_PROMPT_END, NULL));
+        CHECK(replay_holds(&r, &c));
+        before = r.events;
+        kvmem_cache_free(&c);
+        CHECK(r.events == before); /* freeing tells nothing */
+        free(r.state); world_free(&w);
+    }
+}
+TEST(the_trace_covers_layerwise_commits_and_blocks_that_are_given_up) {
+    world w; kvmem_cache c; replay r; int l;
+    REQUIRE(world_init(&w, 3, 4, 2, 8, 200, "snapkv budget=20 score=snapkv(window=4) recent=4"));
+    replay_init(&r, &w);
+    REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+    kvmem_cache_trace(&c, replay_tell, &r);
+    for (l = 0; l < 3; l++) { /* the rows are not the point here */
+        CHECK_OK(kvmem_cache_append(&c, l, 90, w.k, w.v, NULL));
+        CHECK(replay_holds(&r, &c));
+        CHECK_OK(kvmem_cache_attend(&c, l, 90, w.q, w.q));
+        CHECK_OK(kvmem_cache_commit_layer(&c, l, KVMEM_PROMPT_END));
+        CHECK(replay_holds(&r, &c) && kvmem_cache_lane_len(&c, l, 1) == 20 && r.newest == 90);
+    }
+    CHECK_OK(kvmem_cache_commit(&c, KVMEM_PROMPT_END));
+    CHECK_OK(kvmem_cache_append(&c, 0, 10, w.k, w.v, NULL));
+    CHECK(kvmem_cache_lane_len(&c, 0, 0) == 30 && replay_holds(&r, &c));
+    CHECK_OK(kvmem_cache_truncate(&c, 90)); /* the block in flight is forgotten */
+    CHECK(kvmem_cache_lane_len(&c, 0, 0) == 20 && replay_holds(&r, &c));
+    kvmem_cache_free(&c); free(r.state); world_free(&w);
+}
+TEST(a_copy_has_no_trace_and_a_loaded_cache_tells_what_it_holds) {
+    world w; kvmem_cache c, d; replay r, x; bytes buf; int before;
+    memset(&buf, 0, sizeof buf);
+    REQUIRE(world_init(&w, 2, 4, 2, 8, 200, "h2o budget=30"));
+    replay_init(&r, &w); replay_init(&x, &w);
+    REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+    CHECK(!c.trace);
+    kvmem_cache_trace(&c, replay_tell, &r);
+    CHECK_OK(feed(&w, &c, 0, 120, 40, KVMEM_PROMPT_END, NULL));
+    REQUIRE_OK(kvmem_cache_copy(&d, &c));
+    CHECK(!d.trace && !d.trace_user);
+    before = r.events;
+    CHECK_OK(feed(&w, &d, 120, 160, 8, KVMEM_PROMPT_END, NULL));
+    CHECK(r.events == before && replay_holds(&r, &c)); /* the copy's fate is its own */
+    kvmem_cache_free(&d);
+    CHECK_OK(kvmem_cache_save(&c, bytes_write, &buf));
+    CHECK(r.events == before);
+    REQUIRE_OK(kvmem_cache_init(&d, &w.cfg));
+    kvmem_cache_trace(&d, replay_tell, &x);
+    CHECK_OK(feed(&w, &d, 0, 60, 30, KVMEM_PROMPT_END, NULL));
+    CHECK_OK(kvmem_cache_load(&d, buf.p, buf.n)); /* what was there is dropped, what is loaded is kept */
+    CHECK(replay_holds(&x, &d) && !memcmp(x.state, r.state, (size_t)(2 * 2 * 200)));
+    buf.p[buf.n - 1] ^= 1;
+    CHECK(kvmem_cache_load(&d, buf.p, buf.n) != KVMEM_OK);
+    CHECK(replay_holds(&x, &d) && kvmem_cache_lane_len(&d, 0, 0) == 0);
+    kvmem_cache_trace(&d, NULL, NULL);
+    before = x.events;
+    CHECK_OK(feed(&w, &d, 0, 60, 30, KVMEM_PROMPT_END, NULL));
+    CHECK(x.events == before);
+    kvmem_cache_free(&c); kvmem_cache_free(&d); free(buf.p); free(r.state); free(x.state); world_free(&w);
+}
 int main(int argc, char **argv) {
     test_begin(argc, argv, "cache");
     RUN(attention_equals_a_double_oracle);
@@ -754,5 +900,8 @@ int main(int argc, char **argv) {
     RUN(shapes_out_of_range_are_refused_by_name);
     RUN(every_failed_allocation_is_an_error_and_leaks_nothing);
     RUN(a_users_retrieve_function_decides_which_pages_are_read);
+    RUN(the_trace_adds_up_to_the_positions_that_are_there);
+    RUN(the_trace_covers_layerwise_commits_and_blocks_that_are_given_up);
+    RUN(a_copy_has_no_trace_and_a_loaded_cache_tells_what_it_holds);
     return test_end();
 }
