@@ -58,6 +58,7 @@
      >>api_tokenizer      text to token ids and back
      >>api_model          model files
      >>api_session        decoder, sampling
+     >>api_train          training
      >>platform           compiler, libc, SIMD detection
      >>errors             status texts, formatted detail, allocation
      >>numerics           half floats, exp, random numbers, top-k, checksums
@@ -103,6 +104,7 @@
      >>model              architectures, llama2.c checkpoints
      >>decoder            the forward pass and the session
      >>sampling           from logits to a token
+     >>train              the llama family learns
 
    OPTIONS (macros; define them in every file that includes the header, or in none)
      name                  default     effect
@@ -113,6 +115,7 @@
      KVMEM_NO_MALLOC       not set     no malloc/free: every config must bring an allocator
      KVMEM_NO_DECODER      not set     memory layer alone: no model files, tokenizer, decoder
      KVMEM_REFERENCE       not set     plain C twins only: no SIMD paths are compiled
+     KVMEM_TRAIN           not set     training: gradients of the llama family, AdamW
      KVMEM_ASSERT(x)       assert(x)   checks of the library's own invariants; off under NDEBUG
 
    METHODS: `./kvmem list` prints the table; README.md has it with papers.
@@ -935,6 +938,95 @@ KVMEM_API void kvmem_sampler_free(kvmem_sampler *s);
 KVMEM_API void kvmem_sampler_accept(kvmem_sampler *s, int id);
 /* Choose from logits (n_vocab). -INFINITY is never chosen; NaN is KVMEM_BAD_VALUE. Does not accept. */
 KVMEM_API kvmem_status kvmem_sample(kvmem_sampler *s, const float *logits, int *id);
+
+#ifdef KVMEM_TRAIN
+/* ==== >>api_train : training ====================================================================== */
+
+/* The models that can be trained: the llama family in float32. */
+typedef struct kvmem_train_config {
+    int n_vocab, n_embd, n_layers, n_heads, n_kv_heads, head_dim, n_ff;
+    int tied;             /* 1: the head is the embedding */
+    int qk_norm;          /* 1: RMS norm of every head of q and k before RoPE */
+    int neox;             /* RoPE pairs: 0 neighbours (llama), 1 halves (qwen3) */
+    float norm_eps;
+    double rope_base;
+    int prefix;           /* trained rows of K and V in front of every sequence, 0: none. Tokens then have
+                             positions from `prefix` on; prefix keys are as attention reads them (no RoPE) */
+    int max_tokens;       /* most tokens of one batch */
+    int max_len;          /* longest sequence */
+    int recompute;        /* 1: keep only the residual stream between layers and run each layer's forward
+                             pass again in the backward one: memory for a third more time */
+    int threads;          /* 0: as OpenMP decides. Bits do not depend on it */
+    const kvmem_backend *backend; /* NULL: the best CPU path */
+    kvmem_allocator allocator;    /* zero: malloc */
+} kvmem_train_config;
+
+/* One trained tensor: `name` as in GGUF; w, grad (rows, cols) row-major inside the trainer. */
+typedef struct kvmem_weight {
+    char name[40];
+    int rows, cols;       /* a vector has rows 1 */
+    int decay;            /* 1: weight decay applies */
+    float *w, *grad;
+} kvmem_weight;
+
+typedef struct kvmem_train_layer { /* indices into param[]; -1: not there */
+    int attn_norm, q, k, v, q_norm, k_norm, o, ffn_norm, gate, up, down, prefix_k, prefix_v;
+} kvmem_train_layer;
+
+/* Sequences of one length. weight 0: the token's prediction is not asked for. */
+typedef struct kvmem_batch {
+    int n_seq, len;
+    const int *ids;       /* (n_seq, len) */
+    const int *target;    /* (n_seq, len): what each position predicts */
+    const float *weight;  /* (n_seq, len) >= 0; NULL: all 1 */
+} kvmem_batch;
+
+/* AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) with clipping of the gradient's norm. */
+typedef struct kvmem_adamw {
+    float lr, beta1, beta2, eps, weight_decay;
+    float clip;           /* largest norm of the whole gradient; 0: none */
+} kvmem_adamw;
+
+typedef struct kvmem_trainer {
+    kvmem_error error;
+    kvmem_train_config config;
+    kvmem_weight *param; int n_params;
+    kvmem_train_layer *layer;    /* (n_layers) */
+    int embd, head, out_norm;    /* indices into param[]; head equals embd when tied */
+    size_t n_values;             /* of all parameters */
+    float *w, *grad, *m, *v;     /* (n_values) each: weights, gradient, AdamW's moments */
+    int64_t updates;             /* done so far */
+    /* of the last batch */
+    float *nll;                  /* (n_seq, len) -ln p(target); 0 where the weight is 0 */
+    int *best;                   /* (n_seq, len) the most likely token; -1 where the weight is 0 */
+    /* scratch, see >>train */
+    int threads;
+    size_t act_floats;           /* of one layer's activations */
+    float *act, *stream, *turn, *big[10];
+    float *job; size_t job_floats;
+    int *rows;
+    void *block, *mm; size_t block_size, mm_size;
+} kvmem_trainer;
+
+KVMEM_API kvmem_train_config kvmem_train_config_default(void); /* shape of the default model */
+/* All memory is taken here; weights are zero until kvmem_trainer_random or kvmem_trainer_load. On failure
+   t->error tells why and t may be freed. Big-endian hosts: KVMEM_UNSUPPORTED. */
+KVMEM_API kvmem_status kvmem_trainer_init(kvmem_trainer *t, const kvmem_train_config *cfg);
+KVMEM_API void kvmem_trainer_free(kvmem_trainer *t); /* NULL and zeroed structs are fine */
+KVMEM_API void kvmem_trainer_random(kvmem_trainer *t, uint64_t seed);
+/* Weights of a model of the same shape, whatever their types. A prefix is left as it is. */
+KVMEM_API kvmem_status kvmem_trainer_load(kvmem_trainer *t, const kvmem_model *m);
+/* Forward pass: *loss = sum weight nll / sum weight. with_grad: backward pass, too; the gradient of *loss
+   is ADDED to t->grad (kvmem_trainer_zero clears it). */
+KVMEM_API kvmem_status kvmem_trainer_run(kvmem_trainer *t, const kvmem_batch *b, int with_grad, double *loss);
+KVMEM_API void kvmem_trainer_zero(kvmem_trainer *t);
+/* One step of AdamW with t->grad; *norm (may be NULL) is the gradient's norm before clipping. A gradient
+   that is not finite is KVMEM_BAD_VALUE and changes nothing. */
+KVMEM_API kvmem_status kvmem_trainer_update(kvmem_trainer *t, const kvmem_adamw *a, double *norm);
+/* Learning rate of step i: rises linearly over `warmup` steps, then falls as half a cosine from `peak` to
+   `floor` at step `total`. */
+KVMEM_API float kvmem_cosine(int64_t i, int64_t warmup, int64_t total, float peak, float floor);
+#endif /* KVMEM_TRAIN */
 #endif /* KVMEM_NO_DECODER */
 
 #ifdef __cplusplus
@@ -12114,6 +12206,956 @@ KVMEM_API kvmem_status kvmem_sample(kvmem_sampler *s, const float *logits, int *
     *id = s->order[i];
     return KVMEM_OK;
 }
+
+#ifdef KVMEM_TRAIN
+/* ==== >>train : the llama family learns ===========================================================
+   Forward pass with kept activations, backward pass, AdamW. n = n_seq * len tokens pass as n rows; names and
+   shapes are the decoder's (E n_embd, H heads, G KV heads, d head_dim, F n_ff). One layer:
+
+       h   = rmsnorm(x) w_attn            q, k, v = h Wq', h Wk', h Wv'     q, k: (norm and) RoPE
+       att = softmax(q k' / sqrt d) v     mid = x + att Wo'
+       h2  = rmsnorm(mid) w_ffn           a   = silu(h2 Wgate') * (h2 Wup')
+       x'  = mid + a Wdown'
+
+   The backward pass walks the same lines from below. For y = x W' it is  dx = dy W,  dW += dy' x, and the
+   backend's matmul (out = x times a transposed matrix) does all three once W, dy and x are transposed. So
+   training runs on the kernels of inference, and every sum has an order that the number of threads does not
+   change. Attention is computed in blocks of queries and keys and only its log-sum-exp is kept (Dao 2022,
+   arXiv 2205.14135); its backward pass recomputes the probabilities. With `recompute` only x is kept of
+   every layer (Chen 2016, arXiv 1604.06174). */
+enum { KVMEM__TRAIN_KEYS = 128, KVMEM__TRAIN_ROWS = 128, KVMEM__TRAIN_CHUNK = 256, KVMEM__TRAIN_PIECE = 4096 };
+
+/* What is kept of a layer. */
+typedef struct kvmem__acts {
+    float *h, *q0, *k0, *q, *k, *v, *att, *lse, *mid, *h2, *gate, *up, *a; /* q0, k0: before qk_norm */
+} kvmem__acts;
+
+KVMEM_API kvmem_train_config kvmem_train_config_default(void) {
+    kvmem_train_config c;
+    memset(&c, 0, sizeof c);
+    c.n_vocab = 1024;
+    c.n_embd = 256;
+    c.n_layers = 4;
+    c.n_heads = 4;
+    c.n_kv_heads = 2;
+    c.head_dim = 64;
+    c.n_ff = 512;
+    c.tied = 1;
+    c.norm_eps = 1e-5f;
+    c.rope_base = 10000;
+    c.max_tokens = c.max_len = 1024;
+    return c;
+}
+KVMEM_API float kvmem_cosine(int64_t i, int64_t warmup, int64_t total, float peak, float floor) {
+    if (i < warmup) return peak * (float)(i + 1) / (float)warmup;
+    if (i >= total) return floor;
+    return floor + (peak - floor) * 0.5f *
+                       (1 + (float)cos(3.14159265358979323846 * (double)(i - warmup) / (double)(total - warmup)));
+}
+
+/* ---- parameters ---- */
+static int kvmem__train_add(kvmem_trainer *t, int layer, const char *name, int rows, int cols, int decay) {
+    kvmem_weight *p = &t->param[t->n_params];
+    kvmem__text out;
+    out.out = p->name;
+    out.size = sizeof p->name;
+    out.len = 0;
+    if (layer >= 0) kvmem__format(&out, "blk.%d.%s", layer, name);
+    else kvmem__format(&out, "%s", name);
+    p->rows = rows;
+    p->cols = cols;
+    p->decay = decay;
+    t->n_values += (size_t)rows * (size_t)cols;
+    return t->n_params++;
+}
+static void kvmem__train_params(kvmem_trainer *t) {
+    const kvmem_train_config *c = &t->config;
+    const int E = c->n_embd, Q = c->n_heads * c->head_dim, K = c->n_kv_heads * c->head_dim, F = c->n_ff;
+    int l;
+    t->embd = t->head = kvmem__train_add(t, -1, "token_embd.weight", c->n_vocab, E, 1);
+    for (l = 0; l < c->n_layers; l++) {
+        kvmem_train_layer *y = &t->layer[l];
+        y->attn_norm = kvmem__train_add(t, l, "attn_norm.weight", 1, E, 0);
+        y->q = kvmem__train_add(t, l, "attn_q.weight", Q, E, 1);
+        y->k = kvmem__train_add(t, l, "attn_k.weight", K, E, 1);
+        y->v = kvmem__train_add(t, l, "attn_v.weight", K, E, 1);
+        y->o = kvmem__train_add(t, l, "attn_output.weight", E, Q, 1);
+        y->q_norm = c->qk_norm ? kvmem__train_add(t, l, "attn_q_norm.weight", 1, c->head_dim, 0) : -1;
+        y->k_norm = c->qk_norm ? kvmem__train_add(t, l, "attn_k_norm.weight", 1, c->head_dim, 0) : -1;
+        y->ffn_norm = kvmem__train_add(t, l, "ffn_norm.weight", 1, E, 0);
+        y->gate = kvmem__train_add(t, l, "ffn_gate.weight", F, E, 1);
+        y->up = kvmem__train_add(t, l, "ffn_up.weight", F, E, 1);
+        y->down = kvmem__train_add(t, l, "ffn_down.weight", E, F, 1);
+        y->prefix_k = c->prefix ? kvmem__train_add(t, l, "prefix_k", c->prefix, K, 0) : -1;
+        y->prefix_v = c->prefix ? kvmem__train_add(t, l, "prefix_v", c->prefix, K, 0) : -1;
+    }
+    t->out_norm = kvmem__train_add(t, -1, "output_norm.weight", 1, E, 0);
+    if (!c->tied) t->head = kvmem__train_add(t, -1, "output.weight", c->n_vocab, E, 1);
+}
+static int kvmem__train_workers(const kvmem_trainer *t) { return kvmem__threads(t->config.threads); }
+
+/* ---- memory: one block, carved up ---- */
+static size_t kvmem__train_take(size_t *at, double floats) { /* offset of so many floats, in floats */
+    const size_t here = *at;
+    if (floats > (double)(SIZE_MAX / 16) || *at > SIZE_MAX / 16) { *at = SIZE_MAX / 8; return 0; }
+    *at += ((size_t)floats + 15) / 16 * 16;
+    return here;
+}
+/* Queries of a block (tokens) for attention: about TRAIN_ROWS rows with the group's heads. */
+static int kvmem__train_block(const kvmem_train_config *c) {
+    const int rep = c->n_heads / c->n_kv_heads;
+    return KVMEM__MAX(16, KVMEM__TRAIN_ROWS / rep);
+}
+static int kvmem__train_span(const kvmem_train_config *c, int len) { /* keys of a sequence, whole blocks */
+    return (len + c->prefix + KVMEM__TRAIN_KEYS - 1) / KVMEM__TRAIN_KEYS * KVMEM__TRAIN_KEYS;
+}
+static double kvmem__train_job_floats(const kvmem_train_config *c) {
+    const double T = kvmem__train_span(c, c->max_len), d = c->head_dim;
+    const double R = (double)kvmem__train_block(c) * (c->n_heads / c->n_kv_heads);
+    return 5 * T * d + 8 * R * d + R * T + (3 * R + d) * (double)KVMEM__TRAIN_KEYS + 4 * R + 256;
+}
+static double kvmem__train_act_floats(const kvmem_train_config *c) {
+    const double n = c->max_tokens, E = c->n_embd, Q = (double)c->n_heads * c->head_dim;
+    const double K = (double)c->n_kv_heads * c->head_dim;
+    return n * (3 * E + (2 + c->qk_norm) * Q + (2 + c->qk_norm) * K + c->n_heads + 3.0 * c->n_ff) + 256;
+}
+static void kvmem__train_acts(const kvmem_trainer *t, int l, kvmem__acts *a) {
+    const kvmem_train_config *c = &t->config;
+    const size_t n = (size_t)c->max_tokens, E = n * (size_t)c->n_embd, F = n * (size_t)c->n_ff;
+    const size_t Q = n * (size_t)c->n_heads * (size_t)c->head_dim, K = Q / (size_t)c->n_heads * (size_t)c->n_kv_heads;
+    float *p = t->act + (c->recompute ? 0 : (size_t)l * t->act_floats);
+    a->h = p; p += E;
+    a->mid = p; p += E;
+    a->h2 = p; p += E;
+    a->q = p; p += Q;
+    a->k = p; p += K;
+    a->v = p; p += K;
+    a->att = p; p += Q;
+    a->q0 = p; p += c->qk_norm ? Q : 0;
+    a->k0 = p; p += c->qk_norm ? K : 0;
+    a->gate = p; p += F;
+    a->up = p; p += F;
+    a->a = p; p += F;
+    a->lse = p;
+}
+/* Offsets of everything in the block; base NULL only counts. Returns floats, SIZE_MAX/8 if too many. */
+static size_t kvmem__train_carve(kvmem_trainer *t, float *base) {
+    const kvmem_train_config *c = &t->config;
+    const double n = c->max_tokens, E = c->n_embd, Q = (double)c->n_heads * c->head_dim, F = c->n_ff;
+    const double wide = KVMEM__MAX(KVMEM__MAX(E, F), Q), V = c->n_vocab;
+    const double matrix = KVMEM__MAX(E * wide, V * E), jobs = kvmem__train_job_floats(c);
+    size_t at = 0, i, o;
+    float **big = t->big;
+    for (i = 0; i < 4; i++) {
+        float **p[4];
+        p[0] = &t->w; p[1] = &t->grad; p[2] = &t->m; p[3] = &t->v;
+        o = kvmem__train_take(&at, (double)t->n_values);
+        *p[i] = base ? base + o : NULL;
+    }
+    t->act_floats = (size_t)kvmem__train_act_floats(c);
+    o = kvmem__train_take(&at, kvmem__train_act_floats(c) * (c->recompute ? 1 : c->n_layers));
+    t->act = base ? base + o : NULL;
+    o = kvmem__train_take(&at, n * E * (c->n_layers + 1));
+    t->stream = base ? base + o : NULL;
+    o = kvmem__train_take(&at, ((double)c->max_len + c->prefix) * c->head_dim);
+    t->turn = base ? base + o : NULL;
+    for (i = 0; i < 10; i++) { /* 0..5 rows of activations and their gradients, 6, 7 transposed, 8, 9 matrices */
+        o = kvmem__train_take(&at, i < 8 ? KVMEM__MAX(n * wide, (double)KVMEM__TRAIN_CHUNK * KVMEM__MAX(V, wide)) : matrix);
+        big[i] = base ? base + o : NULL;
+    }
+    t->job_floats = (size_t)jobs / 16 * 16 + 16;
+    o = kvmem__train_take(&at, (double)t->job_floats * t->threads);
+    t->job = base ? base + o : NULL;
+    o = kvmem__train_take(&at, n);
+    t->nll = base ? base + o : NULL;
+    o = kvmem__train_take(&at, n);
+    t->best = base ? (int *)(void *)(base + o) : NULL;
+    o = kvmem__train_take(&at, n);
+    t->rows = base ? (int *)(void *)(base + o) : NULL;
+    /* prefix gradients of every sequence */
+    return at;
+}
+
+static kvmem_status kvmem__train_check(kvmem_trainer *t) {
+    const kvmem_train_config *c = &t->config;
+    const uint32_t one = 1;
+    const struct { const char *name; int value, lo, hi; } range[] = {
+        { "n_vocab", c->n_vocab, 2, 1 << 20 },     { "n_embd", c->n_embd, 1, 1 << 16 },
+        { "n_layers", c->n_layers, 1, 1024 },      { "n_heads", c->n_heads, 1, 1024 },
+        { "n_kv_heads", c->n_kv_heads, 1, 1024 },  { "head_dim", c->head_dim, 2, 1024 },
+        { "n_ff", c->n_ff, 1, 1 << 18 },           { "max_tokens", c->max_tokens, 1, 1 << 24 },
+        { "max_len", c->max_len, 1, 1 << 20 },     { "prefix", c->prefix, 0, 1 << 16 },
+        { "threads", c->threads, 0, 1024 },
+    };
+    size_t i;
+    if (*(const unsigned char *)&one != 1)
+        return kvmem__fail(&t->error, KVMEM_UNSUPPORTED, "trainer: this host is big-endian, weights here are "
+                                                         "little-endian as in files");
+    for (i = 0; i < sizeof range / sizeof *range; i++)
+        if (range[i].value < range[i].lo || range[i].value > range[i].hi)
+            return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: %s is %d, not in %d..%d", range[i].name,
+                               range[i].value, range[i].lo, range[i].hi);
+    if (c->n_heads % c->n_kv_heads)
+        return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: %d heads do not share %d KV heads evenly",
+                           c->n_heads, c->n_kv_heads);
+    if (c->head_dim % 2)
+        return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: head_dim %d is odd", c->head_dim);
+    if (!(c->norm_eps > 0) || !(c->rope_base > 1))
+        return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: norm_eps %g or rope_base %g is out of range",
+                           (double)c->norm_eps, c->rope_base);
+    return KVMEM_OK;
+}
+static void kvmem__train_place(kvmem_trainer *t) { /* parameters into the block, RoPE's table */
+    const int half = t->config.head_dim / 2, span = t->config.max_len + t->config.prefix;
+    size_t at = 0;
+    int i, p;
+    for (i = 0; i < t->n_params; i++) {
+        t->param[i].w = t->w + at;
+        t->param[i].grad = t->grad + at;
+        at += (size_t)t->param[i].rows * (size_t)t->param[i].cols;
+    }
+    for (p = 0; p < span; p++)
+        for (i = 0; i < half; i++) {
+            const float inv = (float)pow(t->config.rope_base, -2.0 * i / t->config.head_dim);
+            float *cs = t->turn + ((size_t)p * (size_t)half + (size_t)i) * 2;
+            cs[0] = (float)cos((double)p * (double)inv);
+            cs[1] = (float)sin((double)p * (double)inv);
+        }
+}
+KVMEM_API kvmem_status kvmem_trainer_init(kvmem_trainer *t, const kvmem_train_config *cfg) {
+    kvmem_allocator a;
+    kvmem_tensor w;
+    size_t params, layers, floats, bytes, mm;
+    if (!t) return KVMEM_BAD_ARGUMENT;
+    memset(t, 0, sizeof *t);
+    if (!cfg) return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: no configuration");
+    t->config = *cfg;
+    KVMEM__TRY(kvmem__train_check(t));
+    t->config.allocator = a = kvmem__allocator(&cfg->allocator);
+    if (!t->config.backend) t->config.backend = kvmem_backend_cpu(NULL);
+    t->threads = kvmem__train_workers(t);
+    /* scratch of matmul: one part for every worker of the attention, or one for all threads together */
+    memset(&w, 0, sizeof w);
+    w.type = KVMEM_F32;
+    w.ne[0] = w.ne[1] = w.ne[2] = w.ne[3] = 1;
+    mm = t->config.backend->matmul_scratch(t->config.backend, &w,
+             KVMEM__MAX(KVMEM__MAX(cfg->max_tokens, cfg->n_vocab),
+                        KVMEM__MAX(KVMEM__MAX(cfg->n_ff, cfg->n_embd), cfg->n_heads * cfg->head_dim)), t->threads);
+    mm += (size_t)t->threads * (t->config.backend->matmul_scratch(t->config.backend, &w,
+             KVMEM__MAX(2 * KVMEM__TRAIN_ROWS, 32 * cfg->n_heads), 1) + 64);
+    params = (size_t)(12 * cfg->n_layers + 3 + 2 * cfg->n_layers) * sizeof *t->param;
+    layers = (size_t)cfg->n_layers * sizeof *t->layer;
+    t->param = (kvmem_weight *)kvmem__alloc(&a, params + layers);
+    if (!t->param) return kvmem__fail(&t->error, KVMEM_NO_MEMORY, "trainer: no memory for the list of parameters");
+    memset(t->param, 0, params + layers);
+    t->layer = (kvmem_train_layer *)(void *)((uint8_t *)t->param + params);
+    kvmem__train_params(t);
+    floats = kvmem__train_carve(t, NULL);
+    bytes = floats >= SIZE_MAX / 8 ? SIZE_MAX : floats * sizeof(float) + 64;
+    t->block = bytes == SIZE_MAX ? NULL : kvmem__alloc(&a, bytes);
+    t->block_size = bytes;
+    t->mm = t->block ? kvmem__alloc(&a, mm) : NULL;
+    t->mm_size = mm;
+    if (!t->mm) {
+        kvmem__release(&a, t->block, bytes);
+        kvmem__release(&a, t->param, params + layers);
+        memset(t, 0, sizeof *t);
+        return kvmem__fail(&t->error, KVMEM_NO_MEMORY, "trainer: no memory for %zu bytes of weights, gradients and "
+                           "activations (fewer tokens a batch or recompute need less)", bytes);
+    }
+    memset(t->block, 0, bytes);
+    memset(t->mm, 0, mm);
+    kvmem__train_carve(t, (float *)(void *)((uint8_t *)t->block + (64 - (size_t)((uintptr_t)t->block & 63)) % 64));
+    kvmem__train_place(t);
+    return KVMEM_OK;
+}
+KVMEM_API void kvmem_trainer_free(kvmem_trainer *t) {
+    kvmem_allocator a;
+    if (!t) return;
+    a = t->config.allocator;
+    if (t->param)
+        kvmem__release(&a, t->param, (size_t)(14 * t->config.n_layers + 3) * sizeof *t->param +
+                                         (size_t)t->config.n_layers * sizeof *t->layer);
+    kvmem__release(&a, t->block, t->block_size);
+    kvmem__release(&a, t->mm, t->mm_size);
+    memset(t, 0, sizeof *t);
+}
+/* Matrices are normal with deviation 1/sqrt(inputs), those that write into the residual stream by
+   1/sqrt(2 n_layers) less (Radford 2019); embedding rows have length 1; norms are 1; prefixes small. */
+KVMEM_API void kvmem_trainer_random(kvmem_trainer *t, uint64_t seed) {
+    int i, l;
+    for (i = 0; i < t->n_params; i++) {
+        kvmem_weight *p = &t->param[i];
+        const size_t n = (size_t)p->rows * (size_t)p->cols;
+        double dev = 1 / sqrt((double)p->cols);
+        size_t j;
+        for (l = 0; l < t->config.n_layers; l++) {
+            const kvmem_train_layer *y = &t->layer[l];
+            if (i == y->o || i == y->down) dev /= sqrt(2.0 * t->config.n_layers);
+            if (i == y->prefix_k || i == y->prefix_v) dev = 0.1;
+        }
+        for (j = 0; j < n; j++) {
+            const double u = kvmem__unit(kvmem__random(seed, (uint64_t)i, j, 0)) + 1e-17;
+            const double angle = 6.283185307179586 * kvmem__unit(kvmem__random(seed, (uint64_t)i, j, 1));
+            const int matrix = p->decay || !strcmp(p->name + strlen(p->name) - 2, "_k") ||
+                               !strcmp(p->name + strlen(p->name) - 2, "_v");
+            p->w[j] = matrix ? (float)(dev * sqrt(-2 * log(u)) * cos(angle)) : 1.0f;
+        }
+    }
+    memset(t->m, 0, t->n_values * sizeof *t->m);
+    memset(t->v, 0, t->n_values * sizeof *t->v);
+    t->updates = 0;
+}
+
+static kvmem_status kvmem__train_load_one(kvmem_trainer *t, int i, const kvmem_tensor *w, const float *vector) {
+    kvmem_weight *p = &t->param[i];
+    int r;
+    if (vector) { memcpy(p->w, vector, (size_t)p->cols * sizeof *p->w); return KVMEM_OK; }
+    if (w->ne[0] != p->cols || w->ne[1] != p->rows)
+        return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: %s of the model is %ld x %ld, not %d x %d", p->name,
+                           (long)w->ne[1], (long)w->ne[0], p->rows, p->cols);
+    for (r = 0; r < p->rows; r++) kvmem__tensor_row(p->w + (size_t)r * (size_t)p->cols, w, r);
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_trainer_load(kvmem_trainer *t, const kvmem_model *m) {
+    const kvmem_train_config *c = &t->config;
+    int l;
+    if (!t->block) return KVMEM_BAD_STATE;
+    if (!m || !m->layer) return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: the model is not open");
+    if ((m->arch != KVMEM_ARCH_LLAMA && m->arch != KVMEM_ARCH_QWEN3) || m->rope.n_rot != c->head_dim || m->rope.factors ||
+        m->rope.neox != c->neox || m->rope.base != c->rope_base || m->rope.scale != 1 || m->layer[0].q_bias)
+        return kvmem__fail(&t->error, KVMEM_UNSUPPORTED, "trainer: only llama and qwen3 models without biases and RoPE "
+                                                         "scaling, with this configuration's RoPE, can be trained");
+    if (m->n_vocab != c->n_vocab || m->n_embd != c->n_embd || m->n_layers != c->n_layers || m->n_heads != c->n_heads ||
+        m->n_kv_heads != c->n_kv_heads || m->head_dim != c->head_dim || m->n_ff != c->n_ff || m->tied != c->tied ||
+        (m->layer[0].q_norm != NULL) != c->qk_norm)
+        return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: the model's shape is not the configuration's");
+    KVMEM__TRY(kvmem__train_load_one(t, t->embd, &m->embd, NULL));
+    if (!c->tied) KVMEM__TRY(kvmem__train_load_one(t, t->head, &m->head, NULL));
+    KVMEM__TRY(kvmem__train_load_one(t, t->out_norm, NULL, m->out_norm));
+    for (l = 0; l < c->n_layers; l++) {
+        const kvmem_train_layer *y = &t->layer[l];
+        const kvmem_layer *x = &m->layer[l];
+        KVMEM__TRY(kvmem__train_load_one(t, y->attn_norm, NULL, x->attn_norm));
+        KVMEM__TRY(kvmem__train_load_one(t, y->ffn_norm, NULL, x->ffn_norm));
+        if (c->qk_norm) KVMEM__TRY(kvmem__train_load_one(t, y->q_norm, NULL, x->q_norm));
+        if (c->qk_norm) KVMEM__TRY(kvmem__train_load_one(t, y->k_norm, NULL, x->k_norm));
+        KVMEM__TRY(kvmem__train_load_one(t, y->q, &x->q, NULL));
+        KVMEM__TRY(kvmem__train_load_one(t, y->k, &x->k, NULL));
+        KVMEM__TRY(kvmem__train_load_one(t, y->v, &x->v, NULL));
+        KVMEM__TRY(kvmem__train_load_one(t, y->o, &x->o, NULL));
+        KVMEM__TRY(kvmem__train_load_one(t, y->gate, &x->gate, NULL));
+        KVMEM__TRY(kvmem__train_load_one(t, y->up, &x->up, NULL));
+        KVMEM__TRY(kvmem__train_load_one(t, y->down, &x->down, NULL));
+    }
+    return KVMEM_OK;
+}
+
+/* ---- matrices ---- */
+/* out (n, rows) = x (n, cols) w' for w (rows, cols) in memory. */
+static void kvmem__train_mm(const kvmem_trainer *t, float *out, const float *w, int rows, int cols, const float *x,
+                            int n, void *scratch, int threads) {
+    kvmem_tensor a;
+    memset(&a, 0, sizeof a);
+    a.type = KVMEM_F32;
+    a.n_dims = 2;
+    a.ne[0] = cols;
+    a.ne[1] = rows;
+    a.ne[2] = a.ne[3] = 1;
+    a.data = (const uint8_t *)(const void *)w;
+    a.size = (size_t)rows * (size_t)cols * sizeof(float);
+    t->config.backend->matmul(t->config.backend, out, &a, x, n, scratch, threads);
+}
+/* out (cols, rows) = transposed in (rows, cols), in tiles that stay in the cache. */
+static void kvmem__train_transpose_some(float *out, const float *in, int rows, int cols, int r0, int r1) {
+    int c0, r, c, r8;
+    for (c0 = 0; c0 < cols; c0 += 16) {
+        const int c1 = KVMEM__MIN(c0 + 16, cols);
+        for (r8 = r0; r8 < r1; r8 += 16) {
+            const int e = KVMEM__MIN(r8 + 16, r1);
+            for (c = c0; c < c1; c++)
+                for (r = r8; r < e; r++)
+                    out[(size_t)c * (size_t)rows + (size_t)r] = in[(size_t)r * (size_t)cols + (size_t)c];
+        }
+    }
+}
+static void kvmem__train_transpose(float *out, const float *in, int rows, int cols, int threads) {
+    const int tiles = (rows + 63) / 64;
+    int i;
+    threads = kvmem__threads_for(threads, (double)rows * cols);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+#endif
+    for (i = 0; i < tiles; i++)
+        kvmem__train_transpose_some(out, in, rows, cols, i * 64, KVMEM__MIN(rows, i * 64 + 64));
+}
+static void kvmem__train_linear(const kvmem_trainer *t, float *out, int param, const float *x, int n) {
+    const kvmem_weight *p = &t->param[param];
+    kvmem__train_mm(t, out, p->w, p->rows, p->cols, x, n, t->mm, t->threads);
+}
+/* Backward pass of y = x W': grad(W) += dy' x from xt (cols, n), and unless dx is NULL dx (n, cols) = dy W,
+   or += with add. Uses big[6], big[8], big[9] and, with add, `tmp`. */
+static void kvmem__train_linear_back(const kvmem_trainer *t, int param, const float *xt, const float *dy, int n,
+                                     float *dx, float *add_tmp) {
+    const kvmem_weight *p = &t->param[param];
+    const size_t size = (size_t)p->rows * (size_t)p->cols;
+    kvmem__train_transpose(t->big[6], dy, n, p->rows, t->threads);
+    kvmem__train_mm(t, t->big[8], xt, p->cols, n, t->big[6], p->rows, t->mm, t->threads);
+    t->config.backend->add(p->grad, t->big[8], size);
+    if (!dx) return;
+    kvmem__train_transpose(t->big[9], p->w, p->rows, p->cols, t->threads);
+    kvmem__train_mm(t, add_tmp ? add_tmp : dx, t->big[9], p->cols, p->rows, dy, n, t->mm, t->threads);
+    if (add_tmp) t->config.backend->add(dx, add_tmp, (size_t)n * (size_t)p->cols);
+}
+
+/* ---- RMS norm ----
+   y = r x w with r = 1/sqrt(mean x^2 + eps):  dx = r (w dy) - r^3/d x sum(x w dy),  dw = sum over rows r x dy. */
+static void kvmem__train_norm_row(const kvmem_trainer *t, const float *x, const float *w, const float *dy, float *dx,
+                                  int d, int add, float *r_out) {
+    const float r = 1 / sqrtf(t->config.backend->dot(x, x, d) / (float)d + t->config.norm_eps);
+    float s = 0;
+    int j;
+    for (j = 0; j < d; j++) s += x[j] * w[j] * dy[j];
+    s *= r * r * r / (float)d;
+    if (add)
+        for (j = 0; j < d; j++) dx[j] += r * w[j] * dy[j] - s * x[j];
+    else
+        for (j = 0; j < d; j++) dx[j] = r * w[j] * dy[j] - s * x[j];
+    *r_out = r;
+}
+/* Rows x, dy, dx (n, d). dx += (add) or =; dx may be dy. inv (n): scratch. */
+static void kvmem__train_norm_back(const kvmem_trainer *t, int param, const float *x, const float *dy, float *dx, int n,
+                                   int d, int add, float *inv) {
+    const kvmem_weight *p = &t->param[param];
+    const int threads = kvmem__threads_for(t->threads, (double)n * d * 4), parts = (d + 31) / 32;
+    int i;
+    (void)threads;
+    /* the weights first: dx may overwrite dy */
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+#endif
+    for (i = 0; i < n; i++)
+        inv[i] = 1 / sqrtf(t->config.backend->dot(x + (size_t)i * (size_t)d, x + (size_t)i * (size_t)d, d) / (float)d +
+                           t->config.norm_eps);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+#endif
+    for (i = 0; i < parts; i++) {
+        const int j0 = i * 32, j1 = KVMEM__MIN(d, j0 + 32);
+        float sum[32] = { 0 };
+        int k, j;
+        for (k = 0; k < n; k++) {
+            const size_t at = (size_t)k * (size_t)d;
+            for (j = j0; j < j1; j++) sum[j - j0] += inv[k] * x[at + (size_t)j] * dy[at + (size_t)j];
+        }
+        for (j = j0; j < j1; j++) p->grad[j] += sum[j - j0];
+    }
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+#endif
+    for (i = 0; i < n; i++) {
+        const size_t at = (size_t)i * (size_t)d;
+        kvmem__train_norm_row(t, x + at, p->w, dy + at, dx + at, d, add, &inv[i]);
+    }
+}
+
+/* ---- RoPE: sign 1 turns forward, -1 back ---- */
+static void kvmem__train_rope(const kvmem_trainer *t, float *x, int n, int len, int heads, float sign) {
+    const int d = t->config.head_dim, half = d / 2;
+    const int apart = t->config.neox ? half : 1, step = t->config.neox ? 1 : 2;
+    const int threads = kvmem__threads_for(t->threads, (double)n * heads * d);
+    int i;
+    (void)threads;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+#endif
+    for (i = 0; i < n; i++) {
+        const float *cs = t->turn + (size_t)(i % len + t->config.prefix) * (size_t)d;
+        int h, j;
+        for (h = 0; h < heads; h++) {
+            float *a = x + ((size_t)i * (size_t)heads + (size_t)h) * (size_t)d;
+            for (j = 0; j < half; j++, a += step) {
+                const float u = a[0], v = a[apart], s = sign * cs[2 * j + 1];
+                a[0] = u * cs[2 * j] - v * s;
+                a[apart] = u * s + v * cs[2 * j];
+            }
+        }
+    }
+}
+
+/* ---- gated unit: a = silu(g) u ----  s = 1/(1+e^-g):  du = da g s,  dg = da u s (1 + g (1 - s)) */
+static void kvmem__train_glu_back(const kvmem_trainer *t, const float *gate, const float *up, const float *da, float *dg,
+                                  float *du, size_t count) {
+    const long pieces = (long)((count + 255) / 256);
+    const int threads = kvmem__threads_for(t->threads, (double)count * 8);
+    long i;
+    (void)threads;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+#endif
+    for (i = 0; i < pieces; i++) {
+        const size_t at = (size_t)i * 256;
+        const int n = (int)KVMEM__MIN((size_t)256, count - at);
+        float e[256];
+        int j;
+        for (j = 0; j < n; j++) e[j] = -gate[at + (size_t)j];
+        t->config.backend->exp_sum(e, e, 0, n);
+        for (j = 0; j < n; j++) {
+            const float g = gate[at + (size_t)j], s = 1 / (1 + e[j]), y = da[at + (size_t)j] * s;
+            du[at + (size_t)j] = y * g;
+            dg[at + (size_t)j] = y * up[at + (size_t)j] * (1 + g * (1 - s));
+        }
+    }
+}
+
+/* ---- attention ----
+   One job is one sequence and one KV head. Its `rep` query heads go together: row r = i rep + h of a block is
+   query head h of token i. A block of queries meets blocks of TRAIN_KEYS keys; keys past the sequence's end are
+   zeros that no query may see. */
+typedef struct kvmem__train_job {
+    int s, g, len, span, block, rep, d;     /* span: keys with prefix, whole blocks; block: query tokens */
+    float scale;
+    float *k, *v, *turned, *dk, *dv;        /* (span, d); turned: blocks of V (forward) or K transposed (d, KEYS) */
+    float *q, *qt, *o, *dout, *dot, *sum;   /* (rows, d), transposed (d, rows) */
+    float *p;                               /* forward: blocks of (rows, KEYS) side by side */
+    float *st, *dpt, *ds;                   /* (KEYS, rows) twice, (rows, KEYS) */
+    float *tmp;                             /* (KEYS or rows, d) */
+    float *lse, *mean;                      /* (rows), negative */
+    void *mm;
+} kvmem__train_job;
+
+static void kvmem__train_job_start(const kvmem_trainer *t, kvmem__train_job *j, int index, int len, int worker) {
+    const kvmem_train_config *c = &t->config;
+    const size_t part = t->mm_size / (size_t)t->threads / 64 * 64;
+    size_t kv, rows;
+    float *p = t->job + (size_t)worker * t->job_floats;
+    j->d = c->head_dim;
+    j->rep = c->n_heads / c->n_kv_heads;
+    j->s = index / c->n_kv_heads;
+    j->g = index % c->n_kv_heads;
+    j->len = len;
+    j->span = kvmem__train_span(c, len);
+    j->block = kvmem__train_block(c);
+    j->scale = 1 / sqrtf((float)j->d);
+    kv = (size_t)j->span * (size_t)j->d;
+    rows = (size_t)j->block * (size_t)j->rep;
+    j->k = p; p += kv;
+    j->v = p; p += kv;
+    j->turned = p; p += kv;
+    j->dk = p; p += kv;
+    j->dv = p; p += kv;
+    j->q = p; p += rows * (size_t)j->d;
+    j->qt = p; p += rows * (size_t)j->d;
+    j->o = p; p += rows * (size_t)j->d;
+    j->dout = p; p += rows * (size_t)j->d;
+    j->dot = p; p += rows * (size_t)j->d;
+    j->sum = p; p += rows * (size_t)j->d;
+    j->tmp = p; p += KVMEM__MAX(rows, (size_t)KVMEM__TRAIN_KEYS) * (size_t)j->d;
+    j->lse = p; p += rows;
+    j->mean = p; p += rows;
+    j->st = p; p += rows * KVMEM__TRAIN_KEYS;
+    j->dpt = p; p += rows * KVMEM__TRAIN_KEYS;
+    j->ds = p; p += rows * KVMEM__TRAIN_KEYS;
+    j->p = p;
+    j->mm = (uint8_t *)t->mm + (size_t)worker * part;
+}
+/* Rows of one KV head of the sequence, prefix in front, zeros behind. */
+static void kvmem__train_gather(const kvmem_trainer *t, const kvmem__train_job *j, float *out, const float *x,
+                                int prefix_param) {
+    const size_t d = (size_t)j->d, row = (size_t)t->config.n_kv_heads * d, size = d * sizeof *out;
+    const int p = t->config.prefix;
+    int i;
+    for (i = 0; i < p; i++)
+        memcpy(out + (size_t)i * d, t->param[prefix_param].w + (size_t)i * row + (size_t)j->g * d, size);
+    for (i = 0; i < j->len; i++)
+        memcpy(out + (size_t)(p + i) * d, x + ((size_t)j->s * (size_t)j->len + (size_t)i) * row + (size_t)j->g * d, size);
+    memset(out + (size_t)(p + j->len) * d, 0, (size_t)(j->span - p - j->len) * size);
+}
+/* Rows of the block's query heads from or to (n, H, d). */
+static float *kvmem__train_query(const kvmem_trainer *t, const kvmem__train_job *j, float *x, int token, int h) {
+    const size_t H = (size_t)t->config.n_heads, at = (size_t)j->s * (size_t)j->len + (size_t)token;
+    return x + (at * H + (size_t)(j->g * j->rep + h)) * (size_t)j->d;
+}
+static void kvmem__train_rows(const kvmem_trainer *t, const kvmem__train_job *j, float *block, float *x, int t0, int n,
+                              float scale, int out) {
+    int i, h, c;
+    for (i = 0; i < n; i++)
+        for (h = 0; h < j->rep; h++) {
+            float *a = block + (size_t)(i * j->rep + h) * (size_t)j->d, *b = kvmem__train_query(t, j, x, t0 + i, h);
+            if (out) memcpy(b, a, (size_t)j->d * sizeof *a);
+            else
+                for (c = 0; c < j->d; c++) a[c] = b[c] * scale;
+        }
+}
+static void kvmem__train_attend(const kvmem_trainer *t, int l, const kvmem__acts *a, int index, int len, int worker) {
+    const kvmem_backend *b = t->config.backend;
+    enum { KEYS = KVMEM__TRAIN_KEYS };
+    kvmem__train_job j;
+    int t0, k0, r;
+    kvmem__train_job_start(t, &j, index, len, worker);
+    kvmem__train_gather(t, &j, j.k, a->k, t->layer[l].prefix_k);
+    kvmem__train_gather(t, &j, j.v, a->v, t->layer[l].prefix_v);
+    for (k0 = 0; k0 < j.span; k0 += KEYS)
+        kvmem__train_transpose_some(j.turned + (size_t)k0 * (size_t)j.d, j.v + (size_t)k0 * (size_t)j.d, KEYS, j.d, 0, KEYS);
+    for (t0 = 0; t0 < len; t0 += j.block) {
+        const int n = KVMEM__MIN(j.block, len - t0), rows = n * j.rep, seen = t->config.prefix + t0 + n;
+        const size_t square = (size_t)rows * KEYS;
+        kvmem__train_rows(t, &j, j.q, a->q, t0, n, j.scale, 0);
+        for (k0 = 0; k0 < seen; k0 += KEYS)
+            kvmem__train_mm(t, j.p + (size_t)(k0 / KEYS) * square, j.k + (size_t)k0 * (size_t)j.d, KEYS, j.d, j.q, rows,
+                            j.mm, 1);
+        for (r = 0; r < rows; r++) {
+            const int limit = t->config.prefix + t0 + r / j.rep + 1;
+            float m = -INFINITY, sum = 0;
+            for (k0 = 0; k0 < limit; k0 += KEYS) {
+                const float x = b->max(j.p + (size_t)(k0 / KEYS) * square + (size_t)r * KEYS, KVMEM__MIN(KEYS, limit - k0));
+                m = x > m ? x : m;
+            }
+            for (k0 = 0; k0 < seen; k0 += KEYS) {
+                float *p = j.p + (size_t)(k0 / KEYS) * square + (size_t)r * KEYS;
+                const int in = KVMEM__MAX(0, KVMEM__MIN(KEYS, limit - k0));
+                if (in) sum += b->exp_sum(p, p, m, in);
+                memset(p + in, 0, (size_t)(KEYS - in) * sizeof *p);
+            }
+            j.mean[r] = 1 / sum;
+            a->lse[((size_t)j.s * (size_t)len + (size_t)(t0 + r / j.rep)) * (size_t)t->config.n_heads +
+                   (size_t)(j.g * j.rep + r % j.rep)] = m + (float)log((double)sum);
+        }
+        for (k0 = 0; k0 < seen; k0 += KEYS) {
+            float *out = k0 ? j.tmp : j.o;
+            kvmem__train_mm(t, out, j.turned + (size_t)k0 * (size_t)j.d, j.d, KEYS, j.p + (size_t)(k0 / KEYS) * square, rows,
+                            j.mm, 1);
+            if (k0) b->add(j.o, j.tmp, (size_t)rows * (size_t)j.d);
+        }
+        for (r = 0; r < rows; r++) b->scale(j.o + (size_t)r * (size_t)j.d, j.mean[r], j.d);
+        kvmem__train_rows(t, &j, j.o, a->att, t0, n, 1, 1);
+    }
+}
+/* With P = exp(S - lse) and D = rowsum(dO * O):  dV = P' dO,  dS = P * (dO V' - D),  dQ = dS K,  dK = dS' Q.
+   S' = K Q' is computed transposed, keys as rows, so that P' and dS' come as they are needed. */
+static void kvmem__train_attend_back(const kvmem_trainer *t, int l, const kvmem__acts *a, const float *datt, float *dq,
+                                     float *dk, float *dv, float *dprefix, int index, int len, int worker) {
+    const kvmem_backend *b = t->config.backend;
+    const int pre = t->config.prefix;
+    enum { KEYS = KVMEM__TRAIN_KEYS };
+    kvmem__train_job j;
+    int t0, k0, r, i;
+    size_t d, row;
+    kvmem__train_job_start(t, &j, index, len, worker);
+    d = (size_t)j.d;
+    row = (size_t)t->config.n_kv_heads * d;
+    kvmem__train_gather(t, &j, j.k, a->k, t->layer[l].prefix_k);
+    kvmem__train_gather(t, &j, j.v, a->v, t->layer[l].prefix_v);
+    memset(j.dk, 0, (size_t)j.span * d * sizeof *j.dk);
+    memset(j.dv, 0, (size_t)j.span * d * sizeof *j.dv);
+    for (k0 = 0; k0 < j.span; k0 += KEYS)
+        kvmem__train_transpose_some(j.turned + (size_t)k0 * d, j.k + (size_t)k0 * d, KEYS, j.d, 0, KEYS);
+    for (t0 = 0; t0 < len; t0 += j.block) {
+        const int n = KVMEM__MIN(j.block, len - t0), rows = n * j.rep, seen = pre + t0 + n;
+        const size_t square = (size_t)rows * KEYS, R = (size_t)rows;
+        kvmem__train_rows(t, &j, j.q, a->q, t0, n, j.scale, 0);
+        kvmem__train_rows(t, &j, j.o, a->att, t0, n, 1, 0);
+        for (r = 0; r < rows; r++) {
+            const float *from = datt + (kvmem__train_query(t, &j, a->att, t0 + r / j.rep, r % j.rep) - a->att);
+            memcpy(j.dout + (size_t)r * d, from, d * sizeof *from);
+            j.mean[r] = -b->dot(j.dout + (size_t)r * d, j.o + (size_t)r * d, j.d);
+            j.lse[r] = -a->lse[((size_t)j.s * (size_t)len + (size_t)(t0 + r / j.rep)) * (size_t)t->config.n_heads +
+                               (size_t)(j.g * j.rep + r % j.rep)];
+        }
+        kvmem__train_transpose_some(j.qt, j.q, rows, j.d, 0, rows);
+        kvmem__train_transpose_some(j.dot, j.dout, rows, j.d, 0, rows);
+        memset(j.sum, 0, R * d * sizeof *j.sum);
+        for (k0 = 0; k0 < seen; k0 += KEYS) {
+            kvmem__train_mm(t, j.st, j.q, rows, j.d, j.k + (size_t)k0 * d, KEYS, j.mm, 1);
+            kvmem__train_mm(t, j.dpt, j.dout, rows, j.d, j.v + (size_t)k0 * d, KEYS, j.mm, 1);
+            for (i = 0; i < KEYS; i++) {
+                float *s = j.st + (size_t)i * R, *dp = j.dpt + (size_t)i * R;
+                const int hidden = KVMEM__MAX(0, KVMEM__MIN(rows, (k0 + i - pre - t0) * j.rep)); /* queries before key */
+                memset(s, 0, (size_t)hidden * sizeof *s);
+                memset(dp, 0, (size_t)hidden * sizeof *dp);
+                if (hidden == rows) continue;
+                b->add(s + hidden, j.lse + hidden, R - (size_t)hidden);
+                b->exp_sum(s + hidden, s + hidden, 0, rows - hidden);
+                b->add(dp + hidden, j.mean + hidden, R - (size_t)hidden);
+                for (r = hidden; r < rows; r++) dp[r] *= s[r];
+            }
+            kvmem__train_mm(t, j.tmp, j.dot, j.d, rows, j.st, KEYS, j.mm, 1);
+            b->add(j.dv + (size_t)k0 * d, j.tmp, KEYS * d);
+            kvmem__train_mm(t, j.tmp, j.qt, j.d, rows, j.dpt, KEYS, j.mm, 1);
+            b->add(j.dk + (size_t)k0 * d, j.tmp, KEYS * d);
+            kvmem__train_transpose_some(j.ds, j.dpt, KEYS, rows, 0, KEYS);
+            kvmem__train_mm(t, j.tmp, j.turned + (size_t)k0 * d, j.d, KEYS, j.ds, rows, j.mm, 1);
+            b->add(j.sum, j.tmp, R * d);
+        }
+        (void)square;
+        for (r = 0; r < rows; r++) b->scale(j.sum + (size_t)r * d, j.scale, j.d);
+        kvmem__train_rows(t, &j, j.sum, dq, t0, n, 1, 1);
+    }
+    for (i = 0; i < len; i++) {
+        const size_t to = ((size_t)j.s * (size_t)len + (size_t)i) * row + (size_t)j.g * d;
+        memcpy(dk + to, j.dk + (size_t)(pre + i) * d, d * sizeof *dk);
+        memcpy(dv + to, j.dv + (size_t)(pre + i) * d, d * sizeof *dv);
+    }
+    for (i = 0; i < pre; i++) { /* (n_seq, 2, prefix, G, d), summed over sequences afterwards */
+        float *to = dprefix + (((size_t)j.s * 2) * (size_t)pre + (size_t)i) * row + (size_t)j.g * d;
+        memcpy(to, j.dk + (size_t)i * d, d * sizeof *to);
+        memcpy(to + (size_t)pre * row, j.dv + (size_t)i * d, d * sizeof *to);
+    }
+}
+
+/* ---- a layer ---- */
+static void kvmem__train_heads_norm(const kvmem_trainer *t, float *out, float *keep, int param, int n, int heads) {
+    const size_t count = (size_t)n * (size_t)heads * (size_t)t->config.head_dim;
+    memcpy(keep, out, count * sizeof *out);
+    t->config.backend->rmsnorm(out, keep, t->param[param].w, n * heads, t->config.head_dim, t->config.norm_eps,
+                               t->threads);
+}
+static void kvmem__train_forward(kvmem_trainer *t, int l, int n_seq, int len, int last) {
+    const kvmem_train_config *c = &t->config;
+    const kvmem_backend *b = c->backend;
+    const kvmem_train_layer *y = &t->layer[l];
+    const int n = n_seq * len, E = c->n_embd, jobs = n_seq * c->n_kv_heads, threads = t->threads;
+    const size_t row = (size_t)c->max_tokens * (size_t)E, count = (size_t)n * (size_t)E;
+    float *x = t->stream + (size_t)l * row, *next = x + row;
+    kvmem__acts a;
+    int i;
+    kvmem__train_acts(t, l, &a);
+    b->rmsnorm(a.h, x, t->param[y->attn_norm].w, n, E, c->norm_eps, threads);
+    kvmem__train_linear(t, a.q, y->q, a.h, n);
+    kvmem__train_linear(t, a.k, y->k, a.h, n);
+    kvmem__train_linear(t, a.v, y->v, a.h, n);
+    if (c->qk_norm) {
+        kvmem__train_heads_norm(t, a.q, a.q0, y->q_norm, n, c->n_heads);
+        kvmem__train_heads_norm(t, a.k, a.k0, y->k_norm, n, c->n_kv_heads);
+    }
+    kvmem__train_rope(t, a.q, n, len, c->n_heads, 1);
+    kvmem__train_rope(t, a.k, n, len, c->n_kv_heads, 1);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (i = 0; i < jobs; i++) kvmem__train_attend(t, l, &a, i, len, omp_get_thread_num());
+#else
+    for (i = 0; i < jobs; i++) kvmem__train_attend(t, l, &a, i, len, 0);
+#endif
+    kvmem__train_linear(t, a.mid, y->o, a.att, n);
+    b->add(a.mid, x, count);
+    b->rmsnorm(a.h2, a.mid, t->param[y->ffn_norm].w, n, E, c->norm_eps, threads);
+    kvmem__train_linear(t, a.gate, y->gate, a.h2, n);
+    kvmem__train_linear(t, a.up, y->up, a.h2, n);
+    b->glu(a.a, a.gate, a.up, (size_t)n * (size_t)c->n_ff, KVMEM_SILU, threads);
+    if (!last) return; /* recomputing: x' is there already */
+    kvmem__train_linear(t, next, y->down, a.a, n);
+    b->add(next, a.mid, count);
+}
+static void kvmem__train_attention_back(kvmem_trainer *t, int l, const kvmem__acts *a, int n_seq, int len, const float *datt,
+                                        float *dq, float *dk, float *dv, float *dprefix) {
+    const kvmem_train_config *c = &t->config;
+    const kvmem_train_layer *y = &t->layer[l];
+    const int n = n_seq * len, jobs = n_seq * c->n_kv_heads, threads = t->threads;
+    const size_t part = (size_t)c->prefix * (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    int i;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (i = 0; i < jobs; i++)
+        kvmem__train_attend_back(t, l, a, datt, dq, dk, dv, dprefix, i, len, omp_get_thread_num());
+#else
+    for (i = 0; i < jobs; i++) kvmem__train_attend_back(t, l, a, datt, dq, dk, dv, dprefix, i, len, 0);
+    (void)threads;
+#endif
+    for (i = 0; i < n_seq && part; i++) {
+        c->backend->add(t->param[y->prefix_k].grad, dprefix + (size_t)i * 2 * part, part);
+        c->backend->add(t->param[y->prefix_v].grad, dprefix + (size_t)i * 2 * part + part, part);
+    }
+    kvmem__train_rope(t, dq, n, len, c->n_heads, -1);
+    kvmem__train_rope(t, dk, n, len, c->n_kv_heads, -1);
+    if (c->qk_norm) {
+        float *inv = t->big[6];
+        kvmem__train_norm_back(t, y->q_norm, a->q0, dq, dq, n * c->n_heads, c->head_dim, 0, inv);
+        kvmem__train_norm_back(t, y->k_norm, a->k0, dk, dk, n * c->n_kv_heads, c->head_dim, 0, inv);
+    }
+}
+/* dx (n, E), big[0]: the gradient of x' on entry, of x on return. */
+static void kvmem__train_backward(kvmem_trainer *t, int l, int n_seq, int len) {
+    const kvmem_train_config *c = &t->config;
+    const kvmem_train_layer *y = &t->layer[l];
+    const int n = n_seq * len, E = c->n_embd, F = c->n_ff, Q = c->n_heads * c->head_dim;
+    float *x = t->stream + (size_t)l * (size_t)c->max_tokens * (size_t)E, *xt = t->big[7], *dx = t->big[0];
+    kvmem__acts a;
+    kvmem__train_acts(t, l, &a);
+    if (c->recompute) kvmem__train_forward(t, l, n_seq, len, 0);
+    kvmem__train_transpose(xt, a.a, n, F, t->threads);
+    kvmem__train_linear_back(t, y->down, xt, dx, n, t->big[1], NULL);                      /* big[1] = da */
+    kvmem__train_glu_back(t, a.gate, a.up, t->big[1], t->big[2], t->big[3], (size_t)n * (size_t)F);
+    kvmem__train_transpose(xt, a.h2, n, E, t->threads);
+    kvmem__train_linear_back(t, y->gate, xt, t->big[2], n, t->big[1], NULL);               /* big[1] = dh2 */
+    kvmem__train_linear_back(t, y->up, xt, t->big[3], n, t->big[1], t->big[4]);
+    kvmem__train_norm_back(t, y->ffn_norm, a.mid, t->big[1], dx, n, E, 1, t->big[6]);     /* dx = dmid */
+    kvmem__train_transpose(xt, a.att, n, Q, t->threads);
+    kvmem__train_linear_back(t, y->o, xt, dx, n, t->big[1], NULL);                         /* big[1] = datt */
+    kvmem__train_attention_back(t, l, &a, n_seq, len, t->big[1], t->big[2], t->big[3], t->big[4], t->big[5]);
+    kvmem__train_transpose(xt, a.h, n, E, t->threads);
+    kvmem__train_linear_back(t, y->q, xt, t->big[2], n, t->big[1], NULL);                  /* big[1] = dh */
+    kvmem__train_linear_back(t, y->k, xt, t->big[3], n, t->big[1], t->big[5]);
+    kvmem__train_linear_back(t, y->v, xt, t->big[4], n, t->big[1], t->big[5]);
+    kvmem__train_norm_back(t, y->attn_norm, x, t->big[1], dx, n, E, 1, t->big[6]);
+}
+
+/* ---- loss ----
+   Rows whose weight is not 0, TRAIN_CHUNK at a time: logits z = h Whead', nll = lse(z) - z[target],
+   dz = weight / sum weight (softmax(z) - onehot(target)). */
+static void kvmem__train_logit_row(const kvmem_trainer *t, float *z, int target, float weight, int at) {
+    const int V = t->config.n_vocab;
+    int v, best = 0;
+    float m, sum;
+    for (v = 1; v < V; v++) best = z[v] > z[best] ? v : best;
+    m = z[best];
+    t->best[at] = best;
+    t->nll[at] = m - z[target];
+    sum = t->config.backend->exp_sum(z, z, m, V);
+    t->nll[at] += (float)log((double)sum);
+    t->config.backend->scale(z, weight / sum, V);
+    z[target] -= weight;
+}
+static void kvmem__train_loss(kvmem_trainer *t, const kvmem_batch *b, int n_rows, double weights, int with_grad) {
+    const kvmem_train_config *c = &t->config;
+    const int E = c->n_embd, V = c->n_vocab;
+    const float *h = t->big[1]; /* the final norm's output */
+    float *dh = t->big[2], *chunk = t->big[3], *z = t->big[4];
+    const size_t size = (size_t)E * sizeof *chunk;
+    int r0, i;
+    for (r0 = 0; r0 < n_rows; r0 += KVMEM__TRAIN_CHUNK) {
+        const int n = KVMEM__MIN(KVMEM__TRAIN_CHUNK, n_rows - r0), threads = t->threads;
+        for (i = 0; i < n; i++) memcpy(chunk + (size_t)i * (size_t)E, h + (size_t)t->rows[r0 + i] * (size_t)E, size);
+        kvmem__train_linear(t, z, t->head, chunk, n);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static)
+#endif
+        for (i = 0; i < n; i++) {
+            const int at = t->rows[r0 + i];
+            kvmem__train_logit_row(t, z + (size_t)i * (size_t)V, b->target[at],
+                                   (float)((b->weight ? (double)b->weight[at] : 1.0) / weights), at);
+        }
+        (void)threads;
+        if (!with_grad) continue;
+        kvmem__train_transpose(t->big[7], chunk, n, E, t->threads);
+        kvmem__train_linear_back(t, t->head, t->big[7], z, n, t->big[5], NULL);
+        for (i = 0; i < n; i++) memcpy(dh + (size_t)t->rows[r0 + i] * (size_t)E, t->big[5] + (size_t)i * (size_t)E, size);
+    }
+}
+static kvmem_status kvmem__train_batch_check(kvmem_trainer *t, const kvmem_batch *b, int *n_rows, double *weights) {
+    int i;
+    if (!t || !t->block) return KVMEM_BAD_STATE;
+    if (!b || !b->ids || !b->target)
+        return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: the batch lacks ids or targets");
+    if (b->n_seq < 1 || b->len < 1 || b->len > t->config.max_len || b->n_seq > t->config.max_tokens / b->len)
+        return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: a batch of %d x %d tokens; the trainer was made for "
+                           "%d tokens, sequences up to %d", b->n_seq, b->len, t->config.max_tokens, t->config.max_len);
+    *n_rows = 0;
+    *weights = 0;
+    for (i = 0; i < b->n_seq * b->len; i++) {
+        const double w = b->weight ? (double)b->weight[i] : 1.0;
+        if (b->ids[i] < 0 || b->ids[i] >= t->config.n_vocab || b->target[i] < 0 || b->target[i] >= t->config.n_vocab)
+            return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: id %d or target %d at place %d is not in 0..%d",
+                               b->ids[i], b->target[i], i, t->config.n_vocab - 1);
+        if (!(w >= 0) || w > 1e30)
+            return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: weight %g at place %d", w, i);
+        t->nll[i] = 0;
+        t->best[i] = -1;
+        if (w > 0) t->rows[(*n_rows)++] = i;
+        *weights += w;
+    }
+    if (!*n_rows) return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: no token of the batch has a weight");
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_trainer_run(kvmem_trainer *t, const kvmem_batch *b, int with_grad, double *loss) {
+    const kvmem_train_config *c;
+    const float *embd;
+    int n, l, i, n_rows;
+    size_t E, row;
+    double weights, sum = 0;
+    KVMEM__TRY(kvmem__train_batch_check(t, b, &n_rows, &weights));
+    c = &t->config;
+    n = b->n_seq * b->len;
+    E = (size_t)c->n_embd;
+    row = (size_t)c->max_tokens * E;
+    embd = t->param[t->embd].w;
+    for (i = 0; i < n; i++) memcpy(t->stream + (size_t)i * E, embd + (size_t)b->ids[i] * E, E * sizeof(float));
+    for (l = 0; l < c->n_layers; l++) kvmem__train_forward(t, l, b->n_seq, b->len, 1);
+    c->backend->rmsnorm(t->big[1], t->stream + (size_t)c->n_layers * row, t->param[t->out_norm].w, n, c->n_embd,
+                        c->norm_eps, t->threads);
+    if (with_grad) memset(t->big[2], 0, (size_t)n * E * sizeof(float));
+    kvmem__train_loss(t, b, n_rows, weights, with_grad);
+    for (i = 0; i < n_rows; i++)
+        sum += (double)t->nll[t->rows[i]] * (b->weight ? (double)b->weight[t->rows[i]] : 1.0);
+    if (loss) *loss = sum / weights;
+    if (!with_grad) return KVMEM_OK;
+    kvmem__train_norm_back(t, t->out_norm, t->stream + (size_t)c->n_layers * row, t->big[2], t->big[0], n, c->n_embd, 0,
+                           t->big[6]);
+    for (l = c->n_layers - 1; l >= 0; l--) kvmem__train_backward(t, l, b->n_seq, b->len);
+    for (i = 0; i < n; i++)
+        c->backend->add(t->param[t->embd].grad + (size_t)b->ids[i] * E, t->big[0] + (size_t)i * E, E);
+    return KVMEM_OK;
+}
+
+/* ---- AdamW ----
+   m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  w -= lr (m / (1 - b1^s) / (sqrt(v / (1 - b2^s)) + eps) + decay w) */
+KVMEM_API void kvmem_trainer_zero(kvmem_trainer *t) {
+    if (t->block) memset(t->grad, 0, t->n_values * sizeof *t->grad);
+}
+static double kvmem__train_norm(const kvmem_trainer *t) { /* pieces of fixed size, summed in order */
+    double sum = 0;
+    size_t at, i;
+    for (at = 0; at < t->n_values; at += KVMEM__TRAIN_PIECE) {
+        const size_t n = KVMEM__MIN((size_t)KVMEM__TRAIN_PIECE, t->n_values - at);
+        for (i = 0; i < n; i += 256) {
+            const int k = (int)KVMEM__MIN((size_t)256, n - i);
+            sum += (double)t->config.backend->dot(t->grad + at + i, t->grad + at + i, k);
+        }
+    }
+    return sqrt(sum);
+}
+static void kvmem__train_adam(kvmem_trainer *t, const kvmem_weight *p, const kvmem_adamw *a, float shrink) {
+    const size_t base = (size_t)(p->w - t->w), count = (size_t)p->rows * (size_t)p->cols;
+    const float c1 = (float)(1 / (1 - pow((double)a->beta1, (double)t->updates)));
+    const float c2 = (float)(1 / (1 - pow((double)a->beta2, (double)t->updates)));
+    const float decay = p->decay ? a->lr * a->weight_decay : 0, b1 = a->beta1, b2 = a->beta2, rate = a->lr * c1;
+    const long pieces = (long)((count + KVMEM__TRAIN_PIECE - 1) / KVMEM__TRAIN_PIECE);
+    const int threads = kvmem__threads_for(t->threads, (double)count * 8);
+    long i;
+    (void)threads;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+#endif
+    for (i = 0; i < pieces; i++) {
+        const size_t at = base + (size_t)i * KVMEM__TRAIN_PIECE;
+        const size_t n = KVMEM__MIN((size_t)KVMEM__TRAIN_PIECE, count - (size_t)i * KVMEM__TRAIN_PIECE);
+        float *w = t->w + at, *m = t->m + at, *v = t->v + at;
+        const float *g = t->grad + at;
+        size_t j;
+        for (j = 0; j < n; j++) {
+            const float x = g[j] * shrink;
+            m[j] = b1 * m[j] + (1 - b1) * x;
+            v[j] = b2 * v[j] + (1 - b2) * x * x;
+            w[j] -= rate * m[j] / (sqrtf(v[j] * c2) + a->eps) + decay * w[j];
+        }
+    }
+}
+KVMEM_API kvmem_status kvmem_trainer_update(kvmem_trainer *t, const kvmem_adamw *a, double *norm) {
+    double n;
+    int i;
+    if (!t || !t->block) return KVMEM_BAD_STATE;
+    if (!a || !(a->lr >= 0) || !(a->beta1 >= 0) || !(a->beta1 < 1) || !(a->beta2 >= 0) || !(a->beta2 < 1) || !(a->eps > 0))
+        return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: lr and eps must be positive, betas in 0..1");
+    n = kvmem__train_norm(t);
+    if (norm) *norm = n;
+    if (!(n <= (double)FLT_MAX))
+        return kvmem__fail(&t->error, KVMEM_BAD_VALUE, "trainer: the gradient of update %ld is not finite",
+                           (long)t->updates + 1);
+    t->updates++;
+    for (i = 0; i < t->n_params; i++)
+        kvmem__train_adam(t, &t->param[i], a, a->clip > 0 && n > (double)a->clip ? (float)((double)a->clip / n) : 1.0f);
+    return KVMEM_OK;
+}
+#endif /* KVMEM_TRAIN */
 #endif /* KVMEM_NO_DECODER */
 
 #endif /* KVMEM_IMPLEMENTATION */
