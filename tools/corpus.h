@@ -154,7 +154,7 @@ CORPUS__FN const char *corpus_suite_name(int suite); /* "conv" ...; NULL behind 
     X(liked) X(a) X(and) X(with) X(near) X(for) X(we) X(I) X(they) X(you) X(it) X(very) X(too) \
     X(again) X(because) X(so) X(but) X(my) X(our) X(this) X(some) X(all) X(today) X(yesterday) \
     X(before) X(after) X(think) X(saw) X(wanted) X(found) X(maybe) X(really) X(always) X(never) \
-    X(still) X(not)
+    X(still) X(not) X(also) X(often)
 
 enum { CORPUS__STOP = CORPUS_BYTES + 256, /* ".\n" */
        CORPUS__SESSION,
@@ -441,7 +441,8 @@ static const short corpus__filler[][10] = {
     { 4, W(it), W(was), W(very), A }, { 4, W(you), V, W(my), N },
     { 5, W(the), N, W(was), W(really), A }, { 5, W(we), V, W(the), A, N },
     { 5, W(I), V, W(our), N, W(again) }, { 5, W(they), W(never), V, W(the), N },
-    { 5, W(this), N, W(is), W(very), A },
+    { 5, W(this), N, W(is), W(very), A }, { 5, W(it), W(was), W(also), W(very), A },
+    { 5, W(we), W(often), V, W(the), N },
     { 6, W(I), W(think), W(the), N, W(is), A }, { 6, W(you), W(always), V, W(the), A, N },
     { 6, W(my), N, W(was), W(not), W(very), A },
     { 6, W(we), W(wanted), W(some), N, W(and), M }, { 6, W(they), V, W(it), W(near), W(the), N },
@@ -469,7 +470,7 @@ static const short corpus__distract[][10] = {
 #undef V
 #undef P
 /* The first sentence of 4, 5, .. 9 words in the table, and its end. */
-static const int corpus__filler_from[] = { 0, 5, 10, 15, 19, 23, 28 };
+static const int corpus__filler_from[] = { 0, 5, 12, 17, 21, 25, 30 };
 
 static void corpus__sentence(corpus__talk *t, const short *form) {
     const int noun = CORPUS__TOPIC + t->topic * CORPUS__TOPIC_WORDS + 1;
