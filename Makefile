@@ -70,7 +70,9 @@ help: ## this list
 $(B)/test_%: tests/%.c tests/test.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -ffp-contract=off -o $@ $< $(LDFLAGS) $(LIBS)
-$(B)/test_mkgguf $(B)/test_peer: tools/mkgguf.c
+$(B)/test_mkgguf $(B)/test_peer $(B)/test_decoder: tools/mkgguf.c tools/gguf_write.h
+$(B)/test_corpus $(B)/corpus: tools/corpus.h tools/gguf_write.h
+$(B)/mkgguf: tools/gguf_write.h
 $(B)/example_%: examples/%.c kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)

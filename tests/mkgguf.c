@@ -76,24 +76,21 @@ TEST(every_rope_scaling_and_vocabulary_opens_and_decodes) {
 }
 TEST(every_tensor_type_opens_and_decodes) {
     char args[96];
-    const mkgguf_type *t;
-    for (t = mkgguf_types; t->name; t++) {
+    const gguf_type *t;
+    for (t = gguf_types; t->name; t++) {
         snprintf(args, sizeof args, "--preset small --layers 1 --type %s", t->name);
         model_runs(args);
     }
 }
 TEST(matrices_have_the_deviation_that_was_asked_for) {
-    const mkgguf_type *t;
-    for (t = mkgguf_types; t->name; t++) {
+    const gguf_type *t;
+    for (t = gguf_types; t->name; t++) {
         static float x[4096];
         static unsigned char coded[4096 * 4];
-        mkgguf_tensor w;
         double s = 0, s2 = 0;
         int i;
         memset(&w, 0, sizeof w);
-        w.type = t;
-        w.dev = 0.05;
-        mkgguf_fill(&w, 99, 0, 4096, x, coded);
+        mkgguf_fill(t, 0.05, 99, 0, 4096, x, coded);
         REQUIRE_OK(kvmem_dequantize((kvmem_type)t->id, x, coded, 4096));
         for (i = 0; i < 4096; i++) { s += (double)x[i]; s2 += (double)x[i] * (double)x[i]; }
         CHECK_NEAR(s / 4096, 0, 0.02);

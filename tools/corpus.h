@@ -27,6 +27,7 @@
    Needs the C library's memory functions only; all functions are static; nothing global changes. */
 #ifndef CORPUS_H
 #define CORPUS_H
+#include "gguf_write.h"
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,6 +103,9 @@ CORPUS__FN const char *corpus_word(int id);
 /* The bytes of a token (0 for special ones); out holds at least 16. */
 CORPUS__FN int corpus_text(int id, char *out);
 CORPUS__FN int corpus_is_held_out(int person, int attr, int value);
+/* Writes the tokenizer's keys of a GGUF file. The stream's <|bos|> is not added to a text on its own
+   (add_bos_token is false): write it in front. */
+CORPUS__FN void corpus_write_vocab(gguf_writer *g);
 /* Ids of words: of a person inside a line, an attribute or relation (0..9), a value. */
 CORPUS__FN int corpus_person_id(int person);
 CORPUS__FN int corpus_attr_id(int attr);
@@ -287,6 +291,52 @@ CORPUS__FN const char *corpus_error(int code) {
     return code == CORPUS_OK             ? "no error"
            : code == CORPUS_BAD_PARAMETER ? "a parameter is out of range"
                                           : "no memory";
+}
+
+/* --- the vocabulary in a model file ------------------------------------------------------------ */
+
+/* A token as byte-level BPE spells it: " city" is "\u0120city", ".\n" is ".\u010a". */
+static void corpus__spelling(int id, char *out) {
+    char text[16];
+    int n, i;
+    if (id < CORPUS_N_SPECIAL) {
+        strcpy(out, corpus_word(id));
+        return;
+    }
+    n = corpus_text(id, text);
+    for (i = 0; i < n; i++) out += gguf_bpe_byte((unsigned char)text[i], out);
+    *out = 0;
+}
+/* With pre-tokenizer "llama-bpe" a word of the vocabulary is taken whole and merges do not matter;
+   other words fall into bytes. Programs want some merges in the file: those that make words of two
+   bytes are all that can be. */
+CORPUS__FN void corpus_write_vocab(gguf_writer *g) {
+    char text[40];
+    int i, n = 0, pass;
+    gguf_kv_str(g, "tokenizer.ggml.model", "gpt2");
+    gguf_kv_str(g, "tokenizer.ggml.pre", "llama-bpe");
+    gguf_kv_array(g, "tokenizer.ggml.tokens", GGUF_STR, CORPUS__N);
+    for (i = 0; i < CORPUS__N; i++) {
+        corpus__spelling(i, text);
+        gguf_str(g, text);
+    }
+    gguf_kv_array(g, "tokenizer.ggml.token_type", GGUF_I32, CORPUS__N);
+    for (i = 0; i < CORPUS__N; i++) gguf_u32(g, i < CORPUS_N_SPECIAL ? 3 : 1); // control, normal
+    for (pass = 0; pass < 2; pass++) {
+        if (pass) gguf_kv_array(g, "tokenizer.ggml.merges", GGUF_STR, n);
+        for (i = CORPUS__STOP; i < CORPUS__N; i++) {
+            char *p = text;
+            if (strlen(corpus_word(i)) != 2) continue;
+            n++;
+            p += gguf_bpe_byte((unsigned char)corpus_word(i)[0], p);
+            *p++ = ' ';
+            gguf_bpe_byte((unsigned char)corpus_word(i)[1], p);
+            if (pass) gguf_str(g, text);
+        }
+    }
+    gguf_kv_u32(g, "tokenizer.ggml.bos_token_id", CORPUS_BOS);
+    gguf_kv_u32(g, "tokenizer.ggml.eos_token_id", CORPUS_EOT);
+    gguf_kv_bool(g, "tokenizer.ggml.add_bos_token", 0);
 }
 
 /* --- random numbers -------------------------------------------------------------------------- */

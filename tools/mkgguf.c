@@ -19,10 +19,7 @@
 #define KVMEM_IMPLEMENTATION
 #include "../kvmem.h"
 #endif
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "gguf_write.h"
 
 /* --- what to write ---------------------------------------------------------------------------- */
 
@@ -35,14 +32,6 @@ typedef struct mkgguf_spec {
     double eps, base, factor, attn_cap, logit_cap, gain;
     unsigned long long seed;
 } mkgguf_spec;
-
-typedef struct mkgguf_type { const char *name; int id, block, bytes; } mkgguf_type;
-static const mkgguf_type mkgguf_types[] = {
-    { "f32", 0, 1, 4 },       { "f16", 1, 1, 2 },       { "q4_0", 2, 32, 18 },
-    { "q4_1", 3, 32, 20 },    { "q5_0", 6, 32, 22 },    { "q5_1", 7, 32, 24 },
-    { "q8_0", 8, 32, 34 },    { "q2_k", 10, 256, 84 },  { "q3_k", 11, 256, 110 },
-    { "q4_k", 12, 256, 144 }, { "q5_k", 13, 256, 176 }, { "q6_k", 14, 256, 210 },
-    { "bf16", 30, 1, 2 },     { NULL, 0, 0, 0 } };
 
 typedef struct mkgguf_preset {
     const char *name;
@@ -66,106 +55,20 @@ static const mkgguf_preset mkgguf_presets[] = {
     { "phi-3-mini", 32, 3072, 32, 32, 96, 8192, 32064, 4096, 0, 10000, "phi3", "spm", "" },
     { NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL } };
 
-/* A tensor to come: dev -1 is a norm weight (1 + 0.1 normal), -2 the same with random signs,
-   factors is 1: rope_freqs of Llama 3,
-   2 and 3: short and long factors. */
-typedef struct mkgguf_tensor {
-    char name[64];
-    const mkgguf_type *type;
-    int n_dims, factors;
-    uint64_t ne[2], offset, bytes;
-    double dev;
-} mkgguf_tensor;
+/* What fills a tensor: normals with deviation dev; -1 is a norm weight (1 + 0.1 normal), -2 the
+   same with random signs; factors is 1: rope_freqs of Llama 3, 2 and 3: short and long factors. */
+typedef struct mkgguf_fills { double dev; int factors; } mkgguf_fills;
 
 typedef struct mkgguf_state {
     mkgguf_spec s;
-    kvmem_gguf from; /* --from: tensors are read there */
+    gguf_writer w;
+    mkgguf_fills *fill; /* (w.n_t) */
+    int cap_fill;
+    kvmem_gguf from;    /* --from: tensors are read there */
     unsigned char *from_bytes;
-    kvmem_write_fn write;
-    void *user;
-    int failed;
-    char why[640];
-    unsigned char *buf; /* metadata, grows */
-    size_t len, cap;
-    uint32_t n_kv;
-    mkgguf_tensor *t;
-    int n_t, cap_t;
 } mkgguf_state;
 
-static void mkgguf_fail(mkgguf_state *g, const char *f, ...) {
-    va_list ap;
-    if (g->failed) return;
-    g->failed = 1;
-    va_start(ap, f);
-    vsnprintf(g->why, sizeof g->why, f, ap);
-    va_end(ap);
-}
-
 /* --- metadata --------------------------------------------------------------------------------- */
-
-static void mkgguf_bytes(mkgguf_state *g, const void *p, size_t n) {
-    if (g->len + n > g->cap) {
-        const size_t cap = (g->len + n) * 2 + 4096;
-        unsigned char *b = (unsigned char *)realloc(g->buf, cap);
-        if (!b) {
-            mkgguf_fail(g, "no memory for %lu bytes of metadata", (unsigned long)cap);
-            return;
-        }
-        g->buf = b;
-        g->cap = cap;
-    }
-    memcpy(g->buf + g->len, p, n);
-    g->len += n;
-}
-static void mkgguf_u32(mkgguf_state *g, uint32_t v) {
-    unsigned char b[4];
-    kvmem__put32(b, v);
-    mkgguf_bytes(g, b, 4);
-}
-static void mkgguf_u64(mkgguf_state *g, uint64_t v) {
-    unsigned char b[8];
-    kvmem__put64(b, v);
-    mkgguf_bytes(g, b, 8);
-}
-static void mkgguf_f32(mkgguf_state *g, double v) {
-    unsigned char b[4];
-    kvmem__putf32(b, (float)v);
-    mkgguf_bytes(g, b, 4);
-}
-static void mkgguf_str(mkgguf_state *g, const char *s) {
-    mkgguf_u64(g, strlen(s));
-    mkgguf_bytes(g, s, strlen(s));
-}
-/* A key and its value type; a key that starts with '.' gets the architecture in front. */
-static void mkgguf_key(mkgguf_state *g, const char *key, int type) {
-    char full[96];
-    snprintf(full, sizeof full, "%s%s", key[0] == '.' ? g->s.arch : "", key);
-    mkgguf_str(g, full);
-    mkgguf_u32(g, (uint32_t)type);
-    g->n_kv++;
-}
-static void mkgguf_kv_u32(mkgguf_state *g, const char *key, int v) {
-    mkgguf_key(g, key, 4);
-    mkgguf_u32(g, (uint32_t)v);
-}
-static void mkgguf_kv_f32(mkgguf_state *g, const char *key, double v) {
-    mkgguf_key(g, key, 6);
-    mkgguf_f32(g, v);
-}
-static void mkgguf_kv_str(mkgguf_state *g, const char *key, const char *v) {
-    mkgguf_key(g, key, 8);
-    mkgguf_str(g, v);
-}
-static void mkgguf_kv_bool(mkgguf_state *g, const char *key, int v) {
-    const unsigned char b = (unsigned char)(v != 0);
-    mkgguf_key(g, key, 7);
-    mkgguf_bytes(g, &b, 1);
-}
-static void mkgguf_kv_array(mkgguf_state *g, const char *key, int item, int n) {
-    mkgguf_key(g, key, 9);
-    mkgguf_u32(g, (uint32_t)item);
-    mkgguf_u64(g, (uint64_t)n);
-}
 
 static int mkgguf_is(const mkgguf_state *g, const char *arch) { return !strcmp(g->s.arch, arch); }
 static int mkgguf_gemma(const mkgguf_state *g) {
@@ -176,51 +79,40 @@ static void mkgguf_shape(mkgguf_state *g) {
     const mkgguf_spec *s = &g->s;
     char name[64];
     snprintf(name, sizeof name, "random weights %dx%d", s->layers, s->dim);
-    mkgguf_kv_str(g, "general.architecture", s->arch);
-    mkgguf_kv_str(g, "general.name", name);
-    mkgguf_kv_u32(g, "general.quantization_version", 2);
-    mkgguf_kv_u32(g, ".block_count", s->layers);
-    mkgguf_kv_u32(g, ".context_length", s->ctx);
-    mkgguf_kv_u32(g, ".embedding_length", s->dim);
-    mkgguf_kv_u32(g, ".feed_forward_length", s->ffn);
-    mkgguf_kv_u32(g, ".attention.head_count", s->heads);
-    mkgguf_kv_u32(g, ".attention.head_count_kv", s->kv_heads);
-    mkgguf_kv_u32(g, ".attention.key_length", s->head_dim);
-    mkgguf_kv_u32(g, ".attention.value_length", s->head_dim);
-    mkgguf_kv_f32(g, ".attention.layer_norm_rms_epsilon", s->eps);
-    mkgguf_kv_u32(g, ".vocab_size", s->vocab);
-    mkgguf_kv_u32(g, ".rope.dimension_count", s->rot);
-    mkgguf_kv_f32(g, ".rope.freq_base", s->base);
-    if (s->swa >= 0) mkgguf_kv_u32(g, ".attention.sliding_window", s->swa);
+    gguf_kv_str(&g->w, "general.architecture", s->arch);
+    gguf_kv_str(&g->w, "general.name", name);
+    gguf_kv_u32(&g->w, "general.quantization_version", 2);
+    gguf_kv_u32(&g->w, ".block_count", s->layers);
+    gguf_kv_u32(&g->w, ".context_length", s->ctx);
+    gguf_kv_u32(&g->w, ".embedding_length", s->dim);
+    gguf_kv_u32(&g->w, ".feed_forward_length", s->ffn);
+    gguf_kv_u32(&g->w, ".attention.head_count", s->heads);
+    gguf_kv_u32(&g->w, ".attention.head_count_kv", s->kv_heads);
+    gguf_kv_u32(&g->w, ".attention.key_length", s->head_dim);
+    gguf_kv_u32(&g->w, ".attention.value_length", s->head_dim);
+    gguf_kv_f32(&g->w, ".attention.layer_norm_rms_epsilon", s->eps);
+    gguf_kv_u32(&g->w, ".vocab_size", s->vocab);
+    gguf_kv_u32(&g->w, ".rope.dimension_count", s->rot);
+    gguf_kv_f32(&g->w, ".rope.freq_base", s->base);
+    if (s->swa >= 0) gguf_kv_u32(&g->w, ".attention.sliding_window", s->swa);
     if (mkgguf_is(g, "gemma2")) {
-        mkgguf_kv_f32(g, ".attn_logit_softcapping", s->attn_cap);
-        mkgguf_kv_f32(g, ".final_logit_softcapping", s->logit_cap);
+        gguf_kv_f32(&g->w, ".attn_logit_softcapping", s->attn_cap);
+        gguf_kv_f32(&g->w, ".final_logit_softcapping", s->logit_cap);
     }
     if (!strcmp(s->scaling, "linear") || !strcmp(s->scaling, "yarn")) {
-        mkgguf_kv_str(g, ".rope.scaling.type", s->scaling);
-        mkgguf_kv_f32(g, ".rope.scaling.factor", s->factor);
+        gguf_kv_str(&g->w, ".rope.scaling.type", s->scaling);
+        gguf_kv_f32(&g->w, ".rope.scaling.factor", s->factor);
     }
     if (!strcmp(s->scaling, "yarn") || !strcmp(s->scaling, "longrope"))
-        mkgguf_kv_u32(g, ".rope.scaling.original_context_length", s->orig_ctx);
+        gguf_kv_u32(&g->w, ".rope.scaling.original_context_length", s->orig_ctx);
     /* sqrt(1 + ln(ctx/orig)/ln(orig)), as the converters write it */
     if (!strcmp(s->scaling, "longrope"))
-        mkgguf_kv_f32(g, ".rope.scaling.attn_factor",
+        gguf_kv_f32(&g->w, ".rope.scaling.attn_factor",
                       sqrt(1 + log((double)s->ctx / s->orig_ctx) / log((double)s->orig_ctx)));
 }
 
 /* --- tokenizer: bytes, a few letters and words, padding --------------------------------------- */
 
-/* Byte-level BPE writes byte b as the code point below: printable Latin-1 as itself, the rest
-   from 256. */
-static void mkgguf_byte_utf8(int b, char *out) {
-    int c = b, i, n = 0;
-    if (!((b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174)) {
-        for (i = 0; i < b; i++) n += !((i >= 33 && i <= 126) || (i >= 161 && i <= 172) || i >= 174);
-        c = 256 + n;
-    }
-    if (c < 128) { out[0] = (char)c; out[1] = 0; }
-    else { out[0] = (char)(0xC0 | c >> 6); out[1] = (char)(0x80 | (c & 63)); out[2] = 0; }
-}
 /* Pairs that are merged in this order; '_' stands for a space at the front of a word. */
 static const char *const mkgguf_merges[] = {
     "_ t", "h e", "_ a", "i n", "r e", "o n", "_t he", "e r", "_ s", "a t", "_ w", "e n", "_ o",
@@ -250,7 +142,7 @@ static int mkgguf_token(const mkgguf_spec *s, int i, char *out, double *score) {
     *score = 0;
     if (spm && i < 3) { strcpy(out, spm_special[i]); return i == 0 ? 2 : 3; }
     if (spm && i < 259) { sprintf(out, "<0x%02X>", i - 3); return 6; }
-    if (!spm && i < 256) { mkgguf_byte_utf8(i, out); return 1; }
+    if (!spm && i < 256) { gguf_bpe_byte(i, out); return 1; }
     if (!spm && i < 259) { strcpy(out, bpe_special[i - 256]); return 3; }
     i -= head + (spm ? 0 : 3);
     *score = -(double)i;
@@ -270,69 +162,60 @@ static void mkgguf_tokenizer(mkgguf_state *g) {
     char text[128];
     double score;
     int i;
-    mkgguf_kv_str(g, "tokenizer.ggml.model", spm ? "llama" : "gpt2");
-    mkgguf_kv_str(g, "tokenizer.ggml.pre", spm ? "default" : s->vocab_kind);
-    mkgguf_kv_array(g, "tokenizer.ggml.tokens", 8, s->vocab);
-    for (i = 0; i < s->vocab; i++) { mkgguf_token(s, i, text, &score); mkgguf_str(g, text); }
-    mkgguf_kv_array(g, "tokenizer.ggml.scores", 6, s->vocab);
-    for (i = 0; i < s->vocab; i++) { mkgguf_token(s, i, text, &score); mkgguf_f32(g, score); }
-    mkgguf_kv_array(g, "tokenizer.ggml.token_type", 5, s->vocab);
-    for (i = 0; i < s->vocab; i++) mkgguf_u32(g, (uint32_t)mkgguf_token(s, i, text, &score));
+    gguf_kv_str(&g->w, "tokenizer.ggml.model", spm ? "llama" : "gpt2");
+    gguf_kv_str(&g->w, "tokenizer.ggml.pre", spm ? "default" : s->vocab_kind);
+    gguf_kv_array(&g->w, "tokenizer.ggml.tokens", 8, s->vocab);
+    for (i = 0; i < s->vocab; i++) { mkgguf_token(s, i, text, &score); gguf_str(&g->w, text); }
+    gguf_kv_array(&g->w, "tokenizer.ggml.scores", 6, s->vocab);
+    for (i = 0; i < s->vocab; i++) { mkgguf_token(s, i, text, &score); gguf_f32(&g->w, score); }
+    gguf_kv_array(&g->w, "tokenizer.ggml.token_type", 5, s->vocab);
+    for (i = 0; i < s->vocab; i++) gguf_u32(&g->w, (uint32_t)mkgguf_token(s, i, text, &score));
     if (!spm) {
-        mkgguf_kv_array(g, "tokenizer.ggml.merges", 8, MKGGUF_N_MERGES);
+        gguf_kv_array(&g->w, "tokenizer.ggml.merges", 8, MKGGUF_N_MERGES);
         for (i = 0; i < MKGGUF_N_MERGES; i++) {
             mkgguf_merge_text(mkgguf_merges[i], 0, 0, text);
-            mkgguf_str(g, text);
+            gguf_str(&g->w, text);
         }
     }
-    mkgguf_kv_u32(g, "tokenizer.ggml.bos_token_id", spm ? 1 : 256);
-    mkgguf_kv_u32(g, "tokenizer.ggml.eos_token_id", spm ? 2 : 257);
-    mkgguf_kv_bool(g, "tokenizer.ggml.add_bos_token", spm || !strcmp(s->vocab_kind, "llama-bpe"));
-    mkgguf_kv_bool(g, "tokenizer.ggml.add_eos_token", 0);
+    gguf_kv_u32(&g->w, "tokenizer.ggml.bos_token_id", spm ? 1 : 256);
+    gguf_kv_u32(&g->w, "tokenizer.ggml.eos_token_id", spm ? 2 : 257);
+    gguf_kv_bool(&g->w, "tokenizer.ggml.add_bos_token", spm || !strcmp(s->vocab_kind, "llama-bpe"));
+    gguf_kv_bool(&g->w, "tokenizer.ggml.add_eos_token", 0);
     if (spm) {
-        mkgguf_kv_u32(g, "tokenizer.ggml.unknown_token_id", 0);
-        mkgguf_kv_bool(g, "tokenizer.ggml.add_space_prefix", !mkgguf_gemma(g));
+        gguf_kv_u32(&g->w, "tokenizer.ggml.unknown_token_id", 0);
+        gguf_kv_bool(&g->w, "tokenizer.ggml.add_space_prefix", !mkgguf_gemma(g));
     }
-    if (s->chat[0]) mkgguf_kv_str(g, "tokenizer.chat_template", s->chat);
+    if (s->chat[0]) gguf_kv_str(&g->w, "tokenizer.chat_template", s->chat);
 }
 
 /* --- tensors ---------------------------------------------------------------------------------- */
 
-static const mkgguf_type *mkgguf_find_type(const char *name) {
-    const mkgguf_type *t;
-    for (t = mkgguf_types; t->name; t++) if (!strcmp(t->name, name)) return t;
-    return NULL;
-}
-
 /* Matrix of n_out rows with n_in values, or a float32 vector when n_out is 0. Layer -1: no
    "blk.N.". */
-static mkgguf_tensor *mkgguf_add(mkgguf_state *g, const mkgguf_type *type, int layer,
-                                 const char *name, int n_in, int n_out, double dev) {
-    mkgguf_tensor *t;
-    if (g->n_t == g->cap_t) {
-        const int cap = g->cap_t * 2 + 64;
-        t = (mkgguf_tensor *)realloc(g->t, (size_t)cap * sizeof *t);
-        if (!t) { mkgguf_fail(g, "no memory for %d tensors", cap); return NULL; }
-        g->t = t;
-        g->cap_t = cap;
+static mkgguf_fills *mkgguf_add(mkgguf_state *g, const gguf_type *type, int layer,
+                                const char *name, int n_in, int n_out, double dev) {
+    char full[64];
+    uint64_t ne[2];
+    int i;
+    if (g->w.n_t == g->cap_fill) {
+        const int cap = g->cap_fill * 2 + 64;
+        mkgguf_fills *f = (mkgguf_fills *)realloc(g->fill, (size_t)cap * sizeof *f);
+        if (!f) { gguf_fail(&g->w, "no memory for %d tensors", cap); return NULL; }
+        g->fill = f;
+        g->cap_fill = cap;
     }
-    t = &g->t[g->n_t++];
-    memset(t, 0, sizeof *t);
-    if (layer < 0) snprintf(t->name, sizeof t->name, "%s", name);
-    else snprintf(t->name, sizeof t->name, "blk.%d.%s", layer, name);
-    t->type = n_out ? type : &mkgguf_types[0];
-    t->n_dims = n_out ? 2 : 1;
-    t->ne[0] = (uint64_t)n_in;
-    t->ne[1] = n_out ? (uint64_t)n_out : 1;
-    t->dev = dev;
-    if (n_in % t->type->block)
-        mkgguf_fail(g, "%s: rows of %d values do not fill %s blocks of %d", t->name, n_in,
-                    t->type->name, t->type->block);
-    t->bytes = t->ne[0] / (uint64_t)t->type->block * (uint64_t)t->type->bytes * t->ne[1];
-    return t;
+    if (layer < 0) snprintf(full, sizeof full, "%s", name);
+    else snprintf(full, sizeof full, "blk.%d.%s", layer, name);
+    ne[0] = (uint64_t)n_in;
+    ne[1] = (uint64_t)n_out;
+    i = gguf_add(&g->w, n_out ? type : &gguf_types[0], full, n_out ? 2 : 1, ne);
+    if (i < 0) return NULL;
+    g->fill[i].dev = dev;
+    g->fill[i].factors = 0;
+    return &g->fill[i];
 }
 
-static void mkgguf_layer(mkgguf_state *g, const mkgguf_type *ty, int l) {
+static void mkgguf_layer(mkgguf_state *g, const gguf_type *ty, int l) {
     const mkgguf_spec *s = &g->s;
     const int q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim;
     const double in = 1 / sqrt((double)s->dim), qk = 1.5 * in; /* q.k scores with deviation 2.25 */
@@ -367,13 +250,13 @@ static void mkgguf_layer(mkgguf_state *g, const mkgguf_type *ty, int l) {
 
 static void mkgguf_tensors(mkgguf_state *g) {
     const mkgguf_spec *s = &g->s;
-    const mkgguf_type *ty = mkgguf_find_type(s->type);
-    const mkgguf_type *te = mkgguf_find_type(s->embd_type[0] ? s->embd_type : s->type);
+    const gguf_type *ty = gguf_find_type(s->type);
+    const gguf_type *te = gguf_find_type(s->embd_type[0] ? s->embd_type : s->type);
     const double logit = s->gain / sqrt((double)s->dim);
-    mkgguf_tensor *t;
+    mkgguf_fills *t;
     int l, i;
     if (!ty || !te) {
-        mkgguf_fail(g, "unknown tensor type %s", ty ? s->embd_type : s->type);
+        gguf_fail(&g->w, "unknown tensor type %s", ty ? s->embd_type : s->type);
         return;
     }
     mkgguf_add(g, te, -1, "token_embd.weight", s->dim, s->vocab,
@@ -391,7 +274,7 @@ static void mkgguf_tensors(mkgguf_state *g) {
                        s->rot / 2, 0, 0);
         if (t) t->factors = 2 + i;
     }
-    for (l = 0; l < s->layers && !g->failed; l++) mkgguf_layer(g, ty, l);
+    for (l = 0; l < s->layers && !g->w.failed; l++) mkgguf_layer(g, ty, l);
 }
 
 /* --- values ----------------------------------------------------------------------------------- */
@@ -416,7 +299,7 @@ static double mkgguf_llama3_factor(const mkgguf_spec *s, int i) {
     return 1 / ((1 - smooth) / s->factor + smooth);
 }
 
-static float mkgguf_vector_value(const mkgguf_spec *s, const mkgguf_tensor *t, uint64_t key,
+static float mkgguf_vector_value(const mkgguf_spec *s, const mkgguf_fills *t, uint64_t key,
                                  uint64_t i) {
     const double x = s->rot > 2 ? (double)i / (s->rot / 2 - 1) : 0;
     if (t->factors == 1) return (float)mkgguf_llama3_factor(s, (int)i);
@@ -434,7 +317,7 @@ static float mkgguf_vector_value(const mkgguf_spec *s, const mkgguf_tensor *t, u
    q2_K  d*(s&15)*q - m*(s>>4), q 0..3         q3_K  d*(s-32)*(q-4), s 0..63, q 0..7
    q4_K  d*s*q - m*t, q 0..15, s,t 0..63       q5_K  the same, q 0..31
    q6_K  d*s*(q-32), s int8 */
-static void mkgguf_k_block(const mkgguf_type *ty, unsigned char *b, uint64_t key, double dev) {
+static void mkgguf_k_block(const gguf_type *ty, unsigned char *b, uint64_t key, double dev) {
     double d = 0, m = 0;
     const double jitter = 0.8 + 0.4 * kvmem__unit(kvmem__mix(key ^ 0x5bd1e995u));
     int i, d_at = 0, m_at = -1;
@@ -457,22 +340,21 @@ static void mkgguf_k_block(const mkgguf_type *ty, unsigned char *b, uint64_t key
 }
 
 /* Values [from, from+n) of a matrix as coded bytes; from and n are multiples of the block. */
-static void mkgguf_fill(const mkgguf_tensor *t, uint64_t key, uint64_t from, int n, float *x,
-                        unsigned char *out) {
-    const mkgguf_type *ty = t->type;
+static void mkgguf_fill(const gguf_type *ty, double dev, uint64_t key, uint64_t from, int n,
+                        float *x, unsigned char *out) {
     int i;
     if (ty->block == 256) {
         for (i = 0; i < n / 256; i++)
             mkgguf_k_block(ty, out + (size_t)i * (size_t)ty->bytes,
-                           kvmem__mix(key + from + (uint64_t)i * 256), t->dev);
+                           kvmem__mix(key + from + (uint64_t)i * 256), dev);
         return;
     }
-    for (i = 0; i < n; i++) x[i] = (float)t->dev * mkgguf_normal(key, from + (uint64_t)i);
+    for (i = 0; i < n; i++) x[i] = (float)dev * mkgguf_normal(key, from + (uint64_t)i);
     kvmem_quantize((kvmem_type)ty->id, out, x, (size_t)n);
 }
 
 /* The same from the values of another file's tensor. */
-static void mkgguf_refill(const mkgguf_state *g, const mkgguf_tensor *t, uint64_t from, int n,
+static void mkgguf_refill(const mkgguf_state *g, const gguf_tensor *t, uint64_t from, int n,
                           float *x, unsigned char *out) {
     const kvmem_tensor *src = kvmem_gguf_tensor(&g->from, t->name);
     size_t bytes = 1;
@@ -481,14 +363,11 @@ static void mkgguf_refill(const mkgguf_state *g, const mkgguf_tensor *t, uint64_
     kvmem_quantize((kvmem_type)t->type->id, out, x, (size_t)n);
 }
 
-static void mkgguf_put(mkgguf_state *g, const void *p, size_t n) {
-    if (!g->failed && n && g->write(g->user, p, n)) mkgguf_fail(g, "writing failed (disk full?)");
-}
-
 #define MKGGUF_CHUNK 16384 /* values; a multiple of every block */
 #define MKGGUF_PIECES 32   /* chunks made in parallel, then written */
-static void mkgguf_data(mkgguf_state *g, const mkgguf_tensor *t) {
-    static const unsigned char zero[32] = { 0 };
+static void mkgguf_data(mkgguf_state *g, int number) {
+    const gguf_tensor *t = &g->w.t[number];
+    const mkgguf_fills *fill = &g->fill[number];
     const uint64_t hash = kvmem__fnv(14695981039346656037u, t->name, strlen(t->name));
     const uint64_t key = kvmem__random(g->s.seed, hash, 0, 0);
     const uint64_t n = t->ne[0] * t->ne[1];
@@ -496,8 +375,8 @@ static void mkgguf_data(mkgguf_state *g, const mkgguf_tensor *t) {
     float *x = (float *)malloc((size_t)MKGGUF_PIECES * MKGGUF_CHUNK * sizeof(float));
     unsigned char *out = (unsigned char *)malloc((size_t)MKGGUF_PIECES * coded);
     uint64_t at;
-    if (!x || !out) mkgguf_fail(g, "no memory for %s", t->name);
-    for (at = 0; at < n && !g->failed;) {
+    if (!x || !out) gguf_fail(&g->w, "no memory for %s", t->name);
+    for (at = 0; at < n && !g->w.failed;) {
         const uint64_t left = n - at;
         const int pieces = left >= (uint64_t)MKGGUF_PIECES * MKGGUF_CHUNK ? MKGGUF_PIECES
                          : (int)((left + MKGGUF_CHUNK - 1) / MKGGUF_CHUNK);
@@ -515,21 +394,21 @@ static void mkgguf_data(mkgguf_state *g, const mkgguf_tensor *t) {
                 int i;
                 for (i = 0; i < m; i++)
                     kvmem__putf32(out + (size_t)p * coded + 4 * (size_t)i,
-                                  mkgguf_vector_value(&g->s, t, key, from + (uint64_t)i));
-            } else mkgguf_fill(t, key, from, m, xp, out + (size_t)p * coded);
+                                  mkgguf_vector_value(&g->s, fill, key, from + (uint64_t)i));
+            } else mkgguf_fill(t->type, fill->dev, key, from, m, xp, out + (size_t)p * coded);
         }
         made = left < (uint64_t)pieces * MKGGUF_CHUNK ? left : (uint64_t)pieces * MKGGUF_CHUNK;
-        mkgguf_put(g, out, (size_t)(made / (uint64_t)t->type->block) * (size_t)t->type->bytes);
+        gguf_put(&g->w, out, (size_t)(made / (uint64_t)t->type->block) * (size_t)t->type->bytes);
         at += made;
     }
-    mkgguf_put(g, zero, (size_t)((32 - t->bytes % 32) % 32));
+    gguf_end(&g->w, number);
     free(x);
     free(out);
 }
 
 /* --from: the other file's metadata as they are, its tensors with matrices in --type. */
 static void mkgguf_copy(mkgguf_state *g) {
-    const mkgguf_type *ty = mkgguf_find_type(g->s.type);
+    const gguf_type *ty = gguf_find_type(g->s.type);
     const kvmem_gguf *src = &g->from;
     int64_t align = 32;
     long size = -1;
@@ -539,68 +418,49 @@ static void mkgguf_copy(mkgguf_state *g) {
         (g->from_bytes = (unsigned char *)malloc((size_t)size)) != NULL &&
         fread(g->from_bytes, 1, (size_t)size, f) != (size_t)size) size = -1;
     if (f) fclose(f);
-    if (size <= 0 || !g->from_bytes) { mkgguf_fail(g, "cannot read %s", g->s.from); return; }
+    if (size <= 0 || !g->from_bytes) { gguf_fail(&g->w, "cannot read %s", g->s.from); return; }
     if (kvmem_gguf_open(&g->from, g->from_bytes, (size_t)size, NULL)) {
-        mkgguf_fail(g, "%s: %s", g->s.from, src->error.text);
+        gguf_fail(&g->w, "%s: %s", g->s.from, src->error.text);
         return;
     }
     kvmem_gguf_int(src, "general.alignment", &align);
     if (!ty || align != 32) {
-        mkgguf_fail(g, ty ? "--from: alignment is not 32" : "unknown tensor type %s", g->s.type);
+        gguf_fail(&g->w, ty ? "--from: alignment is not 32" : "unknown tensor type %s", g->s.type);
         return;
     }
     if (ty->block == 256) {
-        mkgguf_fail(g, "--from: %s can be read, not written", ty->name);
+        gguf_fail(&g->w, "--from: %s can be read, not written", ty->name);
         return;
     }
     if (src->n_kv > 0) {
         const kvmem_gguf_kv *last = &src->kv[src->n_kv - 1];
-        mkgguf_bytes(g, g->from_bytes + 24, (size_t)(last->data + last->size - g->from_bytes) - 24);
+        gguf_bytes(&g->w, g->from_bytes + 24,
+                   (size_t)(last->data + last->size - g->from_bytes) - 24);
     }
-    g->n_kv = (uint32_t)src->n_kv;
-    for (i = 0; i < src->n_tensors && !g->failed; i++) {
+    g->w.n_kv = (uint32_t)src->n_kv;
+    for (i = 0; i < src->n_tensors && !g->w.failed; i++) {
         const kvmem_tensor *t = &src->tensor[i];
         char name[64];
         snprintf(name, sizeof name, "%.*s", t->name_len, t->name);
         if (t->n_dims > 2) {
-            mkgguf_fail(g, "--from: %s has %d dimensions", name, t->n_dims);
+            gguf_fail(&g->w, "--from: %s has %d dimensions", name, t->n_dims);
             return;
         }
         mkgguf_add(g, ty, -1, name, (int)t->ne[0], t->n_dims == 2 ? (int)t->ne[1] : 0, 0);
     }
 }
 
-static void mkgguf_file(mkgguf_state *g) {
-    unsigned char head[24];
-    static const unsigned char zero[32] = { 0 };
-    uint64_t at;
-    int i, j;
+static void mkgguf_file(mkgguf_state *g, kvmem_write_fn write, void *user) {
+    int i;
     if (g->s.from[0]) mkgguf_copy(g);
     else {
+        strcpy(g->w.arch, g->s.arch);
         mkgguf_shape(g);
         mkgguf_tokenizer(g);
         mkgguf_tensors(g);
     }
-    for (i = 0, at = 0; i < g->n_t; i++) {
-        g->t[i].offset = at;
-        at += (g->t[i].bytes + 31) / 32 * 32;
-    }
-    for (i = 0; i < g->n_t && !g->failed; i++) {
-        const mkgguf_tensor *t = &g->t[i];
-        mkgguf_str(g, t->name);
-        mkgguf_u32(g, (uint32_t)t->n_dims);
-        for (j = 0; j < t->n_dims; j++) mkgguf_u64(g, t->ne[j]);
-        mkgguf_u32(g, (uint32_t)t->type->id);
-        mkgguf_u64(g, t->offset);
-    }
-    memcpy(head, "GGUF", 4);
-    kvmem__put32(head + 4, 3);
-    kvmem__put64(head + 8, (uint64_t)g->n_t);
-    kvmem__put64(head + 16, g->n_kv);
-    mkgguf_put(g, head, sizeof head);
-    mkgguf_put(g, g->buf, g->len);
-    mkgguf_put(g, zero, (32 - (sizeof head + g->len) % 32) % 32);
-    for (i = 0; i < g->n_t && !g->failed; i++) mkgguf_data(g, &g->t[i]);
+    gguf_head(&g->w, write, user);
+    for (i = 0; i < g->w.n_t && !g->w.failed; i++) mkgguf_data(g, i);
 }
 
 /* --- options ---------------------------------------------------------------------------------- */
@@ -609,7 +469,7 @@ static void mkgguf_use_preset(mkgguf_state *g, const char *name) {
     const mkgguf_preset *p;
     mkgguf_spec *s = &g->s;
     for (p = mkgguf_presets; p->name && strcmp(p->name, name); p++) {}
-    if (!p->name) { mkgguf_fail(g, "unknown preset %s", name); return; }
+    if (!p->name) { gguf_fail(&g->w, "unknown preset %s", name); return; }
     s->layers = p->layers; s->dim = p->dim; s->heads = p->heads; s->kv_heads = p->kv_heads;
     s->head_dim = p->head_dim; s->ffn = p->ffn; s->vocab = p->vocab; s->ctx = p->ctx;
     s->tied = p->tied; s->base = p->base;
@@ -625,7 +485,7 @@ static void mkgguf_complete(mkgguf_state *g) {
                                          NULL };
     int i;
     for (i = 0; archs[i] && strcmp(archs[i], s->arch); i++) {}
-    if (!archs[i]) mkgguf_fail(g, "unknown architecture %s", s->arch);
+    if (!archs[i]) gguf_fail(&g->w, "unknown architecture %s", s->arch);
     if (!s->vocab_kind[0]) strcpy(s->vocab_kind, s->arch[0] == 'q' ? "qwen2" : "spm");
     if (!s->head_dim) s->head_dim = s->heads > 0 ? s->dim / s->heads : 0;
     if (!s->rot) s->rot = s->head_dim;
@@ -641,15 +501,15 @@ static void mkgguf_complete(mkgguf_state *g) {
     if (s->swa < 0 && (mkgguf_gemma(g) || mkgguf_is(g, "phi3")))
         s->swa = mkgguf_is(g, "gemma3") ? s->ctx / 8 : s->ctx / 2;
     if (s->eps <= 0) s->eps = mkgguf_is(g, "llama") ? 1e-5 : 1e-6;
-    if (mkgguf_is(g, "phi3") && s->tied) mkgguf_fail(g, "phi3 has no tied head");
+    if (mkgguf_is(g, "phi3") && s->tied) gguf_fail(&g->w, "phi3 has no tied head");
     if (s->layers < 1 || s->dim < 1 || s->heads < 1 || s->kv_heads < 1 || s->head_dim < 2 ||
         s->ffn < 1 || s->vocab < 300 || s->ctx < 8 || s->heads % s->kv_heads || s->rot % 2 ||
         s->rot > s->head_dim)
-        mkgguf_fail(g, "shape: needs positive sizes, vocab >= 300, ctx >= 8, heads a multiple of "
+        gguf_fail(&g->w, "shape: needs positive sizes, vocab >= 300, ctx >= 8, heads a multiple of "
                        "kv-heads, even rot");
     if (s->scaling[0] && strcmp(s->scaling, "linear") && strcmp(s->scaling, "yarn") &&
         strcmp(s->scaling, "llama3") && strcmp(s->scaling, "longrope"))
-        mkgguf_fail(g, "unknown rope scaling %s", s->scaling);
+        gguf_fail(&g->w, "unknown rope scaling %s", s->scaling);
 }
 
 typedef struct mkgguf_option {
@@ -711,15 +571,15 @@ static void mkgguf_option_set(mkgguf_state *g, const char *name, const char *val
     int i;
     mkgguf_option_table(&g->s, o);
     for (i = 0; i < MKGGUF_N_OPTIONS && strcmp(o[i].name, name); i++) {}
-    if (i == MKGGUF_N_OPTIONS) mkgguf_fail(g, "unknown option %s", name);
+    if (i == MKGGUF_N_OPTIONS) gguf_fail(&g->w, "unknown option %s", name);
     else if (!strcmp(name, "--preset")) mkgguf_use_preset(g, value);
     else if (!strcmp(name, "--seed")) g->s.seed = strtoull(value, &end, 0);
     else if (o[i].s) {
-        if (strlen(value) + 1 > o[i].size) mkgguf_fail(g, "%s: value too long", name);
+        if (strlen(value) + 1 > o[i].size) gguf_fail(&g->w, "%s: value too long", name);
         else strcpy(o[i].s, !strcmp(name, "--rope-scaling") && !strcmp(value, "none") ? "" : value);
     } else if (o[i].i) *o[i].i = (int)strtol(value, &end, 10);
     else *o[i].d = strtod(value, &end);
-    if (end && (*end || end == value)) mkgguf_fail(g, "%s: not a number: %s", name, value);
+    if (end && (*end || end == value)) gguf_fail(&g->w, "%s: not a number: %s", name, value);
 }
 
 /* Writes a model. args: options as on the command line, without -o. --preset is applied before
@@ -730,8 +590,6 @@ static int mkgguf_argv(int argc, const char *const *argv, kvmem_write_fn write, 
     mkgguf_state *g = (mkgguf_state *)calloc(1, sizeof *g);
     int i, failed;
     if (!g) { if (why && size) snprintf(why, size, "no memory"); return -1; }
-    g->write = write;
-    g->user = user;
     g->s.bias = g->s.swa = -1;
     g->s.seed = 1;
     g->s.factor = 8;
@@ -742,18 +600,18 @@ static int mkgguf_argv(int argc, const char *const *argv, kvmem_write_fn write, 
     mkgguf_use_preset(g, "tiny");
     for (i = 0; i + 1 < argc; i += 2)
         if (!strcmp(argv[i], "--preset")) mkgguf_use_preset(g, argv[i + 1]);
-    for (i = 0; i < argc && !g->failed; i += 2) {
-        if (i + 1 == argc) mkgguf_fail(g, "%s: value missing", argv[i]);
+    for (i = 0; i < argc && !g->w.failed; i += 2) {
+        if (i + 1 == argc) gguf_fail(&g->w, "%s: value missing", argv[i]);
         else if (strcmp(argv[i], "--preset")) mkgguf_option_set(g, argv[i], argv[i + 1]);
     }
-    if (!g->failed) mkgguf_complete(g);
-    if (!g->failed) mkgguf_file(g);
-    if (why && size) snprintf(why, size, "%.*s", (int)size - 1, g->why);
-    failed = g->failed;
+    if (!g->w.failed) mkgguf_complete(g);
+    if (!g->w.failed) mkgguf_file(g, write, user);
+    if (why && size) snprintf(why, size, "%.*s", (int)size - 1, g->w.why);
+    failed = g->w.failed;
     kvmem_gguf_close(&g->from);
     free(g->from_bytes);
-    free(g->buf);
-    free(g->t);
+    free(g->fill);
+    gguf_writer_free(&g->w);
     free(g);
     return failed ? -1 : 0;
 }
