@@ -12223,7 +12223,8 @@ KVMEM_API kvmem_status kvmem_sample(kvmem_sampler *s, const float *logits, int *
    change. Attention is computed in blocks of queries and keys and only its log-sum-exp is kept (Dao 2022,
    arXiv 2205.14135); its backward pass recomputes the probabilities. With `recompute` only x is kept of
    every layer (Chen 2016, arXiv 1604.06174). */
-enum { KVMEM__TRAIN_KEYS = 128, KVMEM__TRAIN_ROWS = 128, KVMEM__TRAIN_CHUNK = 256, KVMEM__TRAIN_PIECE = 4096 };
+enum { KVMEM__TRAIN_KEYS = 128, KVMEM__TRAIN_ROWS = 128, KVMEM__TRAIN_CHUNK = 256, KVMEM__TRAIN_PIECE = 4096,
+       KVMEM__TRAIN_GROUP = 464 };
 
 /* What is kept of a layer. */
 typedef struct kvmem__acts {
@@ -12593,19 +12594,24 @@ static void kvmem__train_linear(const kvmem_trainer *t, float *out, int param, c
     const kvmem_weight *p = &t->param[param];
     kvmem__train_mm(t, out, p->w, p->rows, p->cols, x, n, t->mm, t->threads);
 }
-/* Backward pass of y = x W': grad(W) += dy' x from xt (cols, n), and unless dx is NULL dx (n, cols) = dy W,
-   or += with add. Uses big[6], big[8], big[9] and, with add, `tmp`. */
-static void kvmem__train_linear_back(const kvmem_trainer *t, int param, const float *xt, const float *dy, int n,
-                                     float *dx, float *add_tmp) {
+/* Backward pass of y = x W':  grad(W) += dy' x,  and unless dx is NULL dx (n, cols) = dy W, or += it with add.
+   Tokens go in groups: their transposed rows then lie apart by an odd number of cache lines. */
+static void kvmem__train_linear_back(const kvmem_trainer *t, int param, const float *x, const float *dy, int n,
+                                     float *dx, int add) {
     const kvmem_weight *p = &t->param[param];
     const size_t size = (size_t)p->rows * (size_t)p->cols;
-    kvmem__train_transpose(t->big[6], dy, n, p->rows, t->threads);
-    kvmem__train_mm(t, t->big[8], xt, p->cols, n, t->big[6], p->rows, t->mm, t->threads);
-    t->config.backend->add(p->grad, t->big[8], size);
+    int i, m;
+    for (i = 0; i < n; i += m) {
+        m = KVMEM__MIN((int)KVMEM__TRAIN_GROUP, n - i);
+        kvmem__train_transpose(t->big[6], dy + (size_t)i * (size_t)p->rows, m, p->rows, t->threads);
+        kvmem__train_transpose(t->big[7], x + (size_t)i * (size_t)p->cols, m, p->cols, t->threads);
+        kvmem__train_mm(t, t->big[8], t->big[7], p->cols, m, t->big[6], p->rows, t->mm, t->threads);
+        t->config.backend->add(p->grad, t->big[8], size);
+    }
     if (!dx) return;
     kvmem__train_transpose(t->big[9], p->w, p->rows, p->cols, t->threads);
-    kvmem__train_mm(t, add_tmp ? add_tmp : dx, t->big[9], p->cols, p->rows, dy, n, t->mm, t->threads);
-    if (add_tmp) t->config.backend->add(dx, add_tmp, (size_t)n * (size_t)p->cols);
+    kvmem__train_mm(t, add ? t->big[6] : dx, t->big[9], p->cols, p->rows, dy, n, t->mm, t->threads);
+    if (add) t->config.backend->add(dx, t->big[6], (size_t)n * (size_t)p->cols);
 }
 
 /* ---- RMS norm ----
@@ -12977,25 +12983,21 @@ static void kvmem__train_attention_back(kvmem_trainer *t, int l, const kvmem__ac
 static void kvmem__train_backward(kvmem_trainer *t, int l, int n_seq, int len) {
     const kvmem_train_config *c = &t->config;
     const kvmem_train_layer *y = &t->layer[l];
-    const int n = n_seq * len, E = c->n_embd, F = c->n_ff, Q = c->n_heads * c->head_dim;
-    float *x = t->stream + (size_t)l * (size_t)c->max_tokens * (size_t)E, *xt = t->big[7], *dx = t->big[0];
+    const int n = n_seq * len, E = c->n_embd, F = c->n_ff;
+    float *x = t->stream + (size_t)l * (size_t)c->max_tokens * (size_t)E, *dx = t->big[0];
     kvmem__acts a;
     kvmem__train_acts(t, l, &a);
     if (c->recompute) kvmem__train_forward(t, l, n_seq, len, 0);
-    kvmem__train_transpose(xt, a.a, n, F, t->threads);
-    kvmem__train_linear_back(t, y->down, xt, dx, n, t->big[1], NULL);                      /* big[1] = da */
+    kvmem__train_linear_back(t, y->down, a.a, dx, n, t->big[1], 0);                      /* big[1] = da */
     kvmem__train_glu_back(t, a.gate, a.up, t->big[1], t->big[2], t->big[3], (size_t)n * (size_t)F);
-    kvmem__train_transpose(xt, a.h2, n, E, t->threads);
-    kvmem__train_linear_back(t, y->gate, xt, t->big[2], n, t->big[1], NULL);               /* big[1] = dh2 */
-    kvmem__train_linear_back(t, y->up, xt, t->big[3], n, t->big[1], t->big[4]);
+    kvmem__train_linear_back(t, y->gate, a.h2, t->big[2], n, t->big[1], 0);               /* big[1] = dh2 */
+    kvmem__train_linear_back(t, y->up, a.h2, t->big[3], n, t->big[1], 1);
     kvmem__train_norm_back(t, y->ffn_norm, a.mid, t->big[1], dx, n, E, 1, t->big[6]);     /* dx = dmid */
-    kvmem__train_transpose(xt, a.att, n, Q, t->threads);
-    kvmem__train_linear_back(t, y->o, xt, dx, n, t->big[1], NULL);                         /* big[1] = datt */
+    kvmem__train_linear_back(t, y->o, a.att, dx, n, t->big[1], 0);                         /* big[1] = datt */
     kvmem__train_attention_back(t, l, &a, n_seq, len, t->big[1], t->big[2], t->big[3], t->big[4], t->big[5]);
-    kvmem__train_transpose(xt, a.h, n, E, t->threads);
-    kvmem__train_linear_back(t, y->q, xt, t->big[2], n, t->big[1], NULL);                  /* big[1] = dh */
-    kvmem__train_linear_back(t, y->k, xt, t->big[3], n, t->big[1], t->big[5]);
-    kvmem__train_linear_back(t, y->v, xt, t->big[4], n, t->big[1], t->big[5]);
+    kvmem__train_linear_back(t, y->q, a.h, t->big[2], n, t->big[1], 0);                  /* big[1] = dh */
+    kvmem__train_linear_back(t, y->k, a.h, t->big[3], n, t->big[1], 1);
+    kvmem__train_linear_back(t, y->v, a.h, t->big[4], n, t->big[1], 1);
     kvmem__train_norm_back(t, y->attn_norm, x, t->big[1], dx, n, E, 1, t->big[6]);
 }
 
@@ -13036,8 +13038,7 @@ static void kvmem__train_loss(kvmem_trainer *t, const kvmem_batch *b, int n_rows
         }
         (void)threads;
         if (!with_grad) continue;
-        kvmem__train_transpose(t->big[7], chunk, n, E, t->threads);
-        kvmem__train_linear_back(t, t->head, t->big[7], z, n, t->big[5], NULL);
+        kvmem__train_linear_back(t, t->head, chunk, z, n, t->big[5], 0);
         for (i = 0; i < n; i++) memcpy(dh + (size_t)t->rows[r0 + i] * (size_t)E, t->big[5] + (size_t)i * (size_t)E, size);
     }
 }
