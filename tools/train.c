@@ -1,0 +1,569 @@
+/* train.c - trains a small llama on the language of corpus.h, by a curriculum, and writes it as GGUF.
+
+   The curriculum is a list of stages, one line of text each. A stage makes its own streams; it ends when
+   the share of right answers over its last batches reaches `until`, or after `most` steps. A share `mix` of
+   the batches comes from earlier stages, so that nothing is forgotten. The last stage ends the training
+   with a falling learning rate. The same command and seed give the same bits on the same kind of processor,
+   for any number of threads, with or without an interruption in between. */
+#if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
+#define _POSIX_C_SOURCE 200809L /* fsync, fileno, isatty, clock_gettime */
+#endif
+#define KVMEM_STATIC
+#define KVMEM_TRAIN
+#define KVMEM_IMPLEMENTATION
+#include "kvmem.h"
+#include "corpus.h"
+#include "gguf_write.h"
+#include <errno.h>
+#include <stdio.h>
+#include <time.h>
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#define TRAIN_TERMINAL(f) isatty(fileno(f))
+#else
+#define TRAIN_TERMINAL(f) 0
+#endif
+
+enum { TRAIN_STAGES = 32, TRAIN_WINDOW = 48, TRAIN_LENGTHS = 8 };
+
+typedef struct train_stage {
+    const char *text;
+    corpus_params p;
+    int seqs;             /* sequences of a batch */
+    double until, mix, lr, lm; /* lm: weight of tokens that are no answers */
+    int least, most;      /* steps */
+} train_stage;
+
+typedef struct train_state {
+    kvmem_trainer t;
+    kvmem_train_config shape;
+    train_stage stage[TRAIN_STAGES];
+    int n_stages;
+    uint64_t seed;
+    double lr, floor, decay, clip, beta2;
+    int warmup, every, last_only;
+    const char *out, *type, *checkpoint, *snapshot, *from;
+    int resume, quiet, n_ctx;
+    corpus_stream stream;
+    int *ids, *target;
+    float *weight;
+    unsigned char *answer;
+    /* progress: kept in checkpoints */
+    int at_stage, n_window;
+    int64_t step, stage_step, tokens;
+    int32_t right[TRAIN_WINDOW], asked[TRAIN_WINDOW];
+    double loss;
+    /* speed of this run */
+    double began, run_tokens, run_work;
+} train_state;
+
+/* What trains examples/models/tiny.gguf. */
+static const char *const train_default[] = {
+    "len=64 seqs=64 raw_copy=1 until=0.97 most=1500",
+    "len=96 seqs=40 raw_copy=1 raw_gram=12 until=0.80 most=1200",
+    "len=128 seqs=32 persons=6 attrs=1 filler=0 ask=60 until=0.97 most=3000",
+    "len=192 seqs=20 persons=8 attrs=4 filler=0 ask=60 until=0.97 most=4000",
+    "len=256 seqs=16 persons=24 attrs=8 filler=0 ask=50 update=15 twice=5 until=0.97 most=4000",
+    NULL
+};
+
+static double train_now(void) {
+#ifdef _POSIX_C_SOURCE
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+#else
+    return (double)time(NULL);
+#endif
+}
+static int train_fail(const char *what, const char *why) {
+    fprintf(stderr, "train: %s: %s\n", what, why);
+    return 2;
+}
+
+/* --- stages ----------------------------------------------------------------------------------- */
+
+static int train_stage_parse(train_stage *s, const char *text) {
+    static const struct { const char *name; size_t at; } ints[] = {
+        { "len", offsetof(train_stage, p.length) },     { "persons", offsetof(train_stage, p.persons) },
+        { "attrs", offsetof(train_stage, p.attrs) },    { "facts", offsetof(train_stage, p.facts) },
+        { "filler", offsetof(train_stage, p.filler) },  { "ask", offsetof(train_stage, p.ask) },
+        { "update", offsetof(train_stage, p.update) },  { "twice", offsetof(train_stage, p.twice) },
+        { "chain", offsetof(train_stage, p.chain) },    { "order", offsetof(train_stage, p.order) },
+        { "copy", offsetof(train_stage, p.copy) },      { "distract", offsetof(train_stage, p.distract) },
+        { "raw_copy", offsetof(train_stage, p.raw_copy) }, { "raw_gram", offsetof(train_stage, p.raw_gram) },
+        { "seqs", offsetof(train_stage, seqs) },        { "least", offsetof(train_stage, least) },
+        { "most", offsetof(train_stage, most) },
+    };
+    static const struct { const char *name; size_t at; } reals[] = {
+        { "until", offsetof(train_stage, until) }, { "mix", offsetof(train_stage, mix) },
+        { "lr", offsetof(train_stage, lr) },       { "lm", offsetof(train_stage, lm) },
+    };
+    const char *c = text;
+    char word[32];
+    memset(s, 0, sizeof *s);
+    s->text = text;
+    s->p.persons = 64;
+    s->p.attrs = 8;
+    s->seqs = 1;
+    s->until = 2;
+    s->mix = 0.2;
+    s->lr = 1;
+    s->lm = 0.1;
+    s->most = 1000;
+    s->least = TRAIN_WINDOW;
+    while (*c) {
+        char *end;
+        double v;
+        size_t n = strcspn(c, "= "), i;
+        int found = 0;
+        if (!n) { c++; continue; }
+        if (n >= sizeof word || c[n] != '=') return train_fail(text, "a stage is words like len=128");
+        memcpy(word, c, n);
+        word[n] = 0;
+        v = strtod(c + n + 1, &end);
+        if (end == c + n + 1) return train_fail(word, "needs a number");
+        for (i = 0; i < sizeof ints / sizeof *ints; i++)
+            if (!strcmp(word, ints[i].name)) { *(int *)(void *)((char *)s + ints[i].at) = (int)v; found = 1; }
+        for (i = 0; i < sizeof reals / sizeof *reals; i++)
+            if (!strcmp(word, reals[i].name)) { *(double *)(void *)((char *)s + reals[i].at) = v; found = 1; }
+        if (!found) return train_fail(word, "not a word of a stage");
+        c = end;
+    }
+    if (corpus_check(&s->p)) return train_fail(text, corpus_check(&s->p));
+    if (s->seqs < 1 || s->seqs > 65536) return train_fail(text, "seqs is not in 1..65536");
+    return 0;
+}
+
+/* --- a batch ---------------------------------------------------------------------------------- */
+
+static int train_batch(train_state *s, const train_stage *g, uint64_t key, int held_out, kvmem_batch *b) {
+    const int len = g->p.length - 1;
+    int i, j;
+    for (i = 0; i < g->seqs; i++) {
+        corpus_params p = g->p;
+        int code;
+        p.held_out = held_out;
+        p.seed = kvmem__random(s->seed, key, (uint64_t)i, 77);
+        code = corpus_make(&s->stream, &p);
+        if (code) return train_fail("corpus", corpus_error(code));
+        for (j = 0; j < len; j++) {
+            const size_t at = (size_t)i * (size_t)len + (size_t)j;
+            s->ids[at] = s->stream.ids[j];
+            s->target[at] = s->stream.ids[j + 1];
+            s->answer[at] = s->stream.answer[j + 1];
+            s->weight[at] = s->answer[at] ? 1.0f : p.raw_copy ? 0.0f : (float)g->lm;
+        }
+    }
+    b->n_seq = g->seqs;
+    b->len = len;
+    b->ids = s->ids;
+    b->target = s->target;
+    b->weight = s->weight;
+    return 0;
+}
+static void train_count(const train_state *s, const kvmem_batch *b, int *right, int *asked) {
+    int i;
+    *right = *asked = 0;
+    for (i = 0; i < b->n_seq * b->len; i++) {
+        *asked += s->answer[i];
+        *right += s->answer[i] && s->t.best[i] == b->target[i];
+    }
+}
+
+/* --- files ------------------------------------------------------------------------------------ */
+
+static int train_put(void *user, const void *bytes, size_t size) {
+    return fwrite(bytes, 1, size, (FILE *)user) != size;
+}
+/* Opens path.tmp; train_commit renames it, so that a reader sees the old file or the whole new one. */
+static FILE *train_open(const char *path, char *tmp, size_t size) {
+    FILE *f;
+    if ((size_t)snprintf(tmp, size, "%s.tmp", path) >= size) return NULL;
+    f = fopen(tmp, "wb");
+    if (!f) train_fail(tmp, strerror(errno));
+    return f;
+}
+static int train_commit(FILE *f, const char *tmp, const char *path, int bad) {
+    bad |= ferror(f) != 0;
+    bad |= fflush(f) != 0;
+#if defined(__unix__) || defined(__APPLE__)
+    bad |= fsync(fileno(f)) != 0;
+#endif
+    bad |= fclose(f) != 0;
+    if (!bad && !rename(tmp, path)) return 0;
+    remove(tmp);
+    return train_fail(path, "could not be written whole");
+}
+static int train_write_gguf(const train_state *s, const char *path) {
+    const kvmem_train_config *c = &s->shape;
+    const gguf_type *wanted = gguf_find_type(s->type);
+    gguf_writer g;
+    char tmp[1024];
+    FILE *f = train_open(path, tmp, sizeof tmp);
+    unsigned char *row;
+    size_t widest = 0;
+    int i, bad;
+    if (!f) return 2;
+    memset(&g, 0, sizeof g);
+    strcpy(g.arch, c->qk_norm ? "qwen3" : "llama");
+    gguf_kv_str(&g, "general.architecture", g.arch);
+    gguf_kv_str(&g, "general.name", "kvmem tiny");
+    gguf_kv_u32(&g, "general.file_type", wanted->id == 1 ? 1 : wanted->id == 8 ? 7 : 0);
+    gguf_kv_u32(&g, ".vocab_size", c->n_vocab);
+    gguf_kv_u32(&g, ".context_length", s->n_ctx);
+    gguf_kv_u32(&g, ".embedding_length", c->n_embd);
+    gguf_kv_u32(&g, ".block_count", c->n_layers);
+    gguf_kv_u32(&g, ".feed_forward_length", c->n_ff);
+    gguf_kv_u32(&g, ".attention.head_count", c->n_heads);
+    gguf_kv_u32(&g, ".attention.head_count_kv", c->n_kv_heads);
+    gguf_kv_u32(&g, ".attention.key_length", c->head_dim);
+    gguf_kv_u32(&g, ".attention.value_length", c->head_dim);
+    gguf_kv_u32(&g, ".rope.dimension_count", c->head_dim);
+    gguf_kv_f32(&g, ".rope.freq_base", c->rope_base);
+    gguf_kv_f32(&g, ".attention.layer_norm_rms_epsilon", (double)c->norm_eps);
+    corpus_write_vocab(&g);
+    for (i = 0; i < s->t.n_params; i++) {
+        const kvmem_weight *p = &s->t.param[i];
+        const int matrix = p->rows > 1 && p->cols % wanted->block == 0;
+        uint64_t ne[2];
+        ne[0] = (uint64_t)p->cols;
+        ne[1] = (uint64_t)p->rows;
+        gguf_add(&g, matrix ? wanted : gguf_find_type("f32"), p->name, p->rows > 1 ? 2 : 1, ne);
+        if ((size_t)p->cols * 4 > widest) widest = (size_t)p->cols * 4;
+    }
+    gguf_head(&g, train_put, f);
+    row = (unsigned char *)malloc(widest);
+    for (i = 0; i < s->t.n_params && row && !g.failed; i++) {
+        const kvmem_weight *p = &s->t.param[i];
+        const gguf_type *type = g.t[i].type;
+        const size_t bytes = (size_t)(p->cols / type->block) * (size_t)type->bytes;
+        int r;
+        for (r = 0; r < p->rows; r++) {
+            if (kvmem_quantize((kvmem_type)type->id, row, p->w + (size_t)r * (size_t)p->cols, (size_t)p->cols))
+                gguf_fail(&g, "%s cannot be stored as %s", p->name, type->name);
+            gguf_put(&g, row, bytes);
+        }
+        gguf_end(&g, i);
+    }
+    bad = g.failed || !row;
+    if (bad) train_fail(path, g.failed ? g.why : "no memory");
+    free(row);
+    gguf_writer_free(&g);
+    return train_commit(f, tmp, path, bad);
+}
+
+/* Checkpoint: a head of fixed size, weights and moments, CRC-32 of all that. The head says by `plan`, a
+   fingerprint of the command, which run it belongs to. */
+typedef struct train_head {
+    char magic[8];
+    uint64_t plan, values;
+    int64_t updates, step, stage_step, tokens;
+    int32_t at_stage, n_window, right[TRAIN_WINDOW], asked[TRAIN_WINDOW];
+} train_head;
+
+static uint64_t train_plan(const train_state *s) {
+    uint64_t h = 0xcbf29ce484222325u;
+    const int shape[] = { s->shape.n_vocab, s->shape.n_embd, s->shape.n_layers, s->shape.n_heads, s->shape.n_kv_heads,
+                          s->shape.head_dim, s->shape.n_ff, s->shape.tied, s->shape.qk_norm, s->warmup };
+    const double real[] = { s->shape.rope_base, s->lr, s->floor, s->decay, s->clip, s->beta2 };
+    int i;
+    h = kvmem__fnv(h, shape, sizeof shape);
+    h = kvmem__fnv(h, real, sizeof real);
+    h = kvmem__fnv(h, &s->seed, sizeof s->seed);
+    for (i = 0; i < s->n_stages; i++) h = kvmem__fnv(h, s->stage[i].text, strlen(s->stage[i].text) + 1);
+    return h;
+}
+static int train_save(train_state *s) {
+    train_head h;
+    const kvmem_trainer *t = &s->t;
+    const size_t size = t->n_values * sizeof(float);
+    unsigned char end[4];
+    char tmp[1024];
+    uint32_t crc;
+    int bad;
+    FILE *f = train_open(s->checkpoint, tmp, sizeof tmp);
+    if (!f) return 2;
+    memset(&h, 0, sizeof h);
+    memcpy(h.magic, "KVTRAIN1", 8);
+    h.plan = train_plan(s);
+    h.values = t->n_values;
+    h.updates = t->updates;
+    h.step = s->step;
+    h.stage_step = s->stage_step;
+    h.tokens = s->tokens;
+    h.at_stage = s->at_stage;
+    h.n_window = s->n_window;
+    memcpy(h.right, s->right, sizeof h.right);
+    memcpy(h.asked, s->asked, sizeof h.asked);
+    crc = kvmem__crc32(0, &h, sizeof h);
+    crc = kvmem__crc32(crc, t->w, size);
+    crc = kvmem__crc32(crc, t->m, size);
+    crc = kvmem__crc32(crc, t->v, size);
+    kvmem__put32(end, crc);
+    bad = train_put(f, &h, sizeof h) || train_put(f, t->w, size) || train_put(f, t->m, size) ||
+          train_put(f, t->v, size) || train_put(f, end, 4);
+    return train_commit(f, tmp, s->checkpoint, bad);
+}
+static int train_load(train_state *s) {
+    train_head h;
+    kvmem_trainer *t = &s->t;
+    const size_t size = t->n_values * sizeof(float);
+    unsigned char end[5];
+    const char *why = NULL;
+    float *all = (float *)malloc(3 * size);
+    FILE *f = fopen(s->checkpoint, "rb");
+    if (!f || !all) {
+        const int code = train_fail(s->checkpoint, !f ? strerror(errno) : "no memory");
+        if (f) fclose(f);
+        free(all);
+        return code;
+    }
+    if (fread(&h, 1, sizeof h, f) != sizeof h || memcmp(h.magic, "KVTRAIN1", 8)) why = "is no checkpoint of this program";
+    else if (h.values != t->n_values || h.plan != train_plan(s)) why = "belongs to another command (shape, seed or stages)";
+    else if (fread(all, 1, 3 * size, f) != 3 * size || fread(end, 1, 5, f) != 4) why = "is cut or has a tail";
+    else if (kvmem__crc32(kvmem__crc32(0, &h, sizeof h), all, 3 * size) != kvmem__le32(end)) why = "is damaged (checksum)";
+    else if (h.at_stage < 0 || h.at_stage > s->n_stages || h.n_window < 0 || h.n_window > TRAIN_WINDOW) why = "is damaged";
+    fclose(f);
+    if (!why) {
+        memcpy(t->w, all, size);
+        memcpy(t->m, all + t->n_values, size);
+        memcpy(t->v, all + 2 * t->n_values, size);
+        t->updates = h.updates;
+        s->step = h.step;
+        s->stage_step = h.stage_step;
+        s->tokens = h.tokens;
+        s->at_stage = h.at_stage;
+        s->n_window = h.n_window;
+        memcpy(s->right, h.right, sizeof h.right);
+        memcpy(s->asked, h.asked, sizeof h.asked);
+    }
+    free(all);
+    return why ? train_fail(s->checkpoint, why) : 0;
+}
+
+/* --- training --------------------------------------------------------------------------------- */
+
+static double train_recall(const train_state *s) {
+    int i, right = 0, asked = 0;
+    for (i = 0; i < s->n_window; i++) { right += s->right[i]; asked += s->asked[i]; }
+    return asked ? (double)right / asked : 0;
+}
+/* Multiply-adds of forward and backward pass for a batch: 3 per weight and token, 3 x 2 per pair of query
+   and key, and channel; skipped pairs are not counted. */
+static double train_work(const train_state *s, const kvmem_batch *b) {
+    const kvmem_train_config *c = &s->shape;
+    const double n = (double)b->n_seq * b->len, q = (double)c->n_heads * c->head_dim, k = (double)c->n_kv_heads * c->head_dim;
+    const double layer = c->n_embd * (2 * q + 2 * k + 3.0 * c->n_ff) + 2 * q * (b->len + 1) / 2;
+    return 3 * n * (c->n_layers * layer + (double)c->n_vocab * c->n_embd);
+}
+static void train_show(const train_state *s, int line) {
+    const train_stage *g = &s->stage[s->at_stage];
+    const double speed = s->run_tokens / (train_now() - s->began);
+    double left = 0;
+    int i;
+    for (i = s->at_stage; i < s->n_stages; i++) {
+        const train_stage *x = &s->stage[i];
+        left += (double)(x->most - (i == s->at_stage ? s->stage_step : 0)) * x->seqs * x->p.length / speed;
+    }
+    if (!line && !TRAIN_TERMINAL(stderr)) return;
+    fprintf(line ? stdout : stderr,
+            "%sstage %d/%d step %lld (%lld)  %.2fM tokens  loss %.4f  recall %.3f  %.0f tok/s  %.1f GMAC/s  at most %.0f min left%s",
+            line ? "" : "\r", s->at_stage + 1, s->n_stages, (long long)s->stage_step, (long long)s->step,
+            (double)s->tokens / 1e6, s->loss, train_recall(s), speed, s->run_work / (train_now() - s->began) / 1e9,
+            left / 60, line ? "\n" : " ");
+    fflush(line ? stdout : stderr);
+    (void)g;
+}
+/* One step; the batch is a function of seed and step alone. */
+static int train_step(train_state *s) {
+    const train_stage *g = &s->stage[s->at_stage], *use = g;
+    const double u = kvmem__unit(kvmem__random(s->seed, (uint64_t)s->step, 1, 0));
+    const int last = s->at_stage == s->n_stages - 1;
+    kvmem_adamw a;
+    kvmem_batch b;
+    float lr;
+    int right, asked;
+    if (s->at_stage && u < g->mix)
+        use = &s->stage[kvmem__random(s->seed, (uint64_t)s->step, 2, 0) % (uint64_t)s->at_stage];
+    if (train_batch(s, use, (uint64_t)s->step, 0, &b)) return 2;
+    kvmem_trainer_zero(&s->t);
+    if (kvmem_trainer_run(&s->t, &b, 1, &s->loss)) return train_fail("training", s->t.error.text);
+    lr = s->step < s->warmup ? kvmem_cosine(s->step, s->warmup, s->warmup, (float)s->lr, (float)s->lr) : (float)s->lr;
+    lr *= (float)g->lr;
+    if (last) lr = kvmem_cosine(s->stage_step, 0, g->most, lr, (float)s->floor);
+    a.lr = lr;
+    a.beta1 = 0.9f;
+    a.beta2 = (float)s->beta2;
+    a.eps = 1e-8f;
+    a.weight_decay = (float)s->decay;
+    a.clip = (float)s->clip;
+    if (kvmem_trainer_update(&s->t, &a, NULL)) return train_fail("training", s->t.error.text);
+    train_count(s, &b, &right, &asked);
+    if (use == g) {
+        s->right[s->stage_step % TRAIN_WINDOW] = right;
+        s->asked[s->stage_step % TRAIN_WINDOW] = asked;
+        if (s->n_window < TRAIN_WINDOW) s->n_window++;
+        s->stage_step++;
+    }
+    s->step++;
+    s->tokens += (int64_t)b.n_seq * b.len;
+    s->run_tokens += (double)b.n_seq * b.len;
+    s->run_work += train_work(s, &b);
+    return 0;
+}
+static int train_all(train_state *s) {
+    s->began = train_now();
+    while (s->at_stage < s->n_stages) {
+        const train_stage *g = &s->stage[s->at_stage];
+        const int last = s->at_stage == s->n_stages - 1;
+        if (train_step(s)) return 2;
+        if (s->step % 10 == 0) train_show(s, 0);
+        if (s->step % s->every == 0) {
+            if (!s->quiet) train_show(s, 1);
+            if (s->checkpoint && train_save(s)) return 2;
+            if (s->snapshot && train_write_gguf(s, s->snapshot)) return 2;
+        }
+        if (s->stage_step >= g->most ||
+            (!last && s->stage_step >= g->least && s->n_window == TRAIN_WINDOW && train_recall(s) >= g->until)) {
+            if (!s->quiet) train_show(s, 1);
+            s->at_stage++;
+            s->stage_step = s->n_window = 0;
+            if (s->checkpoint && train_save(s)) return 2;
+        }
+    }
+    return 0;
+}
+
+/* --- the command ------------------------------------------------------------------------------ */
+
+static void train_usage(void) {
+    int i;
+    puts("train: trains a small llama on the language of tools/corpus.h and writes it as GGUF\n\n"
+         "usage: train -o MODEL.gguf [options]\n\n"
+         "  -o FILE            the model\n"
+         "  --type T           f32, f16 or q8_0 weights in the file (f16)\n"
+         "  --seed N           of weights and streams (1)\n"
+         "  --threads N        0: all (0)\n"
+         "  --checkpoint FILE  written every --every steps and at the end of a stage; never half\n"
+         "  --resume           go on from the checkpoint: the result has the same bits as without a break\n"
+         "  --snapshot FILE    the model so far as GGUF, as often\n"
+         "  --every N          steps between lines, checkpoints and snapshots (100)\n"
+         "  --from MODEL       start with a model's weights instead of random ones\n"
+         "  --quiet            no lines on standard output\n\n"
+         "shape: --embd 256 --layers 4 --heads 4 --kv-heads 2 --head-dim 64 --ff 512 --rope-base 500000\n"
+         "       --untied --qk-norm (a qwen3 model) --ctx 4096 (what the file says) --recompute (less memory)\n"
+         "AdamW: --lr 0.001 --floor 0.00005 --warmup 100 --decay 0.01 --clip 1 --beta2 0.99\n\n"
+         "  --stage \"WORDS\"    a stage of the curriculum; may be repeated; replaces the built-in list\n"
+         "    len seqs         tokens of a stream, streams of a batch\n"
+         "    until most least share of right answers that ends the stage; most and least steps\n"
+         "    mix lr lm        share of batches from earlier stages (0.2); factor on the learning rate;\n"
+         "                     weight of tokens that are no answers (0.1; answers weigh 1)\n"
+         "    persons attrs facts filler ask update twice chain order copy distract raw_copy raw_gram\n"
+         "                     as in tools/corpus.h\n\n"
+         "built-in stages:");
+    for (i = 0; train_default[i]; i++) printf("  %s\n", train_default[i]);
+}
+
+static int train_args(train_state *s, int argc, char **argv) {
+    struct { const char *name; int *i; double *d; const char **c; int flag; } o[] = {
+        { "-o", NULL, NULL, &s->out, 0 }, { "--type", NULL, NULL, &s->type, 0 },
+        { "--threads", &s->shape.threads, NULL, NULL, 0 }, { "--checkpoint", NULL, NULL, &s->checkpoint, 0 },
+        { "--resume", &s->resume, NULL, NULL, 1 }, { "--snapshot", NULL, NULL, &s->snapshot, 0 },
+        { "--every", &s->every, NULL, NULL, 0 }, { "--from", NULL, NULL, &s->from, 0 }, { "--quiet", &s->quiet, NULL, NULL, 1 },
+        { "--embd", &s->shape.n_embd, NULL, NULL, 0 }, { "--layers", &s->shape.n_layers, NULL, NULL, 0 },
+        { "--heads", &s->shape.n_heads, NULL, NULL, 0 }, { "--kv-heads", &s->shape.n_kv_heads, NULL, NULL, 0 },
+        { "--head-dim", &s->shape.head_dim, NULL, NULL, 0 }, { "--ff", &s->shape.n_ff, NULL, NULL, 0 },
+        { "--rope-base", NULL, &s->shape.rope_base, NULL, 0 }, { "--qk-norm", &s->shape.qk_norm, NULL, NULL, 1 },
+        { "--recompute", &s->shape.recompute, NULL, NULL, 1 }, { "--ctx", &s->n_ctx, NULL, NULL, 0 },
+        { "--lr", NULL, &s->lr, NULL, 0 }, { "--floor", NULL, &s->floor, NULL, 0 }, { "--warmup", &s->warmup, NULL, NULL, 0 },
+        { "--decay", NULL, &s->decay, NULL, 0 }, { "--clip", NULL, &s->clip, NULL, 0 }, { "--beta2", NULL, &s->beta2, NULL, 0 },
+    };
+    int i, k;
+    for (i = 1; i < argc; i++) {
+        const char *v = i + 1 < argc ? argv[i + 1] : NULL;
+        char *end;
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) { train_usage(); exit(0); }
+        if (!strcmp(argv[i], "--untied")) { s->shape.tied = 0; continue; }
+        if (!strcmp(argv[i], "--stage") && v) {
+            if (s->n_stages == TRAIN_STAGES) return train_fail("--stage", "too many");
+            if (train_stage_parse(&s->stage[s->n_stages++], v)) return 2;
+            i++;
+            continue;
+        }
+        if (!strcmp(argv[i], "--seed") && v) { s->seed = strtoull(v, NULL, 10); i++; continue; }
+        for (k = 0; k < (int)(sizeof o / sizeof *o) && strcmp(o[k].name, argv[i]); k++) {}
+        if (k == (int)(sizeof o / sizeof *o)) return train_fail(argv[i], "unknown option, see --help");
+        if (o[k].flag) { *o[k].i = 1; continue; }
+        if (!v) return train_fail(argv[i], "needs a value");
+        if (o[k].c) *o[k].c = v;
+        else {
+            const double x = strtod(v, &end);
+            if (*end || end == v || !(fabs(x) < 1e9)) return train_fail(v, "is not a number");
+            if (o[k].i) *o[k].i = (int)x;
+            else *o[k].d = x;
+        }
+        i++;
+    }
+    if (!s->out) return train_fail("-o", "name the model to write; --help tells more");
+    if (!gguf_find_type(s->type) || (strcmp(s->type, "f32") && strcmp(s->type, "f16") && strcmp(s->type, "q8_0")))
+        return train_fail(s->type, "not a type for --type: f32, f16 or q8_0");
+    if (s->resume && !s->checkpoint) return train_fail("--resume", "needs --checkpoint FILE");
+    if (s->every < 1) return train_fail("--every", "must be 1 or more");
+    for (i = 0; !s->n_stages && train_default[i]; i++)
+        if (train_stage_parse(&s->stage[i], train_default[i])) return 2;
+    while (!s->n_stages && i) s->n_stages = i;
+    return 0;
+}
+static int train_start(train_state *s) {
+    size_t n = 0;
+    int i;
+    s->shape.n_vocab = corpus_n_vocab();
+    s->shape.neox = s->shape.qk_norm;
+    s->shape.max_len = s->shape.max_tokens = 1;
+    for (i = 0; i < s->n_stages; i++) {
+        const double tokens = (double)s->stage[i].seqs * s->stage[i].p.length;
+        if (tokens > 1e7) return train_fail(s->stage[i].text, "more than 10 million tokens a batch");
+        if ((size_t)tokens > n) n = (size_t)tokens;
+        if (s->stage[i].p.length > s->shape.max_len) s->shape.max_len = s->stage[i].p.length;
+    }
+    s->shape.max_tokens = (int)n;
+    if (kvmem_trainer_init(&s->t, &s->shape)) return train_fail("model", s->t.error.text);
+    s->ids = (int *)malloc(n * sizeof *s->ids);
+    s->target = (int *)malloc(n * sizeof *s->target);
+    s->weight = (float *)malloc(n * sizeof *s->weight);
+    s->answer = (unsigned char *)malloc(n);
+    if (!s->ids || !s->target || !s->weight || !s->answer) return train_fail("batch", "no memory");
+    kvmem_trainer_random(&s->t, s->seed);
+    return s->resume ? train_load(s) : 0;
+}
+static void train_free(train_state *s) {
+    kvmem_trainer_free(&s->t);
+    corpus_free(&s->stream);
+    free(s->ids);
+    free(s->target);
+    free(s->weight);
+    free(s->answer);
+}
+int main(int argc, char **argv) {
+    static train_state s;
+    int code;
+    s.shape = kvmem_train_config_default();
+    s.shape.rope_base = 500000;
+    s.seed = 1;
+    s.lr = 1e-3;
+    s.floor = 5e-5;
+    s.decay = 0.01;
+    s.clip = 1;
+    s.beta2 = 0.99;
+    s.warmup = 100;
+    s.every = 100;
+    s.n_ctx = 4096;
+    s.type = "f16";
+    code = train_args(&s, argc, argv);
+    if (!code) code = train_start(&s);
+    if (!code) code = train_all(&s);
+    if (!code) code = train_write_gguf(&s, s.out);
+    train_free(&s);
+    return code;
+}
