@@ -89,7 +89,6 @@ TEST(matrices_have_the_deviation_that_was_asked_for) {
         static unsigned char coded[4096 * 4];
         double s = 0, s2 = 0;
         int i;
-        memset(&w, 0, sizeof w);
         mkgguf_fill(t, 0.05, 99, 0, 4096, x, coded);
         REQUIRE_OK(kvmem_dequantize((kvmem_type)t->id, x, coded, 4096));
         for (i = 0; i < 4096; i++) { s += (double)x[i]; s2 += (double)x[i] * (double)x[i]; }

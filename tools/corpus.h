@@ -76,7 +76,7 @@ typedef struct corpus_question {
     int kind, at, n;  /* the answer is ids[at .. at+n) */
     int told;         /* position of the value that answers (of a note: its first word) */
     int person, attr; /* COPY: person -1 and attr the label; CHAIN: those of the first step */
-    int again;        /* 1: the same was asked before in this stream */
+    int again;        /* SINGLE to TWICE, COPY: 1 if it was asked before in this stream */
 } corpus_question;
 
 typedef struct corpus_stream {
@@ -103,8 +103,8 @@ CORPUS__FN const char *corpus_word(int id);
 /* The bytes of a token (0 for special ones); out holds at least 16. */
 CORPUS__FN int corpus_text(int id, char *out);
 CORPUS__FN int corpus_is_held_out(int person, int attr, int value);
-/* Writes the tokenizer's keys of a GGUF file. The stream's <|bos|> is not added to a text on its own
-   (add_bos_token is false): write it in front. */
+/* Writes the tokenizer's keys of a GGUF file. The stream's <|bos|> is not added to a text by
+   itself (add_bos_token is false): write it in front. */
 CORPUS__FN void corpus_write_vocab(gguf_writer *g);
 /* Ids of words: of a person inside a line, an attribute or relation (0..9), a value. */
 CORPUS__FN int corpus_person_id(int person);
@@ -123,9 +123,10 @@ enum { CORPUS_CONV, CORPUS_NEEDLE, CORPUS_MULTI, CORPUS_ORDERS, CORPUS_COPIES, C
        CORPUS_SUITES };
 typedef struct corpus_eval_params {
     int suite;
-    int ctx;            /* tokens of the context, exactly: 64..2^24 */
+    int ctx;            /* tokens of the context, exactly: 128..2^24 */
     int questions;      /* most questions; 0: the suite's choice */
-    int facts;          /* facts told (copy: notes); 0: the suite's choice for this length */
+    int facts;          /* facts told (copy: notes; needle: the other facts), 14 tokens each and
+                           80 must fit in ctx; 0: the suite's choice for this length */
     int depth;          /* needle: where the fact stands, per mille of the context, 0..1000 */
     int persons, attrs; /* pool; 0: the suite's choice */
     uint64_t seed;
@@ -135,7 +136,7 @@ typedef struct corpus_prompt {
     int answer[CORPUS_NOTE], n_answer; /* " Paris" */
     int kind, person, attr;            /* as in corpus_question */
     int told;                          /* position in the context of the value that answers */
-    int asked;                         /* times that it was asked in the context already */
+    int asked;                         /* times that this fact was asked in the context already */
 } corpus_prompt;
 typedef struct corpus_test {
     int *ids, n;      /* the context */
@@ -155,8 +156,8 @@ CORPUS__FN const char *corpus_suite_name(int suite); /* "conv" ...; NULL behind 
 /* Function words, X(word): the enum of their ids and their texts come from one list. */
 #define CORPUS__FUNCTION_WORDS(X) \
     X(the) X(of) X(is) X(now) X(what) X(which) X(was) X(first) X(or) X(note) X(says) X(read) \
-    X(liked) X(a) X(and) X(with) X(near) X(for) X(we) X(I) X(they) X(you) X(it) X(very) X(too) \
-    X(again) X(because) X(so) X(but) X(my) X(our) X(this) X(some) X(all) X(today) X(yesterday) \
+    X(liked) X(that) X(and) X(with) X(near) X(for) X(we) X(I) X(they) X(you) X(it) X(very) X(too) \
+    X(again) X(because) X(so) X(but) X(my) X(our) X(this) X(every) X(only) X(today) X(yesterday) \
     X(before) X(after) X(think) X(saw) X(wanted) X(found) X(maybe) X(really) X(always) X(never) \
     X(still) X(not) X(also) X(often)
 
@@ -293,7 +294,7 @@ CORPUS__FN const char *corpus_error(int code) {
                                           : "no memory";
 }
 
-/* --- the vocabulary in a model file ------------------------------------------------------------ */
+/* --- the vocabulary in a model file ----------------------------------------------------------- */
 
 /* A token as byte-level BPE spells it: " city" is "\u0120city", ".\n" is ".\u010a". */
 static void corpus__spelling(int id, char *out) {
@@ -487,28 +488,29 @@ enum { CORPUS__NO = -6, CORPUS__N1, CORPUS__N2, CORPUS__A1, CORPUS__A2, CORPUS__
 #define V CORPUS__V
 #define P CORPUS__NO
 static const short corpus__filler[][10] = {
-    { 4, W(the), N, W(was), A }, { 4, W(we), V, W(the), N }, { 4, W(they), V, W(a), N },
-    { 4, W(it), W(was), W(very), A }, { 4, W(you), V, W(my), N },
-    { 5, W(the), N, W(was), W(really), A }, { 5, W(we), V, W(the), A, N },
+    { 4, W(the), N, W(was), A }, { 4, W(we), V, W(the), N }, { 4, W(they), V, W(that), N },
+    { 4, W(it), W(was), W(very), A }, { 4, W(you), V, W(my), N }, { 4, W(every), N, W(was), A },
+    { 5, W(the), N, W(was), W(really), A }, { 5, W(I), W(only), V, W(the), N },
+    { 5, W(we), V, W(the), A, N },
     { 5, W(I), V, W(our), N, W(again) }, { 5, W(they), W(never), V, W(the), N },
     { 5, W(this), N, W(is), W(very), A }, { 5, W(it), W(was), W(also), W(very), A },
     { 5, W(we), W(often), V, W(the), N },
     { 6, W(I), W(think), W(the), N, W(is), A }, { 6, W(you), W(always), V, W(the), A, N },
     { 6, W(my), N, W(was), W(not), W(very), A },
-    { 6, W(we), W(wanted), W(some), N, W(and), M }, { 6, W(they), V, W(it), W(near), W(the), N },
+    { 6, W(we), W(wanted), W(our), N, W(and), M }, { 6, W(they), V, W(it), W(near), W(the), N },
     { 7, W(we), V, W(the), N, W(and), W(the), M },
     { 7, W(the), N, W(was), A, W(but), W(not), B },
-    { 7, W(yesterday), W(they), V, W(a), W(very), A, N },
+    { 7, W(yesterday), W(they), V, W(this), W(very), A, N },
     { 7, W(I), W(saw), W(the), A, N, W(near), W(it) },
     { 8, W(today), W(we), V, W(the), N, W(near), W(the), M },
-    { 8, W(they), V, W(a), N, W(because), W(it), W(was), A },
+    { 8, W(they), V, W(our), N, W(because), W(it), W(was), A },
     { 8, W(the), N, W(is), A, W(so), W(we), V, W(it) },
     { 8, W(I), W(think), W(this), N, W(is), W(really), A, W(again) },
     { 9, W(we), W(still), V, W(the), N, W(because), W(it), W(was), A },
     { 9, W(the), A, N, W(was), W(too), B, W(for), W(our), M },
     { 9, W(after), W(the), N, W(they), V, W(the), A, M, W(again) },
-    { 9, W(maybe), W(you), V, W(the), N, W(and), W(found), W(a), M },
-    { 9, W(before), W(the), N, W(we), V, W(all), W(our), A, M } };
+    { 9, W(maybe), W(you), V, W(the), N, W(and), W(found), W(that), M },
+    { 9, W(before), W(the), N, W(we), W(also), V, W(our), A, M } };
 static const short corpus__distract[][10] = {
     { 4, P, W(liked), W(the), N }, { 5, P, V, W(the), A, N },
     { 6, W(we), V, W(the), N, W(with), P }, { 6, W(I), W(saw), P, W(near), W(the), N } };
@@ -520,7 +522,7 @@ static const short corpus__distract[][10] = {
 #undef V
 #undef P
 /* The first sentence of 4, 5, .. 9 words in the table, and its end. */
-static const int corpus__filler_from[] = { 0, 5, 12, 17, 21, 25, 30 };
+static const short corpus__filler_from[] = { 0, 6, 14, 19, 23, 27, 32 };
 
 static void corpus__sentence(corpus__talk *t, const short *form) {
     const int noun = CORPUS__TOPIC + t->topic * CORPUS__TOPIC_WORDS + 1;
@@ -623,7 +625,7 @@ static int corpus__tell_note(corpus__talk *t) {
     return corpus__put(t);
 }
 
-/* Questions: the line up to "?" and what is the answer. corpus__answered ends and writes it. */
+/* Questions: these fill the line only; corpus__put writes it, or it becomes a prompt. */
 static void corpus__ask(corpus__talk *t, int kind, int fact) {
     corpus__mark(t, '?');
     t->answer = t->n;
@@ -639,20 +641,19 @@ static void corpus__ask_what(corpus__talk *t) {
     corpus__w(t, CORPUS_w_what);
     corpus__w(t, CORPUS_w_is);
 }
-static int corpus__answered(corpus__talk *t, const int *words) {
+static void corpus__answer(corpus__talk *t, const int *words) {
     int i;
     for (i = 0; i < t->n_answer; i++) corpus__w(t, words[i]);
     corpus__w(t, CORPUS__STOP);
-    return corpus__put(t);
 }
-static int corpus__ask_fact(corpus__talk *t, int fact) {
+static void corpus__ask_fact(corpus__talk *t, int fact) {
     corpus__fact *f = &t->fact[fact];
     const int value = corpus__value_of(t, fact);
     corpus__ask_what(t);
     corpus__the(t, fact);
     corpus__ask(t, f->updated ? CORPUS_UPDATED : f->told > 1 ? CORPUS_TWICE : CORPUS_SINGLE, fact);
     t->ask.again = f->asked++ > 0;
-    return corpus__answered(t, &value);
+    corpus__answer(t, &value);
 }
 /* A told attribute of the person that the relation names, or -1. */
 static int corpus__step(corpus__talk *t, int relation) {
@@ -666,7 +667,7 @@ static int corpus__step(corpus__talk *t, int relation) {
     return -1;
 }
 /* "what is the city of the friend of Mia?" */
-static int corpus__ask_chain(corpus__talk *t, int relation, int fact) {
+static void corpus__ask_chain(corpus__talk *t, int relation, int fact) {
     const int value = corpus__value_of(t, fact);
     corpus__ask_what(t);
     corpus__w(t, CORPUS_w_the);
@@ -675,10 +676,15 @@ static int corpus__ask_chain(corpus__talk *t, int relation, int fact) {
     corpus__the(t, relation);
     corpus__ask(t, CORPUS_CHAIN, relation);
     t->ask.told = t->fact[fact].at;
-    return corpus__answered(t, &value);
+    corpus__answer(t, &value);
+}
+/* Two attributes, and different ones, so that the attribute can be the answer. */
+static int corpus__can_order(int a, int b) {
+    return a % CORPUS_KEYS < CORPUS_ATTRS && b % CORPUS_KEYS < CORPUS_ATTRS &&
+           a % CORPUS_KEYS != b % CORPUS_KEYS;
 }
 /* "which was first, the city of Mia or the pet of Leo?" The answer is the attribute. */
-static int corpus__ask_order(corpus__talk *t, int a, int b) {
+static void corpus__ask_order(corpus__talk *t, int a, int b) {
     const int fact = t->fact[a].first < t->fact[b].first ? a : b;
     const int word = CORPUS__ATTR + fact % CORPUS_KEYS;
     corpus__speak(t);
@@ -691,9 +697,9 @@ static int corpus__ask_order(corpus__talk *t, int a, int b) {
     corpus__the(t, b);
     corpus__ask(t, CORPUS_ORDER, fact);
     t->ask.told = t->fact[fact].first;
-    return corpus__answered(t, &word);
+    corpus__answer(t, &word);
 }
-static int corpus__ask_note(corpus__talk *t, int i) {
+static void corpus__ask_note(corpus__talk *t, int i) {
     corpus__speak(t);
     corpus__w(t, CORPUS_w_read);
     corpus__w(t, CORPUS_w_note);
@@ -704,7 +710,7 @@ static int corpus__ask_note(corpus__talk *t, int i) {
     t->ask.person = -1;
     t->ask.attr = t->label[i];
     t->ask.again = t->note_asked[i]++ > 0;
-    return corpus__answered(t, t->note[i]);
+    corpus__answer(t, t->note[i]);
 }
 
 /* --- training streams ------------------------------------------------------------------------- */
@@ -759,7 +765,10 @@ static int corpus__question(corpus__talk *t, const corpus_params *p) {
         for (i = 0; i < 8 && t->n_rel_list; i++) {
             const int rel = t->rel_list[corpus__below(t, t->n_rel_list)];
             const int fact = corpus__step(t, rel);
-            if (fact >= 0) return corpus__ask_chain(t, rel, fact);
+            if (fact >= 0) {
+                corpus__ask_chain(t, rel, fact);
+                return corpus__put(t);
+            }
         }
     }
     r -= p->chain;
@@ -767,15 +776,18 @@ static int corpus__question(corpus__talk *t, const corpus_params *p) {
         for (i = 0; i < 8 && t->n_list > 1; i++) {
             const int a = t->list[corpus__below(t, t->n_list)];
             const int b = t->list[corpus__below(t, t->n_list)];
-            if (a % CORPUS_KEYS < CORPUS_ATTRS && b % CORPUS_KEYS < CORPUS_ATTRS &&
-                a % CORPUS_KEYS != b % CORPUS_KEYS)
-                return corpus__ask_order(t, a, b);
+            if (corpus__can_order(a, b)) {
+                corpus__ask_order(t, a, b);
+                return corpus__put(t);
+            }
         }
     }
     r -= p->order;
     if (t->n_notes && ((r >= 0 && r < p->copy) || !t->n_list))
-        return corpus__ask_note(t, corpus__below(t, t->n_notes));
-    return t->n_list ? corpus__ask_fact(t, t->list[corpus__below(t, t->n_list)]) : -1;
+        corpus__ask_note(t, corpus__below(t, t->n_notes));
+    else if (t->n_list) corpus__ask_fact(t, t->list[corpus__below(t, t->n_list)]);
+    else return -1;
+    return corpus__put(t);
 }
 
 /* Random words s and s again, so that what follows the earlier place of a word decides. */
@@ -853,5 +865,282 @@ CORPUS__FN void corpus_free(corpus_stream *s) {
     free(s->answer);
     free(s->q);
     memset(s, 0, sizeof *s);
+}
+
+/* --- evaluation ------------------------------------------------------------------------------- */
+
+/* What a suite puts into a context of a given length when the caller leaves it open. */
+typedef struct corpus__plan {
+    int persons, attrs, facts, questions;
+    int updated, twice, relations; /* per cent of the facts */
+    int notes;                     /* the facts are notes */
+    int asks;                      /* questions asked and answered on the way */
+} corpus__plan;
+
+static int corpus__clamp(int v, int lo, int hi) { return v < lo ? lo : v > hi ? hi : v; }
+static corpus__plan corpus__plan_of(const corpus_eval_params *p) {
+    corpus__plan a;
+    memset(&a, 0, sizeof a);
+    a.persons = p->persons ? p->persons : p->suite == CORPUS_CONV ? 24 : CORPUS_PERSONS;
+    a.attrs = p->attrs ? p->attrs : CORPUS_ATTRS;
+    switch (p->suite) {
+    case CORPUS_CONV:
+        a.facts = corpus__clamp(p->ctx / 64, 2, 40);
+        a.updated = 25;
+        a.twice = 15;
+        a.relations = 12;
+        a.asks = p->ctx / 100;
+        break;
+    case CORPUS_NEEDLE: a.facts = corpus__clamp(p->ctx / 160, 0, 40); break;
+    case CORPUS_MULTI: a.facts = corpus__clamp(p->ctx / 32, 2, 64); break;
+    case CORPUS_ORDERS: a.facts = corpus__clamp(p->ctx / 64, 3, 40); break;
+    default: a.facts = corpus__clamp(p->ctx / 128, 1, CORPUS_LABELS); a.notes = 1;
+    }
+    if (!p->facts && !a.notes) a.facts = corpus__clamp(a.facts, 0, a.persons * a.attrs);
+    if (p->facts) a.facts = p->facts;
+    // some facts of a conversation are told, and asked on the way, but not asked at the end
+    a.questions = p->suite == CORPUS_CONV ? (a.facts * 2 + 2) / 3 : a.facts;
+    if (p->questions) a.questions = p->questions;
+    return a;
+}
+CORPUS__FN const char *corpus_test_check(const corpus_eval_params *p) {
+    corpus__plan a;
+    if (p->suite < 0 || p->suite >= CORPUS_SUITES) return "suite: unknown";
+    if (p->ctx < 128 || p->ctx > 1 << 24) return "ctx: 128 to 16777216 tokens";
+    if (p->questions < 0 || p->facts < 0) return "questions, facts: 0 (the suite's choice) or more";
+    if (p->depth < 0 || p->depth > 1000) return "depth: 0 to 1000 per mille";
+    if (p->persons < 0 || p->persons > CORPUS_PERSONS)
+        return "persons: 1 to 64, 0: the suite's choice";
+    if (p->attrs < 0 || p->attrs > CORPUS_ATTRS) return "attrs: 1 to 8, 0: the suite's choice";
+    a = corpus__plan_of(p);
+    if (p->suite == CORPUS_PPL) return NULL;
+    if (p->facts > CORPUS_PERSONS * CORPUS_ATTRS || a.facts * 14 + 80 > p->ctx)
+        return "facts: they do not fit in ctx (14 tokens each and 80)";
+    if (a.facts > (a.notes ? (int)CORPUS_LABELS : a.persons * a.attrs))
+        return a.notes ? "facts: there are 16 notes" : "facts: more than persons x attrs";
+    if (p->suite == CORPUS_ORDERS && (a.attrs < 2 || a.facts < 2))
+        return "order: needs two facts and two attrs";
+    return NULL;
+}
+
+/* What has to be told, in the order of telling: a fact, or -1: a note. A fact that stands twice is
+   updated or repeated the second time. */
+typedef struct corpus__script {
+    short event[2 * CORPUS_PERSONS * CORPUS_ATTRS];
+    unsigned char update[CORPUS_PERSONS * CORPUS_KEYS]; /* at its second time */
+    unsigned char tested[CORPUS_PERSONS * CORPUS_KEYS];
+    short item[CORPUS_PERSONS * CORPUS_ATTRS]; /* facts in random order, to be asked */
+    int n, n_item, needle;
+} corpus__script;
+
+static void corpus__shuffle(corpus__talk *t, short *v, int n) {
+    int i;
+    for (i = n - 1; i > 0; i--) {
+        const int j = corpus__below(t, i + 1);
+        const short x = v[i];
+        v[i] = v[j];
+        v[j] = x;
+    }
+}
+static void corpus__write_script(corpus__talk *t, const corpus__plan *a, corpus__script *s,
+                                 int needle) {
+    int i, relations = t->n_rel_deck ? a->facts * a->relations / 100 : 0;
+    memset(s, 0, sizeof *s);
+    s->needle = needle ? corpus__draw(t, t->deck, &t->n_deck) : -1;
+    for (i = 0; i < a->facts; i++) {
+        int fact;
+        if (a->notes) {
+            s->event[s->n++] = -1;
+            continue;
+        }
+        do {
+            if (!t->n_deck) return; // a needle among few persons: others would be about the same
+            fact = relations > 0 ? corpus__draw(t, t->rel_deck, &t->n_rel_deck)
+                                 : corpus__draw(t, t->deck, &t->n_deck);
+        } while (needle && (fact % CORPUS_KEYS == s->needle % CORPUS_KEYS ||
+                            fact / CORPUS_KEYS == s->needle / CORPUS_KEYS));
+        s->item[s->n_item++] = s->event[s->n++] = (short)fact;
+        if (relations-- <= 0) {
+            const int r = corpus__below(t, 100);
+            if (r < a->updated + a->twice) s->event[s->n++] = (short)fact;
+            s->update[fact] = r < a->updated;
+        }
+    }
+    corpus__shuffle(t, s->event, s->n);
+    corpus__shuffle(t, s->item, s->n_item);
+    for (i = 0; i < s->n_item && i < a->questions; i++) s->tested[s->item[i]] = 1;
+}
+/* The next event. A relation names a person of whom something is told, so that two steps work. */
+static int corpus__tell_event(corpus__talk *t, const corpus__script *s, int fact) {
+    int i;
+    if (fact < 0) return corpus__tell_note(t);
+    if (t->fact[fact].told)
+        return s->update[fact] ? corpus__tell_update(t, fact) : corpus__line_fact(t, fact, 0);
+    if (fact % CORPUS_KEYS < CORPUS_ATTRS) return corpus__tell_new(t, fact);
+    t->fact[fact].value = corpus__pick_value(t, fact, -1);
+    for (i = 0; i < 64; i++) {
+        const int other = s->item[corpus__below(t, s->n_item)], person = other / CORPUS_KEYS;
+        if (other % CORPUS_KEYS < CORPUS_ATTRS && person != fact / CORPUS_KEYS) {
+            t->fact[fact].value = person;
+            break;
+        }
+    }
+    t->list[t->n_list++] = (short)fact;
+    return corpus__line_fact(t, fact, 0);
+}
+/* A question on the way: mostly about facts that are not asked at the end. */
+static int corpus__chat(corpus__talk *t, const corpus__script *s) {
+    int i, fact = t->list[corpus__below(t, t->n_list)], step;
+    const int about_tested = corpus__below(t, 4) == 0;
+    for (i = 0; i < 16 && s->tested[fact] != about_tested; i++)
+        fact = t->list[corpus__below(t, t->n_list)];
+    step = fact % CORPUS_KEYS >= CORPUS_ATTRS && corpus__below(t, 2) ? corpus__step(t, fact) : -1;
+    if (step >= 0) {
+        corpus__ask_chain(t, fact, step);
+        t->fact[fact].asked++;
+    } else corpus__ask_fact(t, fact);
+    return corpus__put(t);
+}
+/* Filler that ends exactly at the end: a line has 7 to 12 tokens, so 13 must never be left. */
+static int corpus__finish(corpus__talk *t) {
+    int bad = CORPUS_OK;
+    while (t->out->n < t->limit && !bad) {
+        const int room = t->limit - t->out->n;
+        int words, left, from;
+        do {
+            words = 4 + corpus__below(t, 6);
+            left = room - words - 3;
+        } while (left < 0 || (left > 0 && left < 7) || left == 13);
+        from = corpus__filler_from[words - 4];
+        from += corpus__below(t, corpus__filler_from[words - 3] - from);
+        corpus__sentence(t, corpus__filler[from]);
+        bad = corpus__put(t);
+    }
+    return bad;
+}
+/* The context: events spread evenly, talk between them. */
+static int corpus__play(corpus__talk *t, const corpus__script *s, int asks, int depth) {
+    corpus_stream *o = t->out;
+    const int span = t->limit - 60, needle_at = (int)((int64_t)span * depth / 1000);
+    int bad = CORPUS_OK, k = 0, asked = 0, session = 0, needle = s->needle;
+    int64_t next = 0, next_ask = 0;
+    if (s->n) next = (int64_t)span * corpus__below(t, 256) / 256 / s->n;
+    while (!bad && t->limit - o->n >= 40) {
+        // what is left to tell comes first where room gets scarce
+        const int scarce = t->limit - o->n - 14 * (s->n - k) < 80;
+        if (needle >= 0 && o->n > 1 && o->n + 4 >= needle_at) {
+            bad = corpus__tell_new(t, needle);
+            needle = -1;
+        } else if (o->n >= session && !scarce) {
+            session = o->n + 120 + corpus__below(t, 240);
+            bad = corpus__line_session(t);
+        } else if (k < s->n && (scarce || o->n >= next)) {
+            bad = corpus__tell_event(t, s, s->event[k++]);
+            next = (int64_t)span * (256 * k + corpus__below(t, 256)) / 256 / s->n;
+        } else if (asked < asks && t->n_list && o->n >= next_ask && !scarce) {
+            bad = corpus__chat(t, s);
+            asked++;
+            next_ask = (int64_t)span * (256 * (int64_t)asked + corpus__below(t, 256)) / 256 / asks;
+        } else bad = corpus__line_filler(t);
+    }
+    return bad ? bad : corpus__finish(t);
+}
+
+/* The question in the line becomes a prompt. */
+static void corpus__prompt(corpus__talk *t, corpus_prompt *q, int asked) {
+    memset(q, 0, sizeof *q);
+    q->n = t->answer;
+    q->n_answer = t->n_answer;
+    memcpy(q->ids, t->w, (size_t)q->n * sizeof *t->w);
+    memcpy(q->answer, t->w + t->answer, (size_t)q->n_answer * sizeof *t->w);
+    q->kind = t->ask.kind;
+    q->person = t->ask.person;
+    q->attr = t->ask.attr;
+    q->told = t->ask.told;
+    q->asked = asked;
+}
+/* Two facts whose order can be asked, in random order; there are two attributes (check), but the
+   facts told may still share one: then 0. */
+static int corpus__order_pair(corpus__talk *t, int *a, int *b) {
+    int i;
+    for (i = 0; i < 256; i++) {
+        *a = t->list[corpus__below(t, t->n_list)];
+        *b = t->list[corpus__below(t, t->n_list)];
+        if (corpus__can_order(*a, *b)) return 1;
+    }
+    return 0;
+}
+static void corpus__prompts(corpus_test *o, corpus__talk *t, const corpus__script *s, int suite,
+                            int n) {
+    int i, a, b;
+    for (i = 0; i < n; i++) {
+        int fact = s->needle, asked = 0;
+        if (suite == CORPUS_COPIES) {
+            if (i == t->n_notes) return;
+            corpus__ask_note(t, i);
+        } else if (suite == CORPUS_ORDERS) {
+            if (!corpus__order_pair(t, &a, &b)) return;
+            corpus__ask_order(t, a, b);
+        } else {
+            if (i == (suite == CORPUS_NEEDLE ? 1 : s->n_item)) return;
+            if (suite != CORPUS_NEEDLE) fact = s->item[i];
+            asked = t->fact[fact].asked;
+            a = fact % CORPUS_KEYS < CORPUS_ATTRS ? -1 : corpus__step(t, fact);
+            if (a < 0) corpus__ask_fact(t, fact);
+            else corpus__ask_chain(t, fact, a);
+        }
+        corpus__prompt(t, &o->q[o->n_q++], asked);
+    }
+}
+static int corpus__perplexity(corpus_test *o, const corpus_eval_params *p) {
+    corpus_params c;
+    memset(&c, 0, sizeof c);
+    c.length = p->ctx;
+    c.persons = p->persons ? p->persons : 24;
+    c.attrs = p->attrs ? p->attrs : CORPUS_ATTRS;
+    c.facts = p->facts;
+    c.filler = 60;
+    c.ask = 30;
+    c.update = 15;
+    c.twice = c.chain = c.order = c.copy = 10;
+    c.held_out = 1;
+    c.seed = p->seed;
+    return corpus_make(&o->stream, &c);
+}
+CORPUS__FN int corpus_test_make(corpus_test *o, const corpus_eval_params *p) {
+    corpus__talk t;
+    corpus__script s;
+    corpus__plan a;
+    int bad;
+    if (corpus_test_check(p)) return CORPUS_BAD_PARAMETER;
+    o->n = o->n_q = 0;
+    a = corpus__plan_of(p);
+    if (p->suite == CORPUS_PPL) {
+        bad = corpus__perplexity(o, p);
+        a.questions = 0;
+    } else {
+        if (p->suite == CORPUS_NEEDLE) a.questions = 1;
+        if (a.questions > o->cap_q) {
+            corpus_prompt *q =
+                (corpus_prompt *)realloc(o->q, (size_t)a.questions * sizeof *o->q);
+            if (!q) return CORPUS_NO_MEMORY;
+            o->q = q;
+            o->cap_q = a.questions;
+        }
+        if (corpus__reserve(&o->stream, p->ctx)) return CORPUS_NO_MEMORY;
+        corpus__begin(&t, &o->stream, p->ctx, a.persons, a.attrs, 1, p->seed);
+        t.key += (uint64_t)p->suite; // the suites of one seed differ
+        corpus__write_script(&t, &a, &s, p->suite == CORPUS_NEEDLE);
+        bad = corpus__play(&t, &s, a.asks, p->depth);
+        if (!bad) corpus__prompts(o, &t, &s, p->suite, a.questions);
+    }
+    o->ids = o->stream.ids;
+    o->n = o->stream.n;
+    return bad;
+}
+CORPUS__FN void corpus_test_free(corpus_test *o) {
+    corpus_free(&o->stream);
+    free(o->q);
+    memset(o, 0, sizeof *o);
 }
 #endif
