@@ -96,6 +96,10 @@ CORPUS__FN const char *corpus_check(const corpus_params *p);
 CORPUS__FN const char *corpus_error(int code);
 CORPUS__FN const char *corpus_kind_name(int kind);
 
+/* A checksum (64-bit FNV-1a) of the ids and answer marks, that starts with or goes on from h. */
+CORPUS__FN uint64_t corpus_hash(uint64_t h, const corpus_stream *s);
+#define CORPUS_HASH_START UINT64_C(14695981039346656037)
+
 CORPUS__FN int corpus_n_vocab(void);
 /* The text of a token, with its leading space where it has one; "<|bos|>" for a special one; bytes
    have no text of their own here (NULL), see corpus_text. */
@@ -848,11 +852,12 @@ CORPUS__FN int corpus_make(corpus_stream *s, const corpus_params *p) {
         bad = -1; // none of the two that come
         if (corpus__below(&t, 100) >= p->filler) {
             int ask = known && corpus__below(&t, 100) < p->ask;
-            // new facts keep pace with the stream where their number is given, and questions with
-            // the facts, or the first of them would be asked over and over
+            // new facts keep pace with the stream where their number is given, and at the start
+            // questions with the facts, or the first of them would be asked over and over
             fresh = !p->facts ||
                     (known < p->facts && known <= (int64_t)p->facts * s->n / p->length);
-            if (fresh && t.n_deck && s->n_q > 1 + known * p->ask / (100 - p->ask)) ask = 0;
+            if (fresh && t.n_deck && known < 8 && s->n_q > 1 + known * p->ask / (100 - p->ask))
+                ask = 0;
             if (!ask) bad = corpus__tell(&t, p, fresh);
             if (ask || (bad < 0 && p->ask && !p->filler)) bad = corpus__question(&t, p);
         }
@@ -865,6 +870,15 @@ CORPUS__FN void corpus_free(corpus_stream *s) {
     free(s->answer);
     free(s->q);
     memset(s, 0, sizeof *s);
+}
+CORPUS__FN uint64_t corpus_hash(uint64_t h, const corpus_stream *s) {
+    int i, b;
+    for (i = 0; i < s->n; i++) {
+        for (b = 0; b < 32; b += 8)
+            h = (h ^ ((uint32_t)s->ids[i] >> b & 255)) * UINT64_C(0x100000001b3);
+        h = (h ^ s->answer[i]) * UINT64_C(0x100000001b3);
+    }
+    return h;
 }
 
 /* --- evaluation ------------------------------------------------------------------------------- */
@@ -896,7 +910,8 @@ static corpus__plan corpus__plan_of(const corpus_eval_params *p) {
     case CORPUS_ORDERS: a.facts = corpus__clamp(p->ctx / 64, 3, 40); break;
     default: a.facts = corpus__clamp(p->ctx / 128, 1, CORPUS_LABELS); a.notes = 1;
     }
-    if (!p->facts && !a.notes) a.facts = corpus__clamp(a.facts, 0, a.persons * a.attrs);
+    a.facts = corpus__clamp(a.facts, 0, (p->ctx - 80) / 14);
+    if (!a.notes) a.facts = corpus__clamp(a.facts, 0, a.persons * a.attrs);
     if (p->facts) a.facts = p->facts;
     // some facts of a conversation are told, and asked on the way, but not asked at the end
     a.questions = p->suite == CORPUS_CONV ? (a.facts * 2 + 2) / 3 : a.facts;
