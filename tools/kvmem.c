@@ -26,6 +26,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "corpus.h"
+#include "report.h"
+#include "stats.h"
 #if POSIX
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -233,20 +236,26 @@ static int file_open(file *f, const char *path) {
 /* ==== >>options : one table a subcommand, for the parser and for --help ======================= */
 
 typedef struct ids { int *id; int n, cap; } ids;
+enum { MAX_LIST = 64 };
+typedef struct texts { const char *item[MAX_LIST]; int n; } texts; /* of an option given many times */
 
 /* Everything that an option can set. NULL and -1 mean "not given" where no default is listed. */
 typedef struct args {
     const char *model, *tokenizer, *prompt, *file, *kv, *save, *load, *backend, *output, *tokens,
-        *tokens_file, *cache, *shape, *system, *chat_template;
-    int64_t n, ctx, threads, top_k, repeat_last, chunk, first, block, decode, seed;
+        *tokens_file, *cache, *shape, *system, *chat_template, *suite, *lengths, *budgets, *text,
+        *report;
+    texts kvs, audits;
+    int64_t n, ctx, threads, top_k, repeat_last, chunk, first, block, decode, seed, seeds, questions,
+        depths;
     double temp, top_p, min_p, repeat;
     size_t max_bytes;
-    int json, csv, stream, no_bos, pieces, special, use_chunk;
+    int json, csv, stream, no_bos, pieces, special, use_chunk, aware, pairs;
+    char line[1024];  /* the whole command, for reports */
     const char **word; /* what is no option */
     int n_words;
 } args;
 
-typedef enum option_kind { TEXT, INTEGER, REAL, SIZE, FLAG, MAYBE_INTEGER } option_kind;
+typedef enum option_kind { TEXT, TEXTS, INTEGER, REAL, SIZE, FLAG, MAYBE_INTEGER } option_kind;
 typedef struct option {
     const char *name, *longer; /* "-m", "--model"; either may be NULL */
     option_kind kind;
@@ -265,6 +274,8 @@ typedef struct option {
     { NULL, longer, FLAG, AT(field), NULL, NULL, 0, 0, 0, what }
 #define O_TEXT(longer, field, value, what)                                                         \
     { NULL, longer, TEXT, AT(field), value, NULL, 0, 0, 0, what }
+#define O_TEXTS(longer, field, value, what)                                                        \
+    { NULL, longer, TEXTS, AT(field), value, NULL, 0, 0, 0, what }
 #define O_INT(longer, field, value, def, lo, hi, what)                                             \
     { NULL, longer, INTEGER, AT(field), value, def, lo, hi, 0, what }
 #define O_REAL(longer, field, value, def, lo, hi, what)                                            \
@@ -380,6 +391,12 @@ static int set_option(args *a, const option *o, const char *name, const char *va
     int64_t i = 0;
     switch (o->kind) {
     case TEXT: *(const char **)field = value; return OK;
+    case TEXTS: {
+        texts *t = (texts *)field;
+        if (t->n == MAX_LIST) return misuse("%s: given more than %d times", name, MAX_LIST);
+        t->item[t->n++] = value;
+        return OK;
+    }
     case FLAG: *(int *)field = 1; return OK;
     case INTEGER:
     case MAYBE_INTEGER:
@@ -428,12 +445,24 @@ static void print_help(const command *c) {
         c->example[1]);
 }
 
+/* "kvmem eval --kv 'h2o budget=64'": what was typed, words with spaces in quotes. */
+static void command_line(char *line, size_t size, const char *name, int argc, char **argv) {
+    size_t n;
+    int i;
+    snprintf(line, size, "kvmem %s", name);
+    for (i = 0; i < argc; i++) {
+        const char *quote = argv[i][strcspn(argv[i], " '\"$*?;&|<>()")] ? "\"" : "";
+        n = strlen(line);
+        snprintf(line + n, size - n, " %s%s%s", quote, argv[i], quote);
+    }
+}
 /* Fills a. Returns OK, MISUSED, or -1 when only the help was wanted (it is in `out`). */
 static int parse_args(const command *c, args *a, int argc, char **argv) {
     const option *o;
     int i, only_words = 0, status;
     memset(a, 0, sizeof *a);
     a->ctx = a->chunk = a->first = -1;
+    command_line(a->line, sizeof a->line, c->name, argc, argv);
     a->word = (const char **)grow(NULL, (size_t)argc + 1, sizeof *a->word);
     for (o = c->options; o->what; o++)
         if (o->def && (status = set_option(a, o, o->longer ? o->longer : o->name, o->def)) != OK)
@@ -1922,6 +1951,19 @@ static int cmd_estimate(const args *a) {
     return OK;
 }
 
+/* ==== >>default : the model that this repository trains and ships =========================== */
+
+#define DEFAULT_MODEL "examples/models/tiny.gguf"
+/* -m if it was given, else the default model if it is there. */
+static void default_model(args *a) {
+    FILE *f = a->model ? NULL : fopen(DEFAULT_MODEL, "rb");
+    if (!f) return;
+    fclose(f);
+    a->model = DEFAULT_MODEL;
+}
+
+#include "eval.h"
+
 /* ==== >>commands : the table, the top level =================================================== */
 
 static const option run_options[] = {
@@ -1966,6 +2008,27 @@ static const option detokenize_options[] = {
 static const option inspect_options[] = {
     O_MODEL(0), O_TOKENIZER, O_TEXT("--cache", cache, "FILE", "a saved cache"), O_JSON, O_END };
 static const option list_options[] = { O_END };
+static const option eval_options_table[] = {
+    { "-m", "--model", TEXT, AT(model), "FILE", NULL, 0, 0, 0, "the model (default " DEFAULT_MODEL ")" },
+    O_TOKENIZER,
+    { NULL, "--suite", TEXT, AT(suite), "LIST", "conv", 0, 0, 0,
+      "conv, needle, multi, order, copy, ppl or all" },
+    { NULL, "--ctx", TEXT, AT(lengths), "LIST", "2k", 0, 0, 0, "lengths of the context in tokens: 1k,2k,4k" },
+    O_TEXTS("--kv", kvs, "RECIPE", "a recipe, any number of times (default: the presets); full always runs"),
+    { NULL, "--budgets", TEXT, AT(budgets), "LIST", "50%,25%,12.5%,6.25%", 0, 0, 0,
+      "for recipes that name none: share of the tokens seen, entries a KV head, or bytes" },
+    O_INT("--seeds", seeds, "N", "4", 1, 100000, "contexts of each suite and length (needle: at each depth)"),
+    O_INT("--questions", questions, "N", "0", 0, 1000, "questions to each context; 0: as the suite has it"),
+    O_INT("--depths", depths, "N", "5", 1, 101, "needle: places of the fact, from first to last"),
+    O_INT("--seed", seed, "S", "1", 0, 9e15, "the first seed"),
+    O_FLAG("--question-aware", aware, "compress when the question is known, not before"),
+    O_TEXT("--text", text, "FILE", "ppl on this text, with any model that has a tokenizer"),
+    O_INT("--block", block, "N", "128", 1, 65536, "tokens of the context that are read at a time"),
+    O_FLAG("--pairs", pairs, "the table of all paired comparisons, too"),
+    O_JSON, O_FLAG("--csv", csv, "print CSV, a line a cell"),
+    O_TEXT("--report", report, "FILE", "write an HTML report"),
+    O_TEXTS("--audit", audits, "RECIPE", "show what this recipe keeps in the report (default: all at about 1/8)"),
+    O_THREADS, O_BACKEND, O_END };
 static const option estimate_options[] = {
     O_MODEL(0),
     O_TEXT("--shape", shape, "SHAPE",
@@ -2000,6 +2063,15 @@ static const command commands[] = {
       "is the recipe's prompt. Positions count from a piece's start.",
       { "kvmem measure -m model.gguf -f text.txt --kv \"h2o budget=64\"",
         "kvmem measure -m model.gguf -f text.txt --kv \"streamingllm budget=256\" --stream" } },
+    { "eval", cmd_eval, eval_options_table, 0, 0, "[-m MODEL] [--suite LIST] [--kv RECIPE]... [options]",
+      "what recipes remember: accuracy against memory",
+      "Tells the model seeded conversations, compresses the cache when the context ends, before any\n"
+      "question is known, then asks many questions about the same compressed context. A cell is one\n"
+      "recipe at one budget; `full` is the reference. Accuracies have Wilson intervals (questions\n"
+      "about one context are not independent: read them as lower bounds of the doubt), means over\n"
+      "seeds have bootstrap intervals, and recipes are compared on the same questions.",
+      { "kvmem eval --suite conv --ctx 2k --budgets 12.5% --kv window --kv snapkv --seeds 13",
+        "kvmem eval --suite all --ctx 1k,2k,4k --report report.html" } },
     { "logits", cmd_logits, logits_options, 0, 0, "-m MODEL --tokens IDS -o FILE [options]",
       "raw logits of given tokens",
       "Writes little-endian float32, one row of the vocabulary's size for each token.",
