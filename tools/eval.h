@@ -68,7 +68,8 @@ typedef struct eval_result {
 
 /* What runs it. */
 typedef struct eval {
-    const args *a;
+    const args *a;              /* own, with what was left out filled in */
+    args own;
     loaded l;
     kvmem_session_config cfg;
     eval_result r;
@@ -102,15 +103,15 @@ static void eval_close(eval *e) {
 /* ==== >>eval_plan : from options to cells ===================================================== */
 
 /* Calls use(e, word) for each part of "a,b,c" (copied to buf); OK or the first failure. */
-static int each_part(eval *e, const char *option, const char *list, char *buf, size_t size,
+static int each_part(eval *e, const char *name, const char *list, char *buf, size_t size,
                      int (*use)(eval *e, const char *word)) {
     const char *s = list;
     size_t at = 0;
     int status;
     for (;;) {
         const size_t n = strcspn(s, ",");
-        if (!n) return misuse("%s %s: a part of the list is empty", option, list);
-        if (n + 1 > size - at) return misuse("%s: the list is too long", option);
+        if (!n) return misuse("%s %s: a part of the list is empty", name, list);
+        if (n + 1 > size - at) return misuse("%s: the list is too long", name);
         memcpy(buf + at, s, n);
         buf[at + n] = 0;
         if ((status = use(e, buf + at)) != OK) return status;
@@ -183,6 +184,12 @@ static void cell_note(eval_cell *c, int ctx) {
                  "no choice left: recent=%.0f and sink=%d fill the %.0f entries that the budget keeps, "
                  "so this is a window", w, c->recipe.sink, keep);
 }
+static void amount_text(kvmem_amount a, char *buf, size_t size) {
+    if (a.kind == KVMEM_ALL) snprintf(buf, size, "-");
+    else if (a.kind == KVMEM_SHARE) snprintf(buf, size, "%.9g%%", 100 * a.value);
+    else if (a.kind == KVMEM_BYTES) snprintf(buf, size, "%s", human((size_t)a.value));
+    else snprintf(buf, size, "%.0f", a.value);
+}
 static void plan_cell(eval *e, int group, int method, const char *budget) {
     eval_cell *c;
     kvmem_error error;
@@ -193,11 +200,12 @@ static void plan_cell(eval *e, int group, int method, const char *budget) {
     c->method = method;
     snprintf(c->text, sizeof c->text, budget ? "%s budget=%s" : "%s%s", e->r.method[method],
              budget ? budget : "");
-    snprintf(c->amount, sizeof c->amount, "%s", budget ? budget : "-");
     if (kvmem_recipe_parse(&c->recipe, c->text, &error) != KVMEM_OK) {
         snprintf(c->error, sizeof c->error, "%s", error.text);
         c->recipe = kvmem_recipe_default();
+        snprintf(c->amount, sizeof c->amount, "%s", budget);
     } else {
+        amount_text(c->recipe.amount, c->amount, sizeof c->amount);
         cell_note(c, e->r.group[group].ctx);
     }
 }
@@ -561,14 +569,16 @@ static void note_questions(eval *e, eval_group *g, int stream) {
         q->told = e->test.q[i].told;
     }
 }
-static int eval_streams(eval *e) {
+/* All groups from `first` on. */
+static int eval_streams(eval *e, int first) {
     int g, s, i, from = 0, end, status;
     e->started = now();
-    for (i = 0; i < e->r.n_cells; i++) {
+    while (from < e->r.n_cells && e->r.cell[from].group < first) from++;
+    for (i = from; i < e->r.n_cells; i++) {
         const eval_group *of = group_of(e, e->r.cell + i);
         e->all += (double)of->streams * of->ctx;
     }
-    for (g = 0; g < e->r.n_groups; g++, from = end) {
+    for (g = first; g < e->r.n_groups; g++, from = end) {
         for (end = from; end < e->r.n_cells && e->r.cell[end].group == g;) end++;
         for (s = 0; s < e->r.group[g].streams; s++) {
             if ((status = make_stream(e, e->r.group + g, s)) != OK) return status;
@@ -626,7 +636,6 @@ static double cell_share(const eval *e, const eval_cell *c) {
     return full > 0 && live >= 0 ? live / full : -1;
 }
 static double sum_rate(const eval_sum *s) { return s->sum > 0 ? s->n / s->sum : -1; }
-static int pair_order(const eval_cell *a, const eval_cell *b) { return a->n_right >= b->n_right; }
 
 /* ==== >>grid : a table whose columns are as wide as what stands in them ======================= */
 
@@ -752,7 +761,7 @@ static void table_ppl(const eval *e) {
     }
     grid_print(&t);
 }
-/* Cells of one group and budget, best first, in order; returns how many. */
+/* Cells of one group and budget, best first; returns how many. */
 static int ranked(const eval *e, int group, const char *amount, const eval_cell **list) {
     int i, j, n = 0;
     for (i = 0; i < e->r.n_cells; i++) {
@@ -763,31 +772,37 @@ static int ranked(const eval *e, int group, const char *amount, const eval_cell 
     }
     return n;
 }
+/* Is this the group's first cell with its budget? */
+static int first_of_budget(const eval *e, const eval_cell *c) {
+    const eval_cell *b = full_cell(e, c);
+    while (b->method == 0 || strcmp(b->amount, c->amount)) b++;
+    return b == c;
+}
 /* "snapkv 0.91  >  h2o 0.80 (p 0.002)": who is separated from the next one, on the same questions. */
 static void table_ranking(const eval *e) {
-    const eval_cell **list =
-        (const eval_cell **)grow(NULL, (size_t)e->r.n_cells + 1, sizeof *list);
-    int g, b, i, n, any = 0, only_a, only_b, both;
-    for (g = 0; g < e->r.n_groups; g++)
-        for (b = 0; b <= e->n_budgets && e->r.group[g].suite != EVAL_PPL; b++) {
-            const char *amount = b < e->n_budgets ? e->budget[b] : "-";
-            if ((n = ranked(e, g, amount, list)) < 2) continue;
-            if (!any++)
-                put("\nranking: neighbours on the same questions; > separated (exact McNemar p < "
-                    "0.05), ~ not\n");
-            put("%s %d, %s: ", eval_suites[e->r.group[g].suite].word, e->r.group[g].ctx, amount);
-            for (i = 0; i < n; i++) {
-                const double share = list[i]->n_q ? (double)list[i]->n_right / list[i]->n_q : 0;
-                if (i) {
-                    double p;
-                    cell_pair(list[i - 1], list[i], &only_a, &only_b, &both);
-                    p = mcnemar(only_a, only_b);
-                    put(" %c (p %.2g) ", p < 0.05 ? '>' : '~', p);
-                }
-                put("%s %.3f", e->r.method[list[i]->method], share);
+    const eval_cell **list = (const eval_cell **)grow(NULL, (size_t)e->r.n_cells + 1, sizeof *list);
+    int c, i, n, any = 0, only_a, only_b, both;
+    for (c = 0; c < e->r.n_cells; c++) {
+        const eval_cell *of = e->r.cell + c;
+        const eval_group *g = group_of(e, of);
+        if (g->suite == EVAL_PPL || !of->method || !first_of_budget(e, of)) continue;
+        if (!strcmp(of->amount, "-") || (n = ranked(e, of->group, of->amount, list)) < 2) continue;
+        if (!any++)
+            put("\nranking, neighbours compared on the same questions: > separated (exact McNemar "
+                "p < 0.05), ~ not\n");
+        put("%s %d, %s: ", eval_suites[g->suite].word, g->ctx, of->amount);
+        for (i = 0; i < n; i++) {
+            if (i) {
+                double p;
+                cell_pair(list[i - 1], list[i], &only_a, &only_b, &both);
+                p = mcnemar(only_a, only_b);
+                put(" %c (p %.2g) ", p < 0.05 ? '>' : '~', p);
             }
-            put("\n");
+            put("%s %.3f", e->r.method[list[i]->method],
+                list[i]->n_q ? (double)list[i]->n_right / list[i]->n_q : 0);
         }
+        put("\n");
+    }
     free(list);
 }
 static void table_pairs(const eval *e) {
@@ -816,15 +831,23 @@ static void table_pairs(const eval *e) {
     put("\n");
     grid_print(&t);
 }
-static void table_notes(const eval *e) {
-    int i, any = 0;
+static const char *cell_says(const eval_cell *c) { return c->error[0] ? c->error : c->note; }
+static int same_note(const eval_cell *a, const eval_cell *b) {
+    return !strcmp(a->text, b->text) && !strcmp(cell_says(a), cell_says(b));
+}
+static void table_notes(const eval *e) { /* each once, however many cells it is true of */
+    int i, j, same, any = 0;
     for (i = 0; i < e->r.n_cells; i++) {
         const eval_cell *c = e->r.cell + i;
-        const char *what = c->error[0] ? c->error : c->note;
-        if (!what[0]) continue;
+        if (!cell_says(c)[0]) continue;
+        for (j = 0; j < i && !same_note(e->r.cell + j, c);) j++;
+        if (j < i) continue;
+        for (same = 0; j < e->r.n_cells; j++) same += same_note(e->r.cell + j, c);
         if (!any++) put("\n");
-        put("%s: %s %d, %s: %s\n", c->error[0] ? "failed" : "note",
-            eval_suites[group_of(e, c)->suite].word, group_of(e, c)->ctx, c->text, what);
+        put("%s: %s", c->error[0] ? "failed" : "note", c->text);
+        if (same > 1) put(" (%d cells)", same);
+        else put(" (%s %d)", eval_suites[group_of(e, c)->suite].word, group_of(e, c)->ctx);
+        put(": %s\n", cell_says(c));
     }
 }
 static void eval_table(const eval *e) {
@@ -1320,17 +1343,20 @@ static int eval_open(eval *e) {
     if (corpus && (status = check_vocabulary(e)) != OK) return status;
     return take_memory(e);
 }
+static void eval_begin(eval *e, const args *a) {
+    memset(e, 0, sizeof *e);
+    e->own = *a;
+    e->a = &e->own;
+    default_model(&e->own);
+}
 static int cmd_eval(const args *a) {
     eval e;
-    args own = *a;
     char buf[2048];
     int status, i, failed = 0;
-    memset(&e, 0, sizeof e);
-    e.a = &own;
-    default_model(&own);
+    eval_begin(&e, a);
     status = eval_options(&e, buf, sizeof buf);
     if (status == OK) status = eval_open(&e);
-    if (status == OK) status = eval_streams(&e);
+    if (status == OK) status = eval_streams(&e, 0);
     if (status == OK && a->report) status = eval_report(&e, "kvmem eval");
     if (status == OK) {
         if (a->json) eval_json(&e);
@@ -1341,8 +1367,193 @@ static int cmd_eval(const args *a) {
     if (failed) {
         status = flush_out(stdout);
         if (status == OK)
-            status = fail("%d of %d cells could not run; see what stands behind the table",
+            status = fail("%d of %d cells could not run; the output says why",
                           failed, e.r.n_cells);
+    }
+    eval_close(&e);
+    return status;
+}
+
+/* ==== >>demo : one conversation, several memories ============================================== */
+
+static int use_colour, use_utf8;
+static void demo_look(void) {
+    const char *l = getenv("LC_ALL");
+    if (!l || !*l) l = getenv("LC_CTYPE");
+    if (!l || !*l) l = getenv("LANG");
+    use_utf8 = l && (strstr(l, "UTF-8") || strstr(l, "utf8") || strstr(l, "UTF8"));
+    l = getenv("NO_COLOR");
+    use_colour = is_terminal(stdout) && !(l && *l);
+}
+/* Text in a column of the screen, coloured: 0 plain, 1 bold, 31 red, 32 green, 2 faint. */
+static void put_column(const char *text, int width, int colour) {
+    if (use_colour && colour) put("\033[%dm", colour);
+    put("%.*s", width, text);
+    if (use_colour && colour) put("\033[0m");
+    put("%*s", width > (int)strlen(text) ? width - (int)strlen(text) : 0, "");
+}
+static void demo_answer(const char *text, int right, int width) {
+    const char *mark = use_utf8 ? (right ? "\xE2\x9C\x93 " : "\xE2\x9C\x97 ") : right ? "ok" : "no";
+    if (use_colour) put("\033[%dm", right ? 32 : 31);
+    put("%s %.*s", mark, width - 4, text);
+    if (use_colour) put("\033[0m");
+    put("%*s", width - 3 > (int)strlen(text) ? width - 3 - (int)strlen(text) : 1, "");
+    flush_out(stdout);
+}
+/* The first lines of the conversation, then how much more there is. */
+static void demo_head(const eval *e) {
+    char text[128];
+    int i, line = 0;
+    for (i = 1; i < e->test.n && line < 6; i++) {
+        const size_t n =
+            kvmem_token_bytes(e->l.tokenizer, e->test.ids[i], 0, text, sizeof text);
+        if (use_colour && !line) put("\033[2m");
+        put_bytes(text, n < sizeof text ? n : sizeof text);
+        line += n && text[n - 1] == '\n';
+    }
+    put("... %d tokens in all", e->test.n);
+    if (use_colour) put("\033[0m");
+    put("\n\n");
+}
+enum { DEMO_QUESTION = 46, DEMO_RIGHT = 10 };
+
+static int demo_width(const eval *e, const eval_cell *c) {
+    const int n = (int)strlen(e->r.method[c->method]);
+    return n < 11 ? 13 : n > 22 ? 24 : n + 2;
+}
+static void demo_table(const eval *e, int n) {
+    grid t;
+    int i;
+    grid_begin(&t, 7, 1);
+    grid_head(&t, "recipe|right|accuracy|cache|% of full|prompt tokens/s|answer tokens/s");
+    for (i = 0; i < n; i++) {
+        const eval_cell *c = e->r.cell + i;
+        grid_put(&t, "%s", c->text);
+        if (c->error[0]) { grid_put(&t, "failed"); grid_skip(&t); continue; }
+        grid_put(&t, "%d/%d", c->n_right, c->n_q);
+        grid_put(&t, "%.0f %%", c->n_q ? 100.0 * c->n_right / c->n_q : 0);
+        grid_put(&t, "%s", human((size_t)eval_mean(&c->live)));
+        grid_put(&t, "%.1f", 100 * cell_share(e, c));
+        grid_put(&t, "%.0f", sum_rate(&c->prefill));
+        grid_put(&t, "%.0f", sum_rate(&c->decode));
+    }
+    put("\n");
+    grid_print(&t);
+}
+/* Reads the context under each recipe, compresses, asks: one line a question. */
+static int demo_play(eval *e, int n) {
+    eval_base *b = (eval_base *)grow(NULL, (size_t)n, sizeof *b);
+    const corpus_test *t = &e->test;
+    char text[256];
+    int i, k, given[CORPUS_NOTE], status;
+    memset(b, 0, (size_t)n * sizeof *b);
+    for (i = 0; i < n; i++) {
+        eval_cell *c = e->r.cell + i;
+        eval_sum time = { 0, 0 };
+        if (!c->error[0] && base_open(e, c, &b[i]) &&
+            cell_feed(c, &b[i].s, t->ids, t->n - 1, KVMEM_PREFILL, &time) &&
+            cell_feed(c, &b[i].s, t->ids + t->n - 1, 1, KVMEM_PROMPT_END, &time) &&
+            base_mark(c, &b[i])) {
+            cell_bytes(c, &b[i].s);
+            eval_add(&c->prefill, time.sum, time.n);
+        }
+    }
+    put_column("", DEMO_QUESTION, 0);
+    put_column("right", DEMO_RIGHT, 1);
+    for (i = 0; i < n; i++)
+        put_column(e->r.method[e->r.cell[i].method], demo_width(e, e->r.cell + i), 1);
+    put("\n");
+    for (k = 0; k < t->n_q; k++) {
+        const corpus_prompt *q = t->q + k;
+        put_column(ids_text(e, q->ids, q->n, text, sizeof text), DEMO_QUESTION - 1, 0);
+        put(" ");
+        put_column(ids_text(e, q->answer, q->n_answer, text, sizeof text), DEMO_RIGHT, 0);
+        flush_out(stdout);
+        for (i = 0; i < n; i++) {
+            eval_cell *c = e->r.cell + i;
+            if (!c->error[0] && cell_ask(e, c, &b[i], q, 0, given))
+                demo_answer(ids_text(e, given, q->n_answer, text, sizeof text), c->right[c->n_q - 1],
+                            demo_width(e, c));
+            else put_column("failed", demo_width(e, c), 31);
+        }
+        put("\n");
+        if ((status = flush_out(stdout)) != OK) break;
+    }
+    for (i = 0; i < n; i++) base_close(&b[i]);
+    free(b);
+    return flush_out(stdout);
+}
+static void plan_group(eval *e, int suite, int ctx, int streams) {
+    eval_group *g;
+    e->r.group = (eval_group *)grow(e->r.group, (size_t)e->r.n_groups + 1, sizeof *g);
+    g = e->r.group + e->r.n_groups++;
+    memset(g, 0, sizeof *g);
+    g->suite = suite;
+    g->ctx = ctx;
+    g->streams = streams;
+}
+/* The cells that are played, then those that only the report shows. */
+static int demo_plan(eval *e, char *buf, size_t size) {
+    static const char *const usual[] = { "streamingllm", "snapkv", DEMO_BEST };
+    args *a = &e->own;
+    int i, m, status, ctx;
+    for (i = 0; i < 3 && !e->a->kvs.n; i++) a->kvs.item[i] = usual[i];
+    if (!a->kvs.n) a->kvs.n = 3;
+    e->r.seed = a->seed;
+    e->r.seeds = 1;
+    e->r.questions = (int)a->questions;
+    e->r.depths = 5;
+    if ((status = parse_ctx(a->lengths, &ctx)) != OK) return status;
+    if ((status = each_part(e, "--budget", a->budgets, buf, size, plan_budget)) != OK) return status;
+    if (e->n_budgets != 1) return misuse("--budget %s: one budget is played", a->budgets);
+    if ((status = plan_methods(e)) != OK) return status;
+    plan_group(e, EVAL_CONV, ctx, 1);
+    for (m = 0; m < e->r.n_methods; m++)
+        plan_cell(e, 0, m, own_budget(e->r.method[m]) ? NULL : e->budget[0]);
+    e->cfg = kvmem_session_config_default();
+    e->cfg.threads = (int)a->threads;
+    e->cfg.max_block = (int)a->block;
+    if (a->report && *a->report && (status = report_writable(a->report)) != OK) return status;
+    return find_backend(a, &e->cfg.backend);
+}
+/* Curves and the heat map of the report need more than one conversation. */
+static int demo_more(eval *e) {
+    static const char *const budgets[] = { "50%", "25%", "12.5%", "6.25%" };
+    const int ctx = e->r.group[0].ctx / 4;
+    int g, m, b;
+    if (ctx < 256) return OK;
+    plan_group(e, EVAL_CONV, ctx, 2);
+    plan_group(e, EVAL_NEEDLE, ctx, e->r.depths);
+    for (g = 1; g < e->r.n_groups; g++)
+        for (m = 0; m < e->r.n_methods; m++) {
+            const int own = own_budget(e->r.method[m]);
+            for (b = 0; b < (own ? 1 : 4); b++) plan_cell(e, g, m, own ? NULL : budgets[b]);
+        }
+    return eval_streams(e, 1);
+}
+static int cmd_demo(const args *a) {
+    eval e;
+    char buf[512];
+    int status, n;
+    eval_begin(&e, a);
+    demo_look();
+    status = demo_plan(&e, buf, sizeof buf);
+    if (status == OK) status = eval_open(&e);
+    if (status == OK) status = make_stream(&e, e.r.group, 0);
+    n = e.r.n_cells;
+    if (status == OK) {
+        note_questions(&e, e.r.group, 0);
+        put("%s reads a conversation and is asked about it afterwards. full remembers all of it, the\n"
+            "others keep %s, chosen before the questions were known.\n\n", e.a->model, e.budget[0]);
+        demo_head(&e);
+        status = demo_play(&e, n);
+    }
+    if (status == OK) demo_table(&e, n);
+    if (status == OK) status = flush_out(stdout);
+    if (status == OK && a->report && *a->report) {
+        status = demo_more(&e);
+        if (status == OK) status = eval_report(&e, "kvmem: one conversation, several memories");
+        if (status == OK) put("\nreport: %s\n", a->report);
     }
     eval_close(&e);
     return status;

@@ -1962,6 +1962,8 @@ static void default_model(args *a) {
     a->model = DEFAULT_MODEL;
 }
 
+/* What `kvmem demo` plays beside streamingllm and snapkv: the best in README's table of eval. */
+#define DEMO_BEST "pyramidkv"
 #include "eval.h"
 
 /* ==== >>commands : the table, the top level =================================================== */
@@ -2037,6 +2039,17 @@ static const option estimate_options[] = {
     O_INT("--decode", decode, "N", "0", 0, BIG, "tokens decoded after it"),
     O_KV, O_MAX_BYTES, O_THREADS, O_BACKEND, O_JSON, O_END };
 
+static const option demo_options[] = {
+    { "-m", "--model", TEXT, AT(model), "FILE", NULL, 0, 0, 0, "the model (default " DEFAULT_MODEL ")" },
+    { NULL, "--ctx", TEXT, AT(lengths), "N", "4k", 0, 0, 0, "length of the conversation in tokens" },
+    O_TEXTS("--kv", kvs, "RECIPE", "beside full (default: streamingllm, snapkv, " DEMO_BEST ")"),
+    { NULL, "--budget", TEXT, AT(budgets), "AMOUNT", "12.5%", 0, 0, 0, "what they may keep" },
+    O_INT("--questions", questions, "N", "16", 1, 1000, "how many questions"),
+    O_INT("--seed", seed, "S", "1", 0, 9e15, "which conversation"),
+    O_INT("--block", block, "N", "128", 1, 65536, "tokens of the context that are read at a time"),
+    { NULL, "--report", TEXT, AT(report), "FILE", "report.html", 0, 0, 0, "the HTML report; \"\": none" },
+    O_THREADS, O_BACKEND, O_END };
+
 static const command commands[] = {
     { "run", cmd_run, run_options, 0, 0, "-m MODEL (-p TEXT | -f FILE) [options]",
       "continue a text, remembering it as a recipe says",
@@ -2072,6 +2085,11 @@ static const command commands[] = {
       "seeds have bootstrap intervals, and recipes are compared on the same questions.",
       { "kvmem eval --suite conv --ctx 2k --budgets 12.5% --kv window --kv snapkv --seeds 13",
         "kvmem eval --suite all --ctx 1k,2k,4k --report report.html" } },
+    { "demo", cmd_demo, demo_options, 0, 0, "[-m MODEL] [options]",
+      "one conversation under several recipes, side by side",
+      "Plays one long conversation, compresses the cache under each recipe, and asks: a line for each\n"
+      "question with the right answer and theirs. Ends with a table and writes the report.",
+      { "kvmem demo", "kvmem demo --budget 6.25% --kv h2o --kv tova --seed 7" } },
     { "logits", cmd_logits, logits_options, 0, 0, "-m MODEL --tokens IDS -o FILE [options]",
       "raw logits of given tokens",
       "Writes little-endian float32, one row of the vocabulary's size for each token.",

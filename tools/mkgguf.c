@@ -19,6 +19,7 @@
 #define KVMEM_IMPLEMENTATION
 #include "../kvmem.h"
 #endif
+#include "corpus.h"
 #include "gguf_write.h"
 
 /* --- what to write ---------------------------------------------------------------------------- */
@@ -162,6 +163,7 @@ static void mkgguf_tokenizer(mkgguf_state *g) {
     char text[128];
     double score;
     int i;
+    if (!strcmp(s->vocab_kind, "corpus")) { corpus_write_vocab(&g->w); return; }
     gguf_kv_str(&g->w, "tokenizer.ggml.model", spm ? "llama" : "gpt2");
     gguf_kv_str(&g->w, "tokenizer.ggml.pre", spm ? "default" : s->vocab_kind);
     gguf_kv_array(&g->w, "tokenizer.ggml.tokens", 8, s->vocab);
@@ -487,6 +489,7 @@ static void mkgguf_complete(mkgguf_state *g) {
     for (i = 0; archs[i] && strcmp(archs[i], s->arch); i++) {}
     if (!archs[i]) gguf_fail(&g->w, "unknown architecture %s", s->arch);
     if (!s->vocab_kind[0]) strcpy(s->vocab_kind, s->arch[0] == 'q' ? "qwen2" : "spm");
+    if (!strcmp(s->vocab_kind, "corpus")) s->vocab = corpus_n_vocab();
     if (!s->head_dim) s->head_dim = s->heads > 0 ? s->dim / s->heads : 0;
     if (!s->rot) s->rot = s->head_dim;
     if (!s->orig_ctx)
@@ -532,7 +535,7 @@ static void mkgguf_option_table(mkgguf_spec *s, mkgguf_option *o) {
     MKGGUF_OPT("--embd-type", NULL, NULL, s->embd_type, sizeof s->embd_type,
                "of token_embd and output (default: --type)");
     MKGGUF_OPT("--vocab-kind", NULL, NULL, s->vocab_kind, sizeof s->vocab_kind,
-               "spm, or a BPE pre-tokenizer: gpt-2 llama-bpe qwen2 smollm ...");
+               "spm, a BPE pre-tokenizer (gpt-2 llama-bpe qwen2 smollm ...), or corpus: corpus.h's");
     MKGGUF_OPT("--rope-scaling", NULL, NULL, s->scaling, sizeof s->scaling,
                "none linear yarn llama3 longrope");
     MKGGUF_OPT("--chat", NULL, NULL, s->chat, sizeof s->chat, "text of tokenizer.chat_template");
