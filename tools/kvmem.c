@@ -237,7 +237,8 @@ static int file_open(file *f, const char *path) {
 
 typedef struct ids { int *id; int n, cap; } ids;
 enum { MAX_LIST = 64 };
-typedef struct texts { const char *item[MAX_LIST]; int n; } texts; /* of an option given many times */
+/* Values of an option that may be given many times. */
+typedef struct texts { const char *item[MAX_LIST]; int n; } texts;
 
 /* Everything that an option can set. NULL and -1 mean "not given" where no default is listed. */
 typedef struct args {
@@ -245,8 +246,8 @@ typedef struct args {
         *tokens_file, *cache, *shape, *system, *chat_template, *suite, *lengths, *budgets, *text,
         *report;
     texts kvs, audits;
-    int64_t n, ctx, threads, top_k, repeat_last, chunk, first, block, decode, seed, seeds, questions,
-        depths;
+    int64_t n, ctx, threads, top_k, repeat_last, chunk, first, block, decode, seed, seeds,
+        questions, depths;
     double temp, top_p, min_p, repeat;
     size_t max_bytes;
     int json, csv, stream, no_bos, pieces, special, use_chunk, aware, pairs;
@@ -1965,6 +1966,8 @@ static void default_model(args *a) {
 /* What `kvmem demo` plays beside streamingllm and snapkv: the best in README's table of eval. */
 #define DEMO_BEST "pyramidkv"
 #include "eval.h"
+#include "eval_show.h"
+#include "demo.h"
 
 /* ==== >>commands : the table, the top level =================================================== */
 
@@ -2010,27 +2013,6 @@ static const option detokenize_options[] = {
 static const option inspect_options[] = {
     O_MODEL(0), O_TOKENIZER, O_TEXT("--cache", cache, "FILE", "a saved cache"), O_JSON, O_END };
 static const option list_options[] = { O_END };
-static const option eval_options_table[] = {
-    { "-m", "--model", TEXT, AT(model), "FILE", NULL, 0, 0, 0, "the model (default " DEFAULT_MODEL ")" },
-    O_TOKENIZER,
-    { NULL, "--suite", TEXT, AT(suite), "LIST", "conv", 0, 0, 0,
-      "conv, needle, multi, order, copy, ppl or all" },
-    { NULL, "--ctx", TEXT, AT(lengths), "LIST", "2k", 0, 0, 0, "lengths of the context in tokens: 1k,2k,4k" },
-    O_TEXTS("--kv", kvs, "RECIPE", "a recipe, any number of times (default: the presets); full always runs"),
-    { NULL, "--budgets", TEXT, AT(budgets), "LIST", "50%,25%,12.5%,6.25%", 0, 0, 0,
-      "for recipes that name none: share of the tokens seen, entries a KV head, or bytes" },
-    O_INT("--seeds", seeds, "N", "4", 1, 100000, "contexts of each suite and length (needle: at each depth)"),
-    O_INT("--questions", questions, "N", "0", 0, 1000, "questions to each context; 0: as the suite has it"),
-    O_INT("--depths", depths, "N", "5", 1, 101, "needle: places of the fact, from first to last"),
-    O_INT("--seed", seed, "S", "1", 0, 9e15, "the first seed"),
-    O_FLAG("--question-aware", aware, "compress when the question is known, not before"),
-    O_TEXT("--text", text, "FILE", "ppl on this text, with any model that has a tokenizer"),
-    O_INT("--block", block, "N", "128", 1, 65536, "tokens of the context that are read at a time"),
-    O_FLAG("--pairs", pairs, "the table of all paired comparisons, too"),
-    O_JSON, O_FLAG("--csv", csv, "print CSV, a line a cell"),
-    O_TEXT("--report", report, "FILE", "write an HTML report"),
-    O_TEXTS("--audit", audits, "RECIPE", "show what this recipe keeps in the report (default: all at about 1/8)"),
-    O_THREADS, O_BACKEND, O_END };
 static const option estimate_options[] = {
     O_MODEL(0),
     O_TEXT("--shape", shape, "SHAPE",
@@ -2039,15 +2021,43 @@ static const option estimate_options[] = {
     O_INT("--decode", decode, "N", "0", 0, BIG, "tokens decoded after it"),
     O_KV, O_MAX_BYTES, O_THREADS, O_BACKEND, O_JSON, O_END };
 
+#define O_DEFAULT_MODEL                                                                            \
+    { "-m", "--model", TEXT, AT(model), "FILE", NULL, 0, 0, 0,                                     \
+      "the model (default " DEFAULT_MODEL ")" }
+#define O_TEXT_OF(longer, field, value, def, what)                                                 \
+    { NULL, longer, TEXT, AT(field), value, def, 0, 0, 0, what }
+#define O_READ_BLOCK                                                                               \
+    O_INT("--block", block, "N", "128", 1, 65536, "tokens of the context that are read at a time")
+
+static const option eval_options_table[] = {
+    O_DEFAULT_MODEL, O_TOKENIZER,
+    O_TEXT_OF("--suite", suite, "LIST", "conv", "conv, needle, multi, order, copy, ppl or all"),
+    O_TEXT_OF("--ctx", lengths, "LIST", "2k", "lengths of the context in tokens: 1k,2k,4k"),
+    O_TEXTS("--kv", kvs, "RECIPE", "any number of times (default the presets); full always runs"),
+    O_TEXT_OF("--budgets", budgets, "LIST", "50%,25%,12.5%,6.25%",
+              "for recipes that name none: shares of the tokens seen, entries, or bytes"),
+    O_INT("--seeds", seeds, "N", "4", 1, 100000,
+          "contexts of each suite and length (needle: at each depth)"),
+    O_INT("--questions", questions, "N", "0", 0, 1000, "about each context; 0: the suite's number"),
+    O_INT("--depths", depths, "N", "5", 1, 101, "needle: places of the fact, from first to last"),
+    O_INT("--seed", seed, "S", "1", 0, 9e15, "the first seed"),
+    O_FLAG("--question-aware", aware, "compress when the question is known, not before"),
+    O_TEXT("--text", text, "FILE", "ppl on this text, with any model that has a tokenizer"),
+    O_READ_BLOCK,
+    O_FLAG("--pairs", pairs, "the table of all paired comparisons, too"),
+    O_JSON, O_FLAG("--csv", csv, "print CSV, a line a cell"),
+    O_TEXT("--report", report, "FILE", "write an HTML report"),
+    O_TEXTS("--audit", audits, "RECIPE", "show in the report what it keeps (default all, at 1/8)"),
+    O_THREADS, O_BACKEND, O_END };
 static const option demo_options[] = {
-    { "-m", "--model", TEXT, AT(model), "FILE", NULL, 0, 0, 0, "the model (default " DEFAULT_MODEL ")" },
-    { NULL, "--ctx", TEXT, AT(lengths), "N", "4k", 0, 0, 0, "length of the conversation in tokens" },
+    O_DEFAULT_MODEL,
+    O_TEXT_OF("--ctx", lengths, "N", "4k", "length of the conversation in tokens"),
     O_TEXTS("--kv", kvs, "RECIPE", "beside full (default: streamingllm, snapkv, " DEMO_BEST ")"),
-    { NULL, "--budget", TEXT, AT(budgets), "AMOUNT", "12.5%", 0, 0, 0, "what they may keep" },
+    O_TEXT_OF("--budget", budgets, "AMOUNT", "12.5%", "what they may keep"),
     O_INT("--questions", questions, "N", "16", 1, 1000, "how many questions"),
     O_INT("--seed", seed, "S", "1", 0, 9e15, "which conversation"),
-    O_INT("--block", block, "N", "128", 1, 65536, "tokens of the context that are read at a time"),
-    { NULL, "--report", TEXT, AT(report), "FILE", "report.html", 0, 0, 0, "the HTML report; \"\": none" },
+    O_READ_BLOCK,
+    O_TEXT_OF("--report", report, "FILE", "report.html", "the HTML report; \"\": none"),
     O_THREADS, O_BACKEND, O_END };
 
 static const command commands[] = {
@@ -2076,19 +2086,20 @@ static const command commands[] = {
       "is the recipe's prompt. Positions count from a piece's start.",
       { "kvmem measure -m model.gguf -f text.txt --kv \"h2o budget=64\"",
         "kvmem measure -m model.gguf -f text.txt --kv \"streamingllm budget=256\" --stream" } },
-    { "eval", cmd_eval, eval_options_table, 0, 0, "[-m MODEL] [--suite LIST] [--kv RECIPE]... [options]",
+    { "eval", cmd_eval, eval_options_table, 0, 0,
+      "[-m MODEL] [--suite LIST] [--kv RECIPE]... [options]",
       "what recipes remember: accuracy against memory",
-      "Tells the model seeded conversations, compresses the cache when the context ends, before any\n"
-      "question is known, then asks many questions about the same compressed context. A cell is one\n"
-      "recipe at one budget; `full` is the reference. Accuracies have Wilson intervals (questions\n"
-      "about one context are not independent: read them as lower bounds of the doubt), means over\n"
-      "seeds have bootstrap intervals, and recipes are compared on the same questions.",
+      "Tells the model seeded conversations, compresses the cache when the context ends, before\n"
+      "any question is known, then asks many questions about the same compressed context. A cell\n"
+      "is one recipe at one budget; `full` is the reference. Accuracies have 95 % intervals\n"
+      "(Wilson; questions about one context are not quite independent), means over seeds have\n"
+      "bootstrap intervals, and recipes are compared on the same questions by exact McNemar tests.",
       { "kvmem eval --suite conv --ctx 2k --budgets 12.5% --kv window --kv snapkv --seeds 13",
         "kvmem eval --suite all --ctx 1k,2k,4k --report report.html" } },
     { "demo", cmd_demo, demo_options, 0, 0, "[-m MODEL] [options]",
       "one conversation under several recipes, side by side",
-      "Plays one long conversation, compresses the cache under each recipe, and asks: a line for each\n"
-      "question with the right answer and theirs. Ends with a table and writes the report.",
+      "Plays one long conversation, compresses the cache under each recipe, and asks: a line for\n"
+      "each question with the right answer and theirs. Ends with a table and writes the report.",
       { "kvmem demo", "kvmem demo --budget 6.25% --kv h2o --kv tova --seed 7" } },
     { "logits", cmd_logits, logits_options, 0, 0, "-m MODEL --tokens IDS -o FILE [options]",
       "raw logits of given tokens",
