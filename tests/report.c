@@ -320,7 +320,7 @@ TEST(kinds_and_depths_add_up_unless_the_total_is_given) {
         if (k) report_add(&d, &c);
         c.suite = "needle"; c.depth = 0; c.asked = 4; c.right = 4; report_add(&d, &c);
         c.depth = 500; c.right = 1; report_add(&d, &c);
-        REQUIRE(report_points_make(&P, &d) == 0);
+        REQUIRE(report_points_make(&P, &d, 0) == 0);
         CHECK(P.n == 4 && P.main >= 0 && !strcmp(P.p[P.main].suite, "conv") && !P.p[P.main].kind);
         for (i = 0; i < P.n; i++) {
             if (P.p[i].kind) CHECK(P.p[i].asked == 10);

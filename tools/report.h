@@ -298,7 +298,11 @@ static const char *const report_css[] = {
     "svg{display:block;width:100%;height:auto;overflow:visible}\n",
     "svg text{font:11px system-ui,-apple-system,'Segoe UI',Roboto,Arial,sans-serif;fill:var(--ink)}\n",
     ".small{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(330px,100%),1fr));gap:30px 34px;margin-top:20px}\n",
-    ".plot.big{max-width:860px}\n",
+    ".lead{display:grid;grid-template-columns:minmax(0,2.1fr) minmax(0,1fr);gap:20px 44px;align-items:start}\n",
+    "@media(max-width:900px){.lead{grid-template-columns:1fr}}\n",
+    ".forest figcaption{font-weight:600}\n",
+    ".ci{stroke:currentColor;stroke-width:5;opacity:.28}\n",
+    "svg .pc{fill:currentColor;font-size:13px;font-weight:600;font-variant-numeric:tabular-nums}\n",
     ".plot figcaption,.heat figcaption{font-weight:600}\n",
     "svg .tk{fill:var(--mute);font-size:10.5px;font-variant-numeric:tabular-nums}\n",
     "svg .e{text-anchor:end}svg .m,svg .vt{text-anchor:middle}\n",
@@ -336,7 +340,8 @@ static const char *const report_css[] = {
     ".lf{stroke:rgb(var(--keep));fill:none;shape-rendering:crispEdges}\n",
     ".lf.k1{opacity:.2}.lf.k2{opacity:.42}.lf.k3{opacity:.7}\n",
     ".dg{fill:rgb(var(--keep)/.035);stroke:none}\n",
-    ".life figcaption{display:flex;flex-wrap:wrap;gap:0 10px;align-items:baseline}\n",
+    ".life .nm{display:flex;justify-content:space-between;gap:10px;align-items:center;min-height:32px}\n",
+    ".nm .b{font-size:12.5px;padding:2px 8px;min-height:26px}\n",
     ".sum{color:var(--mute);font-size:13px;font-variant-numeric:tabular-nums}\n",
     ".cur{stroke:var(--tell);stroke-width:1;visibility:hidden}\n",
     ".an.ok circle{fill:var(--ok)}\n",
@@ -348,14 +353,14 @@ static const char *const report_css[] = {
     "#lens{margin-top:40px}\n",
     ".pane{min-width:0}\n",
     ".ph{color:var(--mute);font-size:13.5px;margin:0 0 6px}\n",
-    ".flow{background:var(--pane);border:1px solid var(--line);border-radius:3px;padding:16px 18px;max-height:min(76vh,760px);overflow-y:auto;\n",
-    "font:14px/1.62 system-ui,-apple-system,'Segoe UI',Roboto,Arial,sans-serif;white-space:pre-wrap;position:relative;overscroll-behavior:contain}\n",
+    ".flow{background:var(--pane);border:1px solid var(--line);border-radius:3px;padding:16px 18px;max-height:min(78vh,800px);overflow-y:auto;\n",
+    "font:14px/1.62 system-ui,-apple-system,'Segoe UI',Roboto,Arial,sans-serif;position:relative;hyphens:none;overscroll-behavior:contain}\n",
     ".flow i{font-style:normal;padding:1.5px 0;border-radius:1px}\n",
     ".ln.ses{display:block;margin:.9em 0 .2em;font-weight:600;font-size:13px}\n",
     ".ln.ses:first-child{margin-top:0}\n",
     ".flow i.sp{font-weight:700;font-size:.86em}\n",
     ".k0{color:var(--faint)}\n",
-    ".k1{background:rgb(var(--keep)/.15)}.k2{background:rgb(var(--keep)/.32)}.k3{background:rgb(var(--keep)/.55)}.k4{background:rgb(var(--keep)/.92);color:var(--on)}\n",
+    ".k1{background:rgb(var(--keep)/.13)}.k2{background:rgb(var(--keep)/.32)}.k3{background:rgb(var(--keep)/.55)}.k4{background:rgb(var(--keep)/.92);color:var(--on)}\n",
     ".flow .k3{color:var(--ink)}\n",
     ".u{color:var(--line)}\n",
     ".w0{background:rgb(var(--warm)/.08)}.w1{background:rgb(var(--warm)/.19)}.w2{background:rgb(var(--warm)/.3)}.w3{background:rgb(var(--warm)/.44)}.w4{background:rgb(var(--warm)/.6)}\n",
@@ -384,6 +389,7 @@ static const char *const report_css[] = {
     ".lanes button{all:unset;width:17px;height:14px;border:1px solid var(--faint);cursor:pointer;position:relative;background:linear-gradient(rgb(var(--keep)/var(--v,0)),rgb(var(--keep)/var(--v,0)))}\n",
     ".lanes button[aria-pressed=true]{outline:2px solid var(--ink);outline-offset:1px;z-index:1}\n",
     ".lanes button:focus-visible{outline:2px solid var(--tell);outline-offset:1px;z-index:1}\n",
+    ".lanes span{font-size:9.5px;line-height:1;color:var(--mute);text-align:center}\n",
     ".lanes.many button{width:9px;height:8px}\n",
     ".where{font-size:12.5px;color:var(--mute);flex-basis:100%}\n",
     ".qs h3{margin:0 0 4px}\n",
@@ -407,6 +413,7 @@ static const char *const report_css[] = {
     ".life.on figcaption b{border-bottom:3px solid rgb(var(--keep))}\n",
     ".life svg{cursor:pointer}\n",
     "@media(max-width:900px){.cols{grid-template-columns:1fr}.ab{display:flex;gap:6px}.pane.a{display:none}.lens.showa .pane.a{display:block}.lens.showa .pane.b{display:none}\n",
+    ".bar{position:static}.lives{grid-template-columns:none;grid-auto-flow:column;grid-auto-columns:min(84%,340px);overflow-x:auto;gap:26px;scroll-snap-type:x proximity;padding-bottom:10px}.lives figure{scroll-snap-align:start}\n",
     ".qs ol{max-height:250px}.flow{max-height:62vh;font-size:14px;padding:12px}.pt{min-height:0}.ab button[aria-pressed=true]{background:var(--ink);color:var(--bg)}}\n",
     "@media(max-width:600px){main{padding:24px 16px 40px}section{margin-top:46px}.plot.big svg text{font-size:17px}.plot.big svg .tk{font-size:16px}.plot.big svg .lo{display:none}\n",
     ".facts{gap:12px 24px}.bar{gap:8px 12px}.time output{min-width:0}.facts>div{flex-basis:100%}}\n",
@@ -455,7 +462,7 @@ static const char *const report_js[] = {
     "if (!source || !lens) return;\n",
     "var D = JSON.parse(source.textContent), n = D.n, N = D.layers * D.heads;\n",
     "var T = n, lane = -1, sel = -1, when = false, timer = 0, panes = [];\n",
-    "function count(x) { return String(x).replace(/\\B(?=(\\d{3})+$)/g, '\\u202f'); }\n",
+    "function count(x) { return x < 10000 ? String(x) : String(x).replace(/\\B(?=(\\d{3})+$)/g, '\\u202f'); }\n",
     "function size(b) {\n",
     "  var u = ['B', 'KiB', 'MiB', 'GiB'], k = 0;\n",
     "  while (b >= 1000 && k < 3) { b /= 1024; k++; }\n",
@@ -537,6 +544,7 @@ static const char *const report_js[] = {
     "  P.grid.style.gridTemplateColumns = 'repeat(' + D.layers + ',auto)';\n",
     "  P.grid.setAttribute('role', 'group');\n",
     "  P.grid.setAttribute('aria-label', 'Layers (columns) and heads (rows); arrow keys move');\n",
+    "  for (var c = 0; D.layers <= 12 && c < D.layers; c++) P.grid.appendChild(el('span', '', 'L' + c * D.step));\n",
     "  for (var g = 0; g < D.heads; g++)\n",
     "    for (var l = 0; l < D.layers; l++) (function (i) {\n",
     "      var b = el('button');\n",
@@ -819,7 +827,7 @@ static const char *const report_js[] = {
     "  b.setAttribute('aria-label', 'Show ' + D.runs[i].recipe + ' in the right-hand text');\n",
     "  function go() { if (panes[0].run === i) panes[0].run = panes[1].run; panes[1].run = i; paint(); }\n",
     "  b.addEventListener('click', function () { go(); lens.scrollIntoView(); });\n",
-    "  f.querySelector('figcaption').appendChild(b);\n",
+    "  f.querySelector('.nm').appendChild(b);\n",
     "  f.querySelector('svg').addEventListener('click', function (e) {\n",
     "    var box = this.getBoundingClientRect(), p = Math.round(((e.clientX - box.left) / box.width * 360 - 32) / 320 * n);\n",
     "    go();\n",
@@ -905,9 +913,12 @@ static int report_same(const char *a, const char *b) { return (!a && !b) || (a &
 typedef struct report_point {
     const char *suite, *kind, *method, *recipe;
     int ctx, aware, asked, right, series, exact, parts;
-    double budget, bytes, full;
+    double budget, bytes, full, kl;
+    double value;             /* what is drawn, 0..1, up is better: accuracy, or 1 - KL / top */
 } report_point;
 typedef struct report_points {
+    int metric;                           /* 0: accuracy, 1: KL to the full cache */
+    double top;                           /* KL at the bottom of its pictures */
     report_point *p; int n;
     const char *series[64]; int n_series; /* methods in order of appearance */
     int main;                             /* the point whose suite, ctx, aware the report leads with; -1 */
@@ -926,7 +937,7 @@ static report_point *report_point_of(report_points *P, const report_cell *c, con
     memset(p, 0, sizeof *p);
     p->suite = c->suite; p->kind = kind; p->method = c->method; p->recipe = c->recipe;
     p->ctx = c->ctx; p->aware = c->aware; p->budget = c->budget;
-    p->full = -1;
+    p->full = p->kl = -1;
     for (i = 0; i < P->n_series && strcmp(P->series[i], c->method); i++) {}
     if (i == P->n_series && i < 64) P->series[P->n_series++] = c->method;
     p->series = i < 64 ? i : 63;
@@ -940,6 +951,7 @@ static void report_point_add(report_point *p, const report_cell *c, int exact) {
     p->right += c->right;
     if (c->bytes > 0) p->bytes = (p->bytes * p->parts + c->bytes) / (p->parts + 1), p->parts++;
     if (c->full_bytes > 0) p->full = c->full_bytes;
+    if (c->kl >= 0) p->kl = c->kl;
 }
 /* 1 if a and b belong to one panel. */
 static int report_mate(const report_point *a, const report_point *b) {
@@ -971,23 +983,30 @@ static void report_choose(report_points *P) {
         if (d < far - 1e-9) far = d, P->budget = p->budget;
     }
 }
-static int report_points_make(report_points *P, const report_data *d) {
+static int report_points_make(report_points *P, const report_data *d, int metric) {
     int i;
     memset(P, 0, sizeof *P);
+    P->metric = metric;
     P->p = (report_point *)malloc((2 * (size_t)d->n_cells + 1) * sizeof *P->p);
     if (!P->p) return 1;
     for (i = 0; i < d->n_cells && !P->n_series; i++) /* the yardstick is drawn in the colour of the text */
         if (!strcmp(d->cell[i].method, "full")) P->series[P->n_series++] = d->cell[i].method;
     for (i = 0; i < d->n_cells; i++) {
         const report_cell *c = &d->cell[i];
-        if (c->asked <= 0) continue;
+        if (metric ? c->kl < 0 : c->asked <= 0) continue;
         report_point_add(report_point_of(P, c, NULL), c, !c->kind && c->depth < 0);
         if (c->kind) report_point_add(report_point_of(P, c, c->kind), c, c->depth < 0);
+        P->top = fmax(P->top, c->kl);
+    }
+    P->top = fmax(ceil(P->top * 20) / 20, 0.05);
+    for (i = 0; i < P->n; i++) {
+        report_point *p = &P->p[i];
+        p->value = metric ? 1 - p->kl / P->top : p->asked > 0 ? (double)p->right / p->asked : 0;
     }
     report_choose(P);
     return 0;
 }
-static double report_acc(const report_point *p) { return p->asked > 0 ? (double)p->right / p->asked : 0; }
+static double report_acc(const report_point *p) { return p->value; }
 
 /* --- pictures: accuracy against memory ------------------------------------------------------------- */
 /* A panel in its own coordinates; CSS scales it. x: cache bytes, logarithmic, less to the right. */
@@ -1030,13 +1049,14 @@ static void report_front(FILE *f, const report_points *P, const report_point *of
     if (!first) fprintf(f, "V%.1fH%.1f", y, a->x0);
     fputs("\"/>", f);
 }
-static void report_grid(FILE *f, const report_axes *a, double full) {
+static void report_grid(FILE *f, const report_points *P, const report_axes *a, double full) {
     char text[32];
     int i;
     for (i = 0; i <= 4; i++) {
         const double y = report_y(a, i / 4.0);
         fprintf(f, "<path class=\"gl\" d=\"M%.1f %.1fh%.1f\"/>", a->x0, y, a->w);
-        fprintf(f, "<text class=\"tk e\" x=\"%.1f\" y=\"%.1f\">%d</text>", a->x0 - 6, y + 3.5, 25 * i);
+        fprintf(f, "<text class=\"tk e\" x=\"%.1f\" y=\"%.1f\">", a->x0 - 6, y + 3.5);
+        fprintf(f, P->metric ? "%.2g</text>" : "%.0f</text>", P->metric ? P->top * (1 - i / 4.0) : 25.0 * i);
     }
     if (!(full > 0)) full = a->hi;
     for (i = 0; i < 12; i++) {
@@ -1054,7 +1074,7 @@ static void report_grid(FILE *f, const report_axes *a, double full) {
 static void report_curve(FILE *f, const report_points *P, const report_point *of, const report_axes *a, int s) {
     char size[32];
     double from = 1e300, lo, hi;
-    int i, first = 1;
+    int i, first = 1, all = 1;
     fprintf(f, "<g class=\"sr s%d\"><path class=\"cv\" d=\"", s % 8);
     for (;;) {
         const report_point *next = NULL;
@@ -1063,8 +1083,11 @@ static void report_curve(FILE *f, const report_points *P, const report_point *of
                 (!next || P->p[i].bytes > next->bytes)) next = &P->p[i];
         if (!next) break;
         from = next->bytes;
+        all &= next->budget >= 1;
         fprintf(f, "%c%.1f %.1f", first ? 'M' : 'L', report_x(a, from), report_y(a, report_acc(next)));
         first = 0;
+        if (all) fprintf(f, "H%.1f\"/><path class=\"cv\" d=\"", a->x0 + a->w); /* a level to compare with */
+        if (all) first = 1;
     }
     fputs("\"/>", f);
     for (i = 0; i < P->n; i++) {
@@ -1073,9 +1096,10 @@ static void report_curve(FILE *f, const report_points *P, const report_point *of
         report_wilson(p->right, p->asked, &lo, &hi);
         fprintf(f, "<g><title>");
         report_esc(f, p->recipe);
-        fprintf(f, ": %d of %d right, %.0f %% (95 %% interval %.0f to %.0f), %s</title>", p->right, p->asked,
-                100 * report_acc(p), 100 * lo, 100 * hi, report_size(size, p->bytes));
-        fprintf(f, "<path class=\"er\" d=\"M%.1f %.1fV%.1f\"/>", report_x(a, p->bytes), report_y(a, lo),
+        if (P->metric) fprintf(f, ": KL %.4f, %s</title>", p->kl, report_size(size, p->bytes));
+        else fprintf(f, ": %d of %d right, %.0f %% (95 %% interval %.0f to %.0f), %s</title>", p->right, p->asked,
+                     100 * report_acc(p), 100 * lo, 100 * hi, report_size(size, p->bytes));
+        if (!P->metric) fprintf(f, "<path class=\"er\" d=\"M%.1f %.1fV%.1f\"/>", report_x(a, p->bytes), report_y(a, lo),
                 report_y(a, hi));
         report_marker(f, s, report_x(a, p->bytes), report_y(a, report_acc(p)));
         fputs("</g>", f);
@@ -1142,12 +1166,13 @@ static void report_panel(FILE *f, const report_points *P, const report_point *of
     report_esc(f, of->kind ? of->kind : of->suite);
     fputs(", ", f);
     report_length(f, of->ctx);
-    fprintf(f, " tokens%s</figcaption><svg viewBox=\"0 0 %d %d\" role=\"img\"><title>Accuracy in per cent "
-            "against cache bytes, ", of->aware ? ", question known" : "", W, H);
+    fprintf(f, " tokens%s</figcaption><svg viewBox=\"0 0 %d %d\" role=\"img\"><title>%s "
+            "against cache bytes, ", of->aware ? ", question known" : "", W, H,
+            P->metric ? "KL to the full cache" : "Accuracy in per cent");
     report_esc(f, of->kind ? of->kind : of->suite);
     fprintf(f, ", %d tokens</title><desc>One curve for each method, with 95 %% intervals; less memory to the "
             "right. The figures stand in the table of all cells.</desc>", of->ctx);
-    report_grid(f, &a, full);
+    report_grid(f, P, &a, full);
     report_front(f, P, of, &a);
     for (s = 0; s < P->n_series; s++) report_curve(f, P, of, &a, s);
     if (big) report_labels(f, P, of, &a);
@@ -1166,6 +1191,40 @@ static void report_legend(FILE *f, const report_points *P) {
     fputs("<li><svg viewBox=\"-8 -8 16 16\" aria-hidden=\"true\"><path class=\"front\" d=\"M-8 3H0V-4H8\"/></svg>"
           "best at its memory or less (Pareto front)</li></ul>\n", f);
 }
+/* Every recipe at the leading budget, best first: accuracy as a dot, its interval as a bar. */
+static void report_forest(FILE *f, const report_points *P) {
+    const report_point *m = &P->p[P->main], *row[64];
+    char text[32];
+    double lo, hi;
+    int i, k, n = 0;
+    for (i = 0; i < P->n && n < 64; i++) {
+        const report_point *p = &P->p[i];
+        if (!report_mate(p, m) || (p->budget < 1 && fabs(p->budget - P->budget) > 1e-9)) continue;
+        for (k = n++; k > 0 && (row[k - 1]->budget >= 1 ? 2 : report_acc(row[k - 1])) <
+                               (p->budget >= 1 ? 2 : report_acc(p)); k--) row[k] = row[k - 1];
+        row[k] = p;
+    }
+    if (n < 2) return;
+    fprintf(f, "<figure class=\"forest\"><figcaption>At %s of the memory</figcaption><svg viewBox=\"0 0 320 %d\" "
+            "role=\"img\"><title>Accuracy of every recipe at this budget with its interval</title>",
+            report_share(text, P->budget), 34 * n + 26);
+    for (i = 0; i <= 4; i++)
+        fprintf(f, "<path class=\"gl\" d=\"M%.1f 4V%d\"/><text class=\"tk m\" x=\"%.1f\" y=\"%d\">%d</text>",
+                112 + 42.5 * i, 34 * n + 4, 112 + 42.5 * i, 34 * n + 20, 25 * i);
+    for (k = 0; k < n; k++) {
+        const double y = 34 * k + 22, x = 112 + 170 * report_acc(row[k]);
+        report_wilson(row[k]->right, row[k]->asked, &lo, &hi);
+        fprintf(f, "<g class=\"sr s%d\"><title>", row[k]->series % 8);
+        report_esc(f, row[k]->recipe);
+        fprintf(f, ": %d of %d right</title><text class=\"lb e\" x=\"100\" y=\"%.1f\">", row[k]->right, row[k]->asked,
+                y + 4);
+        report_esc(f, row[k]->method);
+        fprintf(f, "</text><path class=\"ci\" d=\"M%.1f %.1fH%.1f\"/>", 112 + 170 * lo, y, 112 + 170 * hi);
+        report_marker(f, row[k]->series, x, y);
+        fprintf(f, "<text class=\"pc\" x=\"292\" y=\"%.1f\">%.0f</text></g>", y + 4, 100 * report_acc(row[k]));
+    }
+    fputs("</svg></figure>\n", f);
+}
 /* 1 if point i is the first of its panel. */
 static int report_leads(const report_points *P, int i) {
     int j;
@@ -1180,7 +1239,10 @@ static void report_curves(FILE *f, const report_points *P) {
           "(up) against the bytes of the cache when the question comes (less to the right, each step a half). "
           "Bars are 95 % Wilson intervals.</p>\n", f);
     report_legend(f, P);
+    fputs("<div class=\"lead\">\n", f);
     report_panel(f, P, m, 1);
+    report_forest(f, P);
+    fputs("</div>\n", f);
     for (i = 0; i < P->n; i++) others += !P->p[i].kind && report_leads(P, i) && !report_mate(m, &P->p[i]);
     if (others) fputs("<div class=\"small\">\n", f);
     for (i = 0; i < P->n; i++)
@@ -1198,6 +1260,24 @@ static void report_curves(FILE *f, const report_points *P) {
         report_panel(f, P, p, 0);
     }
     fputs(kinds ? "</div></section>\n" : "</section>\n", f);
+}
+
+/* Distance from the full cache on streams without questions. */
+static void report_distances(FILE *f, const report_data *d) {
+    report_points P;
+    int i;
+    if (report_points_make(&P, d, 1)) return;
+    for (i = 0; i < P.n && P.p[i].bytes <= 0; i++) {}
+    if (i < P.n) {
+        fputs("<section id=\"distance\"><h2>Distance from the full cache</h2><p class=\"how\">KL divergence of the "
+              "predictions from those with everything kept, in nats a token, against the bytes of the cache; "
+              "zero is at the top.</p>\n", f);
+        report_legend(f, &P);
+        fputs("<div class=\"small\">\n", f);
+        for (i = 0; i < P.n; i++) if (!P.p[i].kind && report_leads(&P, i)) report_panel(f, &P, &P.p[i], 0);
+        fputs("</div></section>\n", f);
+    }
+    free(P.p);
 }
 
 /* --- pictures: depth by length --------------------------------------------------------------------- */
@@ -1427,10 +1507,10 @@ static void report_life_panel(FILE *f, const report_run *r, int index) {
     const int lanes = a->layers * a->kv_heads;
     const double row = fmin(6, 84.0 / (lanes > 0 ? lanes : 1)), bar = 208, end = bar + row * lanes;
     int l;
-    fprintf(f, "<figure class=\"life\" data-run=\"%d\"><figcaption><b>", index);
+    fprintf(f, "<figure class=\"life\" data-run=\"%d\"><figcaption><div class=\"nm\"><b>", index);
     report_esc(f, r->recipe);
-    fputs("</b> ", f);
-    report_sum(f, r, "span");
+    fputs("</b></div>", f);
+    report_sum(f, r, "div");
     fprintf(f, "</figcaption><svg viewBox=\"0 0 360 %.0f\" role=\"img\"><title>Which tokens are remembered over time under ",
             end + 18);
     report_esc(f, r->recipe);
@@ -1439,6 +1519,7 @@ static void report_life_panel(FILE *f, const report_run *r, int index) {
           "crosses: wrong.</desc>", f);
     fprintf(f, "<path class=\"dg\" d=\"M32 12L352 180V12z\"/><g transform=\"translate(32 12) scale(1.6 2)\">");
     report_life(f, r);
+    if (!index) fputs("</g><text class=\"tk e\" x=\"346\" y=\"30\">not read yet</text><g>", f);
     fputs("</g><path class=\"cur\" d=\"M32 180h320\"/>", f);
     report_marks(f, r, 184, 196);
     fprintf(f, "<g transform=\"translate(32 %.0f) scale(1.6 1)\">", bar);
@@ -1476,7 +1557,10 @@ static const char *report_token_class(const report_audit *a, int t) {
     }
     return told ? " f" : stale ? " st" : "";
 }
+/* A line ends with its newline; a token like <|bos|> stands alone. */
 static int report_line_end(const report_audit *a, int t) {
+    const size_t len = a->start[t + 1] - a->start[t];
+    if (len > 4 && !memcmp(a->text + a->start[t], "<|", 2) && !memcmp(a->text + a->start[t + 1] - 2, "|>", 2)) return 1;
     return a->start[t + 1] > a->start[t] && a->text[a->start[t + 1] - 1] == '\n';
 }
 static void report_flow(FILE *f, const report_audit *a, const report_run *r) {
@@ -1496,10 +1580,10 @@ static void report_flow(FILE *f, const report_audit *a, const report_run *r) {
         report_token_marks(f, a, t);
         fputc('>', f);
         head = 0;
-        report_bytes(f, s, len, 0);
+        report_bytes(f, s, len && s[len - 1] == '\n' ? len - 1 : len, 0);
         fputs("</i>", f);
         if (report_line_end(a, t) || t + 1 == a->n) {
-            fputs("</span>", f);
+            fputs("</span> ", f);
             open = 0;
         }
     }
@@ -1859,6 +1943,7 @@ static void report_page(FILE *f, report_data *d, const report_points *P) {
     report_lead(f, d, P);
     report_curves(f, P);
     report_heats(f, d, P);
+    report_distances(f, d);
     report_audit_html(f, d->audit);
     report_tables(f, d);
     report_foot(f, d);
@@ -1872,7 +1957,7 @@ static KVMEM__UNUSED int report_write(report_data *d, const char *path, const ch
     FILE *f;
     int bad;
     *why = "no memory for its data";
-    if (d->failed || report_points_make(&P, d)) return 1;
+    if (d->failed || report_points_make(&P, d, 0)) return 1;
     *why = "the file cannot be opened for writing";
     f = fopen(path, "wb");
     if (f) {
