@@ -648,6 +648,37 @@ TEST(a_conversation_is_mostly_small_talk_and_its_facts_are_everywhere) {
     for (i = 0; i < 4; i++) CHECK_NEAR(quarter[i] / (50.0 * 22), 0.25, 0.10);
     corpus_test_free(&t);
 }
+TEST(evaluation_parameters_at_their_extremes_give_whole_contexts) {
+    static const int ctxs[] = { 128, 129, 140, 500 };
+    static const int persons[] = { 1, 2, 64 }, attrs[] = { 1, 2, 8 };
+    corpus_test t;
+    corpus_eval_params e;
+    int k, made = 0;
+    memset(&t, 0, sizeof t);
+    for (k = 0; k < CORPUS_SUITES * 4 * 3 * 3 * 4 * 8; k++) {
+        int r = k / CORPUS_SUITES;
+        memset(&e, 0, sizeof e);
+        e.suite = k % CORPUS_SUITES;
+        e.ctx = ctxs[r & 3];
+        e.persons = persons[(r >>= 2) % 3];
+        e.attrs = attrs[(r /= 3) % 3];
+        e.facts = (r /= 3) & 3; /* 0: the suite's choice */
+        if (e.facts == 3) e.facts = (e.ctx - 80) / 14;
+        e.questions = r >> 2 & 1 ? 1000 : 0;
+        e.depth = r >> 3 & 1 ? 1000 : 0;
+        e.seed = (uint64_t)k;
+        if (corpus_test_check(&e)) continue;
+        REQUIRE(corpus_test_make(&t, &e) == CORPUS_OK && t.n == e.ctx);
+        read_stream(&the_reader, &t.stream);
+        if (test_bad) return;
+        CHECK(t.n_q > 0 || e.suite == CORPUS_PPL);
+        if (e.facts && e.suite < CORPUS_PPL && e.suite != CORPUS_NEEDLE)
+            CHECK(the_reader.n_fact + the_reader.n_note == e.facts);
+        made++;
+    }
+    CHECK(made > 2000);
+    corpus_test_free(&t);
+}
 TEST(evaluation_parameters_out_of_range_are_named) {
     static const struct { corpus_eval_params p; const char *name; } bad[] = {
         { { 9, 1024, 0, 0, 0, 0, 0, 0 }, "suite" },
@@ -691,6 +722,7 @@ int main(int argc, char **argv) {
     RUN(prompts_have_the_answers_that_a_reader_of_the_context_gives);
     RUN(a_needle_stands_at_its_depth_and_nothing_else_has_its_name_or_attribute);
     RUN(a_conversation_is_mostly_small_talk_and_its_facts_are_everywhere);
+    RUN(evaluation_parameters_at_their_extremes_give_whole_contexts);
     RUN(evaluation_parameters_out_of_range_are_named);
     return test_end();
 }

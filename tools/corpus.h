@@ -974,6 +974,12 @@ static void corpus__write_script(corpus__talk *t, const corpus__plan *a, corpus_
                                  : corpus__draw(t, t->deck, &t->n_deck);
         } while (needle && (fact % CORPUS_KEYS == s->needle % CORPUS_KEYS ||
                             fact / CORPUS_KEYS == s->needle / CORPUS_KEYS));
+        // the first two attributes differ where there is a choice: order questions need that
+        while (i == 1 && t->n_attrs > 1 && relations <= 0 && !needle &&
+               fact % CORPUS_KEYS == s->item[0] % CORPUS_KEYS) {
+            t->deck[t->n_deck++] = (short)fact;
+            fact = corpus__draw(t, t->deck, &t->n_deck);
+        }
         s->item[s->n_item++] = s->event[s->n++] = (short)fact;
         if (relations-- <= 0) {
             const int r = corpus__below(t, 100);
@@ -1074,16 +1080,13 @@ static void corpus__prompt(corpus__talk *t, corpus_prompt *q, int asked) {
     q->told = t->ask.told;
     q->asked = asked;
 }
-/* Two facts whose order can be asked, in random order; there are two attributes (check), but the
-   facts told may still share one: then 0. */
-static int corpus__order_pair(corpus__talk *t, int *a, int *b) {
-    int i;
-    for (i = 0; i < 256; i++) {
+/* Two facts whose order can be asked, in random order; corpus__write_script saw to it that there
+   are such. */
+static void corpus__order_pair(corpus__talk *t, int *a, int *b) {
+    do {
         *a = t->list[corpus__below(t, t->n_list)];
         *b = t->list[corpus__below(t, t->n_list)];
-        if (corpus__can_order(*a, *b)) return 1;
-    }
-    return 0;
+    } while (!corpus__can_order(*a, *b));
 }
 static void corpus__prompts(corpus_test *o, corpus__talk *t, const corpus__script *s, int suite,
                             int n) {
@@ -1094,7 +1097,7 @@ static void corpus__prompts(corpus_test *o, corpus__talk *t, const corpus__scrip
             if (i == t->n_notes) return;
             corpus__ask_note(t, i);
         } else if (suite == CORPUS_ORDERS) {
-            if (!corpus__order_pair(t, &a, &b)) return;
+            corpus__order_pair(t, &a, &b);
             corpus__ask_order(t, a, b);
         } else {
             if (i == (suite == CORPUS_NEEDLE ? 1 : s->n_item)) return;
