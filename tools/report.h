@@ -1232,36 +1232,36 @@ static int report_leads(const report_points *P, int i) {
     return 1;
 }
 static void report_curves(FILE *f, const report_points *P) {
-    const report_point *m = P->main >= 0 ? &P->p[P->main] : NULL;
-    int i, kinds = 0, others = 0;
-    if (!m) return;
+    if (P->main < 0) return;
     fputs("<section id=\"curves\"><h2>Accuracy against memory</h2><p class=\"how\">Per cent of right answers "
           "(up) against the bytes of the cache when the question comes (less to the right, each step a half). "
           "Bars are 95 % Wilson intervals.</p>\n", f);
     report_legend(f, P);
     fputs("<div class=\"lead\">\n", f);
-    report_panel(f, P, m, 1);
+    report_panel(f, P, &P->p[P->main], 1);
     report_forest(f, P);
-    fputs("</div>\n", f);
-    for (i = 0; i < P->n; i++) others += !P->p[i].kind && report_leads(P, i) && !report_mate(m, &P->p[i]);
-    if (others) fputs("<div class=\"small\">\n", f);
-    for (i = 0; i < P->n; i++)
-        if (!P->p[i].kind && report_leads(P, i) && !report_mate(m, &P->p[i])) report_panel(f, P, &P->p[i], 0);
-    if (others) fputs("</div>\n", f);
-    for (i = 0; i < P->n; i++) {
-        const report_point *p = &P->p[i];
-        if (!p->kind || p->ctx != m->ctx || p->aware != m->aware || !report_same(p->suite, m->suite) ||
-            !report_leads(P, i)) continue;
-        if (!kinds++) {
-            fputs("<h3>By kind of question: ", f);
-            report_esc(f, m->suite);
-            fputs("</h3><div class=\"small\">\n", f);
-        }
-        report_panel(f, P, p, 0);
-    }
-    fputs(kinds ? "</div></section>\n" : "</section>\n", f);
+    fputs("</div></section>\n", f);
 }
-
+/* The other panels: kinds of the leading suite, then the other suites and lengths. */
+static void report_others(FILE *f, const report_points *P) {
+    const report_point *m = P->main >= 0 ? &P->p[P->main] : NULL;
+    int i, round, n;
+    for (round = 0; m && round < 2; round++) {
+        for (n = 0, i = 0; i < P->n; i++) {
+            const report_point *p = &P->p[i];
+            if (!p->kind == !round || !report_leads(P, i) || p->bytes <= 0) continue;
+            if (round ? report_mate(m, p) : p->ctx != m->ctx || p->aware != m->aware || !report_same(p->suite, m->suite))
+                continue;
+            if (!n++) {
+                fputs(round ? "<section><h2>Other suites and lengths</h2>\n" : "<section><h2>By kind of question</h2>\n", f);
+                report_legend(f, P);
+                fputs("<div class=\"small\">\n", f);
+            }
+            report_panel(f, P, p, 0);
+        }
+        if (n) fputs("</div></section>\n", f);
+    }
+}
 /* Distance from the full cache on streams without questions. */
 static void report_distances(FILE *f, const report_data *d) {
     report_points P;
@@ -1569,18 +1569,24 @@ static void report_flow(FILE *f, const report_audit *a, const report_run *r) {
     for (t = 0; t < a->n; t++) {
         const char *s = a->text + a->start[t];
         const size_t len = a->start[t + 1] - a->start[t];
+        size_t size = len;
         if (!open) {
             const int session = len >= 7 && !memcmp(s, "Session", 7);
             fprintf(f, "<span class=\"ln%s\">", session ? " ses" : "");
             open = 1;
             head = !session && t + 1 < a->n && a->start[t + 2] - a->start[t + 1] == 1 && a->text[a->start[t + 1]] == ':';
         }
+        if (report_token_class(a, t)[0] && len && s[0] == ' ') { /* a mark does not begin under a space */
+            fputc(' ', f);
+            s++;
+            size--;
+        }
         fprintf(f, "<i class=\"k%d%s%s\"", report_level((double)report_lanes(r, t) / (lanes > 0 ? lanes : 1)),
                 report_token_class(a, t), head ? " sp" : "");
         report_token_marks(f, a, t);
         fputc('>', f);
         head = 0;
-        report_bytes(f, s, len && s[len - 1] == '\n' ? len - 1 : len, 0);
+        report_bytes(f, s, size && s[size - 1] == '\n' ? size - 1 : size, 0);
         fputs("</i>", f);
         if (report_line_end(a, t) || t + 1 == a->n) {
             fputs("</span> ", f);
@@ -1892,18 +1898,31 @@ static void report_cell_row(FILE *f, const report_cell *c) {
     report_figure(f, c->top1 >= 0 ? 100 * c->top1 : -1, "%.1f");
     fputs("</tr>\n", f);
 }
+/* Totals in sight, their parts (kinds, depths) folded away. Without totals all are in sight. */
+static void report_cells(FILE *f, const report_data *d) {
+    int i, round, totals = 0, n;
+    for (i = 0; i < d->n_cells; i++) totals += !d->cell[i].kind && d->cell[i].depth < 0;
+    for (round = 0; round < 2; round++) {
+        for (n = 0, i = 0; i < d->n_cells; i++) {
+            const report_cell *c = &d->cell[i];
+            if ((totals && (c->kind || c->depth >= 0)) != round) continue;
+            if (!n++) fprintf(f, "%s<div class=\"wide\"><table class=\"sort\"><caption>Accuracy in per cent with 95 %% Wilson "
+                              "intervals; bytes when the question comes and at the peak; entries in per cent of the full cache; "
+                              "KL in nats a token against the full cache</caption><thead><tr><th>Suite</th><th>Kind</th>"
+                              "<th>Tokens</th><th>Depth</th><th>Recipe</th><th>Right %%</th><th>Interval</th><th>Asked</th>"
+                              "<th>Bytes</th><th>Peak</th><th>Entries %%</th><th>Tokens/s</th><th>First token ms</th>"
+                              "<th>Perplexity</th><th>KL</th><th>Same best %%</th></tr></thead><tbody>\n",
+                              round ? "<details><summary>By kind and by depth</summary>" : "");
+            report_cell_row(f, c);
+        }
+        if (n) fputs(round ? "</tbody></table></div></details>\n" : "</tbody></table></div>\n", f);
+    }
+}
 static void report_tables(FILE *f, const report_data *d) {
     int i;
     fputs("<section id=\"cells\"><h2>All cells</h2>\n", f);
     if (!d->n_cells) fputs("<p>No cell was measured.</p>\n", f);
-    else fputs("<div class=\"wide\"><table class=\"sort\"><caption>Accuracy in per cent with 95 % Wilson intervals; bytes when the "
-               "question comes and at the peak; entries in per cent of the full cache; KL in nats a token against the full "
-               "cache</caption><thead><tr><th>Suite</th><th>Kind</th><th>Tokens</th><th>Depth</th><th>Recipe</th>"
-               "<th>Right %</th><th>Interval</th><th>Asked</th><th>Bytes</th><th>Peak</th><th>Entries %</th>"
-               "<th>Tokens/s</th><th>First token ms</th><th>Perplexity</th><th>KL</th><th>Same best %</th></tr></thead>"
-               "<tbody>\n", f);
-    for (i = 0; i < d->n_cells; i++) report_cell_row(f, &d->cell[i]);
-    if (d->n_cells) fputs("</tbody></table></div>\n", f);
+    report_cells(f, d);
     if (d->n_pairs) fputs("<h3>Pairs of recipes on the same questions</h3><div class=\"wide\"><table class=\"sort\"><caption>How often "
                           "only one of the two was right; difference of accuracy with its 95 % interval</caption><thead><tr>"
                           "<th>Suite</th><th>Tokens</th><th>A</th><th>B</th><th>Asked</th><th>Both</th><th>Only A</th>"
@@ -1942,9 +1961,10 @@ static void report_page(FILE *f, report_data *d, const report_points *P) {
     fputs("</style></head><body><main>\n", f);
     report_lead(f, d, P);
     report_curves(f, P);
+    report_audit_html(f, d->audit);
+    report_others(f, P);
     report_heats(f, d, P);
     report_distances(f, d);
-    report_audit_html(f, d->audit);
     report_tables(f, d);
     report_foot(f, d);
     fputs("</main>\n<script>\n", f);
