@@ -77,7 +77,9 @@ typedef struct eval {
     const char *budget[MAX_LIST]; int n_budgets;
     corpus_test test;
     ids text;                   /* of --text */
+    int *piece;                 /* one stream of it */
     float *row; int rows;       /* (rows, n_vocab) log-probabilities of the full cache */
+    int alone;                  /* 1: no prefill is shared between cells (tests compare both) */
     double shown, started, done, all;
 } eval;
 
@@ -99,6 +101,7 @@ static void eval_close(eval *e) {
     free(e->r.method);
     free(e->row);
     free(e->text.id);
+    free(e->piece);
     corpus_test_free(&e->test);
     unload(&e->l);
 }
@@ -505,7 +508,7 @@ static int may_share(const eval_cell *c) {
 static void run_method(eval *e, eval_cell *c, int n, int stream) {
     const int ppl = group_of(e, c)->suite == EVAL_PPL;
     const int prefix = ppl ? e->test.n / 2 - 1 : e->r.aware ? e->test.n : e->test.n - 1;
-    int i, live = 0, share = stream > 0; /* the first stream measures bytes: nothing is shared */
+    int i, live = 0, share = stream > 0 && !e->alone; /* the first stream measures bytes: nothing is shared */
     eval_base all, one;
     eval_sum time = { 0, 0 };
     memset(&all, 0, sizeof all);
@@ -541,28 +544,34 @@ static void run_method(eval *e, eval_cell *c, int n, int stream) {
     if (share) base_close(&all);
 }
 
-/* The context and questions of one stream into e->test. */
-static int make_stream(eval *e, const eval_group *g, int stream) {
+static corpus_eval_params stream_params(const eval *e, const eval_group *g, int stream) {
     const eval_suite *suite = &eval_suites[g->suite];
     const int depths = g->suite == EVAL_NEEDLE ? e->r.depths : 1;
     corpus_eval_params p;
-    int i;
-    if (g->suite == EVAL_PPL && e->text.n) {
-        int *id = e->test.ids = (int *)grow(e->test.ids, (size_t)g->ctx, sizeof *id);
-        memcpy(id, e->text.id + (size_t)stream * (size_t)g->ctx, (size_t)g->ctx * sizeof *id);
-        if (e->l.tokenizer->add_bos) id[0] = e->l.tokenizer->bos;
-        e->test.n = g->ctx;
-        e->test.n_q = 0;
-        return OK;
-    }
     memset(&p, 0, sizeof p);
     p.suite = suite->corpus;
     p.ctx = g->ctx;
     p.questions = e->r.questions && suite->questions > 1 ? e->r.questions : suite->questions;
     p.depth = depths > 1 ? 1000 * (stream % depths) / (depths - 1) : 500;
     p.seed = (uint64_t)e->r.seed + (uint64_t)(stream / depths);
-    if ((i = corpus_test_make(&e->test, &p)) != 0)
-        return fail("suite %s at %d tokens: %s", suite->word, g->ctx, corpus_error(i));
+    return p;
+}
+/* The context and questions of one stream into e->test. */
+static int make_stream(eval *e, const eval_group *g, int stream) {
+    const corpus_eval_params p = stream_params(e, g, stream);
+    int bad;
+    if (g->suite == EVAL_PPL && e->text.n) {
+        int *id = e->piece = (int *)grow(e->piece, (size_t)g->ctx, sizeof *id);
+        memcpy(id, e->text.id + (size_t)stream * (size_t)g->ctx, (size_t)g->ctx * sizeof *id);
+        if (e->l.tokenizer->add_bos) id[0] = e->l.tokenizer->bos;
+        e->test.ids = id;
+        e->test.n = g->ctx;
+        e->test.n_q = 0;
+        return OK;
+    }
+    if ((bad = corpus_test_make(&e->test, &p)) != 0)
+        return fail("suite %s at %d tokens: %s", eval_suites[g->suite].word, g->ctx,
+                    corpus_error(bad));
     return OK;
 }
 static void note_questions(eval *e, eval_group *g, int stream) {
@@ -624,10 +633,15 @@ static int check_vocabulary(const eval *e) {
 }
 static int check_lengths(const eval *e) {
     int i;
-    for (i = 0; i < e->r.n_groups; i++)
-        if (e->r.group[i].ctx > e->l.model.n_ctx_train)
-            return misuse("--ctx %d: beyond the %d tokens that %s was trained for",
-                          e->r.group[i].ctx, e->l.model.n_ctx_train, e->a->model);
+    for (i = 0; i < e->r.n_groups; i++) {
+        const eval_group *g = e->r.group + i;
+        const corpus_eval_params p = stream_params(e, g, 0);
+        const char *why = g->suite == EVAL_PPL && e->a->text ? NULL : corpus_test_check(&p);
+        if (g->ctx > e->l.model.n_ctx_train)
+            return misuse("--ctx %d: beyond the %d tokens that %s was trained for", g->ctx,
+                          e->l.model.n_ctx_train, e->a->model);
+        if (why) return misuse("--ctx %d, suite %s: %s", g->ctx, eval_suites[g->suite].word, why);
+    }
     return OK;
 }
 /* The text of --text, long enough for the streams of the longest ppl group. */
