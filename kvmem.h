@@ -12557,6 +12557,7 @@ KVMEM_API kvmem_status kvmem_trainer_load(kvmem_trainer *t, const kvmem_model *m
 static void kvmem__train_mm(const kvmem_trainer *t, float *out, const float *w, int rows, int cols, const float *x,
                             int n, void *scratch, int threads) {
     kvmem_tensor a;
+    int i, m;
     memset(&a, 0, sizeof a);
     a.type = KVMEM_F32;
     a.n_dims = 2;
@@ -12565,7 +12566,11 @@ static void kvmem__train_mm(const kvmem_trainer *t, float *out, const float *w, 
     a.ne[2] = a.ne[3] = 1;
     a.data = (const uint8_t *)(const void *)w;
     a.size = (size_t)rows * (size_t)cols * sizeof(float);
-    t->config.backend->matmul(t->config.backend, out, &a, x, n, scratch, threads);
+    for (i = 0; i < n; i += m) { /* in groups of rows that stay in the second-level cache */
+        m = KVMEM__MIN((int)KVMEM__TRAIN_GROUP, n - i);
+        t->config.backend->matmul(t->config.backend, out + (size_t)i * (size_t)rows, &a,
+                                  x + (size_t)i * (size_t)cols, m, scratch, threads);
+    }
 }
 /* out (cols, rows) = transposed in (rows, cols), in tiles that stay in the cache. */
 static void kvmem__train_transpose_some(float *out, const float *in, int rows, int cols, int r0, int r1) {
@@ -13072,7 +13077,7 @@ KVMEM_API kvmem_status kvmem_trainer_run(kvmem_trainer *t, const kvmem_batch *b,
     const float *embd;
     int n, l, i, n_rows;
     size_t E, row;
-    double weights, sum = 0;
+    double weights = 0, sum = 0;
     KVMEM__TRY(kvmem__train_batch_check(t, b, &n_rows, &weights));
     c = &t->config;
     n = b->n_seq * b->len;
