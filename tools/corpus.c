@@ -62,7 +62,7 @@ static void cli_help(corpus_cli *c) {
         "back; if the fact was told anew, the latest line:\n\n"
         "    Ana: the city of Mia is Paris.                 a fact\n"
         "    Ben: we often watered the tulip.               filler\n"
-        "    Cleo: the city of Mia is now Rome.             an update\n"
+        "    Cleo: now the city of Mia is Rome.             an update\n"
         "    Dan: what is the city of Mia? Rome.            a question; the answer is one token\n"
         "    Eli: the friend of Leo is Mia.                 a relation\n"
         "    Fay: what is the city of the friend of Leo? Rome.        two steps\n"

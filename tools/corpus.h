@@ -5,7 +5,7 @@
        Ana: we fried the garlic near the oven.             filler: small talk on the topic
        Dan: the city of Mia is Paris.                      fact: (person, attribute) = value
        Ben: what is the city of Mia? Paris.                question, the answer in one word
-       Eli: the city of Mia is now Rome.                   update: the latest value is the right one
+       Eli: now the city of Mia is Rome.                   update: the latest value is the right one
        Dan: the friend of Leo is Mia.                      relation: its value is a person
        Ana: what is the city of the friend of Leo? Rome.   two steps
        Ivy: which was first, the city of Mia or the pet of Leo? city.
@@ -13,7 +13,8 @@
        Fay: read note alpha? red tea cat golf pie rum Oslo hen.
        Cleo: Mia liked the soup.                           distractor: a name that tells no fact
 
-   The person's name stands last before "is", so that the word before the value nearly decides it.
+   The person's name stands last before "is" and last before "?", so that a value and the question for it
+   follow the same words at the same distances.
 
    Vocabulary: special tokens, the 256 bytes, then whole words. Each word has one form only: with
    its leading space inside a line, without it at the start of a line (speakers and "Session").
@@ -66,7 +67,8 @@ typedef struct corpus_params {
     int order;          /* per cent of questions that ask which was told first */
     int copy;           /* per cent of tellings that are notes, of questions that read a note */
     int distract;       /* per cent of lines with a person's name that tell no fact */
-    int raw_copy;       /* 1: no language: random words s, and s again; answers on the repeat */
+    int raw_copy;       /* > 0: no language: random words and spans of them again; answers are
+                           the words of a repeat that follow so many repeated ones; 0..8 */
     int raw_gram;       /* with raw_copy: only this many different words (random ones); 0: all */
     int held_out;       /* 0: training combinations, 1: held-out ones */
     uint64_t seed;
@@ -586,13 +588,13 @@ static int corpus__pick_value(corpus__talk *t, int fact, int not_this) {
     } while (v == not_this);
     return v;
 }
-/* "Ana: the city of Mia is [now] Paris." with the value that the fact has. */
+/* "Ana: [now] the city of Mia is Paris." with the value that the fact has. */
 static int corpus__line_fact(corpus__talk *t, int fact, int now) {
     corpus__fact *f = &t->fact[fact];
     corpus__speak(t);
+    if (now) corpus__w(t, CORPUS_w_now);
     corpus__the(t, fact);
     corpus__w(t, CORPUS_w_is);
-    if (now) corpus__w(t, CORPUS_w_now);
     f->at = t->out->n + t->n;
     if (!f->told++) f->first = f->at;
     corpus__w(t, corpus__value_of(t, fact));
@@ -731,6 +733,7 @@ CORPUS__FN const char *corpus_check(const corpus_params *p) {
     for (i = 0; i < sizeof share / sizeof share[0]; i++)
         if (share[i] < 0 || share[i] > 100)
             return "update, twice, chain, order, copy, distract: 0 to 100 per cent";
+    if (p->raw_copy < 0 || p->raw_copy > 8) return "raw_copy: 0 to 8 words";
     if (p->raw_gram != 0 && (p->raw_gram < 2 || p->raw_gram > CORPUS__N - CORPUS__STOP))
         return "raw_gram: 0 (all words), or 2 to the number of words";
     return NULL;
@@ -794,12 +797,13 @@ static int corpus__question(corpus__talk *t, const corpus_params *p) {
     return corpus__put(t);
 }
 
-/* Random words s and s again, so that what follows the earlier place of a word decides. */
+/* Random words, then by turns spans of earlier ones again and new words, so that what followed the
+   same words before, at any distance, decides. */
 static void corpus__raw(corpus__talk *t, const corpus_params *p) {
     int word[CORPUS__N - CORPUS__STOP];
-    const int all = CORPUS__N - CORPUS__STOP, half = (p->length - 1) / 2;
+    const int all = CORPUS__N - CORPUS__STOP;
     const int n = p->raw_gram ? p->raw_gram : all;
-    int *ids = t->out->ids, i;
+    int *ids = t->out->ids, i, k, m;
     for (i = 0; i < all; i++) word[i] = CORPUS__STOP + i;
     for (i = 0; i < n && n < all; i++) {
         const int j = i + corpus__below(t, all - i), v = word[j];
@@ -807,10 +811,15 @@ static void corpus__raw(corpus__talk *t, const corpus_params *p) {
         word[i] = v;
     }
     memset(t->out->answer, 0, (size_t)p->length);
-    for (i = 1; i <= half; i++) ids[i] = word[corpus__below(t, n)];
-    for (; i < p->length; i++) {
-        ids[i] = half ? ids[i - half] : word[0];
-        t->out->answer[i] = (unsigned char)(half && i > half + 1);
+    for (i = 1; i < p->length && i < 4 + p->length / 4; i++) ids[i] = word[corpus__below(t, n)];
+    while (i < p->length) {
+        const int span = 4 + corpus__below(t, 12), from = 1 + corpus__below(t, i - 1);
+        for (k = 0; k < span && from + k < i && i + k < p->length; k++) {
+            ids[i + k] = ids[from + k];
+            t->out->answer[i + k] = (unsigned char)(k >= p->raw_copy);
+        }
+        i += k;
+        for (m = corpus__below(t, 3); m > 0 && i < p->length; m--) ids[i++] = word[corpus__below(t, n)];
     }
     t->out->n = p->length;
 }

@@ -42,7 +42,7 @@ typedef struct train_state {
     uint64_t seed;
     double lr, floor, decay, clip, beta2;
     int warmup, every, last_only;
-    const char *out, *type, *checkpoint, *snapshot, *from;
+    const char *out, *type, *checkpoint, *snapshot, *from, *init;
     int resume, quiet, n_ctx;
     corpus_stream stream;
     int *ids, *target;
@@ -342,6 +342,98 @@ static int train_load(train_state *s) {
     return why ? train_fail(s->checkpoint, why) : 0;
 }
 
+/* --- initial weights ------------------------------------------------------------------------- */
+
+/* Random weights find the look-up circuit (an induction head, Olsson 2022, arXiv 2209.11895) only after
+   millions of tokens. This start has its rough shape and leaves the rest to training, in the spirit of
+   mimetic initialization (Trockman and Kolter 2023, arXiv 2305.09828). The first half of the residual
+   stream holds the token: random directions, and a constant in its last 8 coordinates. In layer 0 head h
+   looks h + 1 tokens back, by RoPE's fast channels and the constant, and writes a projection P of what it
+   sees to a slot of its own in the second half. In layer 1 slow channels, which a context's length hardly
+   turns, compare: the first KV head's keys show slots 1 and 3 (two and four tokens back) to queries that
+   show slots 0 and 2, since a value's key and the question for it are one token apart; the last KV head's keys show slots 0 and
+   1 to the query's token and slot 0. What is found is copied. All of it is noisy, and training changes it. */
+static float train_noise(const train_state *s, uint64_t a, size_t i) {
+    double sum = -2;
+    uint64_t k;
+    for (k = 0; k < 4; k++) sum += kvmem__unit(kvmem__random(s->seed + 5, a, i, k));
+    return (float)(sum * 1.7320508); /* mean 0, deviation 1 */
+}
+static float *train_row(train_state *s, int param, int row) {
+    return s->t.param[param].w + (size_t)row * (size_t)s->t.param[param].cols;
+}
+static void train_scale(train_state *s, int param, float by) {
+    const size_t n = (size_t)s->t.param[param].rows * (size_t)s->t.param[param].cols;
+    size_t i;
+    for (i = 0; i < n; i++) s->t.param[param].w[i] *= by;
+}
+/* Row r of the projection P (slot, tokens): what is compared; of Q (head_dim, tokens): what is copied. */
+static float train_p(const train_state *s, int slot, int r, int c) {
+    return train_noise(s, 1, (size_t)(r * 4096 + c)) / sqrtf((float)slot);
+}
+static float train_q(const train_state *s, int r, int c) {
+    return train_noise(s, 2, (size_t)(r * 4096 + c)) / sqrtf((float)s->shape.head_dim);
+}
+static int train_twist(int slot, int r) { return (r * 7 + 3) % slot; } /* another order of a slot */
+static int train_induction(train_state *s) {
+    const kvmem_train_config *c = &s->shape;
+    const int E = c->n_embd, tokens = E / 2 - 8, slot = E / 2 / c->n_heads, d = c->head_dim;
+    const int rep = c->n_heads / c->n_kv_heads, fast = 10, slow = d - slot; /* slow channels: [slow, d) */
+    const kvmem_train_layer *a = &s->t.layer[0], *b = &s->t.layer[1];
+    int h, g, r, j, i;
+    if (c->n_layers < 2 || c->n_heads < 4 || c->n_kv_heads < 2 || c->neox || c->qk_norm || E % (2 * c->n_heads) ||
+        tokens < 16 || slot > d / 2 || d < 2 * fast + slot || slot % 7 == 0)
+        return train_fail("--init induction", "needs 2 layers, 4 heads, 2 KV heads, head_dim of 52 or more, no q/k norm");
+    for (i = 0; i < s->t.n_params; i++)
+        if (s->t.param[i].decay && i != s->t.embd) train_scale(s, i, 0.3f);
+    for (i = 0; i < c->n_vocab; i++) {
+        float *e = train_row(s, s->t.embd, i);
+        for (j = 0; j < tokens; j++) e[j] = train_noise(s, 3, (size_t)(i * 4096 + j)) / sqrtf((float)tokens);
+        for (j = 0; j < 8; j++) e[tokens + j] = 0.35355339f;
+        for (j = E / 2; j < E; j++) e[j] *= 0.1f;
+    }
+    for (g = 0; g < c->n_kv_heads; g++) { /* layer 0: keys are constant, values are P */
+        for (i = 0; i < fast; i++)
+            for (j = 0; j < 8; j++) train_row(s, a->k, g * d + 2 * i)[tokens + j] += 0.25f;
+        for (r = 0; r < slot; r++)
+            for (j = 0; j < tokens; j++) train_row(s, a->v, g * d + r)[j] = train_p(s, slot, r, j);
+    }
+    for (h = 0; h < c->n_heads; h++) {
+        for (i = 0; i < fast; i++) {
+            const double angle = (h + 1) * pow(c->rope_base, -2.0 * i / d);
+            for (j = 0; j < 8; j++) {
+                train_row(s, a->q, h * d + 2 * i)[tokens + j] += 0.25f * (float)cos(angle);
+                train_row(s, a->q, h * d + 2 * i + 1)[tokens + j] -= 0.25f * (float)sin(angle);
+            }
+        }
+        for (r = 0; r < slot; r++) train_row(s, a->o, E / 2 + h * slot + r)[h * d + r] += 0.07f;
+    }
+    for (r = 0; r < slot; r++) { /* layer 1: compare in the slow channels */
+        const int last = c->n_kv_heads - 1, w = train_twist(slot, r);
+        train_row(s, b->k, slow + r)[E / 2 + slot + r] += 1.1f;
+        train_row(s, b->k, slow + r)[E / 2 + 3 * slot + w] += 1.1f;
+        train_row(s, b->k, last * d + slow + r)[E / 2 + r] += 1.1f;
+        train_row(s, b->k, last * d + slow + r)[E / 2 + slot + w] += 1.1f;
+        for (h = 0; h < c->n_heads; h++) {
+            float *q = train_row(s, b->q, h * d + slow + r);
+            if (h / rep == 0) {
+                q[E / 2 + r] += 1.1f;
+                q[E / 2 + 2 * slot + w] += 1.1f;
+            } else if (h / rep == last) {
+                for (j = 0; j < tokens; j++) q[j] += 0.9f * train_p(s, slot, r, j);
+                q[E / 2 + w] += 1.1f;
+            }
+        }
+    }
+    for (g = 0; g < c->n_kv_heads; g++)
+        for (r = 0; r < d; r++)
+            for (j = 0; j < tokens; j++) {
+                train_row(s, b->v, g * d + r)[j] += train_q(s, r, j);
+                for (h = g * rep; h < (g + 1) * rep; h++) train_row(s, b->o, j)[h * d + r] += 0.1f * train_q(s, r, j);
+            }
+    return 0;
+}
+
 /* --- training --------------------------------------------------------------------------------- */
 
 static double train_recall(const train_state *s) {
@@ -450,6 +542,7 @@ static void train_usage(void) {
          "  --snapshot FILE    the model so far as GGUF, as often\n"
          "  --every N          steps between lines, checkpoints and snapshots (100)\n"
          "  --from MODEL       start with a model's weights instead of random ones\n"
+         "  --init I           induction: a rough look-up circuit in two layers; random (induction)\n"
          "  --quiet            no lines on standard output\n\n"
          "shape: --embd 256 --layers 4 --heads 4 --kv-heads 2 --head-dim 64 --ff 512 --rope-base 500000\n"
          "       --untied --qk-norm (a qwen3 model) --ctx 4096 (what the file says) --recompute (less memory)\n"
@@ -470,7 +563,7 @@ static int train_args(train_state *s, int argc, char **argv) {
         { "-o", NULL, NULL, &s->out, 0 }, { "--type", NULL, NULL, &s->type, 0 },
         { "--threads", &s->shape.threads, NULL, NULL, 0 }, { "--checkpoint", NULL, NULL, &s->checkpoint, 0 },
         { "--resume", &s->resume, NULL, NULL, 1 }, { "--snapshot", NULL, NULL, &s->snapshot, 0 },
-        { "--every", &s->every, NULL, NULL, 0 }, { "--from", NULL, NULL, &s->from, 0 }, { "--quiet", &s->quiet, NULL, NULL, 1 },
+        { "--every", &s->every, NULL, NULL, 0 }, { "--from", NULL, NULL, &s->from, 0 }, { "--init", NULL, NULL, &s->init, 0 }, { "--quiet", &s->quiet, NULL, NULL, 1 },
         { "--embd", &s->shape.n_embd, NULL, NULL, 0 }, { "--layers", &s->shape.n_layers, NULL, NULL, 0 },
         { "--heads", &s->shape.n_heads, NULL, NULL, 0 }, { "--kv-heads", &s->shape.n_kv_heads, NULL, NULL, 0 },
         { "--head-dim", &s->shape.head_dim, NULL, NULL, 0 }, { "--ff", &s->shape.n_ff, NULL, NULL, 0 },
@@ -535,6 +628,8 @@ static int train_start(train_state *s) {
     s->answer = (unsigned char *)malloc(n);
     if (!s->ids || !s->target || !s->weight || !s->answer) return train_fail("batch", "no memory");
     kvmem_trainer_random(&s->t, s->seed);
+    if (!strcmp(s->init, "induction")) { if (train_induction(s)) return 2; }
+    else if (strcmp(s->init, "random")) return train_fail(s->init, "not a start: induction or random");
     return s->resume ? train_load(s) : 0;
 }
 static void train_free(train_state *s) {
@@ -560,6 +655,7 @@ int main(int argc, char **argv) {
     s.every = 100;
     s.n_ctx = 4096;
     s.type = "f16";
+    s.init = "induction";
     code = train_args(&s, argc, argv);
     if (!code) code = train_start(&s);
     if (!code) code = train_all(&s);
