@@ -143,7 +143,7 @@ static int demo_plan(eval *e, char *buf, size_t size) {
     e->cfg = kvmem_session_config_default();
     e->cfg.threads = (int)a->threads;
     e->cfg.max_block = (int)a->block;
-    if (a->report && *a->report && (status = report_writable(a->report)) != OK) return status;
+    if (a->report && *a->report && (status = check_report(a->report)) != OK) return status;
     return find_backend(a, &e->cfg.backend);
 }
 /* Curves and the heat map of the report need more than one conversation. */

@@ -677,7 +677,7 @@ static int take_memory(eval *e) {
     return OK;
 }
 /* Before the long work: can the file be written? */
-static int report_writable(const char *path) {
+static int check_report(const char *path) {
     FILE *f = fopen(path, "rb");
     const int there = f != NULL;
     if (f) fclose(f);
@@ -713,7 +713,7 @@ static int eval_options(eval *e, char *buf, size_t size) {
     e->cfg = kvmem_session_config_default();
     e->cfg.threads = (int)a->threads;
     e->cfg.max_block = (int)a->block;
-    if (a->report && (status = report_writable(a->report)) != OK) return status;
+    if (a->report && (status = check_report(a->report)) != OK) return status;
     return find_backend(a, &e->cfg.backend);
 }
 static int eval_open(eval *e) {

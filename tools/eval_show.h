@@ -473,7 +473,7 @@ static double budget_share(const eval_cell *c, int ctx, double full) {
     if (am.kind == KVMEM_BYTES && full > 0) share = am.value / full;
     return share < 1 ? share : 1;
 }
-static void report_one(const eval *e, report_data *d, const eval_cell *c, int kind, int depth) {
+static void show_cell(const eval *e, report_data *d, const eval_cell *c, int kind, int depth) {
     const eval_group *g = group_of(e, c);
     const double full = eval_mean(&full_cell(e, c)->live);
     const eval_sum *all = &full_cell(e, c)->entries;
@@ -500,15 +500,15 @@ static void report_one(const eval *e, report_data *d, const eval_cell *c, int ki
     r.top1 = c->n_s ? mean_of(c->top1, c->n_s) : -1;
     report_add(d, &r);
 }
-static void report_cells(const eval *e, report_data *d) {
+static void show_cells(const eval *e, report_data *d) {
     int i, j, k, a, b, both;
     for (i = 0; i < e->r.n_cells; i++) {
         const eval_cell *c = e->r.cell + i;
         const int suite = group_of(e, c)->suite;
         if (c->error[0]) continue;
-        report_one(e, d, c, -1, -1);
-        for (k = 0; suite == EVAL_CONV && k < CORPUS_KINDS; k++) report_one(e, d, c, k, -1);
-        for (k = 0; suite == EVAL_NEEDLE && k < e->r.depths; k++) report_one(e, d, c, -1, k);
+        show_cell(e, d, c, -1, -1);
+        for (k = 0; suite == EVAL_CONV && k < CORPUS_KINDS; k++) show_cell(e, d, c, k, -1);
+        for (k = 0; suite == EVAL_NEEDLE && k < e->r.depths; k++) show_cell(e, d, c, -1, k);
     }
     for (i = 0; i < e->r.n_cells; i++)
         for (j = i + 1; j < e->r.n_cells; j++) {
@@ -599,7 +599,7 @@ static void audit_run(eval *e, report_audit *a, const eval_cell *of) {
 }
 /* The first conversation at the shortest length, under every recipe at one budget (the one nearest
    to an eighth), or under the recipes of --audit. */
-static int report_conversation(eval *e, report_data *d) {
+static int show_conversation(eval *e, report_data *d) {
     const eval_group *g = NULL;
     report_audit *a;
     int i, j, status;
@@ -646,8 +646,8 @@ static int eval_report(eval *e, const char *title) {
     d.command = e->a->line;
     d.machine = machine;
     d.date = date;
-    report_cells(e, &d);
-    status = report_conversation(e, &d);
+    show_cells(e, &d);
+    status = show_conversation(e, &d);
     if (status == OK && report_write(&d, e->a->report, &why))
         status = fail("--report %s: %s", e->a->report, why);
     report_free(&d);
