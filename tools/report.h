@@ -21,7 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <math.h>
-#include "../kvmem.h"
+#include "kvmem.h"
 
 /* One cell of the evaluation: these questions under this recipe. */
 typedef struct report_cell {
@@ -1898,7 +1898,7 @@ static void report_cell_row(FILE *f, const report_cell *c) {
     fputs("</tr>\n", f);
 }
 /* Totals in sight, their parts (kinds, depths) folded away. Without totals all are in sight. */
-static void report_cells(FILE *f, const report_data *d) {
+static void report_cell_tables(FILE *f, const report_data *d) {
     int i, round, totals = 0, n;
     for (i = 0; i < d->n_cells; i++) totals += !d->cell[i].kind && d->cell[i].depth < 0;
     for (round = 0; round < 2; round++) {
@@ -1921,7 +1921,7 @@ static void report_tables(FILE *f, const report_data *d) {
     int i;
     fputs("<section id=\"cells\"><h2>All cells</h2>\n", f);
     if (!d->n_cells) fputs("<p>No cell was measured.</p>\n", f);
-    report_cells(f, d);
+    report_cell_tables(f, d);
     if (d->n_pairs) fputs("<h3>Pairs of recipes on the same questions</h3><div class=\"wide\"><table class=\"sort\"><caption>How often "
                           "only one of the two was right; difference of accuracy with its 95 % interval</caption><thead><tr>"
                           "<th>Suite</th><th>Tokens</th><th>A</th><th>B</th><th>Asked</th><th>Both</th><th>Only A</th>"
