@@ -28,15 +28,18 @@ TOKENIZER ?= $(if $(filter %/stories260K.bin,$(MODEL)),$(wildcard $(dir $(MODEL)
 PROMPT    ?= Once upon a time
 KV        ?= h2o budget=50% codec=q8_0
 N         ?= 120
+# The default model converses; other models, and any model with a PROMPT of one's own, continue a text.
+PLAYS      = $(and $(filter %/tiny.gguf tiny.gguf %/tiny-latest.gguf,$(MODEL)),$(filter file,$(origin PROMPT)))
 
 all: kvmem ## build the command line ./kvmem
 kvmem: $(B)/kvmem
 	cp $(B)/kvmem $@
 
-run: kvmem ## play the main job: a model through a compressed cache (MODEL= TOKENIZER= PROMPT= KV= N=)
+run: kvmem ## play one long conversation under several recipes and write report.html (MODEL= PROMPT= KV= N=: continue a text)
 	@if [ -z "$(MODEL)" ]; then \
 	  echo "make run needs a model: make run MODEL=file.gguf, or MODEL=file.bin TOKENIZER=tokenizer.bin"; exit 2; fi
-	./kvmem run -m $(MODEL) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) -p "$(PROMPT)" -n $(N) --temp 0 --kv "$(KV)"
+	$(if $(PLAYS),./kvmem demo -m $(MODEL),./kvmem run -m $(MODEL) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
+	  -p "$(PROMPT)" -n $(N) --temp 0 --kv "$(KV)")
 
 test: ## build and run every test; the last line is `N passed, N failed`
 	@$(MAKE) --no-print-directory -j$(JOBS) testbins

@@ -46,9 +46,19 @@ static void demo_head(const eval *e) {
 }
 enum { DEMO_QUESTION = 46, DEMO_RIGHT = 10 };
 
+/* A name for a column: "pyramidkv+q4_0" for a preset with another codec, else the text as given. */
+static const char *demo_label(const eval *e, const eval_cell *c) {
+    static char label[64];
+    const kvmem_entry *k = c->recipe.stage[KVMEM_CODEC_K].entry;
+    const char *text = e->r.method[c->method];
+    if (!strchr(text, ' ') || !c->recipe.preset[0] || c->error[0]) return text;
+    snprintf(label, sizeof label, "%s%s%s", c->recipe.preset, strcmp(k->word, "f32") ? "+" : "",
+             strcmp(k->word, "f32") ? k->word : "");
+    return label;
+}
 static int demo_width(const eval *e, const eval_cell *c) {
-    const int n = (int)strlen(e->r.method[c->method]);
-    return n < 11 ? 13 : n > 22 ? 24 : n + 2;
+    const int n = (int)strlen(demo_label(e, c));
+    return n < 11 ? 14 : n > 22 ? 24 : n + 3;
 }
 static void demo_table(const eval *e, int n) {
     grid t;
@@ -90,7 +100,7 @@ static int demo_play(eval *e, int n) {
     put_column("", DEMO_QUESTION, 0);
     put_column("right", DEMO_RIGHT, 1);
     for (i = 0; i < n; i++)
-        put_column(e->r.method[e->r.cell[i].method], demo_width(e, e->r.cell + i), 1);
+        put_column(demo_label(e, e->r.cell + i), demo_width(e, e->r.cell + i), 1);
     put("\n");
     for (k = 0; k < t->n_q; k++) {
         const corpus_prompt *q = t->q + k;
@@ -173,9 +183,8 @@ static int cmd_demo(const args *a) {
     n = e.r.n_cells;
     if (status == OK) {
         note_questions(&e, e.r.group, 0);
-        put("%s reads a conversation and is asked about it afterwards. full remembers all of it, "
-            "the\n"
-            "others keep %s, chosen before the questions were known.\n\n",
+        put("%s reads a conversation, then it is asked about it. full remembers all; the other\n"
+            "caches were compressed (%s, or as the recipe says) before any question was known.\n\n",
             e.a->model, e.budget[0]);
         demo_head(&e);
         status = demo_play(&e, n);

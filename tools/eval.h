@@ -508,7 +508,8 @@ static int may_share(const eval_cell *c) {
 static void run_method(eval *e, eval_cell *c, int n, int stream) {
     const int ppl = group_of(e, c)->suite == EVAL_PPL;
     const int prefix = ppl ? e->test.n / 2 - 1 : e->r.aware ? e->test.n : e->test.n - 1;
-    int i, live = 0, share = stream > 0 && !e->alone; /* the first stream measures bytes: nothing is shared */
+    int i, live = 0;
+    int share = stream > 0 && !e->alone; /* the first stream measures bytes: nothing is shared */
     eval_base all, one;
     eval_sum time = { 0, 0 };
     memset(&all, 0, sizeof all);

@@ -1964,7 +1964,7 @@ static void default_model(args *a) {
 }
 
 /* What `kvmem demo` plays beside streamingllm and snapkv: the best in README's table of eval. */
-#define DEMO_BEST "pyramidkv"
+#define DEMO_BEST "pyramidkv budget=85% codec=q4_0"
 #include "eval.h"
 #include "eval_show.h"
 #include "demo.h"
