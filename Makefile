@@ -21,25 +21,19 @@ FUZZ     = $(patsubst tools/fuzz_%.c,$(B)/fuzz_%,$(wildcard tools/fuzz_*.c))
 TOOLS    = $(patsubst tools/%.c,$(B)/%,$(filter-out tools/fuzz_%.c,$(wildcard tools/*.c)))
 BENCHES  = $(patsubst bench/%.c,$(B)/bench_%,$(wildcard bench/*.c))
 
-# The model that `make run` plays: the default model, else the one beside the repository.
-SHARED    = ../shared
-MODEL     ?= $(firstword $(wildcard examples/models/tiny.gguf $(SHARED)/models/stories260K.bin))
-TOKENIZER ?= $(if $(filter %/stories260K.bin,$(MODEL)),$(wildcard $(dir $(MODEL))tok512.bin))
-PROMPT    ?= Once upon a time
-KV        ?= h2o budget=50% codec=q8_0
-N         ?= 120
-# The default model converses; other models, and any model with a PROMPT of one's own, continue a text.
-PLAYS      = $(and $(filter %/tiny.gguf tiny.gguf %/tiny-latest.gguf,$(MODEL)),$(filter file,$(origin PROMPT)))
+MODEL  ?= examples/models/tiny.gguf
+REPORT ?= report.html
 
 all: kvmem ## build the command line ./kvmem
 kvmem: $(B)/kvmem
 	cp $(B)/kvmem $@
 
-run: kvmem ## play one long conversation under several recipes and write report.html (MODEL= PROMPT= KV= N=: continue a text)
-	@if [ -z "$(MODEL)" ]; then \
-	  echo "make run needs a model: make run MODEL=file.gguf, or MODEL=file.bin TOKENIZER=tokenizer.bin"; exit 2; fi
-	$(if $(PLAYS),./kvmem demo -m $(MODEL),./kvmem run -m $(MODEL) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
-	  -p "$(PROMPT)" -n $(N) --temp 0 --kv "$(KV)")
+run: kvmem ## play the main job: one long conversation, four memories of it; writes report.html (MODEL= REPORT=)
+	./kvmem demo -m $(MODEL) --report $(REPORT)
+
+train-tiny: $(B)/train ## train the default model anew from its seed (TINY= the file to write; takes about 40 minutes)
+	$(B)/train -o $(TINY) --checkpoint $(B)/tiny.ckpt --every 100
+TINY ?= build/tiny.gguf
 
 test: ## build and run every test; the last line is `N passed, N failed`
 	@$(MAKE) --no-print-directory -j$(JOBS) testbins
@@ -87,8 +81,11 @@ $(B)/fuzz_%: tools/fuzz_%.c tools/fuzz.h kvmem.h
 $(B)/bench_%: bench/%.c bench/bench.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE) '-DBENCH_FLAGS="$(CFLAGS) $(OMPFLAGS)"' -I. -o $@ $< $(LDFLAGS) $(LIBS)
+$(B)/kvmem $(B)/train: $(B)/%: tools/%.c kvmem.h
+	@mkdir -p $(B)
+	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/%: tools/%.c kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)
 
-.PHONY: all run test testbins list-tests check sanitize portability bench fuzz clean help
+.PHONY: all run train-tiny test testbins list-tests check sanitize portability bench fuzz clean help
