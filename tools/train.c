@@ -59,11 +59,19 @@ typedef struct train_state {
 
 /* What trains examples/models/tiny.gguf. */
 static const char *const train_default[] = {
-    "len=64 seqs=64 raw_copy=1 until=0.97 most=1500",
-    "len=96 seqs=40 raw_copy=1 raw_gram=12 until=0.80 most=1200",
-    "len=128 seqs=32 persons=6 attrs=1 filler=0 ask=60 until=0.97 most=3000",
-    "len=192 seqs=20 persons=8 attrs=4 filler=0 ask=60 until=0.97 most=4000",
-    "len=256 seqs=16 persons=24 attrs=8 filler=0 ask=50 update=15 twice=5 until=0.97 most=4000",
+    "len=64 seqs=32 raw_copy=1 until=0.9 most=400",
+    "len=192 seqs=12 persons=12 attrs=4 filler=0 ask=60 until=0.97 most=1000",
+    "len=256 seqs=8 persons=32 attrs=8 filler=0 ask=50 update=15 twice=5 until=0.97 most=1500",
+    "len=512 seqs=6 filler=30 ask=45 update=15 twice=5 chain=10 order=5 copy=8 "
+    "distract=3 most=1000",
+    "len=1024 seqs=3 filler=50 ask=45 update=15 twice=5 chain=10 order=5 copy=8 "
+    "distract=3 most=900",
+    "len=2048 seqs=2 filler=60 ask=40 update=15 twice=5 chain=10 order=5 copy=8 "
+    "distract=3 most=600",
+    "len=4096 seqs=1 filler=65 ask=40 update=15 twice=5 chain=10 order=5 copy=8 "
+    "distract=3 most=240",
+    "len=2048 seqs=2 filler=60 ask=40 update=15 twice=5 chain=10 order=5 copy=8 "
+    "distract=3 most=450 mix=0.4 lm=0.2",
     NULL
 };
 
