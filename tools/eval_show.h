@@ -532,12 +532,16 @@ static void show_cells(const eval *e, report_data *d) {
             report_add_pair(d, &p);
         }
 }
-/* The text of ids, one space in front taken away; a buffer of the caller. */
+/* The text of ids on one line: without a space in front, line ends and bytes that are no text. */
 static const char *ids_text(const eval *e, const int *id, int n, char *buf, size_t size) {
-    size_t len = kvmem_detokenize(e->l.tokenizer, id, (size_t)n, 0, buf, size - 1);
+    size_t len = kvmem_detokenize(e->l.tokenizer, id, (size_t)n, 0, buf, size - 1), i, m = 0;
     if (len > size - 1) len = size - 1;
-    buf[len] = 0;
-    return buf[0] == ' ' ? buf + 1 : buf;
+    for (i = 0; i < len; i++) {
+        const unsigned char ch = (unsigned char)buf[i];
+        if (ch >= 32 && (m || ch != ' ')) buf[m++] = ch < 127 ? (char)ch : '?';
+    }
+    buf[m] = 0;
+    return buf;
 }
 /* The conversation in e->test and its questions. */
 static report_audit *audit_begin(const eval *e, report_data *d) {
