@@ -543,6 +543,24 @@ static const char *ids_text(const eval *e, const int *id, int n, char *buf, size
     buf[m] = 0;
     return buf;
 }
+/* The other tellings of the fact that answers q, and the first link of a chain: lines end with
+   " city of Mia is Paris", so that the four tokens before a value name its fact. */
+static void audit_tellings(const corpus_test *t, const corpus_prompt *q, report_question *r) {
+    const int chain = q->kind == CORPUS_CHAIN && q->n > 4;
+    int i, first = -1;
+    if (q->told < 4 || q->told >= t->n || q->kind == CORPUS_COPY || q->kind == CORPUS_ORDER) return;
+    r->n_told = 0;
+    for (i = 4; i < t->n; i++) {
+        const int *at = t->ids + i - 4, *own = t->ids + q->told - 4;
+        if (chain && !memcmp(at, q->ids + q->n - 4, 3 * sizeof *at) && at[3] == own[3] && t->ids[i] == own[2])
+            first = i;
+        if (memcmp(at, own, 4 * sizeof *at) || i == q->told) continue;
+        if (t->ids[i] == t->ids[q->told] && r->n_told < 2) r->told[r->n_told++] = i;
+        if (t->ids[i] != t->ids[q->told] && r->n_stale < 4) r->stale[r->n_stale++] = i;
+    }
+    if (first >= 0) r->told[r->n_told++] = first;
+    r->told[r->n_told++] = q->told;
+}
 /* The conversation in e->test and its questions. */
 static report_audit *audit_begin(const eval *e, report_data *d) {
     const kvmem_model *m = &e->l.model;
@@ -564,6 +582,7 @@ static report_audit *audit_begin(const eval *e, report_data *d) {
         r.at = -1;
         r.told[0] = q->told;
         r.n_told = q->told >= 0;
+        audit_tellings(&e->test, q, &r);
         report_audit_question(a, &r);
     }
     return a;

@@ -666,7 +666,7 @@ static const char *const report_js[] = {
     "    a.classList.toggle('sel', on);\n",
     "    if (on && D.questions[i].told.length) {\n",
     "      var p = D.questions[i].told[D.questions[i].told.length - 1], x = (32 + 320 * p / n).toFixed(1);\n",
-    "      th.setAttribute('d', 'M' + x + ' ' + (12 + 168 * p / n).toFixed(1) + 'V193');\n",
+    "      th.setAttribute('d', 'M' + x + ' ' + (12 + 126 * p / n).toFixed(1) + 'V150');\n",
     "    }\n",
     "  });\n",
     "  if (i >= 0) panes.forEach(function (P) {\n",
@@ -728,7 +728,7 @@ static const char *const report_js[] = {
     "  slider.value = T;\n",
     "  clock.textContent = T >= n ? 'all ' + count(n) + ' tokens read' : count(T) + ' of ' + count(n) + ' read';\n",
     "  all('.life').forEach(function (f) {\n",
-    "    var i = +f.getAttribute('data-run'), y = 12 + 168 * T / n, c = f.querySelector('.cur');\n",
+    "    var i = +f.getAttribute('data-run'), y = 12 + 126 * T / n, c = f.querySelector('.cur');\n",
     "    c.setAttribute('d', 'M32 ' + y.toFixed(1) + 'h320');\n",
     "    c.style.visibility = T < n ? 'visible' : 'hidden';\n",
     "    f.classList.toggle('on', panes.some(function (P) { return P.run === i; }));\n",
@@ -1389,19 +1389,30 @@ static int report_lanes(const report_run *r, int pos) {
 static int report_level(double share) {
     return share <= 0 ? 0 : share >= 0.999 ? 4 : share > 0.6 ? 3 : share > 0.3 ? 2 : 1;
 }
-/* The two recipes that differ most: right answers first, memory second. b is the better one. */
+/* Entries that both hold, as a share of those that one of them holds. */
+static double report_overlap(const report_run *x, const report_run *y) {
+    const size_t all = (size_t)x->audit->layers * (size_t)x->audit->kv_heads * (size_t)x->audit->n;
+    double both = 0, any = 1;
+    size_t i;
+    for (i = 0; i < all; i++) {
+        both += !x->left[i] && !y->left[i];
+        any += !x->left[i] || !y->left[i];
+    }
+    return both / any;
+}
+/* The two recipes whose pictures differ most: in answers, then in what they hold; both compressed and of
+   equal memory if there are such. */
 static void report_contrast(const report_audit *a, int *worse, int *better) {
-    int i, j;
+    const double all = (double)a->layers * a->kv_heads * a->n;
     double best = -1e9;
+    int i, j;
     *worse = *better = 0;
     for (i = 0; i < a->n_runs; i++)
         for (j = 0; j < a->n_runs; j++) {
-            const double ki = report_kept(a->run[i]), kj = report_kept(a->run[j]);
-            const double all = (double)a->layers * a->kv_heads * a->n;
-            const double d = report_right(a->run[j]) - report_right(a->run[i]);
-            /* both compressed; equal memory makes the fairer picture */
-            double score = d - 1000.0 * ((ki >= all) + (kj >= all)) - 10 * fabs(ki - kj) / (ki + kj + 1);
-            if (i == j) score -= 3000;
+            const report_run *x = a->run[i], *y = a->run[j];
+            const double kx = report_kept(x), ky = report_kept(y);
+            double score = 3.0 * (report_right(y) - report_right(x)) / (a->n_questions + 1) - report_overlap(x, y);
+            score -= 10 * ((kx >= all) + (ky >= all)) + 4 * fabs(kx - ky) / (kx + ky + 1) + 30 * (i == j);
             if (score > best) best = score, *worse = i, *better = j;
         }
 }
@@ -1504,7 +1515,7 @@ static void report_sum(FILE *f, const report_run *r, const char *tag) {
 static void report_life_panel(FILE *f, const report_run *r, int index) {
     const report_audit *a = r->audit;
     const int lanes = a->layers * a->kv_heads;
-    const double row = fmin(6, 84.0 / (lanes > 0 ? lanes : 1)), bar = 208, end = bar + row * lanes;
+    const double row = fmin(10, 96.0 / (lanes > 0 ? lanes : 1)), bar = 164, end = bar + row * lanes;
     int l;
     fprintf(f, "<figure class=\"life\" data-run=\"%d\"><figcaption><div class=\"nm\"><b>", index);
     report_esc(f, r->recipe);
@@ -1516,19 +1527,19 @@ static void report_life_panel(FILE *f, const report_run *r, int index) {
     fputs("</title><desc>Triangle: position of a token to the right, time downward, ink where lanes still hold it. "
           "Below: what each layer and KV head holds at the end. Dots: facts whose question was answered right; "
           "crosses: wrong.</desc>", f);
-    fprintf(f, "<path class=\"dg\" d=\"M32 12L352 180V12z\"/><g transform=\"translate(32 12) scale(1.6 2)\">");
+    fprintf(f, "<path class=\"dg\" d=\"M32 12L352 138V12z\"/><g transform=\"translate(32 12) scale(1.6 1.5)\">");
     report_life(f, r);
     if (!index) fputs("</g><text class=\"tk e\" x=\"346\" y=\"30\">not read yet</text><g>", f);
-    fputs("</g><path class=\"cur\" d=\"M32 180h320\"/>", f);
-    report_marks(f, r, 184, 196);
+    fputs("</g><path class=\"cur\" d=\"M32 138h320\"/>", f);
+    report_marks(f, r, 142, 153);
     fprintf(f, "<g transform=\"translate(32 %.0f) scale(1.6 1)\">", bar);
     report_barcode(f, r, row);
     fputs("</g>", f);
     for (l = 0; l < a->layers; l++)
         if (row * a->kv_heads >= 9 || l == 0 || l == a->layers - 1)
             fprintf(f, "<text class=\"tk e\" x=\"27\" y=\"%.1f\">L%d</text>", bar + row * (l + 0.5) * a->kv_heads + 3.5, l);
-    fprintf(f, "<text class=\"tk e\" x=\"27\" y=\"20\">0</text><text class=\"tk e\" x=\"27\" y=\"180\">%d</text>", a->n);
-    fprintf(f, "<text class=\"tk vt\" transform=\"translate(20 100) rotate(-90)\">tokens read</text>");
+    fprintf(f, "<text class=\"tk e\" x=\"27\" y=\"20\">0</text><text class=\"tk e\" x=\"27\" y=\"138\">%d</text>", a->n);
+    fprintf(f, "<text class=\"tk vt\" transform=\"translate(20 80) rotate(-90)\">tokens read</text>");
     fprintf(f, "<text class=\"tk\" x=\"32\" y=\"%.1f\">0</text><text class=\"tk m\" x=\"192\" y=\"%.1f\">position in the "
             "conversation</text><text class=\"tk e\" x=\"352\" y=\"%.1f\">%d</text></svg></figure>\n", end + 13, end + 13,
             end + 13, a->n);
@@ -1834,13 +1845,17 @@ static void report_lead(FILE *f, const report_data *d, const report_points *P) {
     report_esc(f, d->title ? d->title : "kvmem evaluation");
     fputs("</p><h1>", f);
     if (best) {
+        double lo, hi, low, high;
+        const int well = !full || report_acc(best) >= 0.8 * report_acc(full);
         fprintf(f, "With %s of the memory, ", report_share(text, best->budget));
-        report_claim(f, best, "still answers");
+        report_claim(f, best, well ? "still answers" : "answers only");
         fputs(" of the questions", f);
-        if (worst && worst != best && report_acc(worst) < report_acc(best)) {
+        report_wilson(best->right, best->asked, &lo, &high);
+        report_wilson(worst->right, worst->asked, &low, &hi);
+        if (hi < lo) { /* the intervals are apart */
             fputs("; ", f);
             report_claim(f, worst, "answers");
-        }
+        } else if (full) fprintf(f, "; with all of it the model answers <b class=\"num\">%.0f&nbsp;%%</b>", 100 * report_acc(full));
         fputs(".", f);
     } else if (full) {
         report_claim(f, full, "answers");
