@@ -56,6 +56,7 @@ else # random weights tell a story, too
 fi
 check example_own_transformer example_prints own_transformer '^snapkv budget=25%'
 check example_custom_score example_prints custom_score '^32 of 32 marked tokens kept by .*valuenorm'
+check example_train example_prints train '^[67][0-9][0-9] of 704 repeated letters right'
 check method_table_is_the_list methods_match
 check bytes_table_is_what_the_command_prints bytes_match
 check make_targets_of_readme_exist targets_exist
