@@ -89,6 +89,7 @@ static int demo_play(eval *e, int n) {
     for (i = 0; i < n; i++) {
         eval_cell *c = e->r.cell + i;
         eval_sum time = { 0, 0 };
+        if (is_terminal(stderr)) fprintf(stderr, "\rreading under %-32s", demo_label(e, c));
         if (!c->error[0] && base_open(e, c, &b[i]) &&
             cell_feed(c, &b[i].s, t->ids, t->n - 1, KVMEM_PREFILL, &time) &&
             cell_feed(c, &b[i].s, t->ids + t->n - 1, 1, KVMEM_PROMPT_END, &time) &&
@@ -97,6 +98,7 @@ static int demo_play(eval *e, int n) {
             eval_add(&c->prefill, time.sum, time.n);
         }
     }
+    if (is_terminal(stderr)) fprintf(stderr, "\r%48s\r", "");
     put_column("", DEMO_QUESTION, 0);
     put_column("right", DEMO_RIGHT, 1);
     for (i = 0; i < n; i++)

@@ -552,7 +552,8 @@ static void audit_tellings(const corpus_test *t, const corpus_prompt *q, report_
     r->n_told = 0;
     for (i = 4; i < t->n; i++) {
         const int *at = t->ids + i - 4, *own = t->ids + q->told - 4;
-        if (chain && !memcmp(at, q->ids + q->n - 4, 3 * sizeof *at) && at[3] == own[3] && t->ids[i] == own[2])
+        if (chain && !memcmp(at, q->ids + q->n - 4, 3 * sizeof *at) && at[3] == own[3] &&
+            t->ids[i] == own[2])
             first = i;
         if (memcmp(at, own, 4 * sizeof *at) || i == q->told) continue;
         if (t->ids[i] == t->ids[q->told] && r->n_told < 2) r->told[r->n_told++] = i;
