@@ -1,10 +1,10 @@
-/* The HTML report: what is written is whole, escaped, free of outside references, and says what the data
-   say. `test_report --sample FILE` writes an example with made-up figures, to be looked at. */
+/* The HTML report: what is written is whole, escaped, free of outside references, and says what the
+   data say. `test_report --sample FILE` writes an example with made-up figures, to be looked at. */
 #define KVMEM_NO_DECODER
 #include "test.h"
 #include "../tools/report.h"
 
-/* --- a made-up evaluation -------------------------------------------------------------------------- */
+/* --- a made-up evaluation --------------------------------------------------------------------- */
 static const char *const methods[6] = { "full", "window", "streamingllm", "h2o", "tova", "snapkv" };
 static const double skill[6] = { 1, 0.95, 0.9, 2.6, 1.9, 5.2 };
 
@@ -27,9 +27,14 @@ static void sample_cells(report_data *d) {
                 for (b = 0; b < (m ? 4 : 1); b++) {
                     report_cell c = blank_cell();
                     char recipe[64];
-                    const double share = m ? budgets[b] : 1, p = m ? 0.97 * (1 - pow(1 - share, skill[m])) : 0.97;
+                    const double share = m ? budgets[b] : 1,
+                                 p = m ? 0.97 * (1 - pow(1 - share, skill[m])) : 0.97;
                     sprintf(recipe, m ? "%s budget=%g%%" : "%s", methods[m], 100 * share);
-                    c.suite = suites[s]; c.method = methods[m]; c.recipe = recipe; c.ctx = x; c.budget = share;
+                    c.suite = suites[s];
+                    c.method = methods[m];
+                    c.recipe = recipe;
+                    c.ctx = x;
+                    c.budget = share;
                     c.full_bytes = x * 2048.0;
                     c.bytes = c.full_bytes * share * (m == 3 ? 1.02 : 1) + 9000;
                     c.peak = m > 3 ? c.full_bytes * 1.1 : c.bytes * 1.2;
@@ -41,8 +46,10 @@ static void sample_cells(report_data *d) {
                     }
                     if (s == 1) continue;
                     for (k = 0; k < (s == 0 ? 4 : 6); k++) {
-                        const double e = s == 2 ? (m == 1 || m == 2 ? (k / 5.0 > 1 - share ? 0.96 : 0.03)
-                                                                    : fmin(0.98, p + 0.04 * k)) : p - 0.05 * k;
+                        const double e =
+                            s == 2 ? (m == 1 || m == 2 ? (k / 5.0 > 1 - share ? 0.96 : 0.03)
+                                                       : fmin(0.98, p + 0.04 * k))
+                                   : p - 0.05 * k;
                         c.kind = s == 0 ? kinds[k] : NULL;
                         c.depth = s == 2 ? 200 * k : -1;
                         c.asked = 60;
@@ -53,25 +60,39 @@ static void sample_cells(report_data *d) {
     for (m = 1; m < 6; m++) {
         report_cell c = blank_cell();
         c.suite = "ppl"; c.method = methods[m]; c.recipe = methods[m]; c.budget = 0.125;
-        c.bytes = 270000 * (m == 5 ? 1.3 : 1); c.full_bytes = 2200000; c.ppl = 3.2 + 1 / skill[m]; c.kl = 0.4 / skill[m]; c.top1 = 1 - 0.3 / skill[m];
+        c.bytes = 270000 * (m == 5 ? 1.3 : 1);
+        c.full_bytes = 2200000;
+        c.ppl = 3.2 + 1 / skill[m];
+        c.kl = 0.4 / skill[m];
+        c.top1 = 1 - 0.3 / skill[m];
         report_add(d, &c);
     }
 }
 static const char *const people[6] = { "Ana", "Ben", "Cleo", "Dan", "Eva", "Finn" };
-static const char *const names[8] = { " Mia", " Leo", " Zoe", " Max", " Ida", " Tom", " Eli", " Joy" };
+static const char *const names[8] = {
+    " Mia", " Leo", " Zoe", " Max", " Ida", " Tom", " Eli", " Joy"
+};
 static const char *const attrs[4] = { " city", " pet", " job", " color" };
-static const char *const values[12] = { " Paris", " Rome", " Oslo", " cat", " dog", " owl", " baker", " pilot", " nurse",
-                                        " red", " blue", " green" };
-static const char *const words[24] = { " the", " soup", " was", " warm", " and", " we", " put", " more", " salt", " in", " it",
-    " before", " dinner", " with", " bread", " then", " a", " pan", " of", " rice", " is", " on", " fire", " again" };
+static const char *const values[12] = { " Paris", " Rome",  " Oslo",  " cat", " dog",  " owl",
+                                        " baker", " pilot", " nurse", " red", " blue", " green" };
+static const char *const words[24] = { " the",    " soup", " was",   " warm", " and",  " we",
+                                       " put",    " more", " salt",  " in",   " it",   " before",
+                                       " dinner", " with", " bread", " then", " a",    " pan",
+                                       " of",     " rice", " is",    " on",   " fire", " again" };
 static void say(report_audit *a, const char *word) { report_audit_token(a, word, strlen(word)); }
 static unsigned pick(unsigned n) { return (unsigned)(test_unit() * n) % n; }
-/* A conversation of about n tokens with one telling in four lines; where the values are goes to told. */
+/* A conversation of about n tokens with one telling in four lines; where the values are goes to
+ * told. */
 static int sample_talk(report_audit *a, int n, int *told, int *person, int *attr, int *value) {
     int facts = 0, line = 0, used[32];
     memset(used, 0, sizeof used);
     while (a->n < n) {
-        if (line++ % 40 == 0) { say(a, "Session"); say(a, ":"); say(a, line % 80 == 1 ? " cooking" : " travel"); say(a, ".\n"); }
+        if (line++ % 40 == 0) {
+            say(a, "Session");
+            say(a, ":");
+            say(a, line % 80 == 1 ? " cooking" : " travel");
+            say(a, ".\n");
+        }
         say(a, people[pick(6)]);
         say(a, ":");
         if (facts < 32 && pick(9) == 0) {
@@ -97,7 +118,8 @@ static void sample_fates(report_run *r, int m, double share) {
     for (l = 0; l < a->layers; l++)
         for (g = 0; g < a->kv_heads; g++)
             for (p = 0; p < n; p++) {
-                const double u = kvmem__unit(kvmem__random(7, (uint64_t)l, (uint64_t)g, (uint64_t)(m == 5 ? p / 3 : p)));
+                const double u = kvmem__unit(
+                    kvmem__random(7, (uint64_t)l, (uint64_t)g, (uint64_t)(m == 5 ? p / 3 : p)));
                 report_trace(r, l, g, p, KVMEM_FATE_KEPT, p + 1);
                 if (m == 0) continue;
                 if (m == 1 || (m == 2 && p >= 4)) {
@@ -121,7 +143,10 @@ static void sample_audit(report_data *d, int n) {
         char text[80];
         memset(&q, 0, sizeof q);
         sprintf(text, "what is the%s of%s?", attrs[attr[i]], names[person[i]]);
-        q.kind = i % 5 ? "single" : "updated"; q.text = text; q.want = values[value[i]] + 1; q.at = -1;
+        q.kind = i % 5 ? "single" : "updated";
+        q.text = text;
+        q.want = values[value[i]] + 1;
+        q.at = -1;
         q.told[0] = told[i]; q.n_told = 1;
         if (i % 5 == 0) { q.stale[0] = told[i] > 20 ? told[i] - 9 : 0; q.n_stale = 1; }
         report_audit_question(a, &q);
@@ -137,7 +162,8 @@ static void sample_audit(report_data *d, int n) {
             int held = 0, ok;
             for (l = 0; l < 8; l++) held += !r->left[(size_t)l * (size_t)a->n + (size_t)told[i]];
             ok = held >= 2;
-            report_run_answer(r, i, ok ? values[value[i]] + 1 : values[(value[i] + 1) % 12] + 1, ok);
+            report_run_answer(r, i, ok ? values[value[i]] + 1 : values[(value[i] + 1) % 12] + 1,
+                              ok);
         }
     }
 }
@@ -151,13 +177,18 @@ static void sample(report_data *d) {
     d->date = "2000-01-01";
     sample_cells(d);
     memset(&p, 0, sizeof p);
-    p.suite = "conv"; p.a = "snapkv budget=12.5%"; p.b = "window budget=12.5%"; p.ctx = 2048; p.asked = 240; p.both = 30;
+    p.suite = "conv";
+    p.a = "snapkv budget=12.5%";
+    p.b = "window budget=12.5%";
+    p.ctx = 2048;
+    p.asked = 240;
+    p.both = 30;
     p.only_a = 88; p.only_b = 3; p.diff = 0.354; p.lo = 0.28; p.hi = 0.42;
     report_add_pair(d, &p);
     sample_audit(d, 2048);
 }
 
-/* --- checks ---------------------------------------------------------------------------------------- */
+/* --- checks ----------------------------------------------------------------------------------- */
 static const char *temporary(void) { /* one file name for every test of this process */
     static char name[L_tmpnam + 8];
     const char *b = getenv("B");
@@ -187,14 +218,20 @@ static int balanced(const char *s) {
         const int closes = s[1] == '/';
         const char *p = s + 1 + closes, *end;
         if (s[1] == '!') { s++; continue; }
-        while (n < 23 && ((p[n] >= 'a' && p[n] <= 'z') || (p[n] >= '0' && p[n] <= '9'))) { name[n] = p[n]; n++; }
+        while (n < 23 && ((p[n] >= 'a' && p[n] <= 'z') || (p[n] >= '0' && p[n] <= '9'))) {
+            name[n] = p[n];
+            n++;
+        }
         name[n] = 0;
         end = strchr(s, '>');
         if (!n || !end) { printf("  stray <%.20s\n", s + 1); return 0; }
         s = end;
         if (!strcmp(name, "meta") || !strcmp(name, "link") || end[-1] == '/') continue;
         if (closes) {
-            if (!depth || strcmp(stack[--depth], name)) { printf("  </%s> closes nothing\n", name); return 0; }
+            if (!depth || strcmp(stack[--depth], name)) {
+                printf("  </%s> closes nothing\n", name);
+                return 0;
+            }
             continue;
         }
         if (depth == 64) return 0;
@@ -208,8 +245,9 @@ static int balanced(const char *s) {
     return depth == 0;
 }
 static int sane(const char *s) {
-    return balanced(s) && !strstr(s, "http") && !strstr(s, "=\"nan") && !strstr(s, ">nan") && !strstr(s, "inf\"") &&
-           !strstr(s, " nan") && !strstr(s, "-nan") && !strstr(s, "src=") && !strstr(s, "@import");
+    return balanced(s) && !strstr(s, "http") && !strstr(s, "=\"nan") && !strstr(s, ">nan") &&
+           !strstr(s, "inf\"") && !strstr(s, " nan") && !strstr(s, "-nan") && !strstr(s, "src=") &&
+           !strstr(s, "@import");
 }
 TEST(the_sample_is_whole_small_and_refers_to_nothing_outside) {
     report_data d; size_t size = 0; char *s;
@@ -218,7 +256,8 @@ TEST(the_sample_is_whole_small_and_refers_to_nothing_outside) {
     REQUIRE(s != NULL);
     CHECK(size < 2000000 && strlen(s) == size);
     CHECK(sane(s));
-    CHECK(count_of(s, "<figure class=\"life\"") == 5 && count_of(s, "<figure class=\"plot big\"") == 1);
+    CHECK(count_of(s, "<figure class=\"life\"") == 5 &&
+          count_of(s, "<figure class=\"plot big\"") == 1);
     CHECK(count_of(s, "<tr>") == d.n_cells + 2 + d.n_pairs + 1 + d.audit->n_questions + 1);
     CHECK(strstr(s, "With 12.5 % of the memory, <b>snapkv</b> answers only <b class") != NULL);
     CHECK(strstr(s, "<b>window</b> answers") || strstr(s, "<b>streamingllm</b> answers"));
@@ -258,7 +297,12 @@ TEST(an_html_parser_finds_the_sample_balanced) {
 }
 TEST(hostile_text_is_shown_and_not_obeyed) {
     static const char evil[] = "<script>alert('1')</script>\"&'</style>\x01\xff\xc0\xaf";
-    report_data d; report_cell c = blank_cell(); report_pair p; report_question q; report_audit *a; report_run *r;
+    report_data d;
+    report_cell c = blank_cell();
+    report_pair p;
+    report_question q;
+    report_audit *a;
+    report_run *r;
     size_t size; char *s; const char *json;
     report_init(&d);
     memset(&p, 0, sizeof p); memset(&q, 0, sizeof q);
@@ -279,11 +323,14 @@ TEST(hostile_text_is_shown_and_not_obeyed) {
     s = page_of(&d, &size);
     REQUIRE(s != NULL);
     CHECK(strlen(s) == size && sane(s));
-    CHECK(!strstr(s, "<script>alert") && !strstr(s, "</style>\x01") && !strchr(s, 1) && !strchr(s, 0xff));
-    CHECK(count_of(s, "<script") == 2 && count_of(s, "</script>") == 2 && count_of(s, "</style>") == 1);
+    CHECK(!strstr(s, "<script>alert") && !strstr(s, "</style>\x01") && !strchr(s, 1) &&
+          !strchr(s, 0xff));
+    CHECK(count_of(s, "<script") == 2 && count_of(s, "</script>") == 2 &&
+          count_of(s, "</style>") == 1);
     CHECK(strstr(s, "&#60;script&#62;alert(&#39;1&#39;)") != NULL);
     json = strstr(s, "id=\"audit-data\">");
-    CHECK(json && strstr(json, "\\u003cscript\\u003ealert('1')\\u003c/script\\u003e\\u0022\\u0026'"));
+    CHECK(json && strstr(json, "\\u003cscript\\u003ealert('1')\\u003c/"
+                               "script\\u003e\\u0022\\u0026'"));
     free(s); report_free(&d);
 }
 TEST(empty_data_and_one_cell_make_pages) {
@@ -301,7 +348,8 @@ TEST(empty_data_and_one_cell_make_pages) {
     report_add(&d, &c);
     s = page_of(&d, &size);
     REQUIRE(s != NULL);
-    CHECK(sane(s) && strstr(s, "<b>full</b> answers <b class=\"num\">80&nbsp;%</b> of the questions"));
+    CHECK(sane(s) && strstr(s, "<b>full</b> answers <b class=\"num\">80&nbsp;%</b> of the "
+                               "questions"));
     CHECK(strstr(s, "49 to 94") != NULL); /* Wilson: 0.4902 to 0.9433 */
     free(s); report_free(&d);
     report_init(&d); /* one cell, bytes known: a panel with one point */
@@ -330,7 +378,8 @@ TEST(kinds_and_depths_add_up_unless_the_total_is_given) {
         CHECK(P.n == 4 && P.main >= 0 && !strcmp(P.p[P.main].suite, "conv") && !P.p[P.main].kind);
         for (i = 0; i < P.n; i++) {
             if (P.p[i].kind) CHECK(P.p[i].asked == 10);
-            else if (!strcmp(P.p[i].suite, "conv")) CHECK(P.p[i].asked == (k ? 30 : 20) && P.p[i].right == (k ? 15 : 10));
+            else if (!strcmp(P.p[i].suite, "conv"))
+                CHECK(P.p[i].asked == (k ? 30 : 20) && P.p[i].right == (k ? 15 : 10));
             else CHECK(P.p[i].asked == 8 && P.p[i].right == 5);
         }
         free(P.p); report_free(&d);
@@ -339,8 +388,12 @@ TEST(kinds_and_depths_add_up_unless_the_total_is_given) {
 }
 /* The audit's data as the script reads them. */
 static int digit64(int c) {
-    return c >= 'A' && c <= 'Z' ? c - 'A' : c >= 'a' && c <= 'z' ? c - 'a' + 26 : c >= '0' && c <= '9' ? c - '0' + 52
-         : c == '+' ? 62 : c == '/' ? 63 : -1;
+    return c >= 'A' && c <= 'Z'   ? c - 'A'
+           : c >= 'a' && c <= 'z' ? c - 'a' + 26
+           : c >= '0' && c <= '9' ? c - '0' + 52
+           : c == '+'             ? 62
+           : c == '/'             ? 63
+                                  : -1;
 }
 static unsigned long next_number(const char *s, size_t *bit, size_t end) {
     unsigned long x = 0, b = 128;
@@ -355,7 +408,13 @@ static unsigned long next_number(const char *s, size_t *bit, size_t end) {
     return x;
 }
 TEST(embedded_fates_are_the_traced_ones) {
-    report_data d; report_audit *a; report_run *r; size_t size, at, bit; char *s; const char *p; int t, l, wrong = 0;
+    report_data d;
+    report_audit *a;
+    report_run *r;
+    size_t size, at, bit;
+    char *s;
+    const char *p;
+    int t, l, wrong = 0;
     long moment[300]; int n_moments = 0;
     report_init(&d);
     a = report_audit_begin(&d, 2, 1, 4);
@@ -364,7 +423,8 @@ TEST(embedded_fates_are_the_traced_ones) {
     for (t = 0; t < 600; t++) {
         report_trace(r, t / 300, 0, t % 300, KVMEM_FATE_KEPT, 300);
         if (t % 300 < 150 ? t % 2 : t % 7 == 0)
-            report_trace(r, t / 300, 0, t % 300, t % 3 ? KVMEM_FATE_DROPPED : KVMEM_FATE_MERGED, 300 + t * t % 97);
+            report_trace(r, t / 300, 0, t % 300, t % 3 ? KVMEM_FATE_DROPPED : KVMEM_FATE_MERGED,
+                         300 + t * t % 97);
         if (t == 10) report_trace(r, 0, 0, 10, KVMEM_FATE_RECODED, 301);
     }
     report_trace(r, 0, 0, 300, KVMEM_FATE_DROPPED, 5); /* behind the conversation, or nowhere */
@@ -393,7 +453,8 @@ TEST(embedded_fates_are_the_traced_ones) {
             for (i = 0; i < run && at < 300; i++, at++) {
                 const size_t x = (size_t)l * 300 + at;
                 const long left = code ? moment[code / 2 - 1] : 0;
-                wrong += left != r->left[x] || (code && (code & 1) != (unsigned long)(r->how[x] == KVMEM_FATE_MERGED));
+                wrong += left != r->left[x] ||
+                         (code && (code & 1) != (unsigned long)(r->how[x] == KVMEM_FATE_MERGED));
             }
         }
         CHECK(at == 300);
@@ -410,7 +471,8 @@ TEST(long_audits_show_fewer_layers_and_stay_small) {
     for (k = 0; k < 3; k++) {
         r = report_run_begin(a, "random", "random", "f16", "f16");
         for (l = 0; l < 64; l++)
-            for (t = 0; t < 8192; t += 1 + (int)pick(3)) report_trace(r, l / 2, l % 2, t, KVMEM_FATE_DROPPED, t + 1 + (int)pick(100));
+            for (t = 0; t < 8192; t += 1 + (int)pick(3))
+                report_trace(r, l / 2, l % 2, t, KVMEM_FATE_DROPPED, t + 1 + (int)pick(100));
     }
     s = page_of(&d, &size);
     REQUIRE(s != NULL);
