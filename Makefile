@@ -70,6 +70,7 @@ $(B)/test_%: tests/%.c tests/test.h kvmem.h
 $(B)/test_mkgguf $(B)/test_peer $(B)/test_decoder: tools/mkgguf.c tools/gguf_write.h tools/corpus.h
 $(B)/test_corpus $(B)/corpus $(B)/train: tools/corpus.h tools/gguf_write.h
 $(B)/mkgguf: tools/gguf_write.h tools/corpus.h
+$(B)/test_report: tools/report.h
 $(B)/test_eval: $(wildcard tools/*.h) tools/kvmem.c tools/mkgguf.c
 $(B)/kvmem: tools/eval.h tools/eval_show.h tools/demo.h tools/stats.h tools/corpus.h tools/report.h tools/gguf_write.h
 $(B)/example_%: examples/%.c kvmem.h
