@@ -217,6 +217,13 @@ TEST(notes_say_when_the_score_has_no_say) {
     CHECK(!e.r.cell[3].note[0]);
     done(&e, &a);
 }
+TEST(a_label_is_the_recipe_without_its_budget) {
+    CHECK(!strcmp(method_label("snapkv budget=12.5%"), "snapkv"));
+    CHECK(!strcmp(method_label("pyramidkv budget=85% codec=q4_0"), "pyramidkv+q4_0"));
+    CHECK(!strcmp(method_label("score=random  budget=64"), "score=random"));
+    CHECK(!strcmp(method_label("budget=pyramid(64) score=h2o"), "budget=pyramid(64) score=h2o"));
+    CHECK(!strcmp(method_label("codec=q8_0/q4_0"), "codec=q8_0/q4_0"));
+}
 
 int main(int argc, char **argv) {
     test_begin(argc, argv, "eval");
@@ -234,6 +241,7 @@ int main(int argc, char **argv) {
     RUN(a_shared_context_changes_nothing);
     RUN(bytes_are_those_of_the_compressed_context);
     RUN(notes_say_when_the_score_has_no_say);
+    RUN(a_label_is_the_recipe_without_its_budget);
     free(model_bytes);
     free(out.text);
     return test_end();

@@ -46,18 +46,8 @@ static void demo_head(const eval *e) {
 }
 enum { DEMO_QUESTION = 46, DEMO_RIGHT = 10 };
 
-/* A name for a column: "pyramidkv+q4_0" for a preset with another codec, else the text as given. */
-static const char *demo_label(const eval *e, const eval_cell *c) {
-    static char label[64];
-    const kvmem_entry *k = c->recipe.stage[KVMEM_CODEC_K].entry;
-    const char *text = e->r.method[c->method];
-    if (!strchr(text, ' ') || !c->recipe.preset[0] || c->error[0]) return text;
-    snprintf(label, sizeof label, "%s%s%s", c->recipe.preset, strcmp(k->word, "f32") ? "+" : "",
-             strcmp(k->word, "f32") ? k->word : "");
-    return label;
-}
-static int demo_width(const eval *e, const eval_cell *c) {
-    const int n = (int)strlen(demo_label(e, c));
+static int demo_width(const eval_cell *c) {
+    const int n = (int)strlen(method_label(c->text));
     return n < 11 ? 14 : n > 22 ? 24 : n + 3;
 }
 static void demo_table(const eval *e, int n) {
@@ -89,7 +79,7 @@ static int demo_play(eval *e, int n) {
     for (i = 0; i < n; i++) {
         eval_cell *c = e->r.cell + i;
         eval_sum time = { 0, 0 };
-        if (is_terminal(stderr)) fprintf(stderr, "\rreading under %-32s", demo_label(e, c));
+        if (is_terminal(stderr)) fprintf(stderr, "\rreading under %-32s", method_label(c->text));
         if (!c->error[0] && base_open(e, c, &b[i]) &&
             cell_feed(c, &b[i].s, t->ids, t->n - 1, KVMEM_PREFILL, &time) &&
             cell_feed(c, &b[i].s, t->ids + t->n - 1, 1, KVMEM_PROMPT_END, &time) &&
@@ -102,7 +92,7 @@ static int demo_play(eval *e, int n) {
     put_column("", DEMO_QUESTION, 0);
     put_column("right", DEMO_RIGHT, 1);
     for (i = 0; i < n; i++)
-        put_column(demo_label(e, e->r.cell + i), demo_width(e, e->r.cell + i), 1);
+        put_column(method_label(e->r.cell[i].text), demo_width(e->r.cell + i), 1);
     put("\n");
     for (k = 0; k < t->n_q; k++) {
         const corpus_prompt *q = t->q + k;
@@ -114,8 +104,8 @@ static int demo_play(eval *e, int n) {
             eval_cell *c = e->r.cell + i;
             if (!c->error[0] && cell_ask(e, c, &b[i], q, 0, given))
                 demo_answer(ids_text(e, given, q->n_answer, text, sizeof text),
-                            c->right[c->n_q - 1], demo_width(e, c));
-            else put_column("failed", demo_width(e, c), 31);
+                            c->right[c->n_q - 1], demo_width(c));
+            else put_column("failed", demo_width(c), 31);
         }
         put("\n");
         if ((status = flush_out(stdout)) != OK) break;

@@ -106,6 +106,24 @@ static void eval_close(eval *e) {
     unload(&e->l);
 }
 
+/* A method's name: its recipe without the budget, another codec put behind a plus. */
+static const char *method_label(const char *s) {
+    static char label[64];
+    size_t at = 0;
+    label[0] = 0;
+    while (*(s += strspn(s, " \t\r\n"))) {
+        const size_t n = strcspn(s, " \t\r\n");
+        const int codec = !strncmp(s, "codec=", 6) && at > 0;
+        if (strncmp(s, "budget=", 7) || !isdigit((unsigned char)s[7])) {
+            snprintf(label + at, sizeof label - at, "%s%.*s", codec ? "+" : at ? " " : "",
+                     (int)(n - (codec ? 6 : 0)), s + (codec ? 6 : 0));
+            at = strlen(label);
+        }
+        s += n;
+    }
+    return label;
+}
+
 /* ==== >>eval_plan : from options to cells ===================================================== */
 
 /* Calls use(e, word) for each part of "a,b,c" (copied to buf); OK or the first failure. */

@@ -481,7 +481,7 @@ static void show_cell(const eval *e, report_data *d, const eval_cell *c, int kin
     memset(&r, 0, sizeof r);
     r.suite = eval_suites[g->suite].word;
     r.kind = kind < 0 ? NULL : eval_kinds[kind];
-    r.method = e->r.method[c->method];
+    r.method = method_label(c->text);
     r.recipe = c->text;
     r.budget = budget_share(c, g->ctx, full);
     r.ctx = g->ctx;
@@ -595,7 +595,7 @@ static void audit_run(eval *e, report_audit *a, const eval_cell *of) {
     kvmem_bytes bytes;
     char text[256];
     int i, given[CORPUS_NOTE], was_aware = e->r.aware;
-    report_run *run = report_run_begin(a, e->r.method[of->method], of->text,
+    report_run *run = report_run_begin(a, method_label(of->text), of->text,
                                        of->recipe.stage[KVMEM_CODEC_K].entry->word,
                                        of->recipe.stage[KVMEM_CODEC_V].entry->word);
     c.right = NULL;
