@@ -2111,6 +2111,7 @@ static void report_lead(FILE *f, const report_data *d, const report_points *P) {
                        *full = report_full(P);
     const report_point *m = P->main >= 0 ? &P->p[P->main] : NULL;
     char text[32];
+    int said = 0;
     fputs("<header><p class=\"kick\">", f);
     report_esc(f, d->title ? d->title : "kvmem evaluation");
     fputs("</p><h1>", f);
@@ -2125,7 +2126,7 @@ static void report_lead(FILE *f, const report_data *d, const report_points *P) {
         if (hi < lo) { /* the intervals are apart */
             fputs("; ", f);
             report_claim(f, worst, "answers");
-        } else if (full)
+        } else if (full && ++said)
             fprintf(f, "; with all of it the model answers <b class=\"num\">%.0f&nbsp;%%</b>",
                     100 * report_acc(full));
         fputs(".", f);
@@ -2139,7 +2140,7 @@ static void report_lead(FILE *f, const report_data *d, const report_points *P) {
         report_esc(f, m->suite);
         fprintf(f, ", contexts of %d tokens, compressed %s the questions are known.", m->ctx,
                 m->aware ? "after" : "before");
-        if (full) fprintf(f, " The full cache answers %.0f %%.", 100 * report_acc(full));
+        if (full && !said) fprintf(f, " The full cache answers %.0f %%.", 100 * report_acc(full));
         fputs("</p>\n", f);
     }
     fputs("<dl class=\"facts\">", f);
@@ -2228,14 +2229,12 @@ static void report_tables(FILE *f, const report_data *d) {
     if (!d->n_cells) fputs("<p>No cell was measured.</p>\n", f);
     report_cell_tables(f, d);
     if (d->n_pairs)
-        fputs("<h3>Pairs of recipes on the same questions</h3><div class=\"wide\"><table "
-              "class=\"sort\"><caption>How often "
-              "only one of the two was right; difference of accuracy with its 95 % "
-              "interval</caption><thead><tr>"
-              "<th>Suite</th><th>Tokens</th><th>A</th><th>B</th><th>Asked</th><th>Both</"
-              "th><th>Only A</th>"
-              "<th>Only B</th><th>A - B, points</th><th>Interval</th></tr></thead><tbody>\n",
-              f);
+        fprintf(f, "<details%s><summary>Pairs of recipes on the same questions</summary>"
+                "<div class=\"wide\"><table class=\"sort\"><caption>How often only one of the two "
+                "was right; difference of accuracy with its 95 %% interval</caption><thead><tr>"
+                "<th>Suite</th><th>Tokens</th><th>A</th><th>B</th><th>Asked</th><th>Both</th>"
+                "<th>Only A</th><th>Only B</th><th>A - B, points</th><th>Interval</th></tr></thead>"
+                "<tbody>\n", d->n_pairs > 24 ? "" : " open");
     for (i = 0; i < d->n_pairs; i++) {
         const report_pair *p = &d->pair[i];
         fputs("<tr><td>", f);
@@ -2252,7 +2251,7 @@ static void report_tables(FILE *f, const report_data *d) {
                 p->asked, p->both, p->only_a, p->only_b, p->diff, 100 * p->diff, p->lo, 100 * p->lo,
                 100 * p->hi);
     }
-    fputs(d->n_pairs ? "</tbody></table></div></section>\n" : "</section>\n", f);
+    fputs(d->n_pairs ? "</tbody></table></div></details></section>\n" : "</section>\n", f);
 }
 static void report_foot(FILE *f, const report_data *d) {
     fputs("<footer>", f);
