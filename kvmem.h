@@ -13075,7 +13075,7 @@ static kvmem_status kvmem__train_batch_check(kvmem_trainer *t, const kvmem_batch
 KVMEM_API kvmem_status kvmem_trainer_run(kvmem_trainer *t, const kvmem_batch *b, int with_grad, double *loss) {
     const kvmem_train_config *c;
     const float *embd;
-    int n, l, i, n_rows;
+    int n, l, i, n_rows = 0;
     size_t E, row;
     double weights = 0, sum = 0;
     KVMEM__TRY(kvmem__train_batch_check(t, b, &n_rows, &weights));
