@@ -67,11 +67,15 @@ static const char *const train_default[] = {
     "len=1024 seqs=3 filler=50 ask=45 update=15 twice=5 chain=10 order=5 copy=8 "
     "distract=3 most=900",
     "len=2048 seqs=2 filler=60 ask=40 update=15 twice=5 chain=10 order=5 copy=8 "
-    "distract=3 most=600",
-    "len=4096 seqs=1 filler=65 ask=40 update=15 twice=5 chain=10 order=5 copy=8 "
-    "distract=3 most=240",
-    "len=2048 seqs=2 filler=60 ask=40 update=15 twice=5 chain=10 order=5 copy=8 "
-    "distract=3 most=450 mix=0.4 lm=0.2",
+    "distract=3 most=160",
+    "len=1024 seqs=4 filler=50 ask=50 update=15 twice=5 chain=8 order=3 copy=30 "
+    "distract=3 most=250",
+    "len=2048 seqs=2 filler=60 ask=45 update=15 twice=5 chain=8 order=3 copy=20 "
+    "distract=3 most=300",
+    "len=4096 seqs=1 filler=65 ask=45 update=15 twice=5 chain=8 order=3 copy=20 "
+    "distract=3 most=160",
+    "len=4096 seqs=1 filler=65 ask=45 update=15 twice=5 chain=8 order=3 copy=20 "
+    "distract=3 most=260 mix=0.5 lm=0.15",
     NULL
 };
 
