@@ -1014,7 +1014,7 @@ KVMEM_API kvmem_train_config kvmem_train_config_default(void); /* shape of the d
 KVMEM_API kvmem_status kvmem_trainer_init(kvmem_trainer *t, const kvmem_train_config *cfg);
 KVMEM_API void kvmem_trainer_free(kvmem_trainer *t); /* NULL and zeroed structs are fine */
 KVMEM_API void kvmem_trainer_random(kvmem_trainer *t, uint64_t seed);
-/* Weights of a model of the same shape, whatever their types. A prefix is left as it is. */
+/* Weights of a model of the same shape, whatever their types; AdamW starts anew. A prefix is left as it is. */
 KVMEM_API kvmem_status kvmem_trainer_load(kvmem_trainer *t, const kvmem_model *m);
 /* Forward pass: *loss = sum weight nll / sum weight. with_grad: backward pass, too; the gradient of *loss
    is ADDED to t->grad (kvmem_trainer_zero clears it). */
@@ -12225,6 +12225,11 @@ KVMEM_API kvmem_status kvmem_sample(kvmem_sampler *s, const float *logits, int *
    every layer (Chen 2016, arXiv 1604.06174). */
 enum { KVMEM__TRAIN_KEYS = 128, KVMEM__TRAIN_ROWS = 128, KVMEM__TRAIN_CHUNK = 256, KVMEM__TRAIN_PIECE = 4096,
        KVMEM__TRAIN_GROUP = 464 };
+#ifdef _OPENMP
+#define KVMEM__TRAIN_WORKER omp_get_thread_num()
+#else
+#define KVMEM__TRAIN_WORKER 0
+#endif
 
 /* What is kept of a layer. */
 typedef struct kvmem__acts {
@@ -12266,7 +12271,7 @@ static int kvmem__train_add(kvmem_trainer *t, int layer, const char *name, int r
     p->rows = rows;
     p->cols = cols;
     p->decay = decay;
-    t->n_values += (size_t)rows * (size_t)cols;
+    t->n_values += (size_t)rows * (size_t)cols; /* may wrap on 32 bit: kvmem__train_carve counts again */
     return t->n_params++;
 }
 static void kvmem__train_params(kvmem_trainer *t) {
@@ -12293,8 +12298,6 @@ static void kvmem__train_params(kvmem_trainer *t) {
     t->out_norm = kvmem__train_add(t, -1, "output_norm.weight", 1, E, 0);
     if (!c->tied) t->head = kvmem__train_add(t, -1, "output.weight", c->n_vocab, E, 1);
 }
-static int kvmem__train_workers(const kvmem_trainer *t) { return kvmem__threads(t->config.threads); }
-
 /* ---- memory: one block, carved up ---- */
 static size_t kvmem__train_take(size_t *at, double floats) { /* offset of so many floats, in floats */
     const size_t here = *at;
@@ -12339,18 +12342,32 @@ static void kvmem__train_acts(const kvmem_trainer *t, int l, kvmem__acts *a) {
     a->a = p; p += F;
     a->lse = p;
 }
-/* Offsets of everything in the block; base NULL only counts. Returns floats, SIZE_MAX/8 if too many. */
+static double kvmem__train_wide(const kvmem_train_config *c) { /* the widest row of activations, logits apart */
+    return KVMEM__MAX(KVMEM__MAX((double)c->n_embd, (double)c->n_ff), (double)c->n_heads * c->head_dim);
+}
+static double kvmem__train_prefix_floats(const kvmem_train_config *c) { /* a sequence's gradients of prefix K and V */
+    return 2.0 * c->prefix * c->n_kv_heads * c->head_dim;
+}
+static double kvmem__train_big_floats(const kvmem_train_config *c) {
+    const double wide = kvmem__train_wide(c);
+    const double chunk = (double)KVMEM__TRAIN_CHUNK * KVMEM__MAX((double)c->n_vocab, wide);
+    return KVMEM__MAX(KVMEM__MAX(c->max_tokens * wide, chunk), kvmem__train_prefix_floats(c));
+}
+/* Offsets of everything in the block; base NULL only counts. Returns floats, SIZE_MAX/8 if too many. Sizes
+   are counted in double first: no product of this configuration can wrap. */
 static size_t kvmem__train_carve(kvmem_trainer *t, float *base) {
     const kvmem_train_config *c = &t->config;
-    const double n = c->max_tokens, E = c->n_embd, Q = (double)c->n_heads * c->head_dim, F = c->n_ff;
-    const double wide = KVMEM__MAX(KVMEM__MAX(E, F), Q), V = c->n_vocab;
-    const double matrix = KVMEM__MAX(E * wide, V * E), jobs = kvmem__train_job_floats(c);
+    const double n = c->max_tokens, E = c->n_embd, V = c->n_vocab;
+    const double matrix = E * KVMEM__MAX(kvmem__train_wide(c), V), jobs = kvmem__train_job_floats(c);
+    double values = 0;
     size_t at = 0, i, o;
     float **big = t->big;
+    for (i = 0; i < (size_t)t->n_params; i++) values += (double)t->param[i].rows * t->param[i].cols;
+    if (KVMEM__MAX(KVMEM__MAX(values, jobs), kvmem__train_act_floats(c)) > (double)(SIZE_MAX / 16)) return SIZE_MAX / 8;
     for (i = 0; i < 4; i++) {
         float **p[4];
         p[0] = &t->w; p[1] = &t->grad; p[2] = &t->m; p[3] = &t->v;
-        o = kvmem__train_take(&at, (double)t->n_values);
+        o = kvmem__train_take(&at, values);
         *p[i] = base ? base + o : NULL;
     }
     t->act_floats = (size_t)kvmem__train_act_floats(c);
@@ -12361,7 +12378,7 @@ static size_t kvmem__train_carve(kvmem_trainer *t, float *base) {
     o = kvmem__train_take(&at, ((double)c->max_len + c->prefix) * c->head_dim);
     t->turn = base ? base + o : NULL;
     for (i = 0; i < 10; i++) { /* 0..5 rows of activations and their gradients, 6, 7 transposed, 8, 9 matrices */
-        o = kvmem__train_take(&at, i < 8 ? KVMEM__MAX(n * wide, (double)KVMEM__TRAIN_CHUNK * KVMEM__MAX(V, wide)) : matrix);
+        o = kvmem__train_take(&at, i < 8 ? kvmem__train_big_floats(c) : matrix);
         big[i] = base ? base + o : NULL;
     }
     t->job_floats = (size_t)jobs / 16 * 16 + 16;
@@ -12373,7 +12390,6 @@ static size_t kvmem__train_carve(kvmem_trainer *t, float *base) {
     t->best = base ? (int *)(void *)(base + o) : NULL;
     o = kvmem__train_take(&at, n);
     t->rows = base ? (int *)(void *)(base + o) : NULL;
-    /* prefix gradients of every sequence */
     return at;
 }
 
@@ -12401,7 +12417,10 @@ static kvmem_status kvmem__train_check(kvmem_trainer *t) {
                            c->n_heads, c->n_kv_heads);
     if (c->head_dim % 2)
         return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: head_dim %d is odd", c->head_dim);
-    if (!(c->norm_eps > 0) || !(c->rope_base > 1))
+    if (c->max_tokens > INT_MAX / c->n_heads)
+        return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: %d tokens of %d heads are too many for one batch",
+                           c->max_tokens, c->n_heads);
+    if (!(c->norm_eps > 0 && c->norm_eps <= 1) || !(c->rope_base > 1 && c->rope_base <= (double)FLT_MAX))
         return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: norm_eps %g or rope_base %g is out of range",
                            (double)c->norm_eps, c->rope_base);
     return KVMEM_OK;
@@ -12434,16 +12453,14 @@ KVMEM_API kvmem_status kvmem_trainer_init(kvmem_trainer *t, const kvmem_train_co
     KVMEM__TRY(kvmem__train_check(t));
     t->config.allocator = a = kvmem__allocator(&cfg->allocator);
     if (!t->config.backend) t->config.backend = kvmem_backend_cpu(NULL);
-    t->threads = kvmem__train_workers(t);
-    /* scratch of matmul: one part for every worker of the attention, or one for all threads together */
+    t->threads = kvmem__threads(cfg->threads);
+    /* scratch of matmul: one part for every worker of the attention, or one for all threads together;
+       kvmem__train_mm passes at most TRAIN_GROUP rows at once */
     memset(&w, 0, sizeof w);
     w.type = KVMEM_F32;
     w.ne[0] = w.ne[1] = w.ne[2] = w.ne[3] = 1;
-    mm = t->config.backend->matmul_scratch(t->config.backend, &w,
-             KVMEM__MAX(KVMEM__MAX(cfg->max_tokens, cfg->n_vocab),
-                        KVMEM__MAX(KVMEM__MAX(cfg->n_ff, cfg->n_embd), cfg->n_heads * cfg->head_dim)), t->threads);
-    mm += (size_t)t->threads * (t->config.backend->matmul_scratch(t->config.backend, &w,
-             KVMEM__MAX(2 * KVMEM__TRAIN_ROWS, 32 * cfg->n_heads), 1) + 64);
+    mm = t->config.backend->matmul_scratch(t->config.backend, &w, KVMEM__TRAIN_GROUP, t->threads) +
+         (size_t)t->threads * (t->config.backend->matmul_scratch(t->config.backend, &w, KVMEM__TRAIN_GROUP, 1) + 64);
     params = (size_t)(12 * cfg->n_layers + 3 + 2 * cfg->n_layers) * sizeof *t->param;
     layers = (size_t)cfg->n_layers * sizeof *t->layer;
     t->param = (kvmem_weight *)kvmem__alloc(&a, params + layers);
@@ -12481,10 +12498,20 @@ KVMEM_API void kvmem_trainer_free(kvmem_trainer *t) {
     kvmem__release(&a, t->mm, t->mm_size);
     memset(t, 0, sizeof *t);
 }
+static kvmem_status kvmem__train_ready(kvmem_trainer *t) {
+    if (!t) return KVMEM_BAD_ARGUMENT;
+    return t->block ? KVMEM_OK : kvmem__fail(&t->error, KVMEM_BAD_STATE, "trainer: not initialized");
+}
+static void kvmem__train_anew(kvmem_trainer *t) { /* no step was taken yet */
+    memset(t->m, 0, t->n_values * sizeof *t->m);
+    memset(t->v, 0, t->n_values * sizeof *t->v);
+    t->updates = 0;
+}
 /* Matrices are normal with deviation 1/sqrt(inputs), those that write into the residual stream by
    1/sqrt(2 n_layers) less (Radford 2019); embedding rows have length 1; norms are 1; prefixes small. */
 KVMEM_API void kvmem_trainer_random(kvmem_trainer *t, uint64_t seed) {
     int i, l;
+    if (!t || !t->block) return;
     for (i = 0; i < t->n_params; i++) {
         kvmem_weight *p = &t->param[i];
         const size_t n = (size_t)p->rows * (size_t)p->cols;
@@ -12503,9 +12530,7 @@ KVMEM_API void kvmem_trainer_random(kvmem_trainer *t, uint64_t seed) {
             p->w[j] = matrix ? (float)(dev * sqrt(-2 * log(u)) * cos(angle)) : 1.0f;
         }
     }
-    memset(t->m, 0, t->n_values * sizeof *t->m);
-    memset(t->v, 0, t->n_values * sizeof *t->v);
-    t->updates = 0;
+    kvmem__train_anew(t);
 }
 
 static kvmem_status kvmem__train_load_one(kvmem_trainer *t, int i, const kvmem_tensor *w, const float *vector) {
@@ -12519,17 +12544,21 @@ static kvmem_status kvmem__train_load_one(kvmem_trainer *t, int i, const kvmem_t
     return KVMEM_OK;
 }
 KVMEM_API kvmem_status kvmem_trainer_load(kvmem_trainer *t, const kvmem_model *m) {
-    const kvmem_train_config *c = &t->config;
+    const kvmem_train_config *c;
     int l;
-    if (!t->block) return KVMEM_BAD_STATE;
+    KVMEM__TRY(kvmem__train_ready(t));
+    c = &t->config;
     if (!m || !m->layer) return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: the model is not open");
-    if ((m->arch != KVMEM_ARCH_LLAMA && m->arch != KVMEM_ARCH_QWEN3) || m->rope.n_rot != c->head_dim || m->rope.factors ||
-        m->rope.neox != c->neox || m->rope.base != c->rope_base || m->rope.scale != 1 || m->layer[0].q_bias)
-        return kvmem__fail(&t->error, KVMEM_UNSUPPORTED, "trainer: only llama and qwen3 models without biases and RoPE "
-                                                         "scaling, with this configuration's RoPE, can be trained");
+    if ((m->arch != KVMEM_ARCH_LLAMA && m->arch != KVMEM_ARCH_QWEN3) || m->rope.n_rot != c->head_dim ||
+        (m->rope.neox != 0) != (c->neox != 0) || (float)m->rope.base != (float)c->rope_base || m->rope.factors ||
+        m->rope.scale != 1 || m->layer[0].q_bias || m->layer[0].gate_bias || m->head_bias || m->layer[0].window ||
+        m->attn_scale != (float)(1 / sqrt((double)c->head_dim)))
+        return kvmem__fail(&t->error, KVMEM_UNSUPPORTED, "trainer: only llama and qwen3 models without biases, windows "
+                                                         "and scaling, with this configuration's RoPE, can be trained");
     if (m->n_vocab != c->n_vocab || m->n_embd != c->n_embd || m->n_layers != c->n_layers || m->n_heads != c->n_heads ||
-        m->n_kv_heads != c->n_kv_heads || m->head_dim != c->head_dim || m->n_ff != c->n_ff || m->tied != c->tied ||
-        (m->layer[0].q_norm != NULL) != c->qk_norm)
+        m->n_kv_heads != c->n_kv_heads || m->head_dim != c->head_dim || m->n_ff != c->n_ff ||
+        (m->tied != 0) != (c->tied != 0) || (m->layer[0].q_norm != NULL) != (c->qk_norm != 0) ||
+        m->norm_eps != c->norm_eps)
         return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: the model's shape is not the configuration's");
     KVMEM__TRY(kvmem__train_load_one(t, t->embd, &m->embd, NULL));
     if (!c->tied) KVMEM__TRY(kvmem__train_load_one(t, t->head, &m->head, NULL));
@@ -12549,6 +12578,7 @@ KVMEM_API kvmem_status kvmem_trainer_load(kvmem_trainer *t, const kvmem_model *m
         KVMEM__TRY(kvmem__train_load_one(t, y->up, &x->up, NULL));
         KVMEM__TRY(kvmem__train_load_one(t, y->down, &x->down, NULL));
     }
+    kvmem__train_anew(t);
     return KVMEM_OK;
 }
 
@@ -12695,8 +12725,8 @@ static void kvmem__train_rope(const kvmem_trainer *t, float *x, int n, int len, 
 }
 
 /* ---- gated unit: a = silu(g) u ----  s = 1/(1+e^-g):  du = da g s,  dg = da u s (1 + g (1 - s)) */
-static void kvmem__train_glu_back(const kvmem_trainer *t, const float *gate, const float *up, const float *da, float *dg,
-                                  float *du, size_t count) {
+static void kvmem__train_glu_back(const kvmem_trainer *t, const float *gate, const float *up, const float *da,
+                                  float *dg, float *du, size_t count) {
     const long pieces = (long)((count + 255) / 256);
     const int threads = kvmem__threads_for(t->threads, (double)count * 8);
     long i;
@@ -12778,8 +12808,8 @@ static void kvmem__train_gather(const kvmem_trainer *t, const kvmem__train_job *
     int i;
     for (i = 0; i < p; i++)
         memcpy(out + (size_t)i * d, t->param[prefix_param].w + (size_t)i * row + (size_t)j->g * d, size);
-    for (i = 0; i < j->len; i++)
-        memcpy(out + (size_t)(p + i) * d, x + ((size_t)j->s * (size_t)j->len + (size_t)i) * row + (size_t)j->g * d, size);
+    x += (size_t)j->s * (size_t)j->len * row + (size_t)j->g * d;
+    for (i = 0; i < j->len; i++) memcpy(out + (size_t)(p + i) * d, x + (size_t)i * row, size);
     memset(out + (size_t)(p + j->len) * d, 0, (size_t)(j->span - p - j->len) * size);
 }
 /* Rows of the block's query heads from or to (n, H, d). */
@@ -12803,23 +12833,25 @@ static void kvmem__train_attend(const kvmem_trainer *t, int l, const kvmem__acts
     enum { KEYS = KVMEM__TRAIN_KEYS };
     kvmem__train_job j;
     int t0, k0, r;
+    size_t d;
     kvmem__train_job_start(t, &j, index, len, worker);
+    d = (size_t)j.d;
     kvmem__train_gather(t, &j, j.k, a->k, t->layer[l].prefix_k);
     kvmem__train_gather(t, &j, j.v, a->v, t->layer[l].prefix_v);
     for (k0 = 0; k0 < j.span; k0 += KEYS)
-        kvmem__train_transpose_some(j.turned + (size_t)k0 * (size_t)j.d, j.v + (size_t)k0 * (size_t)j.d, KEYS, j.d, 0, KEYS);
+        kvmem__train_transpose_some(j.turned + (size_t)k0 * d, j.v + (size_t)k0 * d, KEYS, j.d, 0, KEYS);
     for (t0 = 0; t0 < len; t0 += j.block) {
         const int n = KVMEM__MIN(j.block, len - t0), rows = n * j.rep, seen = t->config.prefix + t0 + n;
         const size_t square = (size_t)rows * KEYS;
         kvmem__train_rows(t, &j, j.q, a->q, t0, n, j.scale, 0);
         for (k0 = 0; k0 < seen; k0 += KEYS)
-            kvmem__train_mm(t, j.p + (size_t)(k0 / KEYS) * square, j.k + (size_t)k0 * (size_t)j.d, KEYS, j.d, j.q, rows,
-                            j.mm, 1);
+            kvmem__train_mm(t, j.p + (size_t)(k0 / KEYS) * square, j.k + (size_t)k0 * d, KEYS, j.d, j.q, rows, j.mm, 1);
         for (r = 0; r < rows; r++) {
             const int limit = t->config.prefix + t0 + r / j.rep + 1;
             float m = -INFINITY, sum = 0;
             for (k0 = 0; k0 < limit; k0 += KEYS) {
-                const float x = b->max(j.p + (size_t)(k0 / KEYS) * square + (size_t)r * KEYS, KVMEM__MIN(KEYS, limit - k0));
+                const float *p = j.p + (size_t)(k0 / KEYS) * square + (size_t)r * KEYS;
+                const float x = b->max(p, KVMEM__MIN(KEYS, limit - k0));
                 m = x > m ? x : m;
             }
             for (k0 = 0; k0 < seen; k0 += KEYS) {
@@ -12833,12 +12865,11 @@ static void kvmem__train_attend(const kvmem_trainer *t, int l, const kvmem__acts
                    (size_t)(j.g * j.rep + r % j.rep)] = m + (float)log((double)sum);
         }
         for (k0 = 0; k0 < seen; k0 += KEYS) {
-            float *out = k0 ? j.tmp : j.o;
-            kvmem__train_mm(t, out, j.turned + (size_t)k0 * (size_t)j.d, j.d, KEYS, j.p + (size_t)(k0 / KEYS) * square, rows,
-                            j.mm, 1);
-            if (k0) b->add(j.o, j.tmp, (size_t)rows * (size_t)j.d);
+            const float *p = j.p + (size_t)(k0 / KEYS) * square;
+            kvmem__train_mm(t, k0 ? j.tmp : j.o, j.turned + (size_t)k0 * d, j.d, KEYS, p, rows, j.mm, 1);
+            if (k0) b->add(j.o, j.tmp, (size_t)rows * d);
         }
-        for (r = 0; r < rows; r++) b->scale(j.o + (size_t)r * (size_t)j.d, j.mean[r], j.d);
+        for (r = 0; r < rows; r++) b->scale(j.o + (size_t)r * d, j.mean[r], j.d);
         kvmem__train_rows(t, &j, j.o, a->att, t0, n, 1, 1);
     }
 }
@@ -12863,7 +12894,7 @@ static void kvmem__train_attend_back(const kvmem_trainer *t, int l, const kvmem_
         kvmem__train_transpose_some(j.turned + (size_t)k0 * d, j.k + (size_t)k0 * d, KEYS, j.d, 0, KEYS);
     for (t0 = 0; t0 < len; t0 += j.block) {
         const int n = KVMEM__MIN(j.block, len - t0), rows = n * j.rep, seen = pre + t0 + n;
-        const size_t square = (size_t)rows * KEYS, R = (size_t)rows;
+        const size_t R = (size_t)rows;
         kvmem__train_rows(t, &j, j.q, a->q, t0, n, j.scale, 0);
         kvmem__train_rows(t, &j, j.o, a->att, t0, n, 1, 0);
         for (r = 0; r < rows; r++) {
@@ -12881,7 +12912,7 @@ static void kvmem__train_attend_back(const kvmem_trainer *t, int l, const kvmem_
             kvmem__train_mm(t, j.dpt, j.dout, rows, j.d, j.v + (size_t)k0 * d, KEYS, j.mm, 1);
             for (i = 0; i < KEYS; i++) {
                 float *s = j.st + (size_t)i * R, *dp = j.dpt + (size_t)i * R;
-                const int hidden = KVMEM__MAX(0, KVMEM__MIN(rows, (k0 + i - pre - t0) * j.rep)); /* queries before key */
+                const int hidden = KVMEM__MAX(0, KVMEM__MIN(rows, (k0 + i - pre - t0) * j.rep)); /* before the key */
                 memset(s, 0, (size_t)hidden * sizeof *s);
                 memset(dp, 0, (size_t)hidden * sizeof *dp);
                 if (hidden == rows) continue;
@@ -12898,7 +12929,6 @@ static void kvmem__train_attend_back(const kvmem_trainer *t, int l, const kvmem_
             kvmem__train_mm(t, j.tmp, j.turned + (size_t)k0 * d, j.d, KEYS, j.ds, rows, j.mm, 1);
             b->add(j.sum, j.tmp, R * d);
         }
-        (void)square;
         for (r = 0; r < rows; r++) b->scale(j.sum + (size_t)r * d, j.scale, j.d);
         kvmem__train_rows(t, &j, j.sum, dq, t0, n, 1, 1);
     }
@@ -12907,8 +12937,8 @@ static void kvmem__train_attend_back(const kvmem_trainer *t, int l, const kvmem_
         memcpy(dk + to, j.dk + (size_t)(pre + i) * d, d * sizeof *dk);
         memcpy(dv + to, j.dv + (size_t)(pre + i) * d, d * sizeof *dv);
     }
-    for (i = 0; i < pre; i++) { /* (n_seq, 2, prefix, G, d), summed over sequences afterwards */
-        float *to = dprefix + (((size_t)j.s * 2) * (size_t)pre + (size_t)i) * row + (size_t)j.g * d;
+    for (i = 0; i < pre; i++) { /* of this sequence: (2, prefix, G, d) */
+        float *to = dprefix + (size_t)i * row + (size_t)j.g * d;
         memcpy(to, j.dk + (size_t)i * d, d * sizeof *to);
         memcpy(to + (size_t)pre * row, j.dv + (size_t)i * d, d * sizeof *to);
     }
@@ -12943,10 +12973,8 @@ static void kvmem__train_forward(kvmem_trainer *t, int l, int n_seq, int len, in
     kvmem__train_rope(t, a.k, n, len, c->n_kv_heads, 1);
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (i = 0; i < jobs; i++) kvmem__train_attend(t, l, &a, i, len, omp_get_thread_num());
-#else
-    for (i = 0; i < jobs; i++) kvmem__train_attend(t, l, &a, i, len, 0);
 #endif
+    for (i = 0; i < jobs; i++) kvmem__train_attend(t, l, &a, i, len, KVMEM__TRAIN_WORKER);
     kvmem__train_linear(t, a.mid, y->o, a.att, n);
     b->add(a.mid, x, count);
     b->rmsnorm(a.h2, a.mid, t->param[y->ffn_norm].w, n, E, c->norm_eps, threads);
@@ -12957,25 +12985,29 @@ static void kvmem__train_forward(kvmem_trainer *t, int l, int n_seq, int len, in
     kvmem__train_linear(t, next, y->down, a.a, n);
     b->add(next, a.mid, count);
 }
-static void kvmem__train_attention_back(kvmem_trainer *t, int l, const kvmem__acts *a, int n_seq, int len, const float *datt,
-                                        float *dq, float *dk, float *dv, float *dprefix) {
+static void kvmem__train_attention_back(kvmem_trainer *t, int l, const kvmem__acts *a, int n_seq, int len,
+                                        const float *datt, float *dq, float *dk, float *dv, float *dprefix) {
     const kvmem_train_config *c = &t->config;
     const kvmem_train_layer *y = &t->layer[l];
-    const int n = n_seq * len, jobs = n_seq * c->n_kv_heads, threads = t->threads;
+    const int n = n_seq * len, G = c->n_kv_heads, threads = t->threads;
     const size_t part = (size_t)c->prefix * (size_t)c->n_kv_heads * (size_t)c->head_dim;
-    int i;
+    const double room = part ? kvmem__train_big_floats(c) / kvmem__train_prefix_floats(c) : n_seq;
+    const int some = room < n_seq ? (int)room : n_seq; /* sequences whose prefix gradients fit into dprefix */
+    int s0, i;
+    for (s0 = 0; s0 < n_seq; s0 += some) {
+        const int jobs = KVMEM__MIN(some, n_seq - s0) * G;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (i = 0; i < jobs; i++)
-        kvmem__train_attend_back(t, l, a, datt, dq, dk, dv, dprefix, i, len, omp_get_thread_num());
-#else
-    for (i = 0; i < jobs; i++) kvmem__train_attend_back(t, l, a, datt, dq, dk, dv, dprefix, i, len, 0);
-    (void)threads;
 #endif
-    for (i = 0; i < n_seq && part; i++) {
-        c->backend->add(t->param[y->prefix_k].grad, dprefix + (size_t)i * 2 * part, part);
-        c->backend->add(t->param[y->prefix_v].grad, dprefix + (size_t)i * 2 * part + part, part);
+        for (i = 0; i < jobs; i++)
+            kvmem__train_attend_back(t, l, a, datt, dq, dk, dv, dprefix + (size_t)(i / G) * 2 * part, s0 * G + i, len,
+                                     KVMEM__TRAIN_WORKER);
+        for (i = 0; i < jobs / G && part; i++) { /* summed in the order of sequences */
+            c->backend->add(t->param[y->prefix_k].grad, dprefix + (size_t)i * 2 * part, part);
+            c->backend->add(t->param[y->prefix_v].grad, dprefix + (size_t)i * 2 * part + part, part);
+        }
     }
+    (void)threads;
     kvmem__train_rope(t, dq, n, len, c->n_heads, -1);
     kvmem__train_rope(t, dk, n, len, c->n_kv_heads, -1);
     if (c->qk_norm) {
@@ -13044,17 +13076,19 @@ static void kvmem__train_loss(kvmem_trainer *t, const kvmem_batch *b, int n_rows
         (void)threads;
         if (!with_grad) continue;
         kvmem__train_linear_back(t, t->head, chunk, z, n, t->big[5], 0);
-        for (i = 0; i < n; i++) memcpy(dh + (size_t)t->rows[r0 + i] * (size_t)E, t->big[5] + (size_t)i * (size_t)E, size);
+        for (i = 0; i < n; i++)
+            memcpy(dh + (size_t)t->rows[r0 + i] * (size_t)E, t->big[5] + (size_t)i * (size_t)E, size);
     }
 }
 static kvmem_status kvmem__train_batch_check(kvmem_trainer *t, const kvmem_batch *b, int *n_rows, double *weights) {
     int i;
-    if (!t || !t->block) return KVMEM_BAD_STATE;
+    KVMEM__TRY(kvmem__train_ready(t));
     if (!b || !b->ids || !b->target)
         return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: the batch lacks ids or targets");
     if (b->n_seq < 1 || b->len < 1 || b->len > t->config.max_len || b->n_seq > t->config.max_tokens / b->len)
-        return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: a batch of %d x %d tokens; the trainer was made for "
-                           "%d tokens, sequences up to %d", b->n_seq, b->len, t->config.max_tokens, t->config.max_len);
+        return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: a batch of %d x %d tokens; the trainer was made "
+                           "for %d tokens, sequences up to %d", b->n_seq, b->len, t->config.max_tokens,
+                           t->config.max_len);
     *n_rows = 0;
     *weights = 0;
     for (i = 0; i < b->n_seq * b->len; i++) {
@@ -13103,9 +13137,10 @@ KVMEM_API kvmem_status kvmem_trainer_run(kvmem_trainer *t, const kvmem_batch *b,
 }
 
 /* ---- AdamW ----
-   m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  w -= lr (m / (1 - b1^s) / (sqrt(v / (1 - b2^s)) + eps) + decay w) */
+   At step s, counted from 1:  m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,
+   w -= lr (m / (1 - b1^s) / (sqrt(v / (1 - b2^s)) + eps) + decay w) */
 KVMEM_API void kvmem_trainer_zero(kvmem_trainer *t) {
-    if (t->block) memset(t->grad, 0, t->n_values * sizeof *t->grad);
+    if (t && t->block) memset(t->grad, 0, t->n_values * sizeof *t->grad);
 }
 static double kvmem__train_norm(const kvmem_trainer *t) { /* pieces of fixed size, summed in order */
     double sum = 0;
@@ -13148,9 +13183,13 @@ static void kvmem__train_adam(kvmem_trainer *t, const kvmem_weight *p, const kvm
 KVMEM_API kvmem_status kvmem_trainer_update(kvmem_trainer *t, const kvmem_adamw *a, double *norm) {
     double n;
     int i;
-    if (!t || !t->block) return KVMEM_BAD_STATE;
-    if (!a || !(a->lr >= 0) || !(a->beta1 >= 0) || !(a->beta1 < 1) || !(a->beta2 >= 0) || !(a->beta2 < 1) || !(a->eps > 0))
+    KVMEM__TRY(kvmem__train_ready(t));
+    if (!a || !(a->lr >= 0) || !(a->beta1 >= 0 && a->beta1 < 1) || !(a->beta2 >= 0 && a->beta2 < 1) || !(a->eps > 0))
         return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: lr and eps must be positive, betas in 0..1");
+    if (!(a->lr <= FLT_MAX) || !(a->eps <= FLT_MAX) || !(a->weight_decay >= 0 && a->weight_decay <= FLT_MAX) ||
+        !(a->clip >= 0 && a->clip <= FLT_MAX))
+        return kvmem__fail(&t->error, KVMEM_BAD_ARGUMENT, "trainer: weight_decay and clip must not be negative, and "
+                                                          "nothing may be infinite");
     n = kvmem__train_norm(t);
     if (norm) *norm = n;
     if (!(n <= (double)FLT_MAX))

@@ -43,7 +43,7 @@ typedef struct train_state {
     double lr, floor, decay, clip, beta2;
     int warmup, every, last_only;
     const char *out, *type, *checkpoint, *snapshot, *from, *init;
-    int resume, quiet, n_ctx;
+    int resume, quiet, speed, n_ctx;
     corpus_stream stream;
     int *ids, *target;
     float *weight;
@@ -85,7 +85,7 @@ static double train_now(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 #else
-    return (double)time(NULL);
+    return (double)clock() / CLOCKS_PER_SEC;
 #endif
 }
 static int train_fail(const char *what, const char *why) {
@@ -95,6 +95,15 @@ static int train_fail(const char *what, const char *why) {
 
 /* --- stages ----------------------------------------------------------------------------------- */
 
+static const char *train_stage_check(const train_stage *s) {
+    if (corpus_check(&s->p)) return corpus_check(&s->p);
+    if (s->seqs < 1 || s->seqs > 65536) return "seqs: 1 to 65536";
+    if (s->most < 1) return "most: 1 step or more";
+    if (s->least < 0) return "least: 0 steps or more";
+    if (s->mix < 0 || s->mix > 1) return "mix: 0 to 1";
+    if (s->lr < 0 || s->lm < 0) return "lr, lm: 0 or more";
+    return NULL;
+}
 static int train_stage_parse(train_stage *s, const char *text) {
     static const struct { const char *name; size_t at; } ints[] = {
         { "len", offsetof(train_stage, p.length) },     { "persons", offsetof(train_stage, p.persons) },
@@ -103,7 +112,8 @@ static int train_stage_parse(train_stage *s, const char *text) {
         { "update", offsetof(train_stage, p.update) },  { "twice", offsetof(train_stage, p.twice) },
         { "chain", offsetof(train_stage, p.chain) },    { "order", offsetof(train_stage, p.order) },
         { "copy", offsetof(train_stage, p.copy) },      { "distract", offsetof(train_stage, p.distract) },
-        { "raw_copy", offsetof(train_stage, p.raw_copy) }, { "raw_gram", offsetof(train_stage, p.raw_gram) },
+        { "raw_copy", offsetof(train_stage, p.raw_copy) },
+        { "raw_gram", offsetof(train_stage, p.raw_gram) },
         { "seqs", offsetof(train_stage, seqs) },        { "least", offsetof(train_stage, least) },
         { "most", offsetof(train_stage, most) },
     };
@@ -134,17 +144,23 @@ static int train_stage_parse(train_stage *s, const char *text) {
         memcpy(word, c, n);
         word[n] = 0;
         v = strtod(c + n + 1, &end);
-        if (end == c + n + 1) return train_fail(word, "needs a number");
+        if (end == c + n + 1 || (*end && *end != ' ') || !(fabs(v) < 1e9))
+            return train_fail(word, "needs a number");
         for (i = 0; i < sizeof ints / sizeof *ints; i++)
-            if (!strcmp(word, ints[i].name)) { *(int *)(void *)((char *)s + ints[i].at) = (int)v; found = 1; }
+            if (!strcmp(word, ints[i].name)) {
+                if (floor(v) < v) return train_fail(word, "needs a whole number");
+                *(int *)(void *)((char *)s + ints[i].at) = (int)v;
+                found = 1;
+            }
         for (i = 0; i < sizeof reals / sizeof *reals; i++)
-            if (!strcmp(word, reals[i].name)) { *(double *)(void *)((char *)s + reals[i].at) = v; found = 1; }
-        if (!found) return train_fail(word, "not a word of a stage");
+            if (!strcmp(word, reals[i].name)) {
+                *(double *)(void *)((char *)s + reals[i].at) = v;
+                found = 1;
+            }
+        if (!found) return train_fail(word, "not a word of a stage, see --help");
         c = end;
     }
-    if (corpus_check(&s->p)) return train_fail(text, corpus_check(&s->p));
-    if (s->seqs < 1 || s->seqs > 65536) return train_fail(text, "seqs is not in 1..65536");
-    return 0;
+    return train_stage_check(s) ? train_fail(text, train_stage_check(s)) : 0;
 }
 
 /* --- a batch ---------------------------------------------------------------------------------- */
@@ -191,7 +207,10 @@ static int train_put(void *user, const void *bytes, size_t size) {
 /* Opens path.tmp; train_commit renames it, so that a reader sees the old file or the whole new one. */
 static FILE *train_open(const char *path, char *tmp, size_t size) {
     FILE *f;
-    if ((size_t)snprintf(tmp, size, "%s.tmp", path) >= size) return NULL;
+    if ((size_t)snprintf(tmp, size, "%s.tmp", path) >= size) {
+        train_fail(path, "is too long a name");
+        return NULL;
+    }
     f = fopen(tmp, "wb");
     if (!f) train_fail(tmp, strerror(errno));
     return f;
@@ -206,6 +225,18 @@ static int train_commit(FILE *f, const char *tmp, const char *path, int bad) {
     if (!bad && !rename(tmp, path)) return 0;
     remove(tmp);
     return train_fail(path, "could not be written whole");
+}
+/* Before hours of training: can this file be written? What is there stays as it is. */
+static int train_probe(const char *path) {
+    char tmp[1024];
+    FILE *f = fopen(path, "rb+");
+    if (!f && errno != ENOENT) return train_fail(path, strerror(errno));
+    if (f) fclose(f);
+    f = train_open(path, tmp, sizeof tmp);
+    if (!f) return 2;
+    fclose(f);
+    remove(tmp);
+    return 0;
 }
 static int train_write_gguf(const train_state *s, const char *path) {
     const kvmem_train_config *c = &s->shape;
@@ -276,8 +307,9 @@ typedef struct train_head {
 
 static uint64_t train_plan(const train_state *s) {
     uint64_t h = 0xcbf29ce484222325u;
-    const int shape[] = { s->shape.n_vocab, s->shape.n_embd, s->shape.n_layers, s->shape.n_heads, s->shape.n_kv_heads,
-                          s->shape.head_dim, s->shape.n_ff, s->shape.tied, s->shape.qk_norm, s->warmup };
+    const int shape[] = { s->shape.n_vocab, s->shape.n_embd, s->shape.n_layers, s->shape.n_heads,
+                          s->shape.n_kv_heads, s->shape.head_dim, s->shape.n_ff, s->shape.tied,
+                          s->shape.qk_norm, s->warmup };
     const double real[] = { s->shape.rope_base, s->lr, s->floor, s->decay, s->clip, s->beta2 };
     int i;
     h = kvmem__fnv(h, shape, sizeof shape);
@@ -321,7 +353,7 @@ static int train_load(train_state *s) {
     train_head h;
     kvmem_trainer *t = &s->t;
     const size_t size = t->n_values * sizeof(float);
-    unsigned char end[5];
+    unsigned char end[5] = { 0 };
     const char *why = NULL;
     float *all = (float *)malloc(3 * size);
     FILE *f = fopen(s->checkpoint, "rb");
@@ -331,11 +363,17 @@ static int train_load(train_state *s) {
         free(all);
         return code;
     }
-    if (fread(&h, 1, sizeof h, f) != sizeof h || memcmp(h.magic, "KVTRAIN1", 8)) why = "is no checkpoint of this program";
-    else if (h.values != t->n_values || h.plan != train_plan(s)) why = "belongs to another command (shape, seed or stages)";
-    else if (fread(all, 1, 3 * size, f) != 3 * size || fread(end, 1, 5, f) != 4) why = "is cut or has a tail";
-    else if (kvmem__crc32(kvmem__crc32(0, &h, sizeof h), all, 3 * size) != kvmem__le32(end)) why = "is damaged (checksum)";
-    else if (h.at_stage < 0 || h.at_stage > s->n_stages || h.n_window < 0 || h.n_window > TRAIN_WINDOW) why = "is damaged";
+    if (fread(&h, 1, sizeof h, f) != sizeof h || memcmp(h.magic, "KVTRAIN1", 8))
+        why = "is no checkpoint of this program";
+    else if (h.values != t->n_values) why = "belongs to another command (shape)";
+    else if (fread(all, 1, 3 * size, f) != 3 * size || fread(end, 1, 5, f) != 4)
+        why = "is cut or has a tail";
+    else if (kvmem__crc32(kvmem__crc32(0, &h, sizeof h), all, 3 * size) != kvmem__le32(end))
+        why = "is damaged (checksum)";
+    else if (h.plan != train_plan(s)) why = "belongs to another command (shape, rates, seed or stages)";
+    else if (h.at_stage < 0 || h.at_stage > s->n_stages || h.n_window < 0 ||
+             h.n_window > TRAIN_WINDOW)
+        why = "is damaged";
     fclose(f);
     if (!why) {
         memcpy(t->w, all, size);
