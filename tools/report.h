@@ -375,6 +375,8 @@ static const char *const report_css[] = {
     ".an.sel .th{stroke:var(--tell);stroke-width:1.4}\n",
     ".an[tabindex]{cursor:pointer}\n",
     ".an.sel circle{stroke:var(--tell);stroke-width:2}\n",
+    ".coded{--keep:0 112 104}\n",
+    "@media(prefers-color-scheme:dark){.coded{--keep:62 186 166}}\n",
     "#lens{margin-top:40px}\n",
     ".pane{min-width:0}\n",
     ".ph{color:var(--mute);font-size:13.5px;margin:0 0 6px}\n",
@@ -797,6 +799,10 @@ static const char *const report_js[] = {
     "        P) { answerLine(box, shortName(P.run), D.runs[P.run].answers[i]); });\n",
     "  });\n",
     "}\n",
+    "function coded(r) {\n",
+    "  function plain(c) { return c === '' || c === 'f32' || c === 'f16' || c === 'bf16'; }\n",
+    "  return !plain(r.k) || !plain(r.v);\n",
+    "}\n",
     "function paintPane(P) {\n",
     "  var r = D.runs[P.run], p, c, kept = 0, l, from = lane < 0 ? 0 : lane,\n",
     "      to = lane < 0 ? N : lane + 1;\n",
@@ -806,6 +812,7 @@ static const char *const report_js[] = {
     "    for (l = from; p < T && l < to; l++) kept += alive(r, l, p) ? 1 : 0;\n",
     "  }\n",
     "  P.caret = -1;\n",
+    "  P.el.classList.toggle('coded', coded(r));\n",
     "  P.select.value = P.run;\n",
     "  P.sum.textContent = count(kept) + ' of ' + count((to - from) * T) + ' entries (' +\n",
     "                      (100 * kept / Math.max(1, (to - from) * T)).toFixed(1) + ' %)' +\n",
@@ -824,6 +831,7 @@ static const char *const report_js[] = {
     "        return r.left.some(function(a) { return a.some(function(x) { return x < 0; }); });\n",
     "      }))\n",
     "    t.push([['mg'], 'merged into others']);\n",
+    "  if (D.runs.some(coded)) t.push([['k4 coded'], 'held in fewer bits (quantized)']);\n",
     "  if (T < n) t.push([['u'], 'not read yet']);\n",
     "  t.push([['f'], 'value that a question asks for'], [['st'], 'value that is out of date']);\n",
     "  key.textContent = '';\n",
@@ -1605,6 +1613,16 @@ static int report_lanes(const report_run *r, int pos) {
 static int report_level(double share) {
     return share <= 0 ? 0 : share >= 0.999 ? 4 : share > 0.6 ? 3 : share > 0.3 ? 2 : 1;
 }
+/* Are entries stored in fewer than 16 bits a value? */
+static int report_coded(const report_run *r) {
+    static const char *const plain[4] = { "", "f32", "f16", "bf16" };
+    int i, k = 0, v = 0;
+    for (i = 0; i < 4; i++) {
+        k |= !strcmp(r->codec_k, plain[i]);
+        v |= !strcmp(r->codec_v, plain[i]);
+    }
+    return !k || !v;
+}
 /* Entries that both hold, as a share of those that one of them holds. */
 static double report_overlap(const report_run *x, const report_run *y) {
     const size_t all = (size_t)x->audit->layers * (size_t)x->audit->kv_heads * (size_t)x->audit->n;
@@ -1616,17 +1634,21 @@ static double report_overlap(const report_run *x, const report_run *y) {
     }
     return both / any;
 }
+/* Bytes if they are known, else entries. */
+static double report_memory(const report_run *r) {
+    return r->bytes >= 0 ? r->bytes : report_kept(r);
+}
 /* The two recipes whose pictures differ most: in answers, then in what they hold; both compressed
    and of equal memory if there are such. */
 static void report_contrast(const report_audit *a, int *worse, int *better) {
-    const double all = (double)a->layers * a->kv_heads * a->n;
-    double best = -1e9;
+    double best = -1e9, all = 0;
     int i, j;
     *worse = *better = 0;
+    for (i = 0; i < a->n_runs; i++) all = fmax(all, 0.99 * report_memory(a->run[i]));
     for (i = 0; i < a->n_runs; i++)
         for (j = 0; j < a->n_runs; j++) {
             const report_run *x = a->run[i], *y = a->run[j];
-            const double kx = report_kept(x), ky = report_kept(y);
+            const double kx = report_memory(x), ky = report_memory(y);
             double score = 3.0 * (report_right(y) - report_right(x)) / (a->n_questions + 1) -
                            report_overlap(x, y);
             score -= 10 * ((kx >= all) + (ky >= all)) + 4 * fabs(kx - ky) / (kx + ky + 1) +
@@ -1735,6 +1757,11 @@ static void report_sum(FILE *f, const report_run *r, const char *tag) {
     fprintf(f, "<%s class=\"sum\">%.0f entries, %.1f %%", tag, kept,
             all > 0 ? 100 * kept / all : 0);
     if (r->bytes >= 0) fprintf(f, ", %s", report_size(text, r->bytes));
+    if (report_coded(r)) {
+        fputs(" as ", f);
+        report_esc(f, r->codec_k);
+        if (strcmp(r->codec_k, r->codec_v)) { fputc('/', f); report_esc(f, r->codec_v); }
+    }
     if (report_answered(r)) fprintf(f, "; %d of %d right", report_right(r), report_answered(r));
     fprintf(f, "</%s>", tag);
 }
@@ -1743,7 +1770,8 @@ static void report_life_panel(FILE *f, const report_run *r, int index) {
     const int lanes = a->layers * a->kv_heads;
     const double row = fmin(10, 96.0 / (lanes > 0 ? lanes : 1)), bar = 164, end = bar + row * lanes;
     int l;
-    fprintf(f, "<figure class=\"life\" data-run=\"%d\"><figcaption><div class=\"nm\"><b>", index);
+    fprintf(f, "<figure class=\"life%s\" data-run=\"%d\"><figcaption><div class=\"nm\"><b>",
+            report_coded(r) ? " coded" : "", index);
     report_esc(f, r->recipe);
     fputs("</b></div>", f);
     report_sum(f, r, "div");
