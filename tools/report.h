@@ -2078,20 +2078,21 @@ static void report_audit_html(FILE *f, const report_audit *a) {
     report_contrast(a, &worse, &better);
     fprintf(f,
             "<section id=\"audit\"><h2>What is left of a conversation</h2><p class=\"how\">One "
-            "conversation of %d tokens "
-            "through %d layers of %d KV heads, as each recipe remembers it. In each triangle a "
-            "token enters on the "
-            "diagonal and its column goes on downward for as long as the cache holds it; the bands "
-            "below show every "
-            "layer (L) and head when the questions come. <span class=\"ok\">Dots</span> mark facts "
-            "that were then recalled, "
-            "<span class=\"no\">crosses</span> facts that were not.</p>\n<div class=\"small "
-            "lives\">\n",
+            "conversation of %d tokens through %d layers of %d KV heads, as each recipe remembers "
+            "it. In each triangle a token enters on the diagonal and its column goes on downward "
+            "for as long as the cache holds it; the bands below show every layer (L) and head when "
+            "the questions come. <span class=\"ok\">Dots</span> mark facts that were then "
+            "recalled, <span class=\"no\">crosses</span> facts that were not.",
             a->n, a->layers, a->kv_heads);
+    for (i = 0; i < a->n_runs && !report_coded(a->run[i]); i++) {}
+    if (i < a->n_runs) fputs(" What is green instead of blue is stored in fewer bits.", f);
+    fputs("</p>\n<div class=\"small lives\">\n", f);
     for (i = 0; i < a->n_runs; i++) report_life_panel(f, a->run[i], i);
-    fputs("</div>\n<div id=\"lens\"><div class=\"pane\"><p class=\"ph\">As ", f);
+    fputs("</div>\n<div id=\"lens\"><div class=\"pane", f);
+    fputs(report_coded(a->run[better]) ? " coded\">" : "\">", f);
+    fputs("<p class=\"ph\">As ", f);
     report_esc(f, a->run[better]->recipe);
-    fputs(" leaves it: the deeper the blue, the more KV heads of all layers hold the "
+    fputs(" leaves it: the deeper the colour, the more KV heads of all layers hold the "
           "token.</p><div class=\"flow\" id=\"flow\">",
           f);
     report_flow(f, a, a->run[better]);
