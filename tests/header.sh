@@ -5,8 +5,8 @@
 . tests/test.sh
 WARN="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wcast-qual -Wdouble-promotion -Wvla -Wundef -Wsign-conversion -Werror"
 WARN_C="$WARN -Wstrict-prototypes -Wmissing-prototypes"
-OPTIONS="KVMEM_STATIC KVMEM_NO_STDIO KVMEM_NO_MALLOC KVMEM_NO_DECODER KVMEM_REFERENCE NDEBUG"
-ALL="-DKVMEM_NO_STDIO -DKVMEM_NO_MALLOC -DKVMEM_NO_DECODER -DKVMEM_REFERENCE -DNDEBUG"
+OPTIONS="KVMEM_STATIC KVMEM_NO_STDIO KVMEM_NO_MALLOC KVMEM_NO_DECODER KVMEM_REFERENCE KVMEM_TRAIN NDEBUG"
+ALL="-DKVMEM_TRAIN -DKVMEM_NO_STDIO -DKVMEM_NO_MALLOC -DKVMEM_NO_DECODER -DKVMEM_REFERENCE -DNDEBUG"
 have() { command -v "$1" > /dev/null 2>&1; }
 
 printf '#define KVMEM_IMPLEMENTATION\n#include "kvmem.h"\n' > "$TMP/impl.c"
@@ -30,7 +30,7 @@ runs() { # compiler, flags, sources: build and run
     "$@" -I. -lm -o "$TMP/a.out" && "$TMP/a.out"
 }
 only_kvmem_symbols() { # no global name without the prefix, none with two underscores
-    $CC -O1 -fno-pic -I. -c "$TMP/impl.c" -o "$TMP/impl.o" || return 1
+    $CC -O1 -fno-pic -DKVMEM_TRAIN -I. -c "$TMP/impl.c" -o "$TMP/impl.o" || return 1
     nm -g --defined-only "$TMP/impl.o" | awk '{print $NF}' | grep -v -E '^_?kvmem_[a-z]' && return 1
     return 0
 }
@@ -71,12 +71,12 @@ for cc in $compilers; do
         check "${name}_${o}_is_silent" compiles $cc -std=c99 -O1 $WARN_C -D$o -I. "$TMP/impl.c"
     done
     check "${name}_all_options_are_silent" compiles $cc -std=c99 -O1 $WARN_C $ALL -I. "$TMP/impl.c"
-    check "${name}_openmp_is_silent" compiles $cc -std=c99 -O1 $WARN_C -fopenmp -I. "$TMP/impl.c"
+    check "${name}_openmp_is_silent" compiles $cc -std=c99 -O1 $WARN_C -fopenmp -DKVMEM_TRAIN -I. "$TMP/impl.c"
     check "${name}_unsigned_char_is_silent" compiles $cc -std=c99 -O1 $WARN_C -funsigned-char -I. "$TMP/impl.c"
     case $cc in *gcc) cxx=g++ ;; *clang) cxx=clang++ ;; *) cxx=c++ ;; esac
     if ! have $cxx; then skip "silent_with_$cxx" "no $cxx here"; continue; fi
     for s in $std_cxx; do
-        check "${name}_${s}_is_silent" compiles $cxx -std=$s -O1 $WARN -I. "$TMP/impl.cc"
+        check "${name}_${s}_is_silent" compiles $cxx -std=$s -O1 $WARN -DKVMEM_TRAIN -I. "$TMP/impl.cc"
     done
     if [ -n "$FULL" ]; then
         check "${name}_cxx_two_units" two_units $cxx cc -std=c++11 $WARN
