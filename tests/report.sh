@@ -20,8 +20,8 @@ browse() { # window size, then what is asked of the page; the page's messages go
 quiet() { if grep CONSOLE "$TMP/log"; then return 1; fi; }
 builds_its_view() {
     browse 1280,1000 --dump-dom > "$TMP/dom" || return 1
-    grep -q '<html lang="en" class="js">' "$TMP/dom" && grep -q 'class="pane a"' "$TMP/dom" &&
-        grep -q 'class="pane b"' "$TMP/dom" && grep -q 'entries (' "$TMP/dom" && quiet
+    grep -q '<html lang="en" class="js">' "$TMP/dom" && grep -q 'class="pane a' "$TMP/dom" &&
+        grep -q 'class="pane b' "$TMP/dom" && grep -q 'entries (' "$TMP/dom" && quiet
 }
 picture() { # name, size, more options
     name=$1 size=$2
