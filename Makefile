@@ -58,6 +58,12 @@ fuzz: ## each fuzz target with libFuzzer for FUZZ_TIME seconds (clang)
 bench: $(BENCHES) $(B)/mkgguf ## speed and memory tables of this machine
 	@B=$(B) sh bench/run.sh
 
+claims: $(B)/bench_claims ## published claims about KV caches, measured on the default model, with verdicts (CLAIMS=options)
+	@$(B)/bench_claims $(CLAIMS)
+
+tables: kvmem $(B)/bench_claims ## measure the tables of README.md again and put them there (some minutes)
+	@KVMEM=./kvmem B=$(B) sh tools/tables.sh write
+
 clean: ## remove everything that was built
 	rm -rf build kvmem
 
@@ -79,6 +85,7 @@ $(B)/example_%: examples/%.c kvmem.h
 $(B)/fuzz_%: tools/fuzz_%.c tools/fuzz.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -DKVMEM_FUZZ_MAIN -o $@ $< $(LDFLAGS) $(LIBS)
+$(B)/bench_claims: $(B)/kvmem
 $(B)/bench_%: bench/%.c bench/bench.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE) '-DBENCH_FLAGS="$(CFLAGS) $(OMPFLAGS)"' -I. -o $@ $< $(LDFLAGS) $(LIBS)
@@ -89,4 +96,4 @@ $(B)/%: tools/%.c kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)
 
-.PHONY: all run train-tiny test testbins list-tests check sanitize portability bench fuzz clean help
+.PHONY: all run train-tiny test testbins list-tests check sanitize portability bench claims tables fuzz clean help

@@ -718,6 +718,8 @@ static int eval_options(eval *e, char *buf, size_t size) {
     e->r.aware = a->aware;
     e->r.seed = a->seed;
     if (a->json && a->csv) return misuse("--json and --csv cannot be given together");
+    if (a->md && (a->json || a->csv))
+        return misuse("--md and --%s cannot be given together", a->json ? "json" : "csv");
     if ((status = each_part(e, "--suite", a->suite, buf, size / 2, plan_suite)) != OK)
         return status;
     if ((status = each_part(e, "--budgets", a->budgets, buf + size / 2, size / 2, plan_budget)) !=

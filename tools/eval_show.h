@@ -463,6 +463,96 @@ static void eval_csv(const eval *e) {
     }
 }
 
+/* ==== >>eval_md : markdown for README: nothing in it depends on the machine's speed =========== */
+
+/* Is a kind asked in this suite at any length? */
+static int md_asked(const eval *e, int suite, int kind) {
+    int i, k;
+    for (i = 0; i < e->r.n_groups; i++)
+        for (k = 0; k < e->r.group[i].n_q && e->r.group[i].suite == suite; k++)
+            if (kind < 0 || e->r.group[i].q[k].kind == kind) return 1;
+    return 0;
+}
+/* The cell of another suite for the same length, recipe and budget. */
+static const eval_cell *md_cell(const eval *e, const eval_cell *like, int suite) {
+    int i;
+    for (i = 0; i < e->r.n_cells; i++) {
+        const eval_cell *c = e->r.cell + i;
+        if (group_of(e, c)->suite == suite && group_of(e, c)->ctx == group_of(e, like)->ctx &&
+            !strcmp(c->text, like->text))
+            return c;
+    }
+    return like;
+}
+static void md_share(const eval *e, const eval_cell *c, int kind) {
+    int right, asked;
+    interval w;
+    cell_count(e, c, kind, -1, &right, &asked);
+    w = wilson(right, asked);
+    if (c->error[0]) put(" failed |");
+    else if (!asked) put(" - |");
+    else
+        put(" %.1f %% [%.1f, %.1f] of %d |", 100.0 * right / asked, 100 * w.lo, 100 * w.hi, asked);
+}
+static void md_scores(const eval_cell *c) {
+    const interval w = bootstrap(c->nll, c->n_s), x = bootstrap(c->kl, c->n_s);
+    if (c->error[0]) { put(" failed | failed | failed |"); return; }
+    put(" %.3f [%.3f, %.3f] | %.4f [%.4f, %.4f] | %.1f %% |", exp(mean_of(c->nll, c->n_s)),
+        exp(w.lo), exp(w.hi), mean_of(c->kl, c->n_s), x.lo, x.hi, 100 * mean_of(c->top1, c->n_s));
+}
+/* One row, or with c NULL the head, or with rule the line below it. Kinds of single suites have
+   their own names, needle and multi that of the suite; conv has a column for all its kinds when
+   recipes are compared. */
+static void md_row(const eval *e, const eval_cell *c, int rule) {
+    const int recipes = e->r.n_methods > 1;
+    int s, k;
+    if (c) put("| %d |", group_of(e, c)->ctx);
+    else put(rule ? "|---|" : "| ctx |");
+    if (recipes && c) put(" `%s` | %s |", e->r.method[c->method], c->amount);
+    else if (recipes) put(rule ? "---|---|" : " recipe | budget |");
+    for (s = 0; s < EVAL_SUITES; s++) {
+        const eval_cell *of = c ? md_cell(e, c, s) : NULL;
+        const int parts = s == EVAL_CONV || s == EVAL_ORDER || s == EVAL_COPY;
+        for (k = s == EVAL_CONV && !recipes ? 0 : -1; k < CORPUS_KINDS; k++) {
+            if (!md_asked(e, s, k) || (k >= 0) != (s == EVAL_CONV ? k >= 0 : parts)) continue;
+            if (of) md_share(e, of, k);
+            else if (rule) put("---|");
+            else put(" %s |", k < 0 ? eval_suites[s].word : eval_kinds[k]);
+        }
+        for (k = 0; k < e->r.n_groups && s == EVAL_PPL; k++) {
+            if (e->r.group[k].suite != EVAL_PPL) continue;
+            if (of) md_scores(of);
+            else put(rule ? "---|---|---|" : " ppl | KL | top-1 |");
+            break;
+        }
+    }
+    if (recipes && c) {
+        if (eval_mean(&c->live) >= 0) put(" %.0f |", eval_mean(&c->live) / 1024);
+        else put(" - |");
+    } else if (recipes) put(rule ? "---|" : " KiB |");
+    put("\n");
+}
+static void eval_md(const eval *e) {
+    int i, j;
+    size_t from;
+    md_row(e, NULL, 0);
+    md_row(e, NULL, 1);
+    for (i = 0; i < e->r.n_cells; i++) {
+        const eval_cell *c = e->r.cell + i;
+        for (j = 0; j < i; j++)
+            if (group_of(e, e->r.cell + j)->ctx == group_of(e, c)->ctx &&
+                !strcmp(e->r.cell[j].text, c->text))
+                break;
+        if (j == i) md_row(e, c, 0);
+    }
+    put("\n```");
+    from = out.len;
+    table_ranking(e);
+    table_notes(e);
+    if (out.len == from) out.len -= 4; /* nothing to say: no fence */
+    else put("```\n");
+}
+
 /* ==== >>eval_report : the HTML file =========================================================== */
 
 static double budget_share(const eval_cell *c, int ctx, double full) {
@@ -692,6 +782,7 @@ static int cmd_eval(const args *a) {
     if (status == OK) {
         if (a->json) eval_json(&e);
         else if (a->csv) eval_csv(&e);
+        else if (a->md) eval_md(&e);
         else eval_table(&e);
         for (i = 0; i < e.r.n_cells; i++) failed += e.r.cell[i].error[0] != 0;
     }

@@ -250,7 +250,7 @@ typedef struct args {
         questions, depths;
     double temp, top_p, min_p, repeat;
     size_t max_bytes;
-    int json, csv, stream, no_bos, pieces, special, use_chunk, aware, pairs;
+    int json, csv, md, stream, no_bos, pieces, special, use_chunk, aware, pairs;
     char line[1024];  /* the whole command, for reports */
     const char **word; /* what is no option */
     int n_words;
@@ -2046,6 +2046,7 @@ static const option eval_options_table[] = {
     O_READ_BLOCK,
     O_FLAG("--pairs", pairs, "the table of all paired comparisons, too"),
     O_JSON, O_FLAG("--csv", csv, "print CSV, a line a cell"),
+    O_FLAG("--md", md, "print a markdown table, the same on every machine"),
     O_TEXT("--report", report, "FILE", "write an HTML report"),
     O_TEXTS("--audit", audits, "RECIPE", "show in the report what it keeps (default all, at 1/8)"),
     O_THREADS, O_BACKEND, O_END };

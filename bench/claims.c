@@ -1,0 +1,513 @@
+/* claims.c - published claims about KV caches, put to the test on the default model.
+
+   A row of the table `claims` is one claim and how it is measured; its figures and verdict follow
+   from the numbers by the rule of its kind, which the output states. To add a claim, add a row.
+
+   Build  make build/bench_claims          Run  make claims, or build/bench_claims --help
+   It uses the evaluation of `./kvmem eval` (tools/eval.h): the same contexts, questions and tests. */
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L
+#endif
+int kvmem_main(int argc, char **argv);
+#define main kvmem_main
+#include "../tools/kvmem.c"
+#undef main
+
+/* ==== >>claims : the rows ===================================================================== */
+
+typedef enum claim_kind {
+    BETTER,  /* `first` does better than `second`, on the same questions or texts */
+    KNOWN,   /* `first` does better if the question is known when it compresses than if not */
+    CLOSE,   /* `first` loses little against `second` */
+    SINK,    /* position 0 draws far more probability than its even share */
+    NOT_HERE /* small scale cannot test it: `first` says why */
+} claim_kind;
+typedef struct claim {
+    const char *what, *source;
+    claim_kind kind;
+    int suite, aware;          /* aware: the question is known when the context is compressed */
+    const char *first, *second;/* recipes; @ stands for --budget */
+} claim;
+
+#define STREAMINGLLM "Xiao 2023, 2309.17453"
+#define H2O "Zhang 2023, 2306.14048"
+#define TOVA "Oren 2024, 2401.06104"
+#define SNAPKV "Li 2024, 2404.14469"
+#define PYRAMIDKV "Cai 2024, 2406.02069"
+#define KNORM "Devoto 2024, 2406.11430"
+#define FLEXGEN "Sheng 2023, 2303.06865"
+static const claim claims[] = {
+    /* sinks */
+    { "the first token draws attention far beyond its share", STREAMINGLLM, SINK, EVAL_PPL, 0, "full", NULL },
+    { "first tokens kept beside a window: better prediction", STREAMINGLLM, BETTER, EVAL_PPL, 0,
+      "streamingllm budget=@", "window budget=@" },
+    { "the same while a cache of 64 entries streams on", STREAMINGLLM, BETTER, EVAL_PPL, 0,
+      "streamingllm budget=64", "window budget=64" },
+    { "sinks alone, positions as in the text: better prediction", STREAMINGLLM, BETTER, EVAL_PPL, 0,
+      "window budget=@ sink=4", "window budget=@" },
+    { "first tokens kept beside a window: better answers", STREAMINGLLM, BETTER, EVAL_CONV, 0,
+      "streamingllm budget=@", "window budget=@" },
+    { "sinks let a model stream 4 million tokens", STREAMINGLLM, NOT_HERE, EVAL_PPL, 0,
+      "the default model knows positions up to 4096 only", NULL },
+    /* importance against recency */
+    { "accumulated attention keeps old facts, a window loses them", H2O, BETTER, EVAL_CONV, 0,
+      "h2o budget=@", "window budget=@" },
+    { "the newest query's attention keeps old facts", TOVA, BETTER, EVAL_CONV, 0,
+      "tova budget=@", "window budget=@" },
+    { "the last queries' attention keeps old facts", SNAPKV, BETTER, EVAL_CONV, 0,
+      "snapkv budget=@", "window budget=@" },
+    { "accumulated attention keeps what is asked for", H2O, BETTER, EVAL_CONV, 1,
+      "h2o budget=@", "window budget=@" },
+    { "the newest query's attention keeps what is asked for", TOVA, BETTER, EVAL_CONV, 1,
+      "tova budget=@", "window budget=@" },
+    { "the last queries' attention keeps what is asked for", SNAPKV, BETTER, EVAL_CONV, 1,
+      "snapkv budget=@", "window budget=@" },
+    { "heavy hitters predict better than a window", H2O, BETTER, EVAL_PPL, 0,
+      "h2o budget=@", "window budget=@" },
+    { "half heavy hitters, half recent: better than hitters alone", H2O, BETTER, EVAL_CONV, 0,
+      "h2o budget=@", "h2o budget=@ recent=0" },
+    { "pooling over neighbours helps", SNAPKV, BETTER, EVAL_CONV, 1,
+      "snapkv budget=@", "score=snapkv(kernel=1) budget=@ recent=32 when=prompt" },
+    { "generation up to 29 times as fast at the same hardware", H2O, NOT_HERE, EVAL_PPL, 0,
+      "the claim is about offloading on a GPU server", NULL },
+    /* the question before or after compressing */
+    { "h2o needs the question to choose well", H2O, KNOWN, EVAL_CONV, 1, "h2o budget=@", NULL },
+    { "tova needs the question to choose well", TOVA, KNOWN, EVAL_CONV, 1, "tova budget=@", NULL },
+    { "snapkv needs the question to choose well", SNAPKV, KNOWN, EVAL_CONV, 1, "snapkv budget=@", NULL },
+    { "pyramidkv needs the question to choose well", PYRAMIDKV, KNOWN, EVAL_CONV, 1,
+      "pyramidkv budget=@", NULL },
+    /* budgets of layers; only the budget stage differs */
+    { "more entries for lower layers help (question unknown)", PYRAMIDKV, BETTER, EVAL_CONV, 0,
+      "pyramidkv budget=@", "pyramidkv budget=uniform(@)" },
+    { "more entries for lower layers help (question known)", PYRAMIDKV, BETTER, EVAL_CONV, 1,
+      "pyramidkv budget=@", "pyramidkv budget=uniform(@)" },
+    { "pyramidkv answers better than snapkv", PYRAMIDKV, BETTER, EVAL_CONV, 1,
+      "pyramidkv budget=@", "snapkv budget=@" },
+    /* floors */
+    { "the newest tokens predict better than random ones", "-", BETTER, EVAL_PPL, 0,
+      "window budget=@", "score=random budget=@ when=block" },
+    { "the newest tokens answer better than random ones", "-", BETTER, EVAL_CONV, 0,
+      "window budget=@", "score=random budget=@ when=block" },
+    { "keys with a small norm matter: prediction", KNORM, BETTER, EVAL_PPL, 0,
+      "score=knorm budget=@ when=prompt", "score=random budget=@ when=prompt" },
+    { "keys with a small norm matter: answers", KNORM, BETTER, EVAL_CONV, 0,
+      "score=knorm budget=@ when=prompt", "score=random budget=@ when=prompt" },
+    /* codecs */
+    { "8 bits a value lose little: prediction", FLEXGEN, CLOSE, EVAL_PPL, 0, "full codec=q8_0", "full" },
+    { "8 bits a value lose little: answers", FLEXGEN, CLOSE, EVAL_CONV, 0, "full codec=q8_0", "full" },
+    { "4 bits a value lose little: prediction", FLEXGEN, CLOSE, EVAL_PPL, 0, "full codec=q4_0", "full" },
+    { "4 bits a value lose little: answers", FLEXGEN, CLOSE, EVAL_CONV, 0, "full codec=q4_0", "full" } };
+enum { N_CLAIMS = sizeof claims / sizeof *claims };
+
+/* What counts as little, as many and as too few; stated in the output. */
+static const double little_accuracy = 0.03, little_nll = 0.01, times_even = 10, needs = 0.5;
+
+/* ==== >>claims_measure : one evaluation for each suite, with and without the question ========= */
+
+typedef struct claim_result {
+    double first, second, diff, p; /* p < 0: the test is the interval of the difference */
+    interval of_first, of_second, of_diff;
+    int n;
+    char more[160], verdict[200];
+} claim_result;
+typedef struct claim_run {
+    eval e;
+    args a;
+    char list[2048];
+    int used;
+} claim_run;
+static claim_run runs[EVAL_SUITES][2];
+static char filled[N_CLAIMS][2][128]; /* @ filled in */
+static int chosen[N_CLAIMS];
+
+static void fill_in(char *to, size_t size, const char *recipe, const char *budget) {
+    const char *at = recipe ? strchr(recipe, '@') : NULL;
+    if (!at) snprintf(to, size, "%s", recipe ? recipe : "");
+    else snprintf(to, size, "%.*s%s%s", (int)(at - recipe), recipe, budget, at + 1);
+}
+static int add_recipe(claim_run *r, const char *text) {
+    int i;
+    if (!*text || !strcmp(text, "full")) return OK; /* always runs */
+    for (i = 0; i < r->a.kvs.n; i++) if (!strcmp(r->a.kvs.item[i], text)) return OK;
+    if (i == MAX_LIST) return fail("more than %d recipes of one suite", MAX_LIST);
+    r->a.kvs.item[r->a.kvs.n++] = text;
+    return OK;
+}
+static int contains(const char *text, const char *word) { /* letters of any case */
+    size_t i;
+    for (; text && *text; text++) {
+        for (i = 0; word[i] && tolower((unsigned char)text[i]) == tolower((unsigned char)word[i]);) i++;
+        if (!word[i]) return 1;
+    }
+    return 0;
+}
+static int choose(const args *a) {
+    int i, j, any = 0, status;
+    for (i = 0; i < N_CLAIMS; i++) {
+        const claim *c = claims + i;
+        chosen[i] = !a->text || contains(c->what, a->text) || contains(c->source, a->text) ||
+                    contains(c->first, a->text) || contains(c->second, a->text);
+        any |= chosen[i];
+        if (!chosen[i] || c->kind == NOT_HERE) continue;
+        for (j = 0; j < 2; j++)
+            fill_in(filled[i][j], sizeof *filled[i], j ? c->second : c->first, a->budgets);
+        for (j = 0; j < 2; j++) {
+            claim_run *r = &runs[c->suite][j];
+            if (c->kind != KNOWN && j != c->aware) continue;
+            if (!r->used) { r->a = *a; r->a.kvs.n = 0; r->a.text = NULL; r->used = 1; }
+            if ((status = add_recipe(r, filled[i][0])) != OK) return status;
+            if ((status = add_recipe(r, filled[i][1])) != OK) return status;
+        }
+    }
+    return any ? OK : misuse("--only %s: no claim has this word", a->text);
+}
+static int run_eval(claim_run *r, int suite, int aware) {
+    static const char nothing[] = "full";
+    int status;
+    r->a.suite = eval_suites[suite].word;
+    r->a.aware = aware;
+    r->a.budgets = "50%"; /* no recipe is without a budget of its own */
+    if (!r->a.kvs.n) r->a.kvs.item[r->a.kvs.n++] = nothing;
+    eval_begin(&r->e, &r->a);
+    if ((status = eval_options(&r->e, r->list, sizeof r->list)) != OK) return status;
+    if ((status = eval_open(&r->e)) != OK) return status;
+    return eval_streams(&r->e, 0);
+}
+static const eval_cell *cell_of(const claim_run *r, const char *recipe) {
+    int i;
+    for (i = 0; i < r->e.r.n_cells; i++)
+        if (!strcmp(r->e.r.method[r->e.r.cell[i].method], recipe)) return r->e.r.cell + i;
+    return NULL;
+}
+
+/* Probability on position 0 from the queries of the second half of each text, mean over heads:
+   mean over the lanes (a value for each text), by layer, lanes above 0.3 (Gu 2024, 2410.10781). */
+static int measure_sink(eval *e, double *mean, double *layer, int *above, double *even) {
+    const int L = e->l.model.n_layers, G = e->l.model.n_kv_heads, n = e->r.group[0].ctx, half = n / 2;
+    double *lane = (double *)grow(NULL, (size_t)(L * G), sizeof *lane);
+    float *acc = (float *)grow(NULL, (size_t)n, sizeof *acc);
+    kvmem_recipe recipe;
+    kvmem_session s;
+    kvmem_view v;
+    int i, l, g, part, status = OK;
+    memset(lane, 0, (size_t)(L * G) * sizeof *lane);
+    memset(&v, 0, sizeof v);
+    kvmem_recipe_parse(&recipe, "h2o budget=100%", NULL); /* collects sums of probability */
+    e->cfg.recipe = &recipe;
+    for (i = 0; i < e->r.group[0].streams && status == OK; i++) {
+        mean[i] = 0;
+        if ((status = make_stream(e, e->r.group, i)) != OK) break;
+        if (kvmem_session_init(&s, &e->l.model, &e->cfg)) return fail("%s", s.error.text);
+        for (part = 0; part < 2 && status == OK; part++) {
+            if (kvmem_session_feed(&s, e->test.ids + part * half, part ? n - half : half,
+                                   KVMEM_PREFILL, NULL, NULL))
+                status = fail("%s", s.error.text);
+            v.cache = &s.cache;
+            for (l = 0; l < L && status == OK; l++)
+                for (g = 0; g < G; g++) {
+                    v.layer = l;
+                    kvmem_view_acc(&v, g, acc);
+                    mean[i] += (part ? 1 : -1) * (double)acc[0] / (n - half) / (L * G);
+                    lane[l * G + g] += (part ? 1 : -1) * (double)acc[0] / (n - half);
+                }
+        }
+        kvmem_session_free(&s);
+    }
+    for (*above = 0, l = 0; l < L; l++)
+        for (layer[l] = 0, g = 0; g < G; g++) {
+            layer[l] += lane[l * G + g] / G / e->r.group[0].streams;
+            *above += lane[l * G + g] / e->r.group[0].streams > 0.3;
+        }
+    for (*even = 0, i = half; i < n; i++) *even += 1.0 / (i + 1) / (n - half);
+    free(lane);
+    free(acc);
+    return status;
+}
+
+/* ==== >>claims_verdict : figures and what follows from them =================================== */
+
+KVMEM__PRINTF(2, 3) static void verdict(claim_result *r, const char *f, ...) {
+    va_list ap;
+    va_start(ap, f);
+    vsnprintf(r->verdict, sizeof r->verdict, f, ap);
+    va_end(ap);
+}
+static void judge_sink(claim_result *r, eval *e) {
+    double *mean = (double *)grow(NULL, (size_t)e->r.group[0].streams, sizeof *mean), layer[256];
+    int above = 0, l, n = 0;
+    r->n = e->r.group[0].streams;
+    r->p = -1;
+    if (e->l.model.n_layers > 256) verdict(r, "failed: more than 256 layers");
+    else if (measure_sink(e, mean, layer, &above, &r->second) != OK) verdict(r, "failed");
+    else {
+        r->first = mean_of(mean, r->n);
+        r->of_first = bootstrap(mean, r->n);
+        r->of_second.lo = r->of_second.hi = r->second;
+        r->diff = r->first - r->second;
+        r->of_diff.lo = r->of_first.lo - r->second;
+        r->of_diff.hi = r->of_first.hi - r->second;
+        n = snprintf(r->more, sizeof r->more, "layers");
+        for (l = 0; l < e->l.model.n_layers && n < (int)sizeof r->more - 40; l++)
+            n += snprintf(r->more + n, sizeof r->more - (size_t)n, " %.1f", 100 * layer[l]);
+        snprintf(r->more + n, sizeof r->more - (size_t)n, " %%; %d of %d KV heads above 30 %%", above,
+                 e->l.model.n_layers * e->l.model.n_kv_heads);
+        verdict(r, r->of_first.lo > times_even * r->second ? "reproduced"
+                   : r->of_first.hi < r->second            ? "reversed"
+                                                           : "not seen");
+    }
+    free(mean);
+}
+/* The claimed direction is first > second: diff > 0. */
+static void judge_answers(claim_result *r, const claim *c, const eval_cell *a, const eval_cell *b,
+                          const eval_cell *full) {
+    const double whole = full->n_q ? (double)full->n_right / full->n_q : 0;
+    int only_a, only_b, both;
+    cell_pair(a, b, &only_a, &only_b, &both);
+    r->n = a->n_q;
+    r->first = a->n_q ? (double)a->n_right / a->n_q : 0;
+    r->second = b->n_q ? (double)b->n_right / b->n_q : 0;
+    r->of_first = wilson(a->n_right, a->n_q);
+    r->of_second = wilson(b->n_right, b->n_q);
+    r->diff = r->first - r->second;
+    r->of_diff = paired(only_a, only_b, r->n);
+    r->p = mcnemar(only_a, only_b);
+    if (whole < needs)
+        verdict(r, "not testable here: the full cache itself answers only %.0f %%", 100 * whole);
+    else if (c->kind == CLOSE)
+        verdict(r, r->of_diff.lo > -little_accuracy   ? "reproduced"
+                   : r->of_diff.hi < -little_accuracy ? "reversed"
+                                                      : "not seen");
+    else if (r->p < 0.05) verdict(r, r->diff > 0 ? "reproduced" : "reversed");
+    else if (r->first < 0.05 && r->second < 0.05) verdict(r, "not seen (both near 0)");
+    else if (r->first > 0.95 && r->second > 0.95) verdict(r, "not seen (both near 100 %%)");
+    else verdict(r, "not seen");
+}
+/* Perplexities; the difference is in nats a token, second - first. */
+static void judge_prediction(claim_result *r, const claim *c, const eval_cell *a, const eval_cell *b) {
+    const interval w = bootstrap(a->nll, a->n_s), x = bootstrap(b->nll, b->n_s);
+    double *d = (double *)grow(NULL, (size_t)a->n_s, sizeof *d);
+    int i;
+    for (i = 0; i < a->n_s; i++) d[i] = b->nll[i] - a->nll[i];
+    r->n = a->n_s;
+    r->first = exp(mean_of(a->nll, a->n_s));
+    r->second = exp(mean_of(b->nll, b->n_s));
+    r->of_first.lo = exp(w.lo);
+    r->of_first.hi = exp(w.hi);
+    r->of_second.lo = exp(x.lo);
+    r->of_second.hi = exp(x.hi);
+    r->diff = mean_of(d, r->n);
+    r->of_diff = bootstrap(d, r->n);
+    r->p = -1;
+    if (r->n < 2) verdict(r, "not testable here: one text has no interval");
+    else if (c->kind == CLOSE)
+        verdict(r, r->of_diff.lo > -little_nll ? "reproduced" : r->of_diff.hi < -little_nll ? "reversed" : "not seen");
+    else verdict(r, r->of_diff.lo > 0 ? "reproduced" : r->of_diff.hi < 0 ? "reversed" : "not seen");
+    free(d);
+}
+static void judge(claim_result *r, int i) {
+    const claim *c = claims + i;
+    claim_run *run = &runs[c->suite][c->aware];
+    const eval_cell *a, *b, *full;
+    memset(r, 0, sizeof *r);
+    if (c->kind == NOT_HERE) { verdict(r, "not testable here: %s", c->first); return; }
+    if (c->kind == SINK) { judge_sink(r, &run->e); return; }
+    a = cell_of(run, filled[i][0]);
+    b = c->kind == KNOWN ? cell_of(&runs[c->suite][0], filled[i][0]) : cell_of(run, filled[i][1]);
+    full = cell_of(&runs[c->suite][c->kind == KNOWN ? 0 : c->aware], "full");
+    if (!a || !b || !full) verdict(r, "failed: a recipe was not run");
+    else if (a->error[0] || b->error[0]) verdict(r, "failed: %s", a->error[0] ? a->error : b->error);
+    else if (c->suite == EVAL_PPL) judge_prediction(r, c, a, b);
+    else judge_answers(r, c, a, b, full);
+}
+
+/* ==== >>claims_show =========================================================================== */
+
+/* "snapkv" of "snapkv budget=12.5%": the budget stands in another column if it is --budget. */
+static const char *short_name(const claim *c, int second, char *buf, size_t size) {
+    const char *text = second ? c->second : c->first, *at;
+    size_t n = 0;
+    if (c->kind == KNOWN) return second ? "unknown" : "known";
+    if (c->kind == SINK) return second ? "even share" : "position 0";
+    at = strstr(text, " budget=@");
+    for (; *text && n + 1 < size; text++) {
+        if (text == at) { text += strlen(" budget=@"); at = NULL; if (!*text) break; }
+        buf[n++] = *text;
+    }
+    buf[n] = 0;
+    return buf;
+}
+static void figure(char *to, size_t size, const claim *c, double x, interval i) {
+    if (c->kind == SINK && i.lo >= i.hi) snprintf(to, size, "%.2f %%", 100 * x);
+    else if (c->suite == EVAL_PPL && c->kind != SINK)
+        snprintf(to, size, "ppl %.3f [%.3f, %.3f]", x, i.lo, i.hi);
+    else snprintf(to, size, "%.1f %% [%.1f, %.1f]", 100 * x, 100 * i.lo, 100 * i.hi);
+}
+static void difference(char *to, size_t size, const claim *c, const claim_result *r) {
+    const int nats = c->suite == EVAL_PPL && c->kind != SINK;
+    const double k = nats ? 1 : 100;
+    snprintf(to, size, nats ? "%+.4f [%+.4f, %+.4f]" : "%+.1f [%+.1f, %+.1f]", k * r->diff,
+             k * r->of_diff.lo, k * r->of_diff.hi);
+}
+typedef struct claim_texts { char where[120], name[2][80], fig[2][80], diff[80], p[40]; } claim_texts;
+static void texts_of(claim_texts *t, const args *a, const claim *c, const claim_result *r) {
+    char buf[80];
+    const int none = c->kind == NOT_HERE || !strncmp(r->verdict, "failed", 6);
+    const char *known = c->suite == EVAL_PPL ? "" : c->kind == KNOWN ? "" : c->aware ? ", question known"
+                                                                                      : ", question unknown";
+    memset(t, 0, sizeof *t);
+    if (none) return;
+    snprintf(t->where, sizeof t->where, "%s %s%s%s%s, n %d", eval_suites[c->suite].word, a->lengths,
+             strchr(c->first, '@') ? ", " : "", strchr(c->first, '@') ? a->budgets : "", known, r->n);
+    snprintf(t->name[0], sizeof *t->name, "%s", short_name(c, 0, buf, sizeof buf));
+    snprintf(t->name[1], sizeof *t->name, "%s", short_name(c, 1, buf, sizeof buf));
+    figure(t->fig[0], sizeof *t->fig, c, r->first, r->of_first);
+    figure(t->fig[1], sizeof *t->fig, c, r->second, r->of_second);
+    difference(t->diff, sizeof t->diff, c, r);
+    if (r->p >= 0) snprintf(t->p, sizeof t->p, "%.2g", r->p);
+}
+static void show_rule(const args *a, const char *line) {
+    int s, k;
+    put("%smodel %s; contexts of %s tokens, seeds %lld to %lld; @ = %s of the tokens; [95 %% intervals]\n", line,
+        runs[EVAL_CONV][0].used ? runs[EVAL_CONV][0].e.a->model : a->model ? a->model : DEFAULT_MODEL, a->lengths,
+        (long long)a->seed, (long long)(a->seed + a->seeds - 1), a->budgets);
+    for (s = 0; s < EVAL_SUITES; s++)
+        for (k = 0; k < 2; k++) {
+            const eval_cell *c = runs[s][k].used ? cell_of(&runs[s][k], "full") : NULL;
+            if (!c || c->error[0] || (k && runs[s][0].used)) continue;
+            if (s == EVAL_PPL) put("%sfull cache, %s: ppl %.3f\n", line, eval_suites[s].word, exp(mean_of(c->nll, c->n_s)));
+            else put("%sfull cache, %s: %.1f %% of %d right\n", line, eval_suites[s].word,
+                     100.0 * c->n_right / (c->n_q ? c->n_q : 1), c->n_q);
+        }
+    put("%sreproduced  accuracy: exact McNemar p < 0.05 on the same questions, in the claimed direction;\n", line);
+    put("%s            perplexity: 95 %% paired bootstrap interval over texts of the difference (nats) beyond 0;\n", line);
+    put("%s            \"lose little\": loss below %.0f points, or %.2f nats, with its whole interval;\n", line,
+        100 * little_accuracy, little_nll);
+    put("%s            first token: interval of its probability above %.0f times the even share\n", line, times_even);
+    put("%sreversed    the same, in the other direction; not seen: neither\n", line);
+    put("%snot testable here: says why; always if the full cache answers less than %.0f %%\n", line, 100 * needs);
+}
+static void show_grid(const args *a, const claim_result *r) {
+    claim_texts t;
+    grid g;
+    int i;
+    show_rule(a, "");
+    put("\n");
+    grid_begin(&g, 9, 9);
+    grid_head(&g, "claim|source|measured|first|second|difference|McNemar p|verdict|more");
+    for (i = 0; i < N_CLAIMS; i++) {
+        if (!chosen[i]) continue;
+        texts_of(&t, a, claims + i, r + i);
+        grid_put(&g, "%s", claims[i].what);
+        grid_put(&g, "%s", claims[i].source);
+        grid_put(&g, "%s", t.where);
+        grid_put(&g, "%s%s%s", t.name[0], *t.name[0] ? ": " : "", t.fig[0]);
+        grid_put(&g, "%s%s%s", t.name[1], *t.name[1] ? ": " : "", t.fig[1]);
+        grid_put(&g, "%s", t.diff);
+        grid_put(&g, "%s", t.p);
+        grid_put(&g, "%s", r[i].verdict);
+        grid_put(&g, "%s", r[i].more);
+    }
+    grid_print(&g);
+}
+static void show_md(const args *a, const claim_result *r) {
+    claim_texts t;
+    int i;
+    put("| claim | source | measured | figures | verdict |\n|---|---|---|---|---|\n");
+    for (i = 0; i < N_CLAIMS; i++) {
+        if (!chosen[i]) continue;
+        texts_of(&t, a, claims + i, r + i);
+        put("| %s | %s | %s | ", claims[i].what, claims[i].source, t.where);
+        if (*t.diff) put("`%s` %s, `%s` %s", t.name[0], t.fig[0], t.name[1], t.fig[1]);
+        if (*t.p) put(", p %s", t.p);
+        else if (*t.diff && claims[i].kind != SINK) put(", difference %s nats", t.diff);
+        if (*r[i].more) put("; %s", r[i].more);
+        put(" | %s |\n", r[i].verdict);
+    }
+    put("\n");
+    show_rule(a, "    ");
+}
+static void show_csv(const args *a, const claim_result *r) {
+    claim_texts t;
+    int i;
+    put("claim,source,suite,ctx,question,first,second,n,first_value,first_lo,first_hi,second_value,"
+        "second_lo,second_hi,difference,difference_lo,difference_hi,p,verdict,more\n");
+    for (i = 0; i < N_CLAIMS; i++) {
+        const claim *c = claims + i;
+        const int there = c->kind != NOT_HERE && strncmp(r[i].verdict, "failed", 6);
+        if (!chosen[i]) continue;
+        texts_of(&t, a, c, r + i);
+        csv_text(c->what);
+        csv_text(c->source);
+        put("%s,%s,%s,", eval_suites[c->suite].word, a->lengths,
+            c->suite == EVAL_PPL ? "" : c->kind == KNOWN ? "both" : c->aware ? "known" : "unknown");
+        csv_text(there ? filled[i][0] : "");
+        csv_text(there ? filled[i][1] : "");
+        put("%d,", r[i].n);
+        csv_real(r[i].first, there);
+        csv_real(r[i].of_first.lo, there);
+        csv_real(r[i].of_first.hi, there);
+        csv_real(r[i].second, there);
+        csv_real(r[i].of_second.lo, there);
+        csv_real(r[i].of_second.hi, there);
+        csv_real(r[i].diff, there);
+        csv_real(r[i].of_diff.lo, there);
+        csv_real(r[i].of_diff.hi, there);
+        csv_real(r[i].p, there && r[i].p >= 0);
+        csv_text(r[i].verdict);
+        csv_text(r[i].more);
+        out.len--; /* the comma at the line's end */
+        put("\n");
+    }
+}
+
+static int cmd_claims(const args *given) {
+    static claim_result result[N_CLAIMS];
+    args a = *given;
+    char list[64];
+    int i, s, k, ctx, status;
+    default_model(&a);
+    a.depths = 1;
+    if (a.csv && a.md) return misuse("--csv and --md cannot be given together");
+    if (a.stream) { a.lengths = "512"; a.seeds = 3; } /* --quick */
+    snprintf(list, sizeof list, "%s", a.lengths);
+    if ((status = parse_ctx(list, &ctx)) != OK) return status;
+    if ((status = choose(&a)) != OK) return status;
+    for (s = 0; s < EVAL_SUITES && status == OK; s++)
+        for (k = 0; k < 2 && status == OK; k++)
+            if (runs[s][k].used) status = run_eval(&runs[s][k], s, k);
+    for (i = 0; i < N_CLAIMS && status == OK; i++)
+        if (chosen[i]) judge(result + i, i);
+    if (status == OK) {
+        if (a.csv) show_csv(&a, result);
+        else if (a.md) show_md(&a, result);
+        else show_grid(&a, result);
+    }
+    for (s = 0; s < EVAL_SUITES; s++)
+        for (k = 0; k < 2; k++) if (runs[s][k].used) eval_close(&runs[s][k].e);
+    return status;
+}
+
+static const option claims_options[] = {
+    O_DEFAULT_MODEL,
+    O_TEXT_OF("--ctx", lengths, "N", "1k", "length of every context in tokens"),
+    O_TEXT_OF("--budget", budgets, "AMOUNT", "12.5%", "what recipes may keep unless the row says it"),
+    O_INT("--seeds", seeds, "N", "16", 1, 100000, "contexts of each suite"),
+    O_INT("--questions", questions, "N", "0", 0, 1000, "about each context; 0: the suite's number"),
+    O_INT("--seed", seed, "S", "1", 0, 9e15, "the first seed"),
+    O_TEXT("--only", text, "WORD", "rows with this word in claim, source or recipe"),
+    O_FLAG("--quick", stream, "3 contexts of 512 tokens: does everything run?"),
+    O_FLAG("--csv", csv, "print CSV, a line a claim"),
+    O_FLAG("--md", md, "print a markdown table"),
+    O_READ_BLOCK, O_THREADS, O_BACKEND, O_END };
+static const command claims_command = {
+    "claims", cmd_claims, claims_options, 0, 0, "[-m MODEL] [options]",
+    "published claims about KV caches, measured on a small model",
+    "One row a claim: figures with 95 % intervals, and a verdict by the rule printed above the\n"
+    "table. The same options print the same table on every run.",
+    { "build/bench_claims --only snapkv", "build/bench_claims --ctx 2k --budget 25% --md" } };
+
+int main(int argc, char **argv) {
+    const int status = run_command(&claims_command, argc - 1, argv + 1);
+    free(out.text);
+    return status;
+}

@@ -1,0 +1,52 @@
+#!/bin/sh
+# The measured tables of README.md: what the default model remembers, what recipes leave of it, and
+# the claims. `tools/tables.sh write` measures all of them (some minutes) and puts them there, each
+# with the command that made it; `... write NAME` one of them; `... print NAME` prints one;
+# `... commands` prints the commands. NAME: targets recipes aware claims.
+# MODEL: another model than the default one; SEEDS: fewer contexts, for a trial.
+# KVMEM, B: the program and the build folder.
+KVMEM=${KVMEM:-./kvmem}
+B=${B:-build}
+
+NAMES="targets recipes aware claims"
+RECIPES="--kv window --kv streamingllm --kv h2o --kv tova --kv snapkv --kv pyramidkv"
+RECIPES="$RECIPES --kv \"score=random when=prompt\""
+command_of() {
+    case $1 in
+    targets) echo "./kvmem eval --suite conv,order,copy --ctx 1k,2k,4k --kv full --questions 26 --seeds ${SEEDS:-50} --md" ;;
+    recipes) echo "./kvmem eval --suite conv --ctx 2k --budgets 12.5% $RECIPES --seeds ${SEEDS:-20} --md" ;;
+    aware) echo "./kvmem eval --suite conv --ctx 2k --budgets 12.5% $RECIPES --seeds ${SEEDS:-20} --question-aware --md" ;;
+    claims) echo "build/bench_claims --md${SEEDS:+ --seeds $SEEDS}" ;;
+    *) echo "tables.sh: no table '$1'; there are $NAMES" >&2; return 1 ;;
+    esac
+}
+run_of() { # the command as written, with the program, the model and more options of this run
+    line=$(command_of "$1") || return 1
+    case $line in
+    ./kvmem\ *) line="\"\$KVMEM\" ${line#./kvmem }" ;;
+    *) line="\"\$B/bench_claims\" ${line#build/bench_claims }" ;;
+    esac
+    # shellcheck disable=SC2086
+    eval "$line ${MODEL:+-m \"\$MODEL\"} $MORE"
+}
+print() { # the command, then what it printed
+    text=$(run_of "$1") || return 1
+    printf '```\n%s\n```\n\n%s\n' "$(command_of "$1")" "$text"
+}
+put() { # between <!-- NAME --> and <!-- end NAME -->; the file stays as it is if anything failed
+    print "$1" > README.part || { rm -f README.part; return 1; }
+    awk -v name="$1" -v file=README.part '
+        $0 == "<!-- end " name " -->" { on = 0 }
+        !on { print }
+        $0 == "<!-- " name " -->" { on = 1; while ((getline line < file) > 0) print line }' README.md > README.new &&
+        grep -q "^<!-- end $1 -->" README.new && cat README.new > README.md
+    status=$?
+    rm -f README.new README.part
+    return $status
+}
+case $1 in
+commands) for n in $NAMES; do command_of "$n"; done ;;
+print) print "$2" ;;
+write) for n in ${2:-$NAMES}; do echo "measuring: $n" >&2; put "$n" || exit 1; done ;;
+*) sed -n '2,/^[^#]/s/^# //p' "$0" >&2; exit 2 ;;
+esac
