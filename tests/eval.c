@@ -170,6 +170,22 @@ TEST(a_question_known_before_is_the_same_to_the_full_cache) {
     for (i = 0; i < 2; i++) CHECK(e.r.cell[i].n_right == e.test.n_q);
     done(&e, &a);
 }
+/* Logits at the prompt's end come from before the compression: a one-word answer must not. */
+TEST(a_question_known_before_is_answered_from_what_is_kept) {
+    static const char *const w[] = { "--ctx", "512", "--kv", "window", "--kv",
+                                     "score=random when=prompt", "--budgets", "2" };
+    static eval e;
+    args a;
+    int i;
+    REQUIRE(!plan(&e, &a, 0, w, 8));
+    REQUIRE(!make_stream(&e, e.r.group, 0));
+    adopt_answers(&e);
+    e.r.aware = 1;
+    run_cells(&e, 0);
+    CHECK(e.r.cell[0].n_right == e.test.n_q);
+    for (i = 1; i < 3; i++) CHECK(!e.r.cell[i].error[0] && e.r.cell[i].n_right < e.test.n_q);
+    done(&e, &a);
+}
 /* Cells that start from one shared context count what cells with a context of their own count. */
 TEST(a_shared_context_changes_nothing) {
     static const char *const w[] = { "--ctx", "256", "--kv", "h2o", "--kv", "snapkv", "--kv",
@@ -238,6 +254,7 @@ int main(int argc, char **argv) {
     RUN(covering_budgets_answer_as_the_full_cache_does);
     RUN(small_budgets_answer_otherwise);
     RUN(a_question_known_before_is_the_same_to_the_full_cache);
+    RUN(a_question_known_before_is_answered_from_what_is_kept);
     RUN(a_shared_context_changes_nothing);
     RUN(bytes_are_those_of_the_compressed_context);
     RUN(notes_say_when_the_score_has_no_say);

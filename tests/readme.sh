@@ -42,6 +42,36 @@ targets_exist() {
 example_prints() { # name, pattern
     "$B/example_$1" > "$TMP/printed" && grep -q "$2" "$TMP/printed"
 }
+# ---- measured tables: `make tables` fills them; here only their form is looked at, with few seeds
+between() { sed -n "/^<!-- $1 -->\$/,/^<!-- end $1 -->\$/p" README.md; }
+marked() { [ "$(between "$1" | grep -c '^<!--')" = 2 ]; }
+command_stands_there() {
+    between "$1" | grep '^\./kvmem\|^build/bench_claims' > "$TMP/stands"
+    sh tools/tables.sh commands | grep -Fxf "$TMP/stands" > "$TMP/known"
+    [ -s "$TMP/stands" ] && diff "$TMP/stands" "$TMP/known"
+}
+table_recipes() { sh tools/tables.sh commands | grep -oE -- '--kv ("[^"]*"|[^ ]*)' | sed 's/^--kv //' | tr -d '"' | sort -u; }
+recipes_parse() {
+    table_recipes | while read -r r; do
+        "${KVMEM:-./kvmem}" estimate --shape L=2,H=2,G=1,d=32 --ctx 64 --kv "$r" > /dev/null || exit 1
+    done
+}
+form() { grep '^|' | sed -n '1,2p' | sed 's/ *| */|/g'; }
+same_form() { # NAME MODEL: the first lines of the table, made again from one context a cell
+    MODEL=$2 SEEDS=1 MORE="--ctx 256 --threads 1" sh tools/tables.sh print "$1" | form > "$TMP/made"
+    between "$1" | form > "$TMP/there"
+    [ -s "$TMP/made" ] && awk -F '|' -v n=0 '{ if (n && NF != n) exit 1; n = NF }' "$TMP/made" &&
+        [ "$(sed 1q "$TMP/made" | cut -d '|' -f 1-4)" = "$(sed 1q "$TMP/there" | cut -d '|' -f 1-4)" ]
+}
+check recipes_of_the_tables_parse recipes_parse
+"$B/mkgguf" --preset tiny --vocab-kind corpus --ctx 512 -o "$TMP/noise.gguf"
+for t in targets recipes aware claims; do
+    check "table_${t}_is_marked" marked $t
+    if [ -z "$(between $t | grep '^|')" ]; then skip "table_$t" "not measured yet: make tables"; continue; fi
+    check "table_${t}_has_its_command" command_stands_there $t
+    if [ "$t" = claims ] && [ ! -x "$B/bench_claims" ]; then skip "table_${t}_form" "make claims was not run"; continue; fi
+    check "table_${t}_has_the_form_of_its_command" same_form $t "$TMP/noise.gguf"
+done
 check sample_of_readme_is_the_example same_sample cut_c_block
 check sample_of_header_is_the_example same_sample cut_header_sample
 check sample_compiles build_sample

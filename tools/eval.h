@@ -6,7 +6,8 @@
    compressed session, as a continuation (phase DECODE: recipes that reduce step by step go on doing
    so, recipes that reduce once have done it), and answered greedily. An answer is right if all of
    its tokens are. With --question-aware the context is only PREFILL and the question ends the
-   prompt, so that it takes part in the choice. The perplexity suite feeds the first half as prompt
+   prompt, so that it takes part in the choice; its last token is then read again, as the logits at
+   the prompt's end still come from the whole cache. The perplexity suite feeds the first half as prompt
    and scores the second token by token beside the full cache.
 
    Everything counted goes into one eval_result, which the table, JSON, CSV and the report read.
@@ -416,6 +417,17 @@ static int cell_answer(eval *e, eval_cell *c, kvmem_session *s, const corpus_pro
     }
     return right;
 }
+/* The question, until the logits that the answer begins with. Those of a prompt's last token are made
+   before the prompt's end compresses; if the question is in the prompt, this token is taken back and
+   read again, so that the answer's first word, too, comes from what the recipe has kept. */
+static int cell_read(const eval *e, eval_cell *c, kvmem_session *s, const corpus_prompt *q,
+                     eval_sum *time) {
+    const int64_t at = s->cache.tokens;
+    if (!e->r.aware) return cell_feed(c, s, q->ids, q->n, KVMEM_DECODE, time);
+    return cell_feed(c, s, q->ids, q->n, KVMEM_PROMPT_END, time) &&
+           cell_ok(c, kvmem_session_truncate(s, at + q->n - 1), s) &&
+           cell_feed(c, s, q->ids + q->n - 1, 1, KVMEM_DECODE, time);
+}
 /* One question to the base; `came`: seconds that the context took. given: the answer's tokens or
  * NULL. */
 static int cell_ask(eval *e, eval_cell *c, eval_base *b, const corpus_prompt *q, double came,
@@ -424,7 +436,7 @@ static int cell_ask(eval *e, eval_cell *c, eval_base *b, const corpus_prompt *q,
     eval_sum time = { 0, 0 };
     int right = -1;
     if (!base_fork(c, b, &tmp, &s)) return 0;
-    if (cell_feed(c, s, q->ids, q->n, e->r.aware ? KVMEM_PROMPT_END : KVMEM_DECODE, &time)) {
+    if (cell_read(e, c, s, q, &time)) {
         eval_add(&c->first, came + time.sum, 1);
         right = cell_answer(e, c, s, q, given);
     }
