@@ -38,7 +38,7 @@ static void cli_options(corpus_cli *c, cli_option *o) {
     OPTION("--order", &p->order, "per cent of questions that ask which was first");
     OPTION("--copy", &p->copy, "per cent of tellings that are notes, of questions that read one");
     OPTION("--distract", &p->distract, "per cent of lines that name a person and tell nothing");
-    OPTION("--raw-copy", &p->raw_copy, "1: random words, then the same again, instead of language");
+    OPTION("--raw-copy", &p->raw_copy, "N: random words and repeats instead of language, asked for after N");
     OPTION("--raw-gram", &p->raw_gram, "with --raw-copy: so many different words only");
     OPTION("--held-out", &p->held_out, "1: combinations (and seeds) that training never sees");
     OPTION("--streams", &c->streams, "how many, from --seed on");

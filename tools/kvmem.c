@@ -2036,7 +2036,7 @@ static const option eval_options_table[] = {
     O_TEXTS("--kv", kvs, "RECIPE", "any number of times (default the presets); full always runs"),
     O_TEXT_OF("--budgets", budgets, "LIST", "50%,25%,12.5%,6.25%",
               "for recipes that name none: shares of the tokens seen, entries, or bytes"),
-    O_INT("--seeds", seeds, "N", "4", 1, 100000,
+    O_INT("--seeds", seeds, "N", "13", 1, 100000,
           "contexts of each suite and length (needle: at each depth)"),
     O_INT("--questions", questions, "N", "0", 0, 1000, "about each context; 0: the suite's number"),
     O_INT("--depths", depths, "N", "5", 1, 101, "needle: places of the fact, from first to last"),
