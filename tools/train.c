@@ -582,24 +582,16 @@ static void train_show(const train_state *s, int line) {
             left / 60, line ? "\n" : " ");
     fflush(f);
 }
-/* One step; the batch is a function of seed and step alone. */
-static int train_step(train_state *s) {
-    const train_stage *g = &s->stage[s->at_stage], *use = g;
-    const double u = kvmem__unit(kvmem__random(s->seed, (uint64_t)s->step, 1, 0));
-    const int last = s->at_stage == s->n_stages - 1;
+/* Gradient of the batch, and AdamW at the rate of this step of stage g. */
+static int train_learn(train_state *s, const train_stage *g, const kvmem_batch *b) {
+    float lr = (float)s->lr;
     kvmem_adamw a;
-    kvmem_batch b;
-    float lr;
-    int right, asked;
-    if (s->at_stage && u < g->mix)
-        use = &s->stage[kvmem__random(s->seed, (uint64_t)s->step, 2, 0) % (uint64_t)s->at_stage];
-    if (train_batch(s, use, (uint64_t)s->step, 0, &b)) return 2;
     kvmem_trainer_zero(&s->t);
-    if (kvmem_trainer_run(&s->t, &b, 1, &s->loss)) return train_fail("training", s->t.error.text);
-    lr = (float)s->lr;
+    if (kvmem_trainer_run(&s->t, b, 1, &s->loss)) return train_fail("training", s->t.error.text);
     if (s->step < s->warmup) lr = kvmem_cosine(s->step, s->warmup, s->warmup, lr, lr);
     lr *= (float)g->lr;
-    if (last) lr = kvmem_cosine(s->stage_step, 0, g->most, lr, (float)s->floor);
+    if (s->at_stage == s->n_stages - 1)
+        lr = kvmem_cosine(s->stage_step, 0, g->most, lr, (float)s->floor);
     a.lr = lr;
     a.beta1 = 0.9f;
     a.beta2 = (float)s->beta2;
@@ -607,6 +599,24 @@ static int train_step(train_state *s) {
     a.weight_decay = (float)s->decay;
     a.clip = (float)s->clip;
     if (kvmem_trainer_update(&s->t, &a, NULL)) return train_fail("training", s->t.error.text);
+    return 0;
+}
+static int train_has_weight(const kvmem_batch *b) {
+    int i;
+    for (i = 0; i < b->n_seq * b->len; i++) if (b->weight[i] > 0) return 1;
+    return 0;
+}
+/* One step; the batch is a function of seed and step alone. */
+static int train_step(train_state *s) {
+    const train_stage *g = &s->stage[s->at_stage], *use = g;
+    const double u = kvmem__unit(kvmem__random(s->seed, (uint64_t)s->step, 1, 0));
+    kvmem_batch b;
+    int right, asked;
+    if (s->at_stage && u < g->mix)
+        use = &s->stage[kvmem__random(s->seed, (uint64_t)s->step, 2, 0) % (uint64_t)s->at_stage];
+    if (train_batch(s, use, (uint64_t)s->step, 0, &b)) return 2;
+    /* short random copies may repeat nothing: such a batch teaches nothing */
+    if ((!use->p.raw_copy || train_has_weight(&b)) && train_learn(s, g, &b)) return 2;
     train_count(s, &b, &right, &asked);
     if (use == g) {
         s->right[s->stage_step % TRAIN_WINDOW] = right;
@@ -791,7 +801,8 @@ static unsigned char *train_read(const char *path, size_t *size) {
     FILE *f = fopen(path, "rb");
     unsigned char *p = NULL;
     long n;
-    if (f && !fseek(f, 0, SEEK_END) && (n = ftell(f)) >= 0 && !fseek(f, 0, SEEK_SET)) {
+    if (f && (fgetc(f) != EOF || !ferror(f)) && /* a folder opens, but cannot be read */
+        !fseek(f, 0, SEEK_END) && (n = ftell(f)) >= 0 && !fseek(f, 0, SEEK_SET)) {
         p = (unsigned char *)malloc((size_t)n + 1);
         if (p && fread(p, 1, (size_t)n, f) != (size_t)n) { free(p); p = NULL; }
         *size = (size_t)n;
