@@ -60,7 +60,8 @@ check an_untied_qwen3_is_trained train "$TMP/qwen3.gguf" --untied --qk-norm
 check kvmem_inspects_a_qwen3 prints 'qwen3' $KVMEM inspect -m "$TMP/qwen3.gguf"
 check kvmem_runs_a_qwen3 $KVMEM run -m "$TMP/qwen3.gguf" -p 'Ana: the city of' -n 4 --temp 0
 check batches_without_a_question_are_passed_over train "$TMP/short.gguf" --stage 'len=8 raw_copy=1 most=10'
-check the_induction_start_trains "$TRAIN" -o "$TMP/i.gguf" --embd 128 --layers 2 --ff 32 --stage 'len=16 raw_copy=1 most=1'
+check the_induction_start_trains \
+    "$TRAIN" -o "$TMP/i.gguf" --embd 128 --layers 2 --ff 32 --stage 'len=16 raw_copy=1 most=1'
 
 # ---- the same bits
 train "$TMP/b.gguf" --threads 1 --quiet
