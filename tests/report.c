@@ -263,7 +263,7 @@ TEST(the_sample_is_whole_small_and_refers_to_nothing_outside) {
     CHECK(count_of(s, "<figure class=\"life") == 6 &&
           count_of(s, "<figure class=\"plot big\"") == 1);
     CHECK(count_of(s, "<tr>") == d.n_cells + 2 + d.n_pairs + 1 + d.audit->n_questions + 1);
-    CHECK(strstr(s, "With 12.5 % of the memory, <b>snapkv</b> answers only <b class") != NULL);
+    CHECK(strstr(s, "With 13 % of the memory, <b>snapkv</b> answers only <b class") != NULL);
     CHECK(strstr(s, "<b>window</b> answers") || strstr(s, "<b>streamingllm</b> answers"));
     CHECK(!d.failed);
     free(s); report_free(&d);

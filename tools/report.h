@@ -1164,6 +1164,14 @@ static int report_points_make(report_points *P, const report_data *d, int metric
     return 0;
 }
 static double report_acc(const report_point *p) { return p->value; }
+/* Does the point use about the leading budget's share of the full cache? Its bytes decide,
+   codec and all; without bytes the share that was asked for. The full cache itself does not. */
+static int report_near(const report_points *P, const report_point *p) {
+    if (!strcmp(p->method, "full") && p->budget >= 1) return 0;
+    if (p->bytes > 0 && p->full > 0)
+        return p->bytes <= 1.35 * P->budget * p->full && p->bytes >= 0.7 * P->budget * p->full;
+    return p->budget < 1 && fabs(p->budget - P->budget) < 1e-9;
+}
 
 /* --- pictures: accuracy against memory -------------------------------------------------------- */
 /* A panel in its own coordinates; CSS scales it. x: cache bytes, logarithmic, less to the right. */
@@ -1385,14 +1393,16 @@ static void report_forest(FILE *f, const report_points *P) {
     int i, k, n = 0;
     for (i = 0; i < P->n && n < 64; i++) {
         const report_point *p = &P->p[i];
-        if (!report_mate(p, m) || (p->budget < 1 && fabs(p->budget - P->budget) > 1e-9)) continue;
+        if (!report_mate(p, m) || (strcmp(p->method, "full") && !report_near(P, p)))
+            continue;
         for (k = n++; k > 0 && (row[k - 1]->budget >= 1 ? 2 : report_acc(row[k - 1])) <
                                (p->budget >= 1 ? 2 : report_acc(p)); k--) row[k] = row[k - 1];
         row[k] = p;
     }
     if (n < 2) return;
     fprintf(f,
-            "<figure class=\"forest\"><figcaption>At %s of the memory</figcaption><svg viewBox=\"0 "
+            "<figure class=\"forest\"><figcaption>At about %s of the memory</figcaption>"
+            "<svg viewBox=\"0 "
             "0 320 %d\" "
             "role=\"img\"><title>Accuracy of every recipe at this budget with its interval</title>",
             report_share(text, P->budget), 34 * n + 26);
@@ -2102,12 +2112,16 @@ static void report_audit_html(FILE *f, const report_audit *a) {
     fputs("</section>\n", f);
 }
 /* --- head, tables, the whole page ------------------------------------------------------------- */
+static const char *report_percent(char out[32], double x) { /* whole; a tenth below ten */
+    snprintf(out, 32, 100 * x < 9.95 ? "%.1f %%" : "%.0f %%", 100 * x);
+    return out;
+}
 static const report_point *report_pick(const report_points *P, int best) {
     const report_point *m = P->main >= 0 ? &P->p[P->main] : NULL, *found = NULL;
     int i;
     for (i = 0; m && i < P->n; i++) {
         const report_point *p = &P->p[i];
-        if (!report_mate(p, m) || fabs(p->budget - P->budget) > 1e-9 || p->budget >= 1) continue;
+        if (!report_mate(p, m) || !report_near(P, p)) continue;
         if (!found ||
             (best ? report_acc(p) > report_acc(found) : report_acc(p) < report_acc(found)))
             found = p;
@@ -2147,7 +2161,9 @@ static void report_lead(FILE *f, const report_data *d, const report_points *P) {
     if (best) {
         double lo, hi, low, high;
         const int well = !full || report_acc(best) >= 0.8 * report_acc(full);
-        fprintf(f, "With %s of the memory, ", report_share(text, best->budget));
+        fprintf(f, "With %s of the memory, ",
+                best->bytes > 0 && best->full > 0 ? report_percent(text, best->bytes / best->full)
+                                                  : report_share(text, best->budget));
         report_claim(f, best, well ? "still answers" : "answers only");
         fputs(" of the questions", f);
         report_wilson(best->right, best->asked, &lo, &high);
