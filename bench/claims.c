@@ -4,7 +4,8 @@
    from the numbers by the rule of its kind, which the output states. To add a claim, add a row.
 
    Build  make build/bench_claims          Run  make claims, or build/bench_claims --help
-   It uses the evaluation of `./kvmem eval` (tools/eval.h): the same contexts, questions and tests. */
+   It uses the evaluation of `./kvmem eval` (tools/eval.h): the same contexts, questions and tests.
+ */
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
 #endif
@@ -38,65 +39,73 @@ typedef struct claim {
 #define FLEXGEN "Sheng 2023, 2303.06865"
 static const claim claims[] = {
     /* sinks */
-    { "the first token draws attention far beyond its share", STREAMINGLLM, SINK, EVAL_PPL, 0, "full", NULL },
-    { "first tokens kept beside a window: better prediction", STREAMINGLLM, BETTER, EVAL_PPL, 0,
-      "streamingllm budget=@", "window budget=@" },
-    { "the same while a cache of 64 entries streams on", STREAMINGLLM, BETTER, EVAL_PPL, 0,
-      "streamingllm budget=64", "window budget=64" },
-    { "sinks alone, positions as in the text: better prediction", STREAMINGLLM, BETTER, EVAL_PPL, 0,
-      "window budget=@ sink=4", "window budget=@" },
-    { "first tokens kept beside a window: better answers", STREAMINGLLM, BETTER, EVAL_CONV, 0,
-      "streamingllm budget=@", "window budget=@" },
-    { "sinks let a model stream 4 million tokens", STREAMINGLLM, NOT_HERE, EVAL_PPL, 0,
-      "the default model knows positions up to 4096 only", NULL },
+    {"the first token draws attention far beyond its share", STREAMINGLLM, SINK, EVAL_PPL, 0,
+     "full", NULL},
+    {"first tokens kept beside a window: better prediction", STREAMINGLLM, BETTER, EVAL_PPL, 0,
+     "streamingllm budget=@", "window budget=@"},
+    {"the same while a cache of 64 entries streams on", STREAMINGLLM, BETTER, EVAL_PPL, 0,
+     "streamingllm budget=64", "window budget=64"},
+    {"sinks alone, positions as in the text: better prediction", STREAMINGLLM, BETTER, EVAL_PPL, 0,
+     "window budget=@ sink=4", "window budget=@"},
+    {"first tokens kept beside a window: better answers", STREAMINGLLM, BETTER, EVAL_CONV, 0,
+     "streamingllm budget=@", "window budget=@"},
+    {"sinks let a model stream 4 million tokens", STREAMINGLLM, NOT_HERE, EVAL_PPL, 0,
+     "the default model knows positions up to 4096 only", NULL},
     /* importance against recency */
-    { "accumulated attention keeps old facts, a window loses them", H2O, BETTER, EVAL_CONV, 0,
-      "h2o budget=@", "window budget=@" },
-    { "the newest query's attention keeps old facts", TOVA, BETTER, EVAL_CONV, 0,
-      "tova budget=@", "window budget=@" },
-    { "the last queries' attention keeps old facts", SNAPKV, BETTER, EVAL_CONV, 0,
-      "snapkv budget=@", "window budget=@" },
-    { "accumulated attention keeps what is asked for", H2O, BETTER, EVAL_CONV, 1,
-      "h2o budget=@", "window budget=@" },
-    { "the newest query's attention keeps what is asked for", TOVA, BETTER, EVAL_CONV, 1,
-      "tova budget=@", "window budget=@" },
-    { "the last queries' attention keeps what is asked for", SNAPKV, BETTER, EVAL_CONV, 1,
-      "snapkv budget=@", "window budget=@" },
-    { "heavy hitters predict better than a window", H2O, BETTER, EVAL_PPL, 0,
-      "h2o budget=@", "window budget=@" },
-    { "half heavy hitters, half recent: better than hitters alone", H2O, BETTER, EVAL_CONV, 0,
-      "h2o budget=@", "h2o budget=@ recent=0" },
-    { "pooling over neighbours helps", SNAPKV, BETTER, EVAL_CONV, 1,
-      "snapkv budget=@", "score=snapkv(kernel=1) budget=@ recent=32 when=prompt" },
-    { "generation up to 29 times as fast at the same hardware", H2O, NOT_HERE, EVAL_PPL, 0,
-      "the claim is about offloading on a GPU server", NULL },
+    {"accumulated attention keeps old facts, a window loses them", H2O, BETTER, EVAL_CONV, 0,
+     "h2o budget=@", "window budget=@"},
+    {"the newest query's attention keeps old facts", TOVA, BETTER, EVAL_CONV, 0, "tova budget=@",
+     "window budget=@"},
+    {"the last queries' attention keeps old facts", SNAPKV, BETTER, EVAL_CONV, 0, "snapkv budget=@",
+     "window budget=@"},
+    {"accumulated attention keeps what is asked for", H2O, BETTER, EVAL_CONV, 1, "h2o budget=@",
+     "window budget=@"},
+    {"the newest query's attention keeps what is asked for", TOVA, BETTER, EVAL_CONV, 1,
+     "tova budget=@", "window budget=@"},
+    {"the last queries' attention keeps what is asked for", SNAPKV, BETTER, EVAL_CONV, 1,
+     "snapkv budget=@", "window budget=@"},
+    {"heavy hitters predict better than a window", H2O, BETTER, EVAL_PPL, 0, "h2o budget=@",
+     "window budget=@"},
+    {"half heavy hitters, half recent: better than hitters alone", H2O, BETTER, EVAL_CONV, 0,
+     "h2o budget=@", "h2o budget=@ recent=0"},
+    {"pooling over neighbours helps", SNAPKV, BETTER, EVAL_CONV, 1, "snapkv budget=@",
+     "score=snapkv(kernel=1) budget=@ recent=32 when=prompt"},
+    {"generation up to 29 times as fast at the same hardware", H2O, NOT_HERE, EVAL_PPL, 0,
+     "the claim is about offloading on a GPU server", NULL},
     /* the question before or after compressing */
-    { "h2o needs the question to choose well", H2O, KNOWN, EVAL_CONV, 1, "h2o budget=@", NULL },
-    { "tova needs the question to choose well", TOVA, KNOWN, EVAL_CONV, 1, "tova budget=@", NULL },
-    { "snapkv needs the question to choose well", SNAPKV, KNOWN, EVAL_CONV, 1, "snapkv budget=@", NULL },
-    { "pyramidkv needs the question to choose well", PYRAMIDKV, KNOWN, EVAL_CONV, 1,
-      "pyramidkv budget=@", NULL },
+    {"h2o needs the question to choose well", H2O, KNOWN, EVAL_CONV, 1, "h2o budget=@", NULL},
+    {"tova needs the question to choose well", TOVA, KNOWN, EVAL_CONV, 1, "tova budget=@", NULL},
+    {"snapkv needs the question to choose well", SNAPKV, KNOWN, EVAL_CONV, 1, "snapkv budget=@",
+     NULL},
+    {"pyramidkv needs the question to choose well", PYRAMIDKV, KNOWN, EVAL_CONV, 1,
+     "pyramidkv budget=@", NULL},
     /* budgets of layers; only the budget stage differs */
-    { "more entries for lower layers help (question unknown)", PYRAMIDKV, BETTER, EVAL_CONV, 0,
-      "pyramidkv budget=@", "pyramidkv budget=uniform(@)" },
-    { "more entries for lower layers help (question known)", PYRAMIDKV, BETTER, EVAL_CONV, 1,
-      "pyramidkv budget=@", "pyramidkv budget=uniform(@)" },
-    { "pyramidkv answers better than snapkv", PYRAMIDKV, BETTER, EVAL_CONV, 1,
-      "pyramidkv budget=@", "snapkv budget=@" },
+    {"more entries for lower layers help (question unknown)", PYRAMIDKV, BETTER, EVAL_CONV, 0,
+     "pyramidkv budget=@", "pyramidkv budget=uniform(@)"},
+    {"more entries for lower layers help (question known)", PYRAMIDKV, BETTER, EVAL_CONV, 1,
+     "pyramidkv budget=@", "pyramidkv budget=uniform(@)"},
+    {"the same with 16 entries", PYRAMIDKV, BETTER, EVAL_CONV, 1, "pyramidkv budget=16",
+     "pyramidkv budget=uniform(16)"},
+    {"pyramidkv answers better than snapkv", PYRAMIDKV, BETTER, EVAL_CONV, 1, "pyramidkv budget=@",
+     "snapkv budget=@"},
     /* floors */
-    { "the newest tokens predict better than random ones", "-", BETTER, EVAL_PPL, 0,
-      "window budget=@", "score=random budget=@ when=block" },
-    { "the newest tokens answer better than random ones", "-", BETTER, EVAL_CONV, 0,
-      "window budget=@", "score=random budget=@ when=block" },
-    { "keys with a small norm matter: prediction", KNORM, BETTER, EVAL_PPL, 0,
-      "score=knorm budget=@ when=prompt", "score=random budget=@ when=prompt" },
-    { "keys with a small norm matter: answers", KNORM, BETTER, EVAL_CONV, 0,
-      "score=knorm budget=@ when=prompt", "score=random budget=@ when=prompt" },
+    {"the newest tokens predict better than random ones", "-", BETTER, EVAL_PPL, 0,
+     "window budget=@", "score=random budget=@ when=block"},
+    {"the newest tokens answer better than random ones", "-", BETTER, EVAL_CONV, 0,
+     "window budget=@", "score=random budget=@ when=block"},
+    {"keys with a small norm matter: prediction", KNORM, BETTER, EVAL_PPL, 0,
+     "score=knorm budget=@ when=prompt", "score=random budget=@ when=prompt"},
+    {"keys with a small norm matter: answers", KNORM, BETTER, EVAL_CONV, 0,
+     "score=knorm budget=@ when=prompt", "score=random budget=@ when=prompt"},
     /* codecs */
-    { "8 bits a value lose little: prediction", FLEXGEN, CLOSE, EVAL_PPL, 0, "full codec=q8_0", "full" },
-    { "8 bits a value lose little: answers", FLEXGEN, CLOSE, EVAL_CONV, 0, "full codec=q8_0", "full" },
-    { "4 bits a value lose little: prediction", FLEXGEN, CLOSE, EVAL_PPL, 0, "full codec=q4_0", "full" },
-    { "4 bits a value lose little: answers", FLEXGEN, CLOSE, EVAL_CONV, 0, "full codec=q4_0", "full" } };
+    {"8 bits a value lose little: prediction", FLEXGEN, CLOSE, EVAL_PPL, 0, "full codec=q8_0",
+     "full"},
+    {"8 bits a value lose little: answers", FLEXGEN, CLOSE, EVAL_CONV, 0, "full codec=q8_0",
+     "full"},
+    {"4 bits a value lose little: prediction", FLEXGEN, CLOSE, EVAL_PPL, 0, "full codec=q4_0",
+     "full"},
+    {"4 bits a value lose little: answers", FLEXGEN, CLOSE, EVAL_CONV, 0, "full codec=q4_0",
+     "full"}};
 enum { N_CLAIMS = sizeof claims / sizeof *claims };
 
 /* What counts as little, as many and as too few; stated in the output. */
@@ -136,7 +145,8 @@ static int add_recipe(claim_run *r, const char *text) {
 static int contains(const char *text, const char *word) { /* letters of any case */
     size_t i;
     for (; text && *text; text++) {
-        for (i = 0; word[i] && tolower((unsigned char)text[i]) == tolower((unsigned char)word[i]);) i++;
+        for (i = 0; word[i] && tolower((unsigned char)text[i]) == tolower((unsigned char)word[i]);)
+            i++;
         if (!word[i]) return 1;
     }
     return 0;
@@ -183,7 +193,8 @@ static const eval_cell *cell_of(const claim_run *r, const char *recipe) {
 /* Probability on position 0 from the queries of the second half of each text, mean over heads:
    mean over the lanes (a value for each text), by layer, lanes above 0.3 (Gu 2024, 2410.10781). */
 static int measure_sink(eval *e, double *mean, double *layer, int *above, double *even) {
-    const int L = e->l.model.n_layers, G = e->l.model.n_kv_heads, n = e->r.group[0].ctx, half = n / 2;
+    const int L = e->l.model.n_layers, G = e->l.model.n_kv_heads, n = e->r.group[0].ctx,
+              half = n / 2;
     double *lane = (double *)grow(NULL, (size_t)(L * G), sizeof *lane);
     float *acc = (float *)grow(NULL, (size_t)n, sizeof *acc);
     kvmem_recipe recipe;
@@ -249,8 +260,8 @@ static void judge_sink(claim_result *r, eval *e) {
         n = snprintf(r->more, sizeof r->more, "layers");
         for (l = 0; l < e->l.model.n_layers && n < (int)sizeof r->more - 40; l++)
             n += snprintf(r->more + n, sizeof r->more - (size_t)n, " %.1f", 100 * layer[l]);
-        snprintf(r->more + n, sizeof r->more - (size_t)n, " %%; %d of %d KV heads above 30 %%", above,
-                 e->l.model.n_layers * e->l.model.n_kv_heads);
+        snprintf(r->more + n, sizeof r->more - (size_t)n, " %%; %d of %d KV heads above 30 %%",
+                 above, e->l.model.n_layers * e->l.model.n_kv_heads);
         verdict(r, r->of_first.lo > times_even * r->second ? "reproduced"
                    : r->of_first.hi < r->second            ? "reversed"
                                                            : "not seen");
@@ -283,7 +294,8 @@ static void judge_answers(claim_result *r, const claim *c, const eval_cell *a, c
     else verdict(r, "not seen");
 }
 /* Perplexities; the difference is in nats a token, second - first. */
-static void judge_prediction(claim_result *r, const claim *c, const eval_cell *a, const eval_cell *b) {
+static void judge_prediction(claim_result *r, const claim *c, const eval_cell *a,
+                             const eval_cell *b) {
     const interval w = bootstrap(a->nll, a->n_s), x = bootstrap(b->nll, b->n_s);
     double *d = (double *)grow(NULL, (size_t)a->n_s, sizeof *d);
     int i;
@@ -300,7 +312,9 @@ static void judge_prediction(claim_result *r, const claim *c, const eval_cell *a
     r->p = -1;
     if (r->n < 2) verdict(r, "not testable here: one text has no interval");
     else if (c->kind == CLOSE)
-        verdict(r, r->of_diff.lo > -little_nll ? "reproduced" : r->of_diff.hi < -little_nll ? "reversed" : "not seen");
+        verdict(r, r->of_diff.lo > -little_nll   ? "reproduced"
+                   : r->of_diff.hi < -little_nll ? "reversed"
+                                                 : "not seen");
     else verdict(r, r->of_diff.lo > 0 ? "reproduced" : r->of_diff.hi < 0 ? "reversed" : "not seen");
     free(d);
 }
@@ -315,7 +329,8 @@ static void judge(claim_result *r, int i) {
     b = c->kind == KNOWN ? cell_of(&runs[c->suite][0], filled[i][0]) : cell_of(run, filled[i][1]);
     full = cell_of(&runs[c->suite][c->kind == KNOWN ? 0 : c->aware], "full");
     if (!a || !b || !full) verdict(r, "failed: a recipe was not run");
-    else if (a->error[0] || b->error[0]) verdict(r, "failed: %s", a->error[0] ? a->error : b->error);
+    else if (a->error[0] || b->error[0])
+        verdict(r, "failed: %s", a->error[0] ? a->error : b->error);
     else if (c->suite == EVAL_PPL) judge_prediction(r, c, a, b);
     else judge_answers(r, c, a, b, full);
 }
@@ -348,16 +363,21 @@ static void difference(char *to, size_t size, const claim *c, const claim_result
     snprintf(to, size, nats ? "%+.4f [%+.4f, %+.4f]" : "%+.1f [%+.1f, %+.1f]", k * r->diff,
              k * r->of_diff.lo, k * r->of_diff.hi);
 }
-typedef struct claim_texts { char where[120], name[2][80], fig[2][80], diff[80], p[40]; } claim_texts;
+typedef struct claim_texts {
+    char where[120], name[2][80], fig[2][80], diff[80], p[40];
+} claim_texts;
 static void texts_of(claim_texts *t, const args *a, const claim *c, const claim_result *r) {
     char buf[80];
     const int none = c->kind == NOT_HERE || !strncmp(r->verdict, "failed", 6);
-    const char *known = c->suite == EVAL_PPL ? "" : c->kind == KNOWN ? "" : c->aware ? ", question known"
-                                                                                      : ", question unknown";
+    const char *known = c->suite == EVAL_PPL ? ""
+                        : c->kind == KNOWN   ? ""
+                        : c->aware           ? ", question known"
+                                             : ", question unknown";
     memset(t, 0, sizeof *t);
     if (none) return;
     snprintf(t->where, sizeof t->where, "%s %s%s%s%s, n %d", eval_suites[c->suite].word, a->lengths,
-             strchr(c->first, '@') ? ", " : "", strchr(c->first, '@') ? a->budgets : "", known, r->n);
+             strchr(c->first, '@') ? ", " : "", strchr(c->first, '@') ? a->budgets : "", known,
+             r->n);
     snprintf(t->name[0], sizeof *t->name, "%s", short_name(c, 0, buf, sizeof buf));
     snprintf(t->name[1], sizeof *t->name, "%s", short_name(c, 1, buf, sizeof buf));
     figure(t->fig[0], sizeof *t->fig, c, r->first, r->of_first);
@@ -367,24 +387,37 @@ static void texts_of(claim_texts *t, const args *a, const claim *c, const claim_
 }
 static void show_rule(const args *a, const char *line) {
     int s, k;
-    put("%smodel %s; contexts of %s tokens, seeds %lld to %lld; @ = %s of the tokens; [95 %% intervals]\n", line,
-        runs[EVAL_CONV][0].used ? runs[EVAL_CONV][0].e.a->model : a->model ? a->model : DEFAULT_MODEL, a->lengths,
-        (long long)a->seed, (long long)(a->seed + a->seeds - 1), a->budgets);
+    put("%smodel %s; contexts of %s tokens, seeds %lld to %lld; @ = %s of the tokens; [95 %% "
+        "intervals]\n",
+        line,
+        runs[EVAL_CONV][0].used ? runs[EVAL_CONV][0].e.a->model
+        : a->model              ? a->model
+                                : DEFAULT_MODEL,
+        a->lengths, (long long)a->seed, (long long)(a->seed + a->seeds - 1), a->budgets);
     for (s = 0; s < EVAL_SUITES; s++)
         for (k = 0; k < 2; k++) {
             const eval_cell *c = runs[s][k].used ? cell_of(&runs[s][k], "full") : NULL;
             if (!c || c->error[0] || (k && runs[s][0].used)) continue;
-            if (s == EVAL_PPL) put("%sfull cache, %s: ppl %.3f\n", line, eval_suites[s].word, exp(mean_of(c->nll, c->n_s)));
+            if (s == EVAL_PPL)
+                put("%sfull cache, %s: ppl %.3f\n", line, eval_suites[s].word,
+                    exp(mean_of(c->nll, c->n_s)));
             else put("%sfull cache, %s: %.1f %% of %d right\n", line, eval_suites[s].word,
                      100.0 * c->n_right / (c->n_q ? c->n_q : 1), c->n_q);
         }
-    put("%sreproduced  accuracy: exact McNemar p < 0.05 on the same questions, in the claimed direction;\n", line);
-    put("%s            perplexity: 95 %% paired bootstrap interval over texts of the difference (nats) beyond 0;\n", line);
-    put("%s            \"lose little\": loss below %.0f points, or %.2f nats, with its whole interval;\n", line,
-        100 * little_accuracy, little_nll);
-    put("%s            first token: interval of its probability above %.0f times the even share\n", line, times_even);
+    put("%sreproduced  accuracy: exact McNemar p < 0.05 on the same questions, in the claimed "
+        "direction;\n",
+        line);
+    put("%s            perplexity: 95 %% paired bootstrap interval over texts of the difference "
+        "(nats) beyond 0;\n",
+        line);
+    put("%s            \"lose little\": loss below %.0f points, or %.2f nats, with its whole "
+        "interval;\n",
+        line, 100 * little_accuracy, little_nll);
+    put("%s            first token: interval of its probability above %.0f times the even share\n",
+        line, times_even);
     put("%sreversed    the same, in the other direction; not seen: neither\n", line);
-    put("%snot testable here: says why; always if the full cache answers less than %.0f %%\n", line, 100 * needs);
+    put("%snot testable here: says why; always if the full cache answers less than %.0f %%\n", line,
+        100 * needs);
 }
 static void show_grid(const args *a, const claim_result *r) {
     claim_texts t;
@@ -490,7 +523,8 @@ static int cmd_claims(const args *given) {
 static const option claims_options[] = {
     O_DEFAULT_MODEL,
     O_TEXT_OF("--ctx", lengths, "N", "1k", "length of every context in tokens"),
-    O_TEXT_OF("--budget", budgets, "AMOUNT", "12.5%", "what recipes may keep unless the row says it"),
+    O_TEXT_OF("--budget", budgets, "AMOUNT", "12.5%",
+              "what recipes may keep unless the row says it"),
     O_INT("--seeds", seeds, "N", "16", 1, 100000, "contexts of each suite"),
     O_INT("--questions", questions, "N", "0", 0, 1000, "about each context; 0: the suite's number"),
     O_INT("--seed", seed, "S", "1", 0, 9e15, "the first seed"),
@@ -498,7 +532,10 @@ static const option claims_options[] = {
     O_FLAG("--quick", stream, "3 contexts of 512 tokens: does everything run?"),
     O_FLAG("--csv", csv, "print CSV, a line a claim"),
     O_FLAG("--md", md, "print a markdown table"),
-    O_READ_BLOCK, O_THREADS, O_BACKEND, O_END };
+    O_READ_BLOCK,
+    O_THREADS,
+    O_BACKEND,
+    O_END};
 static const command claims_command = {
     "claims", cmd_claims, claims_options, 0, 0, "[-m MODEL] [options]",
     "published claims about KV caches, measured on a small model",

@@ -7,8 +7,8 @@
    so, recipes that reduce once have done it), and answered greedily. An answer is right if all of
    its tokens are. With --question-aware the context is only PREFILL and the question ends the
    prompt, so that it takes part in the choice; its last token is then read again, as the logits at
-   the prompt's end still come from the whole cache. The perplexity suite feeds the first half as prompt
-   and scores the second token by token beside the full cache.
+   the prompt's end still come from the whole cache. The perplexity suite feeds the first half as
+   prompt and scores the second token by token beside the full cache.
 
    Everything counted goes into one eval_result, which the table, JSON, CSV and the report read.
    Included by kvmem.c, whose output, options and loading it uses. */
@@ -417,9 +417,9 @@ static int cell_answer(eval *e, eval_cell *c, kvmem_session *s, const corpus_pro
     }
     return right;
 }
-/* The question, until the logits that the answer begins with. Those of a prompt's last token are made
-   before the prompt's end compresses; if the question is in the prompt, this token is taken back and
-   read again, so that the answer's first word, too, comes from what the recipe has kept. */
+/* The question, until the logits that the answer begins with. Those of a prompt's last token are
+   made before the prompt's end compresses; if the question is in the prompt, this token is taken
+   back and read again, so that the answer's first word, too, comes from what the recipe kept. */
 static int cell_read(const eval *e, eval_cell *c, kvmem_session *s, const corpus_prompt *q,
                      eval_sum *time) {
     const int64_t at = s->cache.tokens;
