@@ -4,8 +4,8 @@
    KV head. kvmem keeps that memory for you: in pages that can be compressed, evicted, quantized,
    copied, saved and audited, under a hard byte limit, by a method that one line of text names.
    On top of it sits a decoder that runs real checkpoints (GGUF, llama2.c), built only from the
-   memory layer's public calls. No dependency but libc and libm; OpenMP is used where the compiler
-   has it switched on.
+   memory layer's public calls, and, behind KVMEM_TRAIN, a trainer for small models. No dependency but
+   libc and libm; OpenMP is used where the compiler has it switched on.
 
    QUICK START
      Do this in exactly one C or C++ file:

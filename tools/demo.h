@@ -140,6 +140,7 @@ static int demo_plan(eval *e, char *buf, size_t size) {
     if (e->n_budgets != 1) return misuse("--budget %s: one budget is played", a->budgets);
     if ((status = plan_methods(e)) != OK) return status;
     plan_group(e, EVAL_CONV, ctx, 1);
+    e->r.shown = 1;
     for (m = 0; m < e->r.n_methods; m++)
         plan_cell(e, 0, m, own_budget(e->r.method[m]) ? NULL : e->budget[0]);
     e->cfg = kvmem_session_config_default();

@@ -64,6 +64,7 @@ typedef struct eval_result {
     eval_cell *cell;            /* a group's cells are neighbours, by method, then budget */
     int n_cells;
     int seeds, questions, depths, aware;
+    int shown; /* 1 + group whose first conversation the report shows; 0: the shortest */
     int64_t seed;
     double seconds;
 } eval_result;

@@ -711,7 +711,7 @@ static void audit_run(eval *e, report_audit *a, const eval_cell *of) {
     e->r.aware = was_aware;
     free(c.right);
 }
-/* The first conversation at the shortest length, under every recipe at one budget (the one nearest
+/* The first conversation, at the shortest length if none is named, under every recipe at one budget (the one nearest
    to an eighth), or under the recipes of --audit. */
 static int show_conversation(eval *e, report_data *d) {
     const eval_group *g = NULL;
@@ -720,6 +720,7 @@ static int show_conversation(eval *e, report_data *d) {
     for (i = 0; i < e->r.n_groups; i++)
         if (e->r.group[i].suite == EVAL_CONV && (!g || e->r.group[i].ctx < g->ctx))
             g = e->r.group + i;
+    if (e->r.shown) g = e->r.group + e->r.shown - 1;
     if (!g) return OK;
     if ((status = make_stream(e, g, 0)) != OK) return status;
     a = audit_begin(e, d);
