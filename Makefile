@@ -40,7 +40,7 @@ test: ## build and run every test; the last line is `N passed, N failed`
 	@B=$(B) KVMEM=$(B)/kvmem CC="$(CC)" JOBS=$(JOBS) sh tools/runtests.sh $(SCRIPTS) $(TESTS)
 list-tests:
 	@echo $(TESTS)
-testbins: $(if $(filter build,$(B)),kvmem) $(B)/kvmem $(TESTS) $(EXAMPLES) $(FUZZ) $(TOOLS)
+testbins: $(if $(filter build,$(B)),kvmem) $(B)/kvmem $(TESTS) $(EXAMPLES) $(FUZZ) $(TOOLS) $(B)/bench_claims
 
 check: kvmem $(EXAMPLES) $(TOOLS) ## every way to include the header, gcc and clang, C and C++, all options; symbols, contents, tables
 	@B=$(B) CC="$(CC)" FULL=1 JOBS=$(JOBS) sh tools/runtests.sh tests/header.sh tests/projects.sh tests/readme.sh

@@ -35,7 +35,7 @@ bytes_match() {
     sh tools/bytes.sh > "$TMP/bytes" && diff "$TMP/bytes" "$TMP/rows"
 }
 targets_exist() {
-    grep -oE '(^|`)make [a-z]+' README.md | tr -d '`' | sort -u | while read -r _ t; do
+    grep -oE '(^|`)make [a-z-]+' README.md | tr -d '`' | sort -u | while read -r _ t; do
         make -n "$t" > /dev/null 2>&1 || { echo "no make $t"; exit 1; }
     done
 }

@@ -1164,13 +1164,23 @@ static int report_points_make(report_points *P, const report_data *d, int metric
     return 0;
 }
 static double report_acc(const report_point *p) { return p->value; }
+/* How far it is from there, as the log of a factor. */
+static double report_off(const report_points *P, const report_point *p) {
+    return fabs(log(p->bytes / (P->budget * p->full)));
+}
 /* Does the point use about the leading budget's share of the full cache? Its bytes decide,
    codec and all; without bytes the share that was asked for. The full cache itself does not. */
 static int report_near(const report_points *P, const report_point *p) {
+    int i;
     if (!strcmp(p->method, "full") && p->budget >= 1) return 0;
-    if (p->bytes > 0 && p->full > 0)
-        return p->bytes <= 1.35 * P->budget * p->full && p->bytes >= 0.7 * P->budget * p->full;
-    return p->budget < 1 && fabs(p->budget - P->budget) < 1e-9;
+    if (!(p->bytes > 0 && p->full > 0)) return p->budget < 1 && fabs(p->budget - P->budget) < 1e-9;
+    if (p->bytes > 1.35 * P->budget * p->full || p->bytes < 0.7 * P->budget * p->full) return 0;
+    for (i = 0; i < P->n; i++) { /* of a method's points only the nearest */
+        const report_point *o = &P->p[i];
+        if (report_mate(o, p) && !strcmp(o->method, p->method) && o->bytes > 0 &&
+            report_off(P, o) < report_off(P, p)) return 0;
+    }
+    return 1;
 }
 
 /* --- pictures: accuracy against memory -------------------------------------------------------- */
