@@ -109,8 +109,8 @@ CORPUS__FN const char *corpus_word(int id);
 /* The bytes of a token (0 for special ones); out holds at least 16. */
 CORPUS__FN int corpus_text(int id, char *out);
 CORPUS__FN int corpus_is_held_out(int person, int attr, int value);
-/* Writes the tokenizer's keys of a GGUF file. The stream's <|bos|> is not added to a text by
-   itself (add_bos_token is false): write it in front. */
+/* Writes the tokenizer's keys of a GGUF file; <|bos|> is added in front of a text, as every stream
+   begins with it. */
 CORPUS__FN void corpus_write_vocab(gguf_writer *g);
 /* Ids of words: of a person inside a line, an attribute or relation (0..9), a value. */
 CORPUS__FN int corpus_person_id(int person);
@@ -343,7 +343,7 @@ CORPUS__FN void corpus_write_vocab(gguf_writer *g) {
     }
     gguf_kv_u32(g, "tokenizer.ggml.bos_token_id", CORPUS_BOS);
     gguf_kv_u32(g, "tokenizer.ggml.eos_token_id", CORPUS_EOT);
-    gguf_kv_bool(g, "tokenizer.ggml.add_bos_token", 0);
+    gguf_kv_bool(g, "tokenizer.ggml.add_bos_token", 1);
 }
 
 /* --- random numbers -------------------------------------------------------------------------- */
