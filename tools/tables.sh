@@ -13,7 +13,7 @@ RECIPES="--kv window --kv streamingllm --kv h2o --kv tova --kv snapkv --kv pyram
 RECIPES="$RECIPES --kv \"score=random when=prompt\""
 command_of() {
     case $1 in
-    targets) echo "./kvmem eval --suite conv,order,copy --ctx 1k,2k,4k --kv full --questions 26 --seeds ${SEEDS:-30} --md" ;;
+    targets) echo "./kvmem eval --suite conv,order,copy --ctx 1k,2k,4k --kv full --questions 26 --seeds ${SEEDS:-60} --md" ;;
     recipes) echo "./kvmem eval --suite conv --ctx 2k --budgets 12.5% $RECIPES --seeds ${SEEDS:-20} --md" ;;
     aware) echo "./kvmem eval --suite conv --ctx 2k --budgets 12.5% $RECIPES --seeds ${SEEDS:-20} --question-aware --md" ;;
     claims) echo "build/bench_claims --md${SEEDS:+ --seeds $SEEDS}" ;;
