@@ -31,7 +31,7 @@ kvmem: $(B)/kvmem
 run: kvmem ## play the main job: one long conversation, four memories of it; writes report.html (MODEL= REPORT=)
 	./kvmem demo -m $(MODEL) --report $(REPORT)
 
-train-tiny: $(B)/train ## train the default model anew from its seed (TINY= the file to write; takes about 40 minutes)
+train-tiny: $(B)/train ## train the default model anew from its seed (TINY= the file to write; estimated at an hour on two cores)
 	$(B)/train -o $(TINY) --checkpoint $(B)/tiny.ckpt --every 100
 TINY ?= build/tiny.gguf
 

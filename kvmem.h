@@ -12651,9 +12651,7 @@ static void kvmem__train_linear_back(const kvmem_trainer *t, int param, const fl
 
 /* ---- RMS norm ----
    y = r x w with r = 1/sqrt(mean x^2 + eps):  dx = r (w dy) - r^3/d x sum(x w dy),  dw = sum over rows r x dy. */
-static void kvmem__train_norm_row(const kvmem_trainer *t, const float *x, const float *w, const float *dy, float *dx,
-                                  int d, int add, float *r_out) {
-    const float r = 1 / sqrtf(t->config.backend->dot(x, x, d) / (float)d + t->config.norm_eps);
+static void kvmem__train_norm_row(const float *x, const float *w, const float *dy, float *dx, int d, int add, float r) {
     float s = 0;
     int j;
     for (j = 0; j < d; j++) s += x[j] * w[j] * dy[j];
@@ -12662,7 +12660,6 @@ static void kvmem__train_norm_row(const kvmem_trainer *t, const float *x, const 
         for (j = 0; j < d; j++) dx[j] += r * w[j] * dy[j] - s * x[j];
     else
         for (j = 0; j < d; j++) dx[j] = r * w[j] * dy[j] - s * x[j];
-    *r_out = r;
 }
 /* Rows x, dy, dx (n, d). dx += (add) or =; dx may be dy. inv (n): scratch. */
 static void kvmem__train_norm_back(const kvmem_trainer *t, int param, const float *x, const float *dy, float *dx, int n,
@@ -12696,7 +12693,7 @@ static void kvmem__train_norm_back(const kvmem_trainer *t, int param, const floa
 #endif
     for (i = 0; i < n; i++) {
         const size_t at = (size_t)i * (size_t)d;
-        kvmem__train_norm_row(t, x + at, p->w, dy + at, dx + at, d, add, &inv[i]);
+        kvmem__train_norm_row(x + at, p->w, dy + at, dx + at, d, add, inv[i]);
     }
 }
 

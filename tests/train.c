@@ -523,18 +523,8 @@ static memory_file gguf_of(const kvmem_trainer *t, const char *type_name) {
     int i, r;
     memset(&g, 0, sizeof g);
     strcpy(g.arch, c->qk_norm ? "qwen3" : "llama");
-    gguf_kv_str(&g, "general.architecture", g.arch);
-    gguf_kv_u32(&g, ".context_length", 512);
-    gguf_kv_u32(&g, ".embedding_length", c->n_embd);
-    gguf_kv_u32(&g, ".block_count", c->n_layers);
-    gguf_kv_u32(&g, ".feed_forward_length", c->n_ff);
-    gguf_kv_u32(&g, ".attention.head_count", c->n_heads);
-    gguf_kv_u32(&g, ".attention.head_count_kv", c->n_kv_heads);
-    gguf_kv_u32(&g, ".attention.key_length", c->head_dim);
-    gguf_kv_u32(&g, ".attention.value_length", c->head_dim);
-    gguf_kv_u32(&g, ".rope.dimension_count", c->head_dim);
-    gguf_kv_f32(&g, ".rope.freq_base", c->rope_base);
-    gguf_kv_f32(&g, ".attention.layer_norm_rms_epsilon", (double)c->norm_eps);
+    gguf_kv_llama(&g, 512, c->n_embd, c->n_layers, c->n_ff, c->n_heads, c->n_kv_heads,
+                  c->head_dim, c->rope_base, (double)c->norm_eps);
     for (i = 0; i < t->n_params; i++) {
         const kvmem_weight *p = &t->param[i];
         uint64_t ne[2];

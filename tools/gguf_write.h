@@ -240,6 +240,23 @@ GGUF__FN void gguf_head(gguf_writer *g, gguf_write_fn write, void *user) {
     gguf_put(g, g->buf, g->len);
     gguf__pad(g, sizeof head + g->len);
 }
+/* The shape's keys of a llama-like model, in the writer's architecture; heads have head_dim
+   channels, all of them rotated. */
+GGUF__FN void gguf_kv_llama(gguf_writer *g, int ctx, int embd, int layers, int ff, int heads,
+                            int kv_heads, int head_dim, double rope_base, double norm_eps) {
+    gguf_kv_str(g, "general.architecture", g->arch);
+    gguf_kv_u32(g, ".context_length", ctx);
+    gguf_kv_u32(g, ".embedding_length", embd);
+    gguf_kv_u32(g, ".block_count", layers);
+    gguf_kv_u32(g, ".feed_forward_length", ff);
+    gguf_kv_u32(g, ".attention.head_count", heads);
+    gguf_kv_u32(g, ".attention.head_count_kv", kv_heads);
+    gguf_kv_u32(g, ".attention.key_length", head_dim);
+    gguf_kv_u32(g, ".attention.value_length", head_dim);
+    gguf_kv_u32(g, ".rope.dimension_count", head_dim);
+    gguf_kv_f32(g, ".rope.freq_base", rope_base);
+    gguf_kv_f32(g, ".attention.layer_norm_rms_epsilon", norm_eps);
+}
 /* After the last byte of tensor i. */
 GGUF__FN void gguf_end(gguf_writer *g, int i) {
     if (!g->failed) gguf__pad(g, g->t[i].bytes);

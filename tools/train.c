@@ -43,7 +43,7 @@ typedef struct train_state {
     int n_stages;
     uint64_t seed;
     double lr, floor, decay, clip, beta2;
-    int warmup, every, last_only;
+    int warmup, every;
     const char *out, *type, *checkpoint, *snapshot, *from, *init;
     int resume, quiet, speed, n_ctx;
     corpus_stream stream;
@@ -261,21 +261,11 @@ static int train_write_gguf(const train_state *s, const char *path) {
     if (!f) return 2;
     memset(&g, 0, sizeof g);
     strcpy(g.arch, c->qk_norm ? "qwen3" : "llama");
-    gguf_kv_str(&g, "general.architecture", g.arch);
+    gguf_kv_llama(&g, s->n_ctx, c->n_embd, c->n_layers, c->n_ff, c->n_heads, c->n_kv_heads,
+                  c->head_dim, c->rope_base, (double)c->norm_eps);
     gguf_kv_str(&g, "general.name", "kvmem tiny");
     gguf_kv_u32(&g, "general.file_type", wanted->id == 1 ? 1 : wanted->id == 8 ? 7 : 0);
     gguf_kv_u32(&g, ".vocab_size", c->n_vocab);
-    gguf_kv_u32(&g, ".context_length", s->n_ctx);
-    gguf_kv_u32(&g, ".embedding_length", c->n_embd);
-    gguf_kv_u32(&g, ".block_count", c->n_layers);
-    gguf_kv_u32(&g, ".feed_forward_length", c->n_ff);
-    gguf_kv_u32(&g, ".attention.head_count", c->n_heads);
-    gguf_kv_u32(&g, ".attention.head_count_kv", c->n_kv_heads);
-    gguf_kv_u32(&g, ".attention.key_length", c->head_dim);
-    gguf_kv_u32(&g, ".attention.value_length", c->head_dim);
-    gguf_kv_u32(&g, ".rope.dimension_count", c->head_dim);
-    gguf_kv_f32(&g, ".rope.freq_base", c->rope_base);
-    gguf_kv_f32(&g, ".attention.layer_norm_rms_epsilon", (double)c->norm_eps);
     corpus_write_vocab(&g);
     for (i = 0; i < s->t.n_params; i++) {
         const kvmem_weight *p = &s->t.param[i];
@@ -408,8 +398,8 @@ static int train_load(train_state *s) {
 
 /* --- initial weights ------------------------------------------------------------------------- */
 
-/* Random weights find the look-up circuit (an induction head, Olsson 2022, arXiv 2209.11895) only
-   after millions of tokens. This start has its rough shape and leaves the rest to training, in the
+/* Random weights had not found the look-up circuit (an induction head, Olsson 2022, arXiv
+   2209.11895) after 1.3 million tokens of the first stage (--init random --lr 0.002). This start has its rough shape and leaves the rest to training, in the
    spirit of mimetic initialization (Trockman and Kolter 2023, arXiv 2305.09828). The first half of
    the residual stream holds the token: random directions, and a constant in its last 8 coordinates.
    In layer 0 head h looks h + 1 tokens back, by RoPE's fast channels and the constant, and writes a
