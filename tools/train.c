@@ -399,7 +399,8 @@ static int train_load(train_state *s) {
 /* --- initial weights ------------------------------------------------------------------------- */
 
 /* Random weights had not found the look-up circuit (an induction head, Olsson 2022, arXiv
-   2209.11895) after 1.3 million tokens of the first stage (--init random --lr 0.002). This start has its rough shape and leaves the rest to training, in the
+   2209.11895) after 1.3 million tokens of the first stage (--init random --lr 0.002).
+   This start has its rough shape and leaves the rest to training, in the
    spirit of mimetic initialization (Trockman and Kolter 2023, arXiv 2305.09828). The first half of
    the residual stream holds the token: random directions, and a constant in its last 8 coordinates.
    In layer 0 head h looks h + 1 tokens back, by RoPE's fast channels and the constant, and writes a
