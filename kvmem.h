@@ -70,6 +70,7 @@
      >>kernels_neon       the vectors by NEON
      >>matmul_neon        the matrix product by NEON
      >>codecs             how the rows of K and V are stored
+     >>codec_table        all codecs, and what every codec may leave out
      >>cache              arena, pages, lanes
      >>attention          causal attention that reads the coded pages
      >>tiles              causal attention of many queries at once
@@ -203,7 +204,7 @@ typedef enum kvmem_stage {
     KVMEM_N_STAGES
 } kvmem_stage;
 
-#define KVMEM_MAX_PARAMS 8
+#define KVMEM_MAX_PARAMS 12
 
 /* One parameter of an entry: `name=value` in the brackets. A list ends with name == NULL. */
 typedef struct kvmem_param {
@@ -281,23 +282,61 @@ typedef kvmem_status (*kvmem_retrieve_fn)(const kvmem_view *v, int g, const floa
                                           unsigned char *read, int n_pages);
 typedef struct kvmem_retrieve_entry { kvmem_entry e; kvmem_retrieve_fn fn; } kvmem_retrieve_entry;
 
-/* codec: how are the rows of K or V stored? A row is one token's d values of one KV head.
-   q_prepare turns a query into the form that dot reads, once per query; the default is a plain copy.
-   dot: s[i*ld + t] = <q_i, row_t> for nq prepared queries (q_floats apart) and n rows;
-   axpy: acc[i*d + c] += sum_t w[i*ld + t] * row_t[c].
-   All read the coded bytes; rows are row_bytes(d) apart and need no alignment. */
+/* codec: how are the rows of K or V stored? A row is one token's d values of one KV head, a block the
+   rows of one page: n rows of row_bytes each and a head with what they share. All bytes are little-endian
+   and need no alignment. */
+typedef struct kvmem_coded {
+    const double *par;       /* the entry's parameters in table order */
+    int d, n;                /* values of a row; rows of the block */
+    const void *table;       /* constants that `build` made, or NULL */
+    const float *state;      /* what `learn` found for this lane (state_floats), or NULL */
+    uint8_t *head, *rows;    /* head_bytes; row t is at rows + t * row_bytes */
+    size_t head_bytes, row_bytes;
+    float *scratch;          /* (scratch_floats), in encode and learn only */
+} kvmem_coded;
+
+enum {
+    KVMEM_CODEC_PRE_ROPE = 1, /* keys come and are read before RoPE: attention rotates each row it reads */
+    KVMEM_CODEC_KEYS = 2,     /* for K only */
+    KVMEM_CODEC_VALUES = 4    /* for V only */
+};
+
+/* A codec reads and writes blocks. It may have a space of its own (rotated, latent) of `width` floats in
+   which rows are expanded, queries prepared and outputs summed, so that the way there and back is gone once
+   a query and once an output, never once a row:
+       decoded row = finish(expanded row),   <prepared query, expanded row> = <query, decoded row>. */
 typedef struct kvmem_codec {
     kvmem_entry e;
+    unsigned flags;                                       /* KVMEM_CODEC_* */
     size_t (*row_bytes)(const double *par, int d);
-    int (*q_floats)(const double *par, int d); /* floats of a prepared query; NULL: d */
-    void (*encode)(const double *par, void *out, const float *x, int n, int d);
-    void (*decode)(const double *par, float *out, const void *in, int n, int d);
-    void (*q_prepare)(const double *par, float *out, const float *q, int d); /* NULL: copy */
-    void (*dot)(const double *par, float *s, int ld, const void *rows, int n, const float *q, int nq,
-                int d);
-    void (*axpy)(const double *par, float *acc, const void *rows, int n, const float *w, int ld, int nq,
-                 int d);
+    /* bytes of the head of a block of b->n rows x (n, d), x NULL: the usual number, for estimates. NULL: no
+       head; rows are then coded one at a time, in any order */
+    size_t (*head_bytes)(const kvmem_coded *b, const float *x);
+    size_t (*table_bytes)(const double *par, int d);      /* NULL: no table */
+    void (*build)(const double *par, int d, void *table); /* zeroed, aligned to 16 bytes */
+    int (*state_floats)(const double *par, int d);        /* NULL: nothing is learned */
+    /* the queries x (n, d) of the lane's group as they come, before learn; zeroed state at first; or NULL */
+    void (*watch)(const kvmem_coded *b, float *state, const float *x, int n);
+    /* n rows x (n, d), at most KVMEM_LEARN_ROWS, evenly taken from the lane, before its first block is coded */
+    void (*learn)(const kvmem_coded *b, float *state, const float *x, int n);
+    int (*scratch_floats)(const double *par, int d, int n); /* for a block or a lesson of n rows; NULL: 0 */
+    int (*width)(const double *par, int d);               /* at most KVMEM_MAX_WIDTH; NULL: d */
+    int (*q_floats)(const double *par, int d);            /* floats of a prepared query; NULL: width */
+    /* x (n, d) -> rows t0, t0 + 1, ...; with a head: t0 = 0, n = b->n, and the head */
+    void (*encode)(const kvmem_coded *b, const float *x, int t0, int n);
+    void (*expand)(const kvmem_coded *b, float *out, int t0, int n);     /* out (n, width) */
+    void (*finish)(const kvmem_coded *b, float *out, const float *acc);  /* linear; reads no block; NULL: copy */
+    void (*q_prepare)(const kvmem_coded *b, float *out, const float *q); /* reads no block; NULL: copy */
+    /* s[i*ld + t] = <q_i, row t0 + t> for nq prepared queries, q_floats apart; NULL: by expand */
+    void (*dot)(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq);
+    /* acc (nq, width): acc_i += sum_t w[i*ld + t] * expanded row t0 + t; NULL: by expand */
+    void (*axpy)(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq);
+    /* the to->n rows kept (rising) of block from, nothing coded again; NULL: head and rows are copied */
+    void (*cut)(const kvmem_coded *to, const kvmem_coded *from, const int *kept);
+    void (*fast)(struct kvmem_codec *c, int isa);         /* puts in the twins for backend->isa; or NULL */
 } kvmem_codec;
+#define KVMEM_LEARN_ROWS 1024
+#define KVMEM_MAX_WIDTH 4096
 
 /* One stage's choice inside a recipe. `user` is handed to the entry's function. */
 typedef struct kvmem_choice {
@@ -537,12 +576,14 @@ typedef struct kvmem_page kvmem_page;
 typedef struct kvmem_lane { kvmem_page **pages; int n_pages, cap_pages, n; } kvmem_lane;
 typedef struct kvmem_arena kvmem_arena;
 
-/* A codec chosen for this cache: table entry with fast functions put in, parameters, row size. */
+/* A codec chosen for this cache: table entry with fast functions put in, parameters, sizes, constants. */
 typedef struct kvmem_codec_use {
     kvmem_codec fn;
     double par[KVMEM_MAX_PARAMS];
-    size_t row_bytes;
-    int q_floats;
+    int d, width, q_floats, state_floats;
+    size_t row_bytes, table_bytes;
+    void *table;                /* made by fn.build, or NULL */
+    int center, residual, flush, sinks; /* the parameters every codec takes */
 } kvmem_codec_use;
 
 struct kvmem_cache {
@@ -3851,54 +3892,49 @@ KVMEM__UNUSED static void kvmem__axpy_rows(kvmem__rows kind, float *acc, const v
     }
 }
 
+/* Parameters that every codec of fewer bits takes; the cache does what they say. */
+#define KVMEM__CODEC_COMMON                                                                         \
+    { "center", 0, 0, 2, "off|head|block", 1, "mean that is subtracted before coding: none, of the KV head, of the page" }, \
+    { "residual", 0, 0, 65536, NULL, 1, "newest rows that stay float16" },                          \
+    { "flush", 0, 0, 1, NULL, 1, "1: they are coded all at once when they are so many; 0: a page at a time" }, \
+    { "sinks", 0, 0, 64, NULL, 1, "first tokens whose rows stay float16" },                         \
+    { NULL, 0, 0, 0, NULL, 0, NULL }
+static const kvmem_param kvmem__codec_common[] = { KVMEM__CODEC_COMMON };
+/* The value of an entry's parameter, `none` if it has no such one. */
+static double kvmem__param_of(const kvmem_entry *e, const double *par, const char *name, double none) {
+    int i;
+    for (i = 0; e->params && e->params[i].name; i++)
+        if (!strcmp(e->params[i].name, name)) return par[i];
+    return none;
+}
+
 /* The functions of one codec: the loops above with the kind bound. */
 #define KVMEM__CODEC(word, kind)                                                                    \
     static size_t kvmem__##word##_bytes(const double *par, int d) {                                 \
         (void)par;                                                                                  \
         return kvmem__row_bytes(kind, d);                                                           \
     }                                                                                               \
-    static void kvmem__##word##_encode(const double *par, void *out, const float *x, int n, int d) { \
-        (void)par;                                                                                  \
-        kvmem__encode_rows(kind, out, x, n, d);                                                     \
+    static void kvmem__##word##_encode(const kvmem_coded *b, const float *x, int t0, int n) {       \
+        kvmem__encode_rows(kind, kvmem__row_at(b, t0), x, n, b->d);                                 \
     }                                                                                               \
-    static void kvmem__##word##_decode(const double *par, float *out, const void *in, int n, int d) { \
-        (void)par;                                                                                  \
-        kvmem__decode_rows(kind, out, in, n, d);                                                    \
+    static void kvmem__##word##_expand(const kvmem_coded *b, float *out, int t0, int n) {           \
+        kvmem__decode_rows(kind, out, kvmem__row_at(b, t0), n, b->d);                               \
     }                                                                                               \
-    static void kvmem__##word##_dot(const double *par, float *s, int ld, const void *rows, int n,   \
-                                    const float *q, int nq, int d) {                                \
-        (void)par;                                                                                  \
-        kvmem__dot_rows(kind, s, ld, rows, n, q, nq, d);                                            \
+    static void kvmem__##word##_dot(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, \
+                                    int nq) {                                                       \
+        kvmem__dot_rows(kind, s, ld, kvmem__row_at(b, t0), n, q, nq, b->d);                         \
     }                                                                                               \
-    static void kvmem__##word##_axpy(const double *par, float *acc, const void *rows, int n,        \
-                                     const float *w, int ld, int nq, int d) {                       \
-        (void)par;                                                                                  \
-        kvmem__axpy_rows(kind, acc, rows, n, w, ld, nq, d);                                         \
+    static void kvmem__##word##_axpy(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, \
+                                     int nq) {                                                      \
+        kvmem__axpy_rows(kind, acc, kvmem__row_at(b, t0), n, w, ld, nq, b->d);                      \
     }
+static uint8_t *kvmem__row_at(const kvmem_coded *b, int t) { return b->rows + (size_t)t * b->row_bytes; }
 KVMEM__CODEC(f32, KVMEM__ROWS_F32)
 KVMEM__CODEC(f16, KVMEM__ROWS_F16)
 KVMEM__CODEC(bf16, KVMEM__ROWS_BF16)
 KVMEM__CODEC(q8_0, KVMEM__ROWS_Q8_0)
 KVMEM__CODEC(q4_0, KVMEM__ROWS_Q4_0)
 #undef KVMEM__CODEC
-
-/* Codec i of both codec stages, or NULL past the end. f32, the exact one, is first. */
-KVMEM__UNUSED static const kvmem_codec *kvmem__codec_table(int i) {
-#define KVMEM__ROW(word, what, cite)                                                                \
-    { { #word, what, cite, NULL, 0 }, kvmem__##word##_bytes, NULL, kvmem__##word##_encode,          \
-      kvmem__##word##_decode, NULL, kvmem__##word##_dot, kvmem__##word##_axpy }
-    static const kvmem_codec table[] = {
-        KVMEM__ROW(f32, "exact float32, 32 bits a value", "-"),
-        KVMEM__ROW(f16, "IEEE half floats, 16 bits a value", "-"),
-        KVMEM__ROW(bf16, "bfloat16, 16 bits a value", "-"),
-        KVMEM__ROW(q8_0, "8-bit codes, one scale per 32 channels, 8.5 bits a value",
-                   "ggml (ggml-org/ggml src/ggml-quants.c)"),
-        KVMEM__ROW(q4_0, "4-bit codes, one scale per 32 channels, 4.5 bits a value",
-                   "ggml (ggml-org/ggml src/ggml-quants.c)")
-    };
-#undef KVMEM__ROW
-    return i >= 0 && i < (int)(sizeof table / sizeof table[0]) ? &table[i] : NULL;
-}
 
 /* --- fast twins -----------------------------------------------------------------------------------
    Two shapes of `dot`:
@@ -4715,13 +4751,13 @@ KVMEM__INLINE void kvmem__decode_neon(kvmem__rows kind, float *out, const void *
 
 /* The fast functions by path and codec: the loops above with the kind bound, for d a multiple of 16. */
 #define KVMEM__SPLIT(isa, word, kind, attr)                                                         \
-    attr static void kvmem__##word##_dot_##isa(const double *par, float *s, int ld, const void *rows, \
-                                               int n, const float *q, int nq, int d) {              \
-        const uint8_t *in = (const uint8_t *)rows;                                                  \
+    attr static void kvmem__##word##_dot_##isa(const kvmem_coded *b, float *s, int ld, int t0, int n, \
+                                               const float *q, int nq) {                            \
+        const uint8_t *in = kvmem__row_at(b, t0);                                                   \
+        const int d = b->d;                                                                         \
         const size_t rb = kvmem__row_bytes(kind, d), l = (size_t)ld, f = (size_t)d;                 \
         int i = 0;                                                                                  \
-        (void)par;                                                                                  \
-        if (d % 16) { kvmem__dot_rows(kind, s, ld, rows, n, q, nq, d); return; }                    \
+        if (d % 16) { kvmem__dot_rows(kind, s, ld, in, n, q, nq, d); return; }                      \
         for (; nq - i >= 4; i += 4)                                                                 \
             kvmem__dot_##isa##_nq(kind, 4, s + l * (size_t)i, l, in, rb, n, q + f * (size_t)i, d);  \
         switch (nq - i) {                                                                           \
@@ -4731,13 +4767,13 @@ KVMEM__INLINE void kvmem__decode_neon(kvmem__rows kind, float *out, const void *
         default: break;                                                                             \
         }                                                                                           \
     }                                                                                               \
-    attr static void kvmem__##word##_axpy_##isa(const double *par, float *acc, const void *rows, int n, \
-                                                const float *w, int ld, int nq, int d) {            \
-        const uint8_t *in = (const uint8_t *)rows;                                                  \
+    attr static void kvmem__##word##_axpy_##isa(const kvmem_coded *b, float *acc, int t0, int n,    \
+                                                const float *w, int ld, int nq) {                   \
+        const uint8_t *in = kvmem__row_at(b, t0);                                                   \
+        const int d = b->d;                                                                         \
         const size_t rb = kvmem__row_bytes(kind, d), l = (size_t)ld, f = (size_t)d;                 \
         int i = 0;                                                                                  \
-        (void)par;                                                                                  \
-        if (d % 16) { kvmem__axpy_rows(kind, acc, rows, n, w, ld, nq, d); return; }                 \
+        if (d % 16) { kvmem__axpy_rows(kind, acc, in, n, w, ld, nq, d); return; }                   \
         for (; nq - i >= 4; i += 4)                                                                 \
             kvmem__axpy_##isa##_q(kind, 4, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); \
         switch (nq - i) {                                                                           \
@@ -4747,11 +4783,9 @@ KVMEM__INLINE void kvmem__decode_neon(kvmem__rows kind, float *out, const void *
         default: break;                                                                             \
         }                                                                                           \
     }                                                                                               \
-    attr static void kvmem__##word##_decode_##isa(const double *par, float *out, const void *in, int n, \
-                                                  int d) {                                          \
-        (void)par;                                                                                  \
-        if (d % 16) kvmem__decode_rows(kind, out, in, n, d);                                        \
-        else kvmem__decode_##isa(kind, out, in, n, d);                                              \
+    attr static void kvmem__##word##_expand_##isa(const kvmem_coded *b, float *out, int t0, int n) { \
+        if (b->d % 16) kvmem__decode_rows(kind, out, kvmem__row_at(b, t0), n, b->d);                \
+        else kvmem__decode_##isa(kind, out, kvmem__row_at(b, t0), n, b->d);                         \
     }
 #define KVMEM__SPLIT_ALL(isa, attr)                                                                 \
     KVMEM__SPLIT(isa, f32, KVMEM__ROWS_F32, attr)                                                   \
@@ -4760,16 +4794,14 @@ KVMEM__INLINE void kvmem__decode_neon(kvmem__rows kind, float *out, const void *
     KVMEM__SPLIT(isa, q8_0, KVMEM__ROWS_Q8_0, attr)                                                 \
     KVMEM__SPLIT(isa, q4_0, KVMEM__ROWS_Q4_0, attr)
 #define KVMEM__ENCODE(word, kind)                                                                   \
-    KVMEM__AVX2 static void kvmem__##word##_encode_avx2(const double *par, void *out, const float *x, \
-                                                        int n, int d) {                             \
-        (void)par;                                                                                  \
-        kvmem__encode_avx2(kind, out, x, n, d);                                                     \
+    KVMEM__AVX2 static void kvmem__##word##_encode_avx2(const kvmem_coded *b, const float *x, int t0, int n) { \
+        kvmem__encode_avx2(kind, kvmem__row_at(b, t0), x, n, b->d);                                 \
     }
 /* Put those of row `kind` into c. */
 #define KVMEM__USE(word, isa)                                                                       \
     c->dot = kvmem__##word##_dot_##isa;                                                             \
     c->axpy = kvmem__##word##_axpy_##isa;                                                           \
-    c->decode = kvmem__##word##_decode_##isa;                                                       \
+    c->expand = kvmem__##word##_expand_##isa;                                                       \
     break;
 #define KVMEM__USE_ALL(isa)                                                                         \
     switch (kind) {                                                                                 \
@@ -4793,33 +4825,32 @@ static int kvmem__q_words(const double *par, int d) {
     (void)par;
     return d % 32 ? d : d / 32 * KVMEM__QWORDS;
 }
-KVMEM__AVX512 static void kvmem__q8_0_prepare_vnni(const double *par, float *out, const float *q, int d) {
-    (void)par;
-    if (d % 32) memcpy(out, q, (size_t)d * sizeof(float));
-    else kvmem__q_bytes(out, q, d, 128);
+KVMEM__AVX512 static void kvmem__q8_0_prepare_vnni(const kvmem_coded *b, float *out, const float *q) {
+    if (b->d % 32) memcpy(out, q, (size_t)b->d * sizeof(float));
+    else kvmem__q_bytes(out, q, b->d, 128);
 }
-KVMEM__AVX512 static void kvmem__q4_0_prepare_vnni(const double *par, float *out, const float *q, int d) {
-    (void)par;
-    if (d % 32) memcpy(out, q, (size_t)d * sizeof(float));
-    else kvmem__q_bytes(out, q, d, 8);
+KVMEM__AVX512 static void kvmem__q4_0_prepare_vnni(const kvmem_coded *b, float *out, const float *q) {
+    if (b->d % 32) memcpy(out, q, (size_t)b->d * sizeof(float));
+    else kvmem__q_bytes(out, q, b->d, 8);
 }
-KVMEM__AVX512 static void kvmem__q8_0_dot_vnni(const double *par, float *s, int ld, const void *rows, int n,
-                                               const float *q, int nq, int d) {
-    if (d % 32) kvmem__q8_0_dot_avx512(par, s, ld, rows, n, q, nq, d);
-    else kvmem__dot_vnni(KVMEM__ROWS_Q8_0, s, ld, rows, n, q, nq, d);
+KVMEM__AVX512 static void kvmem__q8_0_dot_vnni(const kvmem_coded *b, float *s, int ld, int t0, int n,
+                                               const float *q, int nq) {
+    if (b->d % 32) kvmem__q8_0_dot_avx512(b, s, ld, t0, n, q, nq);
+    else kvmem__dot_vnni(KVMEM__ROWS_Q8_0, s, ld, kvmem__row_at(b, t0), n, q, nq, b->d);
 }
-KVMEM__AVX512 static void kvmem__q4_0_dot_vnni(const double *par, float *s, int ld, const void *rows, int n,
-                                               const float *q, int nq, int d) {
-    if (d % 32) kvmem__q4_0_dot_avx512(par, s, ld, rows, n, q, nq, d);
-    else kvmem__dot_vnni(KVMEM__ROWS_Q4_0, s, ld, rows, n, q, nq, d);
+KVMEM__AVX512 static void kvmem__q4_0_dot_vnni(const kvmem_coded *b, float *s, int ld, int t0, int n,
+                                               const float *q, int nq) {
+    if (b->d % 32) kvmem__q4_0_dot_avx512(b, s, ld, t0, n, q, nq);
+    else kvmem__dot_vnni(KVMEM__ROWS_Q4_0, s, ld, kvmem__row_at(b, t0), n, q, nq, b->d);
 }
 #define KVMEM__AXPY_VNNI(word, kind)                                                                \
-    KVMEM__AVX512 static void kvmem__##word##_axpy_vnni(const double *par, float *acc, const void *rows, \
-                                                        int n, const float *w, int ld, int nq, int d) { \
-        const uint8_t *in = (const uint8_t *)rows;                                                  \
+    KVMEM__AVX512 static void kvmem__##word##_axpy_vnni(const kvmem_coded *b, float *acc, int t0, int n, \
+                                                        const float *w, int ld, int nq) {           \
+        const uint8_t *in = kvmem__row_at(b, t0);                                                   \
+        const int d = b->d;                                                                         \
         const size_t rb = kvmem__row_bytes(kind, d), l = (size_t)ld, f = (size_t)d;                 \
         int i = 0;                                                                                  \
-        if (d % 32) { kvmem__##word##_axpy_avx512(par, acc, rows, n, w, ld, nq, d); return; }       \
+        if (d % 32) { kvmem__##word##_axpy_avx512(b, acc, t0, n, w, ld, nq); return; }              \
         for (; nq - i >= 4; i += 4)                                                                 \
             kvmem__axpy_vnni_q(kind, 4, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d);   \
         switch (nq - i) {                                                                           \
@@ -4840,21 +4871,22 @@ KVMEM__SPLIT_ALL(neon, )
 #undef KVMEM__SPLIT_ALL
 #undef KVMEM__ENCODE
 
-/* Put the fast twins that backend b's processor path allows into a copied table row. A row that is not
-   one of the table's stays as it is. */
-KVMEM__UNUSED static void kvmem__codec_fast(kvmem_codec *c, const kvmem_backend *b) {
-    int kind = 0;
-    while (kvmem__codec_table(kind) && kvmem__codec_table(kind)->decode != c->decode) kind++;
+/* Put the fast twins into a copy of one of these codecs. */
+static void kvmem__rows_fast(kvmem_codec *c, int isa) {
+    const kvmem__rows kind = c->expand == kvmem__f32_expand ? KVMEM__ROWS_F32
+                           : c->expand == kvmem__f16_expand ? KVMEM__ROWS_F16
+                           : c->expand == kvmem__bf16_expand ? KVMEM__ROWS_BF16
+                           : c->expand == kvmem__q8_0_expand ? KVMEM__ROWS_Q8_0 : KVMEM__ROWS_Q4_0;
 #if KVMEM__X86
-    if (b->isa >= 2) {
+    if (isa >= 2) {
         if (kind == KVMEM__ROWS_F16) c->encode = kvmem__f16_encode_avx2;
         if (kind == KVMEM__ROWS_BF16) c->encode = kvmem__bf16_encode_avx2;
         if (kind == KVMEM__ROWS_Q8_0) c->encode = kvmem__q8_0_encode_avx2;
         if (kind == KVMEM__ROWS_Q4_0) c->encode = kvmem__q4_0_encode_avx2;
     }
-    if (b->isa == 2) {
+    if (isa == 2) {
         KVMEM__USE_ALL(avx2)
-    } else if (b->isa == 3) {
+    } else if (isa == 3) {
         KVMEM__USE_ALL(avx512)
         if (kind == KVMEM__ROWS_Q8_0) {
             c->dot = kvmem__q8_0_dot_vnni;
@@ -4869,16 +4901,131 @@ KVMEM__UNUSED static void kvmem__codec_fast(kvmem_codec *c, const kvmem_backend 
         if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0) c->q_floats = kvmem__q_words;
     }
 #elif KVMEM__NEON
-    if (b->isa == 1) {
+    if (isa == 1) {
         KVMEM__USE_ALL(neon)
     }
 #else
-    (void)b;
+    (void)isa;
     (void)kind;
 #endif
 }
 #undef KVMEM__USE
 #undef KVMEM__USE_ALL
+
+#define KVMEM__ROW(word, params, what, cite)                                                        \
+    static const kvmem_codec kvmem__codec_##word = { { #word, what, cite, params, 0 }, 0,           \
+        kvmem__##word##_bytes, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, kvmem__##word##_encode, \
+        kvmem__##word##_expand, NULL, NULL, kvmem__##word##_dot, kvmem__##word##_axpy, NULL, kvmem__rows_fast };
+KVMEM__ROW(f32, NULL, "exact float32, 32 bits a value", "-")
+KVMEM__ROW(f16, NULL, "IEEE half floats, 16 bits a value", "-")
+KVMEM__ROW(bf16, NULL, "bfloat16, 16 bits a value", "-")
+KVMEM__ROW(q8_0, kvmem__codec_common, "8-bit codes, one scale per 32 channels, 8.5 bits a value",
+           "ggml (ggml-org/ggml src/ggml-quants.c)")
+KVMEM__ROW(q4_0, kvmem__codec_common, "4-bit codes, one scale per 32 channels, 4.5 bits a value",
+           "ggml (ggml-org/ggml src/ggml-quants.c)")
+#undef KVMEM__ROW
+
+/* ==== >>codec_table : all codecs, and what every codec may leave out ===============================
+   Both codec stages choose from this table. f32, the exact one, is first. The loops below stand in for
+   what a codec leaves NULL; they go through `expand`, KVMEM_MAX_WIDTH floats at a time. */
+static const kvmem_codec *kvmem__codec_table(int i) {
+    static const kvmem_codec *const table[] = {
+        &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0
+    };
+    return i >= 0 && i < (int)(sizeof table / sizeof table[0]) ? table[i] : NULL;
+}
+/* Without a head rows know nothing of each other. */
+KVMEM__UNUSED static int kvmem__is_block_codec(const kvmem_codec *c) { return c->head_bytes != NULL; }
+/* A codec chosen for a cache: fast functions put in, parameters, sizes for rows of d values. The table is
+   the caller's to build. */
+static void kvmem__use_init(kvmem_codec_use *u, const kvmem_codec *codec, const double *par, int d, int isa) {
+    memset(u, 0, sizeof *u);
+    u->fn = *codec;
+    memcpy(u->par, par, sizeof u->par);
+    if (u->fn.fast) u->fn.fast(&u->fn, isa);
+    u->d = d;
+    u->row_bytes = u->fn.row_bytes(u->par, d);
+    u->width = u->fn.width ? u->fn.width(u->par, d) : d;
+    u->q_floats = u->fn.q_floats ? u->fn.q_floats(u->par, d) : u->width;
+    u->state_floats = u->fn.state_floats ? u->fn.state_floats(u->par, d) : 0;
+    u->table_bytes = u->fn.table_bytes ? u->fn.table_bytes(u->par, d) : 0;
+    u->center = (int)kvmem__param_of(&codec->e, par, "center", 0);
+    u->residual = (int)kvmem__param_of(&codec->e, par, "residual", 0);
+    u->flush = (int)kvmem__param_of(&codec->e, par, "flush", 0);
+    u->sinks = (int)kvmem__param_of(&codec->e, par, "sinks", 0);
+}
+/* A block of n rows: head and rows NULL where a function reads no block. */
+static kvmem_coded kvmem__coded_of(const kvmem_codec_use *u, const float *state, uint8_t *head, size_t head_bytes,
+                                   uint8_t *rows, int n) {
+    kvmem_coded b;
+    b.par = u->par;
+    b.d = u->d;
+    b.n = n;
+    b.table = u->table;
+    b.state = state;
+    b.head = head;
+    b.rows = rows;
+    b.head_bytes = head_bytes;
+    b.row_bytes = u->row_bytes;
+    b.scratch = NULL;
+    return b;
+}
+/* The to->n rows kept of a block, in a block of their own. */
+KVMEM__UNUSED static void kvmem__coded_cut(const kvmem_codec_use *u, const kvmem_coded *to, const kvmem_coded *from,
+                             const int *kept) {
+    int t;
+    if (u->fn.cut) { u->fn.cut(to, from, kept); return; }
+    if (from->head_bytes) memcpy(to->head, from->head, from->head_bytes);
+    for (t = 0; t < to->n; t++) memcpy(kvmem__row_at(to, t), kvmem__row_at(from, kept[t]), from->row_bytes);
+}
+static void kvmem__coded_prepare(const kvmem_codec_use *u, const kvmem_coded *b, float *out, const float *q) {
+    if (u->fn.q_prepare) u->fn.q_prepare(b, out, q);
+    else memcpy(out, q, (size_t)u->q_floats * sizeof(float));
+}
+/* Rows t0 .. t0 + n as they were before coding, up to its error: out (n, d). */
+static void kvmem__coded_decode(const kvmem_codec_use *u, const kvmem_coded *b, float *out, int t0, int n) {
+    float v[KVMEM_MAX_WIDTH];
+    const int m = KVMEM_MAX_WIDTH / u->width;
+    int t, i;
+    if (!u->fn.finish) { u->fn.expand(b, out, t0, n); return; }
+    for (t = 0; t < n; t += m) {
+        const int k = KVMEM__MIN(m, n - t);
+        u->fn.expand(b, v, t0 + t, k);
+        for (i = 0; i < k; i++) u->fn.finish(b, out + (size_t)(t + i) * (size_t)b->d, v + i * u->width);
+    }
+}
+static void kvmem__coded_dot(const kvmem_codec_use *u, const kvmem_coded *b, float *s, int ld, int t0, int n,
+                             const float *q, int nq) {
+    float v[KVMEM_MAX_WIDTH];
+    const int w = u->width, m = KVMEM_MAX_WIDTH / w;
+    int t, i, j, k;
+    if (u->fn.dot) { u->fn.dot(b, s, ld, t0, n, q, nq); return; }
+    for (t = 0; t < n; t += m) {
+        k = KVMEM__MIN(m, n - t);
+        u->fn.expand(b, v, t0 + t, k);
+        for (i = 0; i < nq; i++) {
+            for (j = 0; j < k; j++)
+                s[(size_t)i * (size_t)ld + (size_t)(t + j)] = kvmem__dot_plain(q + (size_t)i * (size_t)u->q_floats,
+                                                                               v + j * w, w);
+        }
+    }
+}
+static void kvmem__coded_axpy(const kvmem_codec_use *u, const kvmem_coded *b, float *acc, int t0, int n,
+                              const float *w, int ld, int nq) {
+    float v[KVMEM_MAX_WIDTH];
+    const int m = KVMEM_MAX_WIDTH / u->width;
+    int t, i, j, k;
+    if (u->fn.axpy) { u->fn.axpy(b, acc, t0, n, w, ld, nq); return; }
+    for (t = 0; t < n; t += m) {
+        k = KVMEM__MIN(m, n - t);
+        u->fn.expand(b, v, t0 + t, k);
+        for (i = 0; i < nq; i++) {
+            for (j = 0; j < k; j++)
+                kvmem__axpy_plain(acc + (size_t)i * (size_t)u->width, w[(size_t)i * (size_t)ld + (size_t)(t + j)],
+                                  v + j * u->width, u->width);
+        }
+    }
+}
 
 /* ==== >>cache : arena, pages, lanes ===============================================================
    The cache is n_layers * n_kv_heads lanes. A lane is a table of pages; every page but the last is full,
@@ -4913,6 +5060,14 @@ struct kvmem_page {
     float *stats;               /* (n_stats, cap) or NULL */
     uint8_t *k, *v;             /* (cap) coded rows */
 };
+
+/* A page's K or V as its codec sees it; rows: those in use. */
+static kvmem_coded kvmem__page_k(const kvmem_page *p, int rows) {
+    return kvmem__coded_of(p->kc, NULL, NULL, 0, p->k, rows);
+}
+static kvmem_coded kvmem__page_v(const kvmem_page *p, int rows) {
+    return kvmem__coded_of(p->vc, NULL, NULL, 0, p->v, rows);
+}
 
 static void kvmem__set_cap(kvmem_cache *c);
 static kvmem_status kvmem__add_event(kvmem_cache *c, int64_t pos);
@@ -5016,18 +5171,8 @@ static size_t kvmem__worker_floats(const kvmem_shape *s, const kvmem__plan *p) {
 static size_t kvmem__view_bytes(int r, size_t n) {
     return (size_t)KVMEM__VIEW_PARTS * ((size_t)r + 1) * n * sizeof(float);
 }
-static double kvmem__entry_param(const kvmem_choice *ch, const char *name, double none) {
-    int i;
-    for (i = 0; ch->entry && ch->entry->params && ch->entry->params[i].name; i++)
-        if (!strcmp(ch->entry->params[i].name, name)) return ch->par[i];
-    return none;
-}
 static void kvmem__resolve_codec(kvmem_codec_use *u, const kvmem_choice *ch, const kvmem_backend *b, int d) {
-    memcpy(&u->fn, ch->entry, sizeof u->fn);
-    memcpy(u->par, ch->par, sizeof u->par);
-    kvmem__codec_fast(&u->fn, b);
-    u->row_bytes = u->fn.row_bytes(u->par, d);
-    u->q_floats = u->fn.q_floats ? u->fn.q_floats(u->par, d) : d;
+    kvmem__use_init(u, (const kvmem_codec *)(const void *)ch->entry, ch->par, d, b->isa);
 }
 static kvmem_status kvmem__check_shape(const kvmem_shape *s, const kvmem_recipe *r, kvmem_error *e) {
     int l, i;
@@ -5150,7 +5295,7 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
     if (p->reads & KVMEM_READS_QUERIES)
         for (i = 0; i < KVMEM_N_STAGES; i++)
             if (r->stage[i].entry->reads & KVMEM_READS_QUERIES) {
-                const int w = (int)kvmem__entry_param(&r->stage[i], "window", 64);
+                const int w = (int)kvmem__param_of(r->stage[i].entry, r->stage[i].par, "window", 64);
                 p->ring = KVMEM__MAX(p->ring, w);
             }
     kvmem__resolve_codec(&p->k, &r->stage[KVMEM_CODEC_K], b, d);
@@ -5265,21 +5410,22 @@ static kvmem_status kvmem__page_own(kvmem_cache *c, kvmem_lane *ln, int i) {
 }
 /* Copy entry (src, i) to (dst, j); recodes when the pages' codecs differ: tmp (head_dim) is scratch. */
 static void kvmem__row_move(kvmem_cache *c, kvmem_page *dst, int j, const kvmem_page *src, int i, float *tmp) {
-    const int d = c->shape.head_dim;
     int s;
     dst->pos[j] = src->pos[i];
     for (s = 0; s < c->n_stats; s++) dst->stats[s * dst->cap + j] = src->stats[s * src->cap + i];
     if (dst->kc == src->kc)
         memmove(dst->k + (size_t)j * dst->kc->row_bytes, src->k + (size_t)i * src->kc->row_bytes, src->kc->row_bytes);
     else {
-        src->kc->fn.decode(src->kc->par, tmp, src->k + (size_t)i * src->kc->row_bytes, 1, d);
-        dst->kc->fn.encode(dst->kc->par, dst->k + (size_t)j * dst->kc->row_bytes, tmp, 1, d);
+        const kvmem_coded from = kvmem__page_k(src, src->cap), to = kvmem__page_k(dst, dst->cap);
+        kvmem__coded_decode(src->kc, &from, tmp, i, 1);
+        dst->kc->fn.encode(&to, tmp, j, 1);
     }
     if (dst->vc == src->vc)
         memmove(dst->v + (size_t)j * dst->vc->row_bytes, src->v + (size_t)i * src->vc->row_bytes, src->vc->row_bytes);
     else {
-        src->vc->fn.decode(src->vc->par, tmp, src->v + (size_t)i * src->vc->row_bytes, 1, d);
-        dst->vc->fn.encode(dst->vc->par, dst->v + (size_t)j * dst->vc->row_bytes, tmp, 1, d);
+        const kvmem_coded from = kvmem__page_v(src, src->cap), to = kvmem__page_v(dst, dst->cap);
+        kvmem__coded_decode(src->vc, &from, tmp, i, 1);
+        dst->vc->fn.encode(&to, tmp, j, 1);
     }
 }
 
@@ -5673,11 +5819,14 @@ static kvmem_status kvmem__cpu_encode(kvmem_cache *c, int layer, int n, const fl
         int t, s;
         for (t = 0; t < n; t++) {
             kvmem_page *p = ln->pages[(ln->n + t) / P];
+            kvmem_coded kc, vc;
             const size_t row = (size_t)((ln->n + t) % P), from = ((size_t)t * (size_t)G + (size_t)g) * (size_t)d;
             p->pos[row] = c->block_pos[t];
             for (s = 0; s < c->n_stats; s++) p->stats[(size_t)(s * p->cap) + row] = 0;
-            p->kc->fn.encode(p->kc->par, p->k + row * p->kc->row_bytes, k + from, 1, d);
-            p->vc->fn.encode(p->vc->par, p->v + row * p->vc->row_bytes, v + from, 1, d);
+            kc = kvmem__page_k(p, p->cap);
+            vc = kvmem__page_v(p, p->cap);
+            p->kc->fn.encode(&kc, k + from, (int)row, 1);
+            p->vc->fn.encode(&vc, v + from, (int)row, 1);
         }
     }
     return KVMEM_OK;
@@ -5790,8 +5939,9 @@ static kvmem_status kvmem__cpu_gather(const kvmem_cache *c, int layer, int g, in
         const kvmem_page *p = ln->pages[(i0 + t) / P];
         const int row = (i0 + t) % P, m = KVMEM__MIN(n - t, P - row);
         const size_t at = (size_t)t * (size_t)d;
-        if (k) p->kc->fn.decode(p->kc->par, k + at, p->k + (size_t)row * p->kc->row_bytes, m, d);
-        if (v) p->vc->fn.decode(p->vc->par, v + at, p->v + (size_t)row * p->vc->row_bytes, m, d);
+        const kvmem_coded kc = kvmem__page_k(p, p->cap), vc = kvmem__page_v(p, p->cap);
+        if (k) kvmem__coded_decode(p->kc, &kc, k + at, row, m);
+        if (v) kvmem__coded_decode(p->vc, &vc, v + at, row, m);
         t += m;
     }
     return KVMEM_OK;
@@ -5924,8 +6074,8 @@ static void kvmem__worker_query(kvmem__worker *w, const kvmem_cache *c, int laye
         c->backend->scale(w->q, c->shape.scale, r * d);
     }
     for (j = 0; j < r; j++) {
-        if (kc->fn.q_prepare) kc->fn.q_prepare(kc->par, w->qp + j * kc->q_floats, w->q + j * d, d);
-        else memcpy(w->qp + j * kc->q_floats, w->q + j * d, (size_t)d * sizeof(float));
+        const kvmem_coded b = kvmem__coded_of(kc, NULL, NULL, 0, NULL, 0);
+        kvmem__coded_prepare(kc, &b, w->qp + j * kc->q_floats, w->q + j * d);
     }
     w->at = at;
     w->kc = kc;
@@ -5941,7 +6091,8 @@ static int32_t kvmem__query_at(const kvmem_cache *c, int slot, int32_t pos, int 
 static void kvmem__page_logits(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int i,
                                int t0, int t1, const float *q, int qslot, int32_t qpos) {
     const kvmem_page *p = ln->pages[i];
-    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads;
+    const kvmem_coded kc = kvmem__page_k(p, p->cap);
     const int moves = ((const kvmem_place_entry *)(const void *)c->recipe.stage[KVMEM_PLACE].entry)->fn != NULL;
     int a, b, j;
     for (a = t0; a < t1; a = b) { /* runs of entries that see the query at the same position */
@@ -5950,7 +6101,7 @@ static void kvmem__page_logits(kvmem__worker *w, const kvmem_cache *c, int layer
             if (kvmem__query_at(c, i * P + b, p->pos[b], qslot, qpos) != at) break;
         if (!moves) b = t1;
         kvmem__worker_query(w, c, layer, q, at, p->kc);
-        p->kc->fn.dot(p->kc->par, w->s + a, P, p->k + (size_t)a * p->kc->row_bytes, b - a, w->qp, r, d);
+        kvmem__coded_dot(p->kc, &kc, w->s + a, P, a, b - a, w->qp, r);
     }
     if (c->shape.softcap > 0)
         for (j = 0; j < r; j++) c->backend->softcap(w->s + j * P + t0, c->shape.softcap, (size_t)(t1 - t0));
@@ -5974,6 +6125,7 @@ static void kvmem__attend_chunk(kvmem__worker *w, const kvmem_cache *c, int laye
     for (i = a / P; i * P < b; i++) {
         const kvmem_page *p = ln->pages[i];
         const int t0 = KVMEM__MAX(a - i * P, 0), t1 = KVMEM__MIN(b - i * P, P);
+        kvmem_coded vc;
         if (read && !read[i]) continue;
         kvmem__page_logits(w, c, layer, ln, i, t0, t1, q, qslot, qpos);
         for (j = 0; j < r; j++) {
@@ -5987,7 +6139,8 @@ static void kvmem__attend_chunk(kvmem__worker *w, const kvmem_cache *c, int laye
             }
             w->l[j] += be->exp_sum(s, s, w->m[j], t1 - t0);
         }
-        p->vc->fn.axpy(p->vc->par, w->o, p->v + (size_t)t0 * p->vc->row_bytes, t1 - t0, w->s + t0, P, r, d);
+        vc = kvmem__page_v(p, p->cap);
+        kvmem__coded_axpy(p->vc, &vc, w->o, t0, t1 - t0, w->s + t0, P, r);
     }
 }
 /* Merge the chunk into the total. */
@@ -6299,15 +6452,15 @@ static void kvmem__tile_queries(kvmem__tile *x, const kvmem_cache *c, int layer,
 /* Rows e0 .. e0 + w of page p as x->k (d, w) and x->v (w, dp); what is past the rows is zero. */
 static void kvmem__tile_load(kvmem__tile *x, const kvmem_cache *c, const kvmem_page *p, int e0, int w) {
     const int d = c->shape.head_dim;
+    const kvmem_coded kc = kvmem__page_k(p, p->cap), vc = kvmem__page_v(p, p->cap);
     int i;
-    p->kc->fn.decode(p->kc->par, x->v, p->k + (size_t)e0 * p->kc->row_bytes, w, d);
+    kvmem__coded_decode(p->kc, &kc, x->v, e0, w);
     memset(x->v + w * d, 0, (size_t)((x->w - w) * d) * sizeof(float));
     kvmem__turn(c->backend, x->k, (size_t)x->w, x->v, x->w, d);
-    if (x->dp == d) p->vc->fn.decode(p->vc->par, x->v, p->v + (size_t)e0 * p->vc->row_bytes, w, d);
+    if (x->dp == d) kvmem__coded_decode(p->vc, &vc, x->v, e0, w);
     else {
         memset(x->v, 0, (size_t)(w * x->dp) * sizeof(float));
-        for (i = 0; i < w; i++)
-            p->vc->fn.decode(p->vc->par, x->v + i * x->dp, p->v + (size_t)(e0 + i) * p->vc->row_bytes, 1, d);
+        for (i = 0; i < w; i++) kvmem__coded_decode(p->vc, &vc, x->v + i * x->dp, e0 + i, 1);
     }
 }
 /* Entries [e, e + w) of the lane, already in x->k and x->v, for tokens [i0, i1) of the unit; token i sees
@@ -7587,7 +7740,7 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
        "kvmem-c\n"  u32 version  u32 page  u32 layers  u32 heads  u32 kv_heads  u32 head_dim  u32 n_stats
        u32 ring  u64 model_id  u64 shape_hash  u64 tokens  u32 next_pos  u64 since_reduce
        u32 ring_n  u32 ring_at  u32 n_events  u32 n_codecs  u32 recipe_len  recipe text
-       codecs:  u32 word_len  word  u32 row_bytes  8 x f64 bits of the parameters
+       codecs:  u32 word_len  word  u32 row_bytes  12 x f64 bits of the parameters
        events (n_events) u64;  ring positions (ring) u32;  ring queries (layers, ring, heads, d) f32
        lanes:   u32 n, then for each page: u32 K codec  u32 V codec  pos (rows) u32  stats (n_stats, rows) f32
                 K rows  V rows
@@ -7595,7 +7748,7 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
 
    Coded rows are stored as they are, so loading restores the cache bit for bit. A file is refused unless
    shape, model and recipe are the cache's own, and nothing is used before the checksum has been verified. */
-#define KVMEM__SAVE_VERSION 1u
+#define KVMEM__SAVE_VERSION 2u
 #define KVMEM__SAVE_HEAD 96 /* bytes before the recipe text */
 
 typedef struct kvmem__out { kvmem_write_fn write; void *user; uint32_t crc; int failed; } kvmem__out;
@@ -8146,18 +8299,13 @@ static void kvmem__choose(kvmem_choice *c, const kvmem_entry *e) { /* e with its
         c->par[i] = e->params[i].def;
 }
 
-/* Every stage begins with the first entry of its table, but for codec f32: see the tables. */
+/* Every stage begins with the first entry of its table. */
 KVMEM_API kvmem_recipe kvmem_recipe_default(void) {
     kvmem_recipe r;
-    int s, i;
+    int s;
     memset(&r, 0, sizeof r);
     memcpy(r.preset, "full", 5);
     for (s = 0; s < KVMEM_N_STAGES; s++) kvmem__choose(&r.stage[s], kvmem_stage_entry((kvmem_stage)s, 0));
-    for (i = 0; kvmem__codec_table(i); i++) {
-        if (strcmp(kvmem__codec_table(i)->e.word, "f32")) continue;
-        kvmem__choose(&r.stage[KVMEM_CODEC_K], &kvmem__codec_table(i)->e);
-        kvmem__choose(&r.stage[KVMEM_CODEC_V], &kvmem__codec_table(i)->e);
-    }
     r.amount.kind = KVMEM_ALL;
     r.recent.kind = KVMEM_COUNT;
     r.when = KVMEM_WHEN_STEP;
@@ -8703,7 +8851,7 @@ static int kvmem__has_functions(kvmem_stage stage, const kvmem_entry *e) {
     case KVMEM_CODEC_K:
     case KVMEM_CODEC_V: {
         const kvmem_codec *c = (const kvmem_codec *)head;
-        return c->row_bytes && c->encode && c->decode && c->dot && c->axpy;
+        return c->row_bytes && c->encode && c->expand;
     }
     case KVMEM_RETRIEVE:
     case KVMEM_PLACE:

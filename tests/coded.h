@@ -1,0 +1,154 @@
+/* coded.h - drive a codec without a cache: one block of rows, coded, decoded, scored, summed.
+
+       coded c;
+       if (!coded_make(&c, "kivi(bits=2)", NULL, d, x, n)) ...   build, learn, encode (x (n, d))
+       coded_decode(&c, y);                        y (n, d)
+       coded_dot(&c, s, q, nq);                    s (nq, n), queries q (nq, d) as the caller has them
+       coded_axpy(&c, out, w, nq);                 out (nq, d) = sum_t w (nq, n) * row
+       coded_bits(&c)                              bits a value: rows and head, all of them
+       coded_cut(&c, kept, m);                     keep rows kept (rising); no value is coded again
+       coded_free(&c);
+
+   The generic parameters center, residual, flush and sinks are the cache's business and do nothing here.
+   raw_* call one function of a row codec on bytes of the caller. */
+#ifndef KVMEM_CODED_H
+#define KVMEM_CODED_H
+
+typedef struct coded {
+    kvmem_codec_use u;
+    kvmem_coded b;      /* head, rows, state are owned */
+    float *state;
+    kvmem_choice choice;
+} coded;
+
+static KVMEM__UNUSED void *coded_alloc(size_t size) { return calloc(size + 1, 1); }
+/* A path by backend name, NULL: the plain twins. 0: no such codec, or no such path on this machine; the
+   parser's message is printed for the first. */
+static KVMEM__UNUSED int coded_begin(coded *c, const char *text, const char *path, int d) {
+    const kvmem_backend *b = kvmem_backend_cpu(path ? path : "plain");
+    kvmem_error e;
+    memset(c, 0, sizeof *c);
+    if (!b) return 0;
+    if (kvmem__parse_choice(&c->choice, KVMEM_CODEC_K, text, &e) != KVMEM_OK) {
+        printf("  codec %s: %s\n", text, e.text);
+        return 0;
+    }
+    kvmem__use_init(&c->u, (const kvmem_codec *)(const void *)c->choice.entry, c->choice.par, d, b->isa);
+    if (c->u.table_bytes) {
+        c->u.table = coded_alloc(c->u.table_bytes);
+        c->u.fn.build(c->u.par, d, c->u.table);
+    }
+    if (c->u.state_floats) c->state = (float *)coded_alloc((size_t)c->u.state_floats * sizeof(float));
+    c->b = kvmem__coded_of(&c->u, c->state, NULL, 0, NULL, 0);
+    return 1;
+}
+static KVMEM__UNUSED void coded_watch(coded *c, const float *q, int n) {
+    if (c->u.fn.watch) c->u.fn.watch(&c->b, c->state, q, n);
+}
+static KVMEM__UNUSED float *coded_scratch(coded *c, int n) {
+    const int floats = c->u.fn.scratch_floats ? c->u.fn.scratch_floats(c->u.par, c->u.d, n) : 0;
+    return (float *)coded_alloc((size_t)floats * sizeof(float));
+}
+static KVMEM__UNUSED void coded_learn(coded *c, const float *x, int n) {
+    float *scratch = coded_scratch(c, n);
+    c->b.scratch = scratch;
+    if (c->u.fn.learn) c->u.fn.learn(&c->b, c->state, x, n);
+    c->b.scratch = NULL;
+    free(scratch);
+}
+static KVMEM__UNUSED void coded_encode(coded *c, const float *x, int n) {
+    float *scratch = coded_scratch(c, n);
+    c->b.n = n;
+    c->b.head_bytes = c->u.fn.head_bytes ? c->u.fn.head_bytes(&c->b, x) : 0;
+    c->b.head = (uint8_t *)coded_alloc(c->b.head_bytes);
+    c->b.rows = (uint8_t *)coded_alloc(c->b.row_bytes * (size_t)n);
+    c->b.scratch = scratch;
+    c->u.fn.encode(&c->b, x, 0, n);
+    c->b.scratch = NULL;
+    free(scratch);
+}
+static KVMEM__UNUSED int coded_make(coded *c, const char *text, const char *path, int d, const float *x, int n) {
+    if (!coded_begin(c, text, path, d)) return 0;
+    coded_learn(c, x, n);
+    coded_encode(c, x, n);
+    return 1;
+}
+static KVMEM__UNUSED void coded_decode(const coded *c, float *y) { kvmem__coded_decode(&c->u, &c->b, y, 0, c->b.n); }
+static KVMEM__UNUSED void coded_dot(const coded *c, float *s, const float *q, int nq) {
+    float *qp = (float *)coded_alloc((size_t)nq * (size_t)c->u.q_floats * sizeof(float));
+    const kvmem_coded none = kvmem__coded_of(&c->u, c->state, NULL, 0, NULL, 0);
+    int i;
+    for (i = 0; i < nq; i++)
+        kvmem__coded_prepare(&c->u, &none, qp + (size_t)i * (size_t)c->u.q_floats, q + (size_t)i * (size_t)c->u.d);
+    kvmem__coded_dot(&c->u, &c->b, s, c->b.n, 0, c->b.n, qp, nq);
+    free(qp);
+}
+static KVMEM__UNUSED void coded_axpy(const coded *c, float *out, const float *w, int nq) {
+    const size_t width = (size_t)c->u.width, d = (size_t)c->u.d;
+    float *acc = (float *)coded_alloc((size_t)nq * width * sizeof(float));
+    const kvmem_coded none = kvmem__coded_of(&c->u, c->state, NULL, 0, NULL, 0);
+    int i;
+    kvmem__coded_axpy(&c->u, &c->b, acc, 0, c->b.n, w, c->b.n, nq);
+    for (i = 0; i < nq; i++) {
+        if (c->u.fn.finish) c->u.fn.finish(&none, out + (size_t)i * d, acc + (size_t)i * width);
+        else memcpy(out + (size_t)i * d, acc + (size_t)i * width, d * sizeof(float));
+    }
+    free(acc);
+}
+static KVMEM__UNUSED double coded_bits(const coded *c) {
+    return 8.0 * ((double)c->b.head_bytes + (double)c->b.row_bytes * c->b.n) / ((double)c->b.n * c->u.d);
+}
+static KVMEM__UNUSED void coded_cut(coded *c, const int *kept, int m) {
+    kvmem_coded to = c->b;
+    to.n = m;
+    to.rows = (uint8_t *)coded_alloc(c->b.row_bytes * (size_t)m);
+    to.head = (uint8_t *)coded_alloc(c->b.head_bytes);
+    kvmem__coded_cut(&c->u, &to, &c->b, kept);
+    free(c->b.rows);
+    free(c->b.head);
+    c->b = to;
+}
+static KVMEM__UNUSED void coded_free(coded *c) {
+    free(c->u.table);
+    free(c->state);
+    free(c->b.head);
+    free(c->b.rows);
+    memset(c, 0, sizeof *c);
+}
+
+/* --- row codecs on bytes of the caller --- */
+static KVMEM__UNUSED kvmem_coded raw_block(const kvmem_codec *c, const void *rows, int n, int d) {
+    static const double par[KVMEM_MAX_PARAMS];
+    kvmem_coded b;
+    memset(&b, 0, sizeof b);
+    b.par = par;
+    b.d = d;
+    b.n = n;
+    b.rows = (uint8_t *)(uintptr_t)rows;
+    b.row_bytes = c->row_bytes(par, d);
+    return b;
+}
+static KVMEM__UNUSED void raw_encode(const kvmem_codec *c, void *rows, const float *x, int n, int d) {
+    const kvmem_coded b = raw_block(c, rows, n, d);
+    c->encode(&b, x, 0, n);
+}
+static KVMEM__UNUSED void raw_decode(const kvmem_codec *c, float *x, const void *rows, int n, int d) {
+    const kvmem_coded b = raw_block(c, rows, n, d);
+    c->expand(&b, x, 0, n);
+}
+static KVMEM__UNUSED void raw_prepare(const kvmem_codec *c, float *out, const float *q, int d) {
+    const kvmem_coded b = raw_block(c, NULL, 0, d);
+    if (c->q_prepare) c->q_prepare(&b, out, q);
+    else memcpy(out, q, (size_t)d * sizeof *q);
+}
+static KVMEM__UNUSED void raw_dot(const kvmem_codec *c, float *s, int ld, const void *rows, int n, const float *q,
+                                  int nq, int d) {
+    const kvmem_coded b = raw_block(c, rows, n, d);
+    c->dot(&b, s, ld, 0, n, q, nq);
+}
+static KVMEM__UNUSED void raw_axpy(const kvmem_codec *c, float *acc, const void *rows, int n, const float *w, int ld,
+                                   int nq, int d) {
+    const kvmem_coded b = raw_block(c, rows, n, d);
+    c->axpy(&b, acc, 0, n, w, ld, nq);
+}
+#endif
