@@ -69,6 +69,7 @@
      >>matmul_x86         the matrix product by AVX2 and AVX-512
      >>kernels_neon       the vectors by NEON
      >>matmul_neon        the matrix product by NEON
+     >>linear             rotations, signs and packed codes, shared by codecs
      >>codecs             how the rows of K and V are stored
      >>codec_table        all codecs, and what every codec may leave out
      >>cache              arena, pages, lanes
@@ -3705,6 +3706,101 @@ static void kvmem__matmul_neon(const kvmem_backend *b, float *out, const kvmem_t
 }
 #endif /* KVMEM_NO_DECODER */
 #endif /* KVMEM__NEON */
+
+/* ==== >>linear : rotations, signs and packed codes, shared by codecs ==============================
+   Hadamard. H of n = 2^k values in natural (Sylvester) order, H[i][j] = (-1)^(bits of i & j), made by k
+   rounds of butterflies (a, b) -> (a + b, a - b); times 1 / sqrt(n) it is orthonormal, symmetric and its
+   own inverse. O(n log n).
+   Randomized Hadamard (RHT). y = H (s * x) with random signs s; back x = s * (H y). It spreads a few large
+   channels over all of them, so that one scale fits a block, and keeps every inner product: <y, y'> =
+   <x, x'>. Rows whose d is no power of two are cut into blocks of the largest power of two that divides d;
+   blocks do not mix. An odd d has blocks of one value: only the signs are left.
+   Signs. s_i = +1 if the top bit of mix(seed * 1000003 + i) is 0, else -1 (kvmem__mix of >>numerics):
+   seed 1 gives + + - + + - + + for i = 0..7.
+   Packed codes. n codes of 1..8 bits follow each other from the lowest bit of the first byte on; a row of
+   codes begins at a byte and ends with zero bits. Eight codes of b bits are b bytes, so they are packed
+   eight at a time: three steps that halve the groups inside a 64-bit word, the same on any host.
+   test: tests/linear.c */
+KVMEM__UNUSED static void kvmem__fwht(float *x, int n) { /* in place; n a power of two */
+    const float scale = 1.0f / sqrtf((float)n);
+    int h, i, j;
+    for (h = 1; h < n; h *= 2) {
+        for (i = 0; i < n; i += 2 * h) {
+            for (j = i; j < i + h; j++) {
+                const float a = x[j], b = x[j + h];
+                x[j] = a + b;
+                x[j + h] = a - b;
+            }
+        }
+    }
+    for (i = 0; i < n && n > 1; i++) x[i] *= scale;
+}
+KVMEM__UNUSED static float kvmem__sign(uint64_t seed, uint64_t i) {
+    return kvmem__mix(seed * 1000003u + i) >> 63 ? -1.0f : 1.0f;
+}
+KVMEM__UNUSED static void kvmem__signs(float *s, int n, uint64_t seed) { /* s (n) */
+    int i;
+    for (i = 0; i < n; i++) s[i] = kvmem__sign(seed, (uint64_t)i);
+}
+KVMEM__UNUSED static int kvmem__pow2_in(int d) { return d & -d; } /* the largest power of two dividing d >= 1 */
+
+/* x (d) in place: signs (d; NULL: none), then H of each block. block: a power of two that divides d. */
+KVMEM__UNUSED static void kvmem__rht(float *x, const float *signs, int d, int block) {
+    int i;
+    for (i = 0; i < d && signs; i++) x[i] *= signs[i];
+    for (i = 0; i < d; i += block) kvmem__fwht(x + i, block);
+}
+KVMEM__UNUSED static void kvmem__rht_back(float *x, const float *signs, int d, int block) {
+    int i;
+    for (i = 0; i < d; i += block) kvmem__fwht(x + i, block);
+    for (i = 0; i < d && signs; i++) x[i] *= signs[i];
+}
+
+/* Bytes of n codes. */
+KVMEM__UNUSED static size_t kvmem__bits_bytes(int n, int bits) { return ((size_t)n * (size_t)bits + 7) / 8; }
+/* Eight codes, one in each byte, to 8 * bits bits and back. */
+KVMEM__UNUSED static uint64_t kvmem__bits_join(uint64_t x, int bits) {
+    const uint64_t one = (1u << bits) - 1u, two = (1u << 2 * bits) - 1u, four = ((uint64_t)1 << 4 * bits) - 1u;
+    x = (x & one * 0x0001000100010001u) | (x >> (8 - bits) & (one << bits) * 0x0001000100010001u);
+    x = (x & two * 0x0000000100000001u) | (x >> (16 - 2 * bits) & (two << 2 * bits) * 0x0000000100000001u);
+    return (x & four) | (x >> (32 - 4 * bits) & four << 4 * bits);
+}
+KVMEM__UNUSED static uint64_t kvmem__bits_split(uint64_t x, int bits) {
+    const uint64_t one = (1u << bits) - 1u, two = (1u << 2 * bits) - 1u, four = ((uint64_t)1 << 4 * bits) - 1u;
+    x = (x & four) | (x & four << 4 * bits) << (32 - 4 * bits);
+    x = (x & two * 0x0000000100000001u) | (x & (two << 2 * bits) * 0x0000000100000001u) << (16 - 2 * bits);
+    return (x & one * 0x0001000100010001u) | (x & (one << bits) * 0x0001000100010001u) << (8 - bits);
+}
+/* code (n), each below 2^bits -> out (bits_bytes). */
+KVMEM__UNUSED static void kvmem__bits_put(uint8_t *out, const uint8_t *code, int n, int bits) {
+    for (; n > 0; n -= 8, code += 8, out += bits) {
+        uint8_t last[8] = { 0, 0, 0, 0, 0, 0, 0, 0 };
+        uint64_t x;
+        int j;
+        if (n < 8) memcpy(last, code, (size_t)n);
+        x = kvmem__bits_join(kvmem__le64(n < 8 ? last : code), bits);
+        kvmem__put64(last, x);
+        j = n < 8 ? (int)kvmem__bits_bytes(n, bits) : bits;
+        memcpy(out, last, (size_t)j);
+    }
+}
+/* Codes i0 .. i0 + n of a row at in -> code (n). Reads only bytes that hold bits of these codes. */
+KVMEM__UNUSED static void kvmem__bits_get(uint8_t *code, const uint8_t *in, int i0, int n, int bits) {
+    int i = 0, j, k;
+    while (i < n) {
+        const int first = (i0 + i) % 8, m = KVMEM__MIN(8 - first, n - i);
+        const uint8_t *p = in + (size_t)((i0 + i) / 8) * (size_t)bits;
+        uint64_t x = 0;
+        if (m == 8 && n - i >= 64 / bits) x = kvmem__le64(p); /* 8 bytes hold wanted codes only */
+        else
+            for (j = first * bits / 8, k = (first + m) * bits; 8 * j < k; j++) x |= (uint64_t)p[j] << 8 * j;
+        x = kvmem__bits_split(x, bits);
+        if (m == 8) kvmem__put64(code + i, x);
+        else
+            for (j = 0; j < m; j++) code[i + j] = (uint8_t)(x >> 8 * (first + j) & 255);
+        i += m;
+    }
+}
 
 /* ==== >>codecs : how the rows of K and V are stored ==============================================
    A codec turns a row (one token's d values of one KV head) into bytes, and attention works on those

@@ -1,0 +1,146 @@
+/* What codecs share: Hadamard rotations, the sign stream, packed codes. */
+#define KVMEM_NO_DECODER /* the memory layer alone */
+#include "test.h"
+
+static void normals(float *x, int n) {
+    int i;
+    for (i = 0; i < n; i++) x[i] = (float)test_normal();
+}
+static double dot(const float *a, const float *b, int n) {
+    double s = 0;
+    int i;
+    for (i = 0; i < n; i++) s += (double)a[i] * (double)b[i];
+    return s;
+}
+
+TEST(mix_and_signs_are_those_of_the_card) {
+    const float want[8] = { 1, 1, -1, 1, 1, -1, 1, 1 };
+    float s[8];
+    int i;
+    CHECK(kvmem__mix(0) == 0xe220a8397b1dcdafu);
+    kvmem__signs(s, 8, 1);
+    for (i = 0; i < 8; i++) CHECK(s[i] == want[i] && s[i] == kvmem__sign(1, (uint64_t)i));
+}
+TEST(rotation_example_of_the_card) {
+    const float s[8] = { 1, -1, 1, 1, -1, 1, -1, -1 };
+    const float y[8] = { 2.47487f, -1.76777f, .88388f, 1.94454f,
+                         2.12132f, -.70711f, -1.23744f, -.88388f };
+    const float was[8] = { 1, -2, .5f, 3, -1.5f, .25f, 2, -.75f };
+    float x[8];
+    int i;
+    memcpy(x, was, sizeof x);
+    kvmem__rht(x, s, 8, 8);
+    for (i = 0; i < 8; i++) CHECK_NEAR(x[i], y[i], 6e-6);
+    kvmem__rht_back(x, s, 8, 8);
+    for (i = 0; i < 8; i++) CHECK_NEAR(x[i], was[i], 1e-6);
+}
+TEST(hadamard_is_the_sylvester_matrix) {
+    int n, i, j, k;
+    for (n = 1; n <= 64; n *= 2) {
+        for (j = 0; j < n; j++) {
+            float x[64];
+            memset(x, 0, sizeof x);
+            x[j] = 1;
+            kvmem__fwht(x, n);
+            for (i = 0; i < n; i++) {
+                int odd = 0;
+                for (k = i & j; k; k &= k - 1) odd = !odd;
+                CHECK_NEAR(x[i], (odd ? -1 : 1) / sqrt((double)n), 1e-7);
+            }
+        }
+    }
+}
+TEST(rotation_is_its_own_inverse_and_keeps_inner_products) {
+    static float x[4096], y[4096], a[4096], b[4096], s[4096];
+    const int dims[10] = { 1, 2, 7, 33, 64, 80, 96, 128, 1024, 4096 };
+    int k, i;
+    for (k = 0; k < 10; k++) {
+        const int d = dims[k], block = kvmem__pow2_in(d);
+        normals(x, d);
+        normals(y, d);
+        kvmem__signs(s, d, 3);
+        memcpy(a, x, sizeof a);
+        memcpy(b, y, sizeof b);
+        kvmem__rht(a, s, d, block);
+        kvmem__rht(b, s, d, block);
+        CHECK_NEAR(dot(a, b, d), dot(x, y, d), 1e-6 * sqrt(dot(x, x, d) * dot(y, y, d)) + 1e-30);
+        kvmem__rht_back(a, s, d, block);
+        for (i = 0; i < d; i++) CHECK_NEAR(a[i], x[i], 4e-6);
+        memcpy(a, x, sizeof a);
+        kvmem__rht(a, NULL, d, block);
+        kvmem__rht(a, NULL, d, block);
+        for (i = 0; i < d; i++) CHECK_NEAR(a[i], x[i], 4e-6);
+    }
+}
+TEST(block_is_the_largest_power_of_two_in_d) {
+    CHECK(kvmem__pow2_in(1) == 1 && kvmem__pow2_in(7) == 1 && kvmem__pow2_in(80) == 16);
+    CHECK(kvmem__pow2_in(64) == 64 && kvmem__pow2_in(96) == 32 && kvmem__pow2_in(4096) == 4096);
+}
+TEST(blocks_do_not_mix) {
+    float x[96];
+    int i;
+    for (i = 0; i < 96; i++) x[i] = i >= 32 && i < 64 ? 1.0f : 0.0f;
+    kvmem__rht(x, NULL, 96, 32);
+    for (i = 0; i < 96; i++) if (i != 32) CHECK(x[i] == 0);
+    CHECK_NEAR(x[32], sqrt(32.0), 1e-5);
+}
+TEST(codes_are_packed_from_the_lowest_bit_and_nothing_else_is_touched) {
+    int bits, n, i;
+    for (bits = 1; bits <= 8; bits++) {
+        for (n = 0; n <= 67; n++) {
+            const size_t size = kvmem__bits_bytes(n, bits);
+            unsigned char code[67], got[67 + 1], *out = (unsigned char *)malloc(size + 1);
+            CHECK(size == (size_t)((n * bits + 7) / 8));
+            REQUIRE(out);
+            for (i = 0; i < n; i++)
+                code[i] = (unsigned char)((unsigned)(test_unit() * 256) & ((1u << bits) - 1));
+            out[size] = 0xa5;
+            kvmem__bits_put(out, code, n, bits);
+            CHECK(out[size] == 0xa5);
+            for (i = 0; i < (int)size * 8; i++) { /* it is bit i % bits of code i / bits */
+                const int want = i / bits < n ? code[i / bits] >> i % bits & 1 : 0;
+                if ((out[i / 8] >> i % 8 & 1) != want)
+                    FAIL_AT("%d bits, %d codes: bit %d", bits, n, i);
+            }
+            for (i = 0; i < n; i++) {
+                int m, k;
+                for (m = 0; m <= n - i; m += m < 20 ? 1 : 9) {
+                    memset(got, 0xa5, sizeof got);
+                    kvmem__bits_get(got, out, i, m, bits);
+                    for (k = 0; k < m && got[k] == code[i + k]; k++) {}
+                    if (k < m || got[m] != 0xa5)
+                        FAIL_AT("%d bits: codes %d to %d of %d", bits, i, i + m, n);
+                }
+            }
+            free(out);
+        }
+    }
+}
+TEST(reading_codes_touches_only_their_bytes) {
+    int bits, n;
+    for (bits = 1; bits <= 8; bits++) {
+        for (n = 1; n <= 40; n++) { /* the sanitizers see one byte too many */
+            const size_t size = kvmem__bits_bytes(n, bits);
+            unsigned char got[40], *row = (unsigned char *)malloc(size);
+            REQUIRE(row);
+            memset(row, 255, size);
+            kvmem__bits_get(got, row, 0, n, bits);
+            CHECK(got[n - 1] == (1 << bits) - 1);
+            kvmem__bits_get(got, row, n - 1, 1, bits);
+            CHECK(got[0] == (1 << bits) - 1);
+            free(row);
+        }
+    }
+}
+int main(int argc, char **argv) {
+    test_begin(argc, argv, "linear");
+    RUN(mix_and_signs_are_those_of_the_card);
+    RUN(rotation_example_of_the_card);
+    RUN(hadamard_is_the_sylvester_matrix);
+    RUN(rotation_is_its_own_inverse_and_keeps_inner_products);
+    RUN(block_is_the_largest_power_of_two_in_d);
+    RUN(blocks_do_not_mix);
+    RUN(codes_are_packed_from_the_lowest_bit_and_nothing_else_is_touched);
+    RUN(reading_codes_touches_only_their_bytes);
+    return test_end();
+}
