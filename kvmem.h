@@ -70,6 +70,7 @@
      >>kernels_neon       the vectors by NEON
      >>matmul_neon        the matrix product by NEON
      >>linear             rotations, signs and packed codes, shared by codecs
+     >>calibrate          k-means, eigenvectors, Cholesky: what codecs learn with
      >>codecs             how the rows of K and V are stored
      >>codec_table        all codecs, and what every codec may leave out
      >>cache              arena, pages, lanes
@@ -3799,6 +3800,293 @@ KVMEM__UNUSED static void kvmem__bits_get(uint8_t *code, const uint8_t *in, int 
         else
             for (j = 0; j < m; j++) code[i + j] = (uint8_t)(x >> 8 * (first + j) & 255);
         i += m;
+    }
+}
+
+/* ==== >>calibrate : k-means, eigenvectors, Cholesky: what codecs learn with ========================
+   Levels of a scalar quantizer are k-means on a line, codebooks of vectors k-means in d dimensions, the
+   best low-rank basis the eigenvectors of a covariance; a metric H = L L^T turns a weighted distance into
+   a plain one: (k - c) H (k - c)^T = |k L - c L|^2 for rows k, c. All of it is deterministic (seeds are
+   given) and wants finite values. It runs once a lane, on at most KVMEM_LEARN_ROWS rows: plain loops.
+   test: tests/calibrate.c */
+/* Sorts x (n) rising by heap sort; w (n), unless NULL, moves along. */
+KVMEM__UNUSED static void kvmem__sort_floats(float *x, float *w, int n) {
+    int i = n / 2 - 1, end = n;
+    while (end > 1) {
+        int root, child;
+        float v, u = 0;
+        if (i >= 0) root = i--;
+        else {
+            end--;
+            root = 0;
+            v = x[0]; x[0] = x[end]; x[end] = v;
+            if (w) { u = w[0]; w[0] = w[end]; w[end] = u; }
+        }
+        v = x[root];
+        if (w) u = w[root];
+        for (; (child = 2 * root + 1) < end; root = child) {
+            if (child + 1 < end && x[child + 1] > x[child]) child++;
+            if (x[child] <= v) break;
+            x[root] = x[child];
+            if (w) w[root] = w[child];
+        }
+        x[root] = v;
+        if (w) w[root] = u;
+    }
+}
+/* The level (k of them, rising) nearest to v; the upper one on a tie. */
+KVMEM__UNUSED static int kvmem__nearest_level(const float *level, int k, float v) {
+    int lo = 0, hi = k - 1;
+    while (lo < hi) {
+        const int mid = (lo + hi) / 2;
+        if (v >= 0.5f * level[mid] + 0.5f * level[mid + 1]) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo;
+}
+/* The value at share p (0..1) of x (n, rising), linear between neighbours. */
+KVMEM__UNUSED static float kvmem__percentile(const float *x, int n, double p) {
+    const double at = p * (n - 1);
+    const int i = at < n - 1 ? (int)at : n - 1;
+    const double part = at - i;
+    return part > 0 && i + 1 < n ? (float)((1 - part) * (double)x[i] + part * (double)x[i + 1]) : x[i];
+}
+
+/* One round of k-means on a line: every level moves to the weighted mean of the values nearest to it; one
+   without values goes to the worst served value. Returns the largest move. */
+static double kvmem__kmeans1_round(float *level, int k, const float *x, const float *w, int n) {
+    double most = 0, worst = 0;
+    int j, i = 0, empty = -1, at = 0;
+    for (j = 0; j < k; j++) {
+        const float old = level[j], to = j + 1 < k ? 0.5f * old + 0.5f * level[j + 1] : FLT_MAX;
+        double sum = 0, weight = 0;
+        for (; i < n && (x[i] < to || j + 1 == k); i++) {
+            const double u = w ? (double)w[i] : 1.0, far = (double)x[i] - (double)old;
+            sum += u * (double)x[i];
+            weight += u;
+            if (u * far * far > worst) { worst = u * far * far; at = i; }
+        }
+        if (weight > 0) {
+            level[j] = (float)(sum / weight);
+            most = KVMEM__MAX(most, fabs((double)level[j] - (double)old));
+        } else empty = j;
+    }
+    if (empty >= 0 && worst > 0) { /* out of its place and in again at its rank */
+        const float v = x[at];
+        for (j = empty; j + 1 < k; j++) level[j] = level[j + 1];
+        for (j = k - 1; j > 0 && level[j - 1] > v; j--) level[j] = level[j - 1];
+        level[j] = v;
+        most = KVMEM__MAX(most, sqrt(worst));
+    }
+    return most;
+}
+/* k-means on a line (Lloyd 1957; MacQueen 1967): k rising levels for the finite values x (n) with weights
+   w >= 0 (NULL: all 1), both sorted here in place. It starts at the (j + 1/2) / k quantiles, so nothing is
+   random, and ends when no level moves by more than 1e-6 of the range, or after so many rounds. */
+KVMEM__UNUSED static void kvmem__kmeans1(float *level, int k, float *x, float *w, int n, int rounds) {
+    double total = 0, sum = 0, range;
+    int i, j;
+    kvmem__sort_floats(x, w, n);
+    for (i = 0; i < n; i++) total += w ? (double)w[i] : 1.0;
+    for (i = 0, j = 0; j < k; j++) {
+        const double to = (j + 0.5) / k * total;
+        for (; i + 1 < n && sum + (w ? (double)w[i] : 1.0) <= to; i++) sum += w ? (double)w[i] : 1.0;
+        level[j] = n ? x[i] : 0.0f;
+    }
+    if (!n) return;
+    range = (double)x[n - 1] - (double)x[0];
+    for (i = 0; i < rounds && kvmem__kmeans1_round(level, k, x, w, n) > 1e-6 * range; i++) {}
+}
+
+/* |a - b|^2 */
+KVMEM__UNUSED static float kvmem__distance2(const float *a, const float *b, int d) {
+    float s[KVMEM__LANES] = { 0, 0, 0, 0, 0, 0, 0, 0 };
+    int i, j;
+    for (i = 0; i + KVMEM__LANES <= d; i += KVMEM__LANES)
+        for (j = 0; j < KVMEM__LANES; j++) s[j] += (a[i + j] - b[i + j]) * (a[i + j] - b[i + j]);
+    for (j = 0; i < d; i++, j++) s[j] += (a[i] - b[i]) * (a[i] - b[i]);
+    return kvmem__sum8(s);
+}
+/* The row of c (k, d) nearest to x, the lower one on a tie; its squared distance in *far, unless NULL. */
+KVMEM__UNUSED static int kvmem__nearest_row(const float *c, int k, const float *x, int d, float *far) {
+    float least = INFINITY;
+    int j, best = 0;
+    for (j = 0; j < k; j++) {
+        const float s = kvmem__distance2(c + (size_t)j * (size_t)d, x, d);
+        if (s < least) { least = s; best = j; }
+    }
+    if (far) *far = least;
+    return best;
+}
+/* k-means++ (Arthur, Vassilvitskii 2007): the first row is drawn evenly, each next one with a chance that
+   grows with its squared distance to the rows drawn before. far (n) is scratch. */
+static void kvmem__kmeans_start(float *c, int k, const float *x, int n, int d, uint64_t seed, float *far) {
+    const size_t row = (size_t)d;
+    int i, j, at = (int)(kvmem__unit(kvmem__random(seed, 0, 0, 0)) * n);
+    for (i = 0; i < n; i++) far[i] = INFINITY;
+    for (j = 0;; j++) {
+        double sum = 0, draw;
+        memcpy(c + (size_t)j * row, x + (size_t)at * row, row * sizeof(float));
+        if (j + 1 == k) return;
+        for (i = 0; i < n; i++) {
+            const float s = kvmem__distance2(c + (size_t)j * row, x + (size_t)i * row, d);
+            far[i] = KVMEM__MIN(far[i], s);
+            sum += (double)far[i];
+        }
+        draw = kvmem__unit(kvmem__random(seed, (uint64_t)j + 1, 0, 0)) * sum;
+        for (at = 0; at + 1 < n && (draw -= (double)far[at]) >= 0; at++) {}
+    }
+}
+/* k-means of the rows x (n, d): c (k, d) by k-means++ and at most `rounds` rounds of Lloyd; stops when no row
+   changes its centre. A centre that loses all rows moves to the row that is farthest from its own.
+   scratch: kvmem__kmeans_floats. With k >= n every row is a centre. */
+KVMEM__UNUSED static int kvmem__kmeans_floats(int k, int n) { return 2 * n + k; }
+KVMEM__UNUSED static void kvmem__kmeans(float *c, int k, const float *x, int n, int d, int rounds,
+                                        uint64_t seed, float *scratch) {
+    const size_t row = (size_t)d;
+    float *far = scratch, *own = far + n, *count = own + n; /* own: the row's centre */
+    int i, j, m, changed = 1;
+    if (k >= n) {
+        for (j = 0; j < k; j++) memcpy(c + (size_t)j * row, x + (size_t)(j % n) * row, row * sizeof(float));
+        return;
+    }
+    kvmem__kmeans_start(c, k, x, n, d, seed, far);
+    for (i = 0; i < n; i++) own[i] = -1;
+    while (rounds-- > 0 && changed) {
+        changed = 0;
+        for (i = 0; i < n; i++) {
+            const float best = (float)kvmem__nearest_row(c, k, x + (size_t)i * row, d, far + i);
+            if (best != own[i]) { own[i] = best; changed = 1; }
+        }
+        if (!changed) break;
+        memset(c, 0, (size_t)k * row * sizeof(float));
+        memset(count, 0, (size_t)k * sizeof(float));
+        for (i = 0; i < n; i++) {
+            float *to = c + (size_t)own[i] * row;
+            for (m = 0; m < d; m++) to[m] += x[(size_t)i * row + (size_t)m];
+            count[(int)own[i]]++;
+        }
+        for (j = 0; j < k; j++) {
+            float *to = c + (size_t)j * row;
+            if (count[j] > 0) { for (m = 0; m < d; m++) to[m] /= count[j]; continue; }
+            for (m = 0, i = 1; i < n; i++) if (far[i] > far[m]) m = i;
+            memcpy(to, x + (size_t)m * row, row * sizeof(float));
+            far[m] = 0;
+        }
+    }
+}
+
+/* One rotation of Jacobi's method: makes a[p][q] zero by turning axes p and q of a (d, d) and vec. */
+static void kvmem__jacobi_turn(float *a, float *vec, int d, int p, int q) {
+    const size_t row = (size_t)d;
+    float *ap = a + (size_t)p * row, *aq = a + (size_t)q * row;
+    float *vp = vec + (size_t)p * row, *vq = vec + (size_t)q * row;
+    const double h = ((double)aq[q] - (double)ap[p]) / (2 * (double)ap[q]);
+    const double t = (h < 0 ? -1 : 1) / (fabs(h) + sqrt(h * h + 1));
+    const float c = (float)(1 / sqrt(t * t + 1)), s = (float)(t / sqrt(t * t + 1));
+    const float pp = (float)((double)ap[p] - t * (double)ap[q]);
+    const float qq = (float)((double)aq[q] + t * (double)ap[q]);
+    int i;
+    for (i = 0; i < d; i++) {
+        const float u = ap[i], v = aq[i], x = vp[i], y = vq[i];
+        ap[i] = c * u - s * v;
+        aq[i] = s * u + c * v;
+        vp[i] = c * x - s * y;
+        vq[i] = s * x + c * y;
+    }
+    for (i = 0; i < d; i++) {
+        a[(size_t)i * row + (size_t)p] = ap[i];
+        a[(size_t)i * row + (size_t)q] = aq[i];
+    }
+    ap[p] = pp;
+    aq[q] = qq;
+    ap[q] = aq[p] = 0;
+}
+/* Eigenvalues val (d), falling, and unit eigenvectors, the rows of vec (d, d), of a symmetric finite matrix
+   a (d, d), which is destroyed. Cyclic Jacobi (1846): sweeps of plane rotations until what is off the
+   diagonal is 1e-7 of the whole; O(d^3) a sweep, 6 to 10 sweeps. A vector's largest component is positive. */
+KVMEM__UNUSED static void kvmem__eigen(float *vec, float *val, float *a, int d) {
+    const size_t row = (size_t)d;
+    double all = 0;
+    int sweep, p, q, i;
+    memset(vec, 0, row * row * sizeof(float));
+    for (p = 0; p < d; p++) vec[(size_t)p * row + (size_t)p] = 1;
+    for (p = 0; p < d * d; p++) all += (double)a[p] * (double)a[p];
+    for (sweep = 0; sweep < 40; sweep++) {
+        double off = 0;
+        for (p = 0; p < d; p++) {
+            for (q = p + 1; q < d; q++) {
+                const double v = (double)a[(size_t)p * row + (size_t)q];
+                off += 2 * v * v;
+            }
+        }
+        if (off <= 1e-14 * all) break;
+        for (p = 0; p < d; p++) {
+            for (q = p + 1; q < d; q++) {
+                const double v = (double)a[(size_t)p * row + (size_t)q];
+                if (v * v * d * d > 1e-16 * all) kvmem__jacobi_turn(a, vec, d, p, q);
+            }
+        }
+    }
+    for (p = 0; p < d; p++) val[p] = a[(size_t)p * row + (size_t)p];
+    for (p = 0; p < d; p++) { /* the largest that is left comes to p */
+        float *v = vec + (size_t)p * row, *u, t;
+        int best = p;
+        for (q = p + 1; q < d; q++) if (val[q] > val[best]) best = q;
+        u = vec + (size_t)best * row;
+        t = val[p]; val[p] = val[best]; val[best] = t;
+        for (i = 0; i < d; i++) { t = v[i]; v[i] = u[i]; u[i] = t; }
+        for (i = 0, best = 0; i < d; i++) if (fabsf(v[i]) > fabsf(v[best])) best = i;
+        if (v[best] < 0) for (i = 0; i < d; i++) v[i] = -v[i];
+    }
+}
+
+/* Cholesky: lower triangular l (d, d) with l l^T = a + jitter I for a symmetric a (d, d) that has no negative
+   eigenvalue but for rounding; the jitter is raised tenfold until every pivot is positive. Returns it. */
+KVMEM__UNUSED static double kvmem__cholesky(float *l, const float *a, int d, double jitter) {
+    const size_t row = (size_t)d;
+    int i = 0, j, k;
+    while (i < d) {
+        for (i = 0; i < d; i++) {
+            float *li = l + (size_t)i * row;
+            for (j = 0; j <= i; j++) {
+                const float *lj = l + (size_t)j * row;
+                double s = (double)a[(size_t)i * row + (size_t)j] + (i == j ? jitter : 0);
+                for (k = 0; k < j; k++) s -= (double)li[k] * (double)lj[k];
+                if (i == j && !(s > 0)) break;
+                li[j] = i == j ? (float)sqrt(s) : (float)(s / (double)lj[j]);
+            }
+            if (j <= i || !(li[i] > 0)) break;
+            for (j = i + 1; j < d; j++) li[j] = 0;
+        }
+        if (i < d) jitter = jitter > 0 ? jitter * 10 : 1e-6;
+    }
+    return jitter;
+}
+/* With a lower triangular l (d, d): y = x l; x with x l = y; x with x l^T = y (each may be in place). */
+KVMEM__UNUSED static void kvmem__lower_mul(float *y, const float *x, const float *l, int d) {
+    int i, j;
+    for (j = 0; j < d; j++) {
+        float s = 0;
+        for (i = j; i < d; i++) s += x[i] * l[(size_t)i * (size_t)d + (size_t)j];
+        y[j] = s;
+    }
+}
+KVMEM__UNUSED static void kvmem__lower_solve(float *x, const float *y, const float *l, int d) {
+    int i, j;
+    for (j = d - 1; j >= 0; j--) {
+        float s = y[j];
+        for (i = j + 1; i < d; i++) s -= x[i] * l[(size_t)i * (size_t)d + (size_t)j];
+        x[j] = s / l[(size_t)j * (size_t)d + (size_t)j];
+    }
+}
+KVMEM__UNUSED static void kvmem__lower_solve_t(float *x, const float *y, const float *l, int d) {
+    int i, j;
+    for (j = 0; j < d; j++) {
+        const float *lj = l + (size_t)j * (size_t)d;
+        float s = y[j];
+        for (i = 0; i < j; i++) s -= lj[i] * x[i];
+        x[j] = s / lj[j];
     }
 }
 
