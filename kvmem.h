@@ -3721,6 +3721,7 @@ static void kvmem__matmul_neon(const kvmem_backend *b, float *out, const kvmem_t
    Packed codes. n codes of 1..8 bits follow each other from the lowest bit of the first byte on; a row of
    codes begins at a byte and ends with zero bits. Eight codes of b bits are b bytes, so they are packed
    eight at a time: three steps that halve the groups inside a 64-bit word, the same on any host.
+   Levels. Lloyd-Max finds the best levels for a known density; see there.
    test: tests/linear.c */
 KVMEM__UNUSED static void kvmem__fwht(float *x, int n) { /* in place; n a power of two */
     const float scale = 1.0f / sqrtf((float)n);
@@ -3801,6 +3802,88 @@ KVMEM__UNUSED static void kvmem__bits_get(uint8_t *code, const uint8_t *in, int 
             for (j = 0; j < m; j++) code[i + j] = (uint8_t)(x >> 8 * (first + j) & 255);
         i += m;
     }
+}
+
+/* Lloyd-Max. The n levels that code a random number with the least mean squared error: every level is the
+   mean of its cell, every border the middle of two levels. f is the density on [lo, hi] up to a factor, a
+   its parameter; keep lo and hi to where the mass is. Start: quantiles of f^(1/3), the density of levels
+   for large n. Then Newton's method for level = mean(cell), a tridiagonal system, as
+       d mean / d border = f(border) |border - mean| / mass;
+   a step that breaks the order of the levels or does not help is replaced by Lloyd's own, level <- mean.
+   Integrals: 8-point Gauss-Legendre on pieces of a cell. Standard normal, n = 4: -+.4528, -+1.5104. */
+#define KVMEM__MAX_LEVELS 256
+typedef double (*kvmem__density)(double x, double a);
+/* The mean of f on [from, to] (the middle, if there is no mass), and the mass. */
+static double kvmem__cell_mean(kvmem__density f, double a, double from, double to, int pieces,
+                               double *mass) {
+    static const double x[4] = { 0.1834346424956498, 0.5255324099163290, 0.7966664774136267,
+                                 0.9602898564975363 };
+    static const double w[4] = { 0.3626837833783620, 0.3137066458778873, 0.2223810344533745,
+                                 0.1012285362903763 };
+    const double h = (to - from) / (2 * pieces), mid = (from + to) / 2;
+    double m0 = 0, m1 = 0;
+    int i, j;
+    for (i = 0; i < pieces; i++) {
+        for (j = 0; j < 4; j++) {
+            const double c = from + (2 * i + 1) * h;
+            const double f0 = w[j] * f(c - x[j] * h, a), f1 = w[j] * f(c + x[j] * h, a);
+            m0 += f0 + f1;
+            m1 += f0 * (c - x[j] * h - mid) + f1 * (c + x[j] * h - mid);
+        }
+    }
+    *mass = m0 * h;
+    return m0 > 0 ? mid + m1 / m0 : mid;
+}
+KVMEM__UNUSED static void kvmem__lloyd_max(double *level, int n, kvmem__density f, double a, double lo,
+                                           double hi) {
+    const int steps = 4096, pieces = 4 + 128 / n;
+    const double dx = (hi - lo) / steps;
+    double mean[KVMEM__MAX_LEVELS], up[KVMEM__MAX_LEVELS], rhs[KVMEM__MAX_LEVELS];
+    double sum = 0, run = 0, best = DBL_MAX;
+    int i, k, round;
+    for (i = 0; i < steps; i++) sum += cbrt(f(lo + (i + 0.5) * dx, a));
+    for (i = k = 0; i < steps && k < n; i++) {
+        const double part = cbrt(f(lo + (i + 0.5) * dx, a));
+        for (; k < n && run + part >= (k + 0.5) / n * sum; k++)
+            level[k] = lo + (i + ((k + 0.5) / n * sum - run) / part) * dx;
+        run += part;
+    }
+    for (; k < n; k++) level[k] = hi; /* rounding may leave the last one */
+    for (round = 0; round < 1000; round++) {
+        double worst = 0, step = 0, before = 0;
+        int good = 1;
+        for (k = 0; k < n; k++) {
+            const double from = k ? (level[k - 1] + level[k]) / 2 : lo;
+            const double to = k < n - 1 ? (level[k] + level[k + 1]) / 2 : hi;
+            double mass, l, r, diag;
+            mean[k] = kvmem__cell_mean(f, a, from, to, pieces, &mass);
+            l = k && mass > 0 ? 0.5 * f(from, a) * (mean[k] - from) / mass : 0;
+            r = k < n - 1 && mass > 0 ? 0.5 * f(to, a) * (to - mean[k]) / mass : 0;
+            worst = KVMEM__MAX(worst, fabs(mean[k] - level[k]));
+            diag = 1 - l - r + (k ? l * up[k - 1] : 0); /* up holds minus the upper diagonal, eliminated */
+            up[k] = r / -diag;
+            rhs[k] = (mean[k] - level[k] + (k ? l * rhs[k - 1] : 0)) / diag;
+        }
+        if (worst <= 1e-13 * (hi - lo)) break;
+        for (k = n - 1; k >= 0 && good; k--) {
+            step = rhs[k] - (k < n - 1 ? up[k] * step : 0);
+            rhs[k] = level[k] + step;
+            good = rhs[k] > lo && rhs[k] < hi && (k == n - 1 || rhs[k] < before);
+            before = rhs[k];
+        }
+        memcpy(level, good && worst < best ? rhs : mean, (size_t)n * sizeof *level);
+        best = worst;
+    }
+}
+/* The cell of x among n levels whose n - 1 rising borders are mid; a border belongs to the upper cell. */
+KVMEM__UNUSED static int kvmem__cell_of(const float *mid, int n, float x) {
+    int lo = 0, hi = n - 1;
+    while (lo < hi) {
+        const int m = (lo + hi) / 2;
+        if (x >= mid[m]) lo = m + 1;
+        else hi = m;
+    }
+    return lo;
 }
 
 /* ==== >>calibrate : k-means, eigenvectors, Cholesky: what codecs learn with ========================

@@ -132,6 +132,43 @@ TEST(reading_codes_touches_only_their_bytes) {
         }
     }
 }
+static double normal_density(double x, double a) {
+    (void)a;
+    return exp(-x * x / 2);
+}
+static double ramp_density(double x, double a) { return x * a; }
+TEST(lloyd_max_finds_the_known_levels_of_the_normal_distribution) {
+    static const double max1960[8] = { 0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6181, 2.0690, 2.7326 };
+    double level[256];
+    int bits, k;
+    kvmem__lloyd_max(level, 2, normal_density, 0, -10, 10);
+    CHECK_NEAR(level[1], sqrt(2 / 3.14159265358979), 1e-9);
+    kvmem__lloyd_max(level, 16, normal_density, 0, -10, 10);
+    for (k = 0; k < 8; k++) CHECK_NEAR(level[8 + k], max1960[k], 1e-4);
+    for (bits = 1; bits <= 8; bits++) { /* each level the mean of its cell, rising, symmetric */
+        const int n = 1 << bits;
+        kvmem__lloyd_max(level, n, normal_density, 0, -10, 10);
+        for (k = 0; k < n; k++) {
+            double mass;
+            const double from = k ? (level[k - 1] + level[k]) / 2 : -10, to = k < n - 1 ? (level[k] + level[k + 1]) / 2 : 10;
+            CHECK(k == 0 || level[k] > level[k - 1]);
+            CHECK_NEAR(level[k], -level[n - 1 - k], 1e-9);
+            CHECK_NEAR(level[k], kvmem__cell_mean(normal_density, 0, from, to, 400, &mass), 1e-6);
+        }
+    }
+}
+TEST(lloyd_max_of_one_level_is_the_mean_and_of_a_ramp_is_known) {
+    double level[4];
+    kvmem__lloyd_max(level, 1, ramp_density, 2, 0, 3);
+    CHECK_NEAR(level[0], 2, 1e-9);
+    kvmem__lloyd_max(level, 2, ramp_density, 1, 0, 1); /* border t: t = (2t/3 + 2(1+t+tt)/(3(1+t))) / 2 */
+    CHECK_NEAR((level[0] + level[1]) / 2, 0.618033988749895, 1e-9);
+}
+TEST(a_border_belongs_to_the_upper_cell) {
+    static const float mid[3] = { -1, 0, 2 };
+    CHECK(kvmem__cell_of(mid, 4, -5) == 0 && kvmem__cell_of(mid, 4, -1) == 1 && kvmem__cell_of(mid, 4, 0) == 2);
+    CHECK(kvmem__cell_of(mid, 4, 1.9f) == 2 && kvmem__cell_of(mid, 4, 2) == 3 && kvmem__cell_of(mid, 1, 9) == 0);
+}
 int main(int argc, char **argv) {
     test_begin(argc, argv, "linear");
     RUN(mix_and_signs_are_those_of_the_card);
@@ -142,5 +179,8 @@ int main(int argc, char **argv) {
     RUN(blocks_do_not_mix);
     RUN(codes_are_packed_from_the_lowest_bit_and_nothing_else_is_touched);
     RUN(reading_codes_touches_only_their_bytes);
+    RUN(lloyd_max_finds_the_known_levels_of_the_normal_distribution);
+    RUN(lloyd_max_of_one_level_is_the_mean_and_of_a_ramp_is_known);
+    RUN(a_border_belongs_to_the_upper_cell);
     return test_end();
 }
