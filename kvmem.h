@@ -72,6 +72,8 @@
      >>linear             rotations, signs and packed codes, shared by codecs
      >>calibrate          k-means, eigenvectors, Cholesky: what codecs learn with
      >>codecs             how the rows of K and V are stored
+     >>affine             a scale and a minimum for a group of values, shared by codecs
+     >>codec_kivi         keys by channel, values by token, 2 or 4 bits
      >>codec_table        all codecs, and what every codec may leave out
      >>cache              arena, pages, lanes
      >>attention          causal attention that reads the coded pages
@@ -312,7 +314,7 @@ typedef struct kvmem_codec {
     unsigned flags;                                       /* KVMEM_CODEC_* */
     size_t (*row_bytes)(const double *par, int d);
     /* bytes of the head of a block of b->n rows x (n, d), x NULL: the usual number, for estimates. NULL: no
-       head; rows are then coded one at a time, in any order */
+       head, as 0 for NULL: rows are then coded one at a time, in any order */
     size_t (*head_bytes)(const kvmem_coded *b, const float *x);
     size_t (*table_bytes)(const double *par, int d);      /* NULL: no table */
     void (*build)(const double *par, int d, void *table); /* zeroed, aligned to 16 bytes */
@@ -5392,12 +5394,207 @@ KVMEM__ROW(q4_0, kvmem__codec_common, "4-bit codes, one scale per 32 channels, 4
            "ggml (ggml-org/ggml src/ggml-quants.c)")
 #undef KVMEM__ROW
 
+/* ==== >>affine : a scale and a minimum for a group of values, shared by codecs ====================
+   A group of values is stored as half(s), half(m) and codes of b bits; s = (max - min) / (2^b - 1), m = min:
+       code = round((x - m) / s) clamped to 0 .. 2^b - 1 (half to even),      x^ = code s + m
+   with s and m as they are stored, so that their rounding is no error of its own. |x - x^| <= s / 2 plus the
+   rounding of m. Two shapes of group:
+   - cols: channel c over all rows of a block. The head holds s (d), then m (d); rows hold codes alone. With
+     q' = q * s and beta = <q, m>, which are made once a block, <q, row_t> = <q', code_t> + beta;
+   - rows: `group` channels of one row. A row holds its groups' (s, m), then the codes. With Q_g the sum of q
+     over group g, <q, row> = sum_g (s_g <q, code>_g + m_g Q_g).
+   Codes of a row are packed as in >>linear: d b bits from the lowest bit on, whole bytes a row.
+   Guards: values that are not finite do not count for min and max; infinities then take the nearest end, NaN
+   code 0. Values beyond +-65504 are clipped there. A constant group has s = 0, all codes 0 and is exact up to
+   the rounding of m. A range below 2^-25 gives s = 0: all values become m.
+   test: tests/codec_kivi.c affine_* */
+KVMEM__UNUSED static int kvmem__affine_groups(int group, int d) { return group < d ? (d + group - 1) / group : 1; }
+KVMEM__UNUSED static size_t kvmem__affine_row_bytes(int bits, int group, int d) {
+    return 4 * (size_t)kvmem__affine_groups(group, d) + kvmem__bits_bytes(d, bits);
+}
+/* Widen [lo, hi] by x if x is finite. */
+KVMEM__UNUSED static void kvmem__affine_range(float x, float *lo, float *hi) {
+    if (x < *lo && x >= -FLT_MAX) *lo = x;
+    if (x > *hi && x <= FLT_MAX) *hi = x;
+}
+/* [lo, hi] (lo > hi: nothing was finite) -> the stored halves and what they say: scale s, minimum m. */
+KVMEM__UNUSED static void kvmem__affine_fit(uint8_t *scale, uint8_t *min, float *s, float *m, float lo, float hi,
+                                            int bits) {
+    const float most = 65504.0f;
+    uint16_t hs, hm;
+    if (lo > hi) lo = hi = 0;
+    lo = KVMEM__MAX(KVMEM__MIN(lo, most), -most);
+    hi = KVMEM__MAX(KVMEM__MIN(hi, most), -most);
+    hs = kvmem__half_sat((hi - lo) / (float)((1 << bits) - 1));
+    hm = kvmem__half_sat(lo);
+    kvmem__put16(scale, hs);
+    kvmem__put16(min, hm);
+    *s = kvmem__f16_to_f32(hs);
+    *m = kvmem__f16_to_f32(hm);
+}
+/* inverse: of s, 0 for s = 0; top = 2^b - 1. */
+KVMEM__UNUSED static uint8_t kvmem__affine_code(float x, float m, float inverse, int top) {
+    const float v = (x - m) * inverse;
+    int n;
+    float rest;
+    if (!(v > 0)) return 0;
+    if (v >= (float)top) return (uint8_t)top;
+    n = (int)v;
+    rest = v - (float)n;
+    return (uint8_t)(n + (rest > 0.5f || (rest == 0.5f && (n & 1))));
+}
+
+/* One row by groups: x (d) -> out (affine_row_bytes), and back. */
+KVMEM__UNUSED static void kvmem__affine_row_put(uint8_t *out, const float *x, int d, int bits, int group) {
+    const int groups = kvmem__affine_groups(group, d), top = (1 << bits) - 1;
+    uint8_t *codes = out + 4 * (size_t)groups, code[64];
+    float s, m, lo, hi;
+    int g, c, c1, at = 0;
+    for (g = 0; g < groups; g++) {
+        const int from = g * group, to = g + 1 < groups ? from + group : d;
+        lo = INFINITY;
+        hi = -INFINITY;
+        for (c = from; c < to; c++) kvmem__affine_range(x[c], &lo, &hi);
+        kvmem__affine_fit(out + 4 * g, out + 4 * g + 2, &s, &m, lo, hi, bits);
+        s = kvmem__inverse(s);
+        for (c = from; c < to; c = c1) { /* codes leave in eights, across the ends of groups */
+            for (c1 = c; c1 < to && at < 64; c1++) code[at++] = kvmem__affine_code(x[c1], m, s, top);
+            if (at == 64 || c1 == d) {
+                kvmem__bits_put(codes, code, at, bits);
+                codes += 8 * bits;
+                at = 0;
+            }
+        }
+    }
+}
+KVMEM__UNUSED static void kvmem__affine_row_get(float *x, const uint8_t *in, int d, int bits, int group) {
+    const int groups = kvmem__affine_groups(group, d);
+    const uint8_t *codes = in + 4 * (size_t)groups;
+    uint8_t code[64];
+    int g, c, i;
+    for (g = 0; g < groups; g++, in += 4) {
+        const int to = g + 1 < groups ? (g + 1) * group : d;
+        const float s = kvmem__f16_to_f32(kvmem__le16(in)), m = kvmem__f16_to_f32(kvmem__le16(in + 2));
+        for (c = g * group; c < to; c += 64) {
+            const int n = KVMEM__MIN(64, to - c);
+            kvmem__bits_get(code, codes, c, n, bits);
+            for (i = 0; i < n; i++) x[c + i] = (float)code[i] * s + m;
+        }
+    }
+}
+
+/* n rows by channels: x (n, d), rows `stride` values apart -> head (4 d bytes), rows (row_bytes apart).
+   scratch: 2 d floats. */
+KVMEM__UNUSED static void kvmem__affine_cols_put(uint8_t *head, uint8_t *rows, size_t row_bytes, const float *x,
+                                                 int n, int d, int bits, float *scratch) {
+    float *lo = scratch, *hi = scratch + d, s;
+    uint8_t code[64];
+    const int top = (1 << bits) - 1;
+    int t, c, i;
+    for (c = 0; c < d; c++) { lo[c] = INFINITY; hi[c] = -INFINITY; }
+    for (t = 0; t < n; t++)
+        for (c = 0; c < d; c++) kvmem__affine_range(x[(size_t)t * (size_t)d + (size_t)c], &lo[c], &hi[c]);
+    for (c = 0; c < d; c++) {
+        kvmem__affine_fit(head + 2 * c, head + 2 * (d + c), &s, &lo[c], lo[c], hi[c], bits);
+        hi[c] = kvmem__inverse(s);
+    }
+    for (t = 0; t < n; t++, rows += row_bytes, x += d) {
+        for (c = 0; c < d; c += 64) {
+            const int m = KVMEM__MIN(64, d - c);
+            for (i = 0; i < m; i++) code[i] = kvmem__affine_code(x[c + i], lo[c + i], hi[c + i], top);
+            kvmem__bits_put(rows + c / 8 * bits, code, m, bits);
+        }
+    }
+}
+KVMEM__UNUSED static void kvmem__affine_cols_get(float *x, const uint8_t *head, const uint8_t *rows,
+                                                 size_t row_bytes, int n, int d, int bits) {
+    float s[64], m[64];
+    uint8_t code[64];
+    int t, c, i;
+    for (c = 0; c < d; c += 64) {
+        const int w = KVMEM__MIN(64, d - c);
+        for (i = 0; i < w; i++) {
+            s[i] = kvmem__f16_to_f32(kvmem__le16(head + 2 * (c + i)));
+            m[i] = kvmem__f16_to_f32(kvmem__le16(head + 2 * (d + c + i)));
+        }
+        for (t = 0; t < n; t++) {
+            float *o = x + (size_t)t * (size_t)d + c;
+            kvmem__bits_get(code, rows + row_bytes * (size_t)t, c, w, bits);
+            for (i = 0; i < w; i++) o[i] = (float)code[i] * s[i] + m[i];
+        }
+    }
+}
+
+/* ==== >>codec_kivi : keys by channel, values by token, 2 or 4 bits. stage: codec; prefill and decode ====
+   Liu et al. KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache. 2024. arXiv 2402.02750.
+   Code: jy-yuan/KIVI models/llama_kivi.py (LlamaAttention_KIVI.forward), quant/new_pack.py.
+   Keys have channels that are large in every token, values have none that matter. So a key channel gets its
+   own scale over the tokens of a block, where its size cancels, and a value row gets its own over groups of
+   G channels, so that one token's error stays in that token's share of the output. Newest tokens stay float16.
+     axis=channel  s_c, m_c over the T tokens of the block (a page): K of the paper
+     axis=token    s_tg, m_tg over G channels of one row: V of the paper; rows are coded one at a time
+   with s, m, code of >>affine, x (T, d).
+   bits a value: b + 32/T by channel, b + 32/G by token: with T = G = 32: b + 1.
+   reads: K after RoPE, V.   state: none.   cost: O(n d) on codes.
+   defaults: bits=2 axis=channel group=32. Preset kivi: page=32, K by channel with residual=128 flush=1 (a
+   buffer of 128 rows is coded at once when full), V by token with residual=128 (always the last 128 exact).
+   Another common setting is page=128 group=128: b + .25 bits.
+   departs: the code packs 16 or 32 codes in an int and keeps float16 arithmetic; here codes come from float32
+   arithmetic on the halves. The code divides 0/0 in a constant group; here it is exact.
+   test: tests/codec_kivi.c */
+enum { KVMEM__KIVI_BITS, KVMEM__KIVI_AXIS, KVMEM__KIVI_GROUP };
+static const kvmem_param kvmem__params_kivi[] = {
+    { "bits", 2, 1, 8, NULL, 1, "bits of a code" },
+    { "axis", 0, 0, 1, "channel|token", 1, "a scale for each channel of a block, or for groups of a row" },
+    { "group", 32, 1, 4096, NULL, 1, "axis=token: channels that share a scale" },
+    KVMEM__CODEC_COMMON };
+static int kvmem__kivi_token(const double *par) { return par[KVMEM__KIVI_AXIS] > 0; }
+static size_t kvmem__kivi_row_bytes(const double *par, int d) {
+    const int bits = (int)par[KVMEM__KIVI_BITS];
+    return kvmem__kivi_token(par) ? kvmem__affine_row_bytes(bits, (int)par[KVMEM__KIVI_GROUP], d)
+                                  : kvmem__bits_bytes(d, bits);
+}
+static size_t kvmem__kivi_head_bytes(const kvmem_coded *b, const float *x) {
+    (void)x;
+    return kvmem__kivi_token(b->par) ? 0 : 4 * (size_t)b->d;
+}
+static int kvmem__kivi_scratch(const double *par, int d, int n) {
+    (void)n;
+    return kvmem__kivi_token(par) ? 0 : 2 * d;
+}
+static void kvmem__kivi_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const int bits = (int)b->par[KVMEM__KIVI_BITS];
+    int t;
+    if (!kvmem__kivi_token(b->par))
+        kvmem__affine_cols_put(b->head, b->rows, b->row_bytes, x, n, b->d, bits, b->scratch);
+    else
+        for (t = 0; t < n; t++)
+            kvmem__affine_row_put(kvmem__row_at(b, t0 + t), x + (size_t)t * (size_t)b->d, b->d, bits,
+                                  (int)b->par[KVMEM__KIVI_GROUP]);
+}
+static void kvmem__kivi_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    const int bits = (int)b->par[KVMEM__KIVI_BITS];
+    int t;
+    if (!kvmem__kivi_token(b->par))
+        kvmem__affine_cols_get(out, b->head, kvmem__row_at(b, t0), b->row_bytes, n, b->d, bits);
+    else
+        for (t = 0; t < n; t++)
+            kvmem__affine_row_get(out + (size_t)t * (size_t)b->d, kvmem__row_at(b, t0 + t), b->d, bits,
+                                  (int)b->par[KVMEM__KIVI_GROUP]);
+}
+static const kvmem_codec kvmem__codec_kivi = {
+    { "kivi", "keys by channel over a page, values by token over groups of channels, bits + 1",
+      "Liu 2024, arXiv 2402.02750", kvmem__params_kivi, 0 }, 0, kvmem__kivi_row_bytes, kvmem__kivi_head_bytes,
+    NULL, NULL, NULL, NULL, NULL, kvmem__kivi_scratch, NULL, NULL, kvmem__kivi_encode, kvmem__kivi_expand, NULL,
+    NULL, NULL, NULL, NULL, NULL };
+
 /* ==== >>codec_table : all codecs, and what every codec may leave out ===============================
    Both codec stages choose from this table. f32, the exact one, is first. The loops below stand in for
    what a codec leaves NULL; they go through `expand`, KVMEM_MAX_WIDTH floats at a time. */
 static const kvmem_codec *kvmem__codec_table(int i) {
     static const kvmem_codec *const table[] = {
-        &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0
+        &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0,
+        &kvmem__codec_kivi
     };
     return i >= 0 && i < (int)(sizeof table / sizeof table[0]) ? table[i] : NULL;
 }
@@ -5409,8 +5606,16 @@ static void kvmem__use_init(kvmem_codec_use *u, const kvmem_codec *codec, const 
     memset(u, 0, sizeof *u);
     u->fn = *codec;
     memcpy(u->par, par, sizeof u->par);
-    if (u->fn.fast) u->fn.fast(&u->fn, isa);
     u->d = d;
+    if (u->fn.head_bytes) { /* a codec whose parameters say that it needs no head has none */
+        kvmem_coded b;
+        memset(&b, 0, sizeof b);
+        b.par = u->par;
+        b.d = d;
+        b.n = 1;
+        if (!u->fn.head_bytes(&b, NULL)) u->fn.head_bytes = NULL;
+    }
+    if (u->fn.fast) u->fn.fast(&u->fn, isa);
     u->row_bytes = u->fn.row_bytes(u->par, d);
     u->width = u->fn.width ? u->fn.width(u->par, d) : d;
     u->q_floats = u->fn.q_floats ? u->fn.q_floats(u->par, d) : u->width;
@@ -8715,7 +8920,11 @@ static const kvmem_preset kvmem__presets[] = {
     { "pyramidkv",
       "score=snapkv(window=8,kernel=7,pool=avg) budget=pyramid(2048,beta=20) recent=8 when=prompt "
       "place=original",
-      "snapkv with more entries for lower layers than for upper ones", "Cai 2024, arXiv 2406.02069" } };
+      "snapkv with more entries for lower layers than for upper ones", "Cai 2024, arXiv 2406.02069" },
+    { "kivi",
+      "codec.k=kivi(bits=2,axis=channel,residual=128,flush=1) codec.v=kivi(bits=2,axis=token,group=32,residual=128) "
+      "page=32", "2-bit keys by channel and values by token, the last 128 rows exact",
+      "Liu 2024, arXiv 2402.02750" } };
 
 #define KVMEM__COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
 
