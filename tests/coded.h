@@ -8,6 +8,9 @@
        coded_bits(&c)                              bits a value: rows and head, all of them
        coded_cut(&c, kept, m);                     keep rows kept (rising); no value is coded again
        coded_free(&c);
+       coded_reads_error(text, path, d, n, nq)     scores and sums on the coded block against those over the
+                                                   decoded rows: the largest difference, relative to the
+                                                   operands' sizes (0: no such path; 9: no such codec)
 
    The generic parameters center, residual, flush and sinks are the cache's business and do nothing here.
    raw_* call one function of a row codec on bytes of the caller. */
@@ -114,6 +117,59 @@ static KVMEM__UNUSED void coded_free(coded *c) {
     free(c->b.head);
     free(c->b.rows);
     memset(c, 0, sizeof *c);
+}
+
+/* A row whose channels differ in size and centre, as those of keys do. */
+static KVMEM__UNUSED float coded_value(int t, int c) {
+    const float u = (float)kvmem__unit(kvmem__mix((uint64_t)t * 4096u + (uint64_t)c)) - 0.5f;
+    return u * (c % 7 ? 3.0f : 20.0f) + (c % 3 ? 0.0f : 4.0f);
+}
+static KVMEM__UNUSED double coded_reads_error(const char *text, const char *path, int d, int n, int nq) {
+    const size_t row = (size_t)d;
+    float *x = (float *)coded_alloc((size_t)n * row * 4), *y = (float *)coded_alloc((size_t)n * row * 4);
+    float *q = (float *)coded_alloc((size_t)nq * row * 4), *o = (float *)coded_alloc((size_t)nq * row * 4);
+    float *s = (float *)coded_alloc((size_t)(nq * n) * 4), *w = (float *)coded_alloc((size_t)(nq * n) * 4);
+    double worst = 0, a, size;
+    coded c;
+    int i, t, k;
+    if (path && !kvmem_backend_cpu(path)) goto done;
+    for (i = 0; i < n * d; i++) x[i] = coded_value(i / d, i % d);
+    for (i = 0; i < nq * d; i++) q[i] = (float)kvmem__unit(kvmem__mix((uint64_t)i + 1000003)) - 0.5f;
+    for (i = 0; i < nq * n; i++) w[i] = (float)kvmem__unit(kvmem__mix((uint64_t)i + 7)) * (i % 5 ? 0.01f : 1.0f);
+    worst = 9;
+    if (!coded_begin(&c, text, path, d)) goto done;
+    coded_watch(&c, q, nq);
+    coded_learn(&c, x, n);
+    coded_encode(&c, x, n);
+    coded_decode(&c, y);
+    coded_dot(&c, s, q, nq);
+    coded_axpy(&c, o, w, nq);
+    worst = 0;
+    for (i = 0; i < nq; i++) {
+        for (t = 0; t < n; t++) {
+            double qq = 0, yy = 0;
+            for (k = 0, a = 0; k < d; k++) {
+                const double qk = (double)q[i * d + k], yk = (double)y[t * d + k];
+                a += qk * yk;
+                qq += qk * qk;
+                yy += yk * yk;
+            }
+            a = fabs(a - (double)s[i * n + t]) / (sqrt(qq * yy) + 1e-30);
+            worst = a <= worst ? worst : a;
+        }
+        for (k = 0; k < d; k++) {
+            for (t = 0, a = 0, size = 1e-30; t < n; t++) {
+                a += (double)w[i * n + t] * (double)y[t * d + k];
+                size += (double)w[i * n + t] * fabs((double)y[t * d + k]);
+            }
+            a = fabs(a - (double)o[i * d + k]) / size;
+            worst = a <= worst ? worst : a;
+        }
+    }
+    coded_free(&c);
+done:
+    free(x); free(y); free(q); free(o); free(s); free(w);
+    return worst;
 }
 
 /* --- row codecs on bytes of the caller --- */

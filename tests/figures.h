@@ -45,7 +45,7 @@ static KVMEM__UNUSED double figure_ratio(const float *x, const float *y, int n, 
         for (t = 0; t < n && what == FIGURE_CENTRED; t++) mean += (double)x[(size_t)t * (size_t)d + (size_t)c] / n;
         for (t = 0; t < n; t++) {
             const size_t i = (size_t)t * (size_t)d + (size_t)c;
-            error += ((double)x[i] - y[i]) * ((double)x[i] - y[i]);
+            error += ((double)x[i] - (double)y[i]) * ((double)x[i] - (double)y[i]);
             energy += ((double)x[i] - mean) * ((double)x[i] - mean);
         }
     }
