@@ -78,8 +78,9 @@ $(B)/test_train: tools/gguf_write.h
 $(B)/test_corpus $(B)/corpus $(B)/train: tools/corpus.h tools/gguf_write.h
 $(B)/mkgguf: tools/gguf_write.h tools/corpus.h
 $(B)/test_report: tools/report.h
+$(B)/test_npy: tools/npy.h
 $(B)/test_eval: $(wildcard tools/*.h) tools/kvmem.c tools/mkgguf.c
-$(B)/kvmem: tools/eval.h tools/eval_show.h tools/demo.h tools/stats.h tools/corpus.h tools/report.h tools/gguf_write.h
+$(B)/kvmem: $(wildcard tools/*.h)
 $(B)/example_%: examples/%.c kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)

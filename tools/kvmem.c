@@ -244,13 +244,13 @@ typedef struct texts { const char *item[MAX_LIST]; int n; } texts;
 typedef struct args {
     const char *model, *tokenizer, *prompt, *file, *kv, *save, *load, *backend, *output, *tokens,
         *tokens_file, *cache, *shape, *system, *chat_template, *suite, *lengths, *budgets, *text,
-        *report;
+        *report, *input, *as, *query, *positions, *dots;
     texts kvs, audits;
     int64_t n, ctx, threads, top_k, repeat_last, chunk, first, block, decode, seed, seeds,
         questions, depths;
-    double temp, top_p, min_p, repeat;
+    double temp, top_p, min_p, repeat, rope_base;
     size_t max_bytes;
-    int json, csv, md, stream, no_bos, pieces, special, use_chunk, aware, pairs;
+    int json, csv, md, stream, no_bos, pieces, special, use_chunk, aware, pairs, matrix, pre_rope, neox;
     char line[1024];  /* the whole command, for reports */
     const char **word; /* what is no option */
     int n_words;
@@ -1721,127 +1721,8 @@ static int cmd_inspect(const args *a) {
     return status;
 }
 
-/* ==== >>list : the methods ==================================================================== */
-
-static const kvmem_preset *find_preset(const char *word) {
-    const kvmem_preset *p;
-    int i;
-    for (i = 0; (p = kvmem_preset_at(i)) != NULL; i++) if (!strcmp(p->word, word)) return p;
-    return NULL;
-}
-static const kvmem_entry *find_entry(int stage, const char *word) {
-    const kvmem_entry *e;
-    int i;
-    for (i = 0; (e = kvmem_stage_entry((kvmem_stage)stage, i)) != NULL; i++)
-        if (!strcmp(e->word, word)) return e;
-    return NULL;
-}
-/* K and V have one table of codecs, so codec.v is passed over. */
-static int next_stage(int stage) { return stage + 1 == (int)KVMEM_CODEC_V ? stage + 2 : stage + 1; }
-static const char *stage_name(int stage) {
-    return stage == (int)KVMEM_CODEC_K ? "codec" : kvmem_stage_word((kvmem_stage)stage);
-}
-/* One line: key, what it is (a word may be a preset and an entry of stages), paper, sentence. */
-static void list_line(const char *word, const char *cite, const char *what) {
-    char kind[96];
-    int stage;
-    size_t n = 0;
-    kind[0] = 0;
-    if (find_preset(word)) n += (size_t)snprintf(kind, sizeof kind, "preset");
-    for (stage = 0; stage < (int)KVMEM_N_STAGES; stage = next_stage(stage))
-        if (n < sizeof kind && find_entry(stage, word))
-            n += (size_t)snprintf(kind + n, sizeof kind - n, n ? ",%s" : "%s", stage_name(stage));
-    put("%-14s %-14s %-40s  %s\n", word, kind, cite, what);
-}
-static void list_all(void) {
-    const kvmem_preset *p;
-    const kvmem_entry *e;
-    int i, stage, before;
-    for (i = 0; (p = kvmem_preset_at(i)) != NULL; i++) list_line(p->word, p->cite, p->what);
-    for (stage = 0; stage < (int)KVMEM_N_STAGES; stage = next_stage(stage))
-        for (i = 0; (e = kvmem_stage_entry((kvmem_stage)stage, i)) != NULL; i++) {
-            int seen = find_preset(e->word) != NULL;
-            for (before = 0; before < stage && !seen; before = next_stage(before))
-                seen = find_entry(before, e->word) != NULL;
-            if (!seen) list_line(e->word, e->cite, e->what);
-        }
-}
-static void put_params(const kvmem_entry *e) {
-    const kvmem_param *p = e->params;
-    for (; p && p->name; p++) {
-        put("  %-10s ", p->name);
-        if (p->choices) {
-            const char *c = p->choices;
-            int i, n;
-            for (i = 0; i < (int)p->def && strchr(c, '|'); i++) c = strchr(c, '|') + 1;
-            n = (int)strcspn(c, "|");
-            put("%s, default %.*s", p->choices, n, c);
-        } else {
-            put("%g to %g, default %g", p->lo, p->hi, p->def);
-        }
-        put(": %s\n", p->what);
-    }
-}
-static void put_reads(unsigned reads) {
-    static const struct { unsigned bit; const char *what;
-    } what[] = { { KVMEM_READS_KEYS, "keys" },
-                 { KVMEM_READS_VALUES, "values" },
-                 { KVMEM_READS_QUERIES, "the last queries" },
-                 { KVMEM_READS_ACC, "accumulated attention" },
-                 { KVMEM_READS_LAST, "the newest query's attention" },
-                 { KVMEM_READS_SCORES, "scores of all lanes" },
-                 { KVMEM_READS_LAYERS, "all layers" } };
-    size_t i;
-    int n = 0;
-    put("  reads      ");
-    for (i = 0; i < sizeof what / sizeof *what; i++)
-        if (reads & what[i].bit) put(n++ ? ", %s" : "%s", what[i].what);
-    put(n ? "\n" : "nothing but positions\n");
-}
-static int list_preset(const kvmem_preset *p) {
-    kvmem_recipe r;
-    kvmem_error error;
-    size_t n;
-    char *text;
-    if (kvmem_recipe_parse(&r, p->word, &error) != KVMEM_OK)
-        return fail("%s: %s", p->word, error.text);
-    n = kvmem_recipe_explain(&r, NULL, 0);
-    text = (char *)grow(NULL, n + 1, 1);
-    kvmem_recipe_explain(&r, text, n + 1);
-    put_bytes(text, n);
-    if (n && text[n - 1] != '\n') put("\n");
-    free(text);
-    return OK;
-}
-static int list_word(const char *word) {
-    const kvmem_preset *p = find_preset(word);
-    const kvmem_entry *e;
-    nearest near = { NULL, 0 };
-    int stage, i, found = 0, status;
-    if (p && (status = list_preset(p)) != OK) return status;
-    found = p != NULL;
-    for (stage = 0; stage < (int)KVMEM_N_STAGES; stage = next_stage(stage)) {
-        if ((e = find_entry(stage, word)) == NULL) continue;
-        put("%s%s: an entry of the stage %s\n  %s\n  paper      %s\n", found ? "\n" : "", word,
-            stage_name(stage), e->what, e->cite);
-        put_reads(e->reads);
-        put_params(e);
-        found = 1;
-    }
-    if (found) return OK;
-    for (i = 0; kvmem_preset_at(i); i++) consider(&near, word, kvmem_preset_at(i)->word);
-    for (stage = 0; stage < (int)KVMEM_N_STAGES; stage++)
-        for (i = 0; (e = kvmem_stage_entry((kvmem_stage)stage, i)) != NULL; i++)
-            consider(&near, word, e->word);
-    if (near.word)
-        return misuse("'%s' is no preset and no entry; did you mean %s?", word, near.word);
-    return misuse("'%s' is no preset and no entry; `kvmem list` names all", word);
-}
-static int cmd_list(const args *a) {
-    if (a->n_words) return list_word(a->word[0]);
-    list_all();
-    return OK;
-}
+#include "list.h"
+#include "codec.h"
 
 /* ==== >>estimate : bytes before anything is allocated ========================================= */
 
@@ -2012,7 +1893,20 @@ static const option detokenize_options[] = {
     O_FLAG("--special", special, "show control tokens by their names"), O_END };
 static const option inspect_options[] = {
     O_MODEL(0), O_TOKENIZER, O_TEXT("--cache", cache, "FILE", "a saved cache"), O_JSON, O_END };
-static const option list_options[] = { O_END };
+static const option list_options[] = {
+    O_FLAG("--matrix", matrix, "which entries go together, and why the others do not"), O_END };
+static const option codec_options[] = {
+    { "-i", "--input", TEXT, AT(input), "X.npy", NULL, 0, 0, 1, "the rows, float32 (n, d)" },
+    { "-o", "--output", TEXT, AT(output), "Y.npy", NULL, 0, 0, 1, "the decoded rows, (n, d)" },
+    { NULL, "--as", TEXT, AT(as), "k|v", "k", 0, 0, 0, "are they keys or values?" },
+    { "-q", "--query", TEXT, AT(query), "Q.npy", NULL, 0, 0, 0, "queries, (m, d)" },
+    O_TEXT("--dots", dots, "D.npy", "their scores on the coded rows, (m, n)"),
+    O_TEXT("--pos", positions, "P.npy", "positions of the rows, whole and rising (default 0, 1, ...)"),
+    O_REAL("--rope-base", rope_base, "BASE", NULL, 1, 1e12,
+           "keys are rotated by RoPE of this base (10000 for codecs that store them before it)"),
+    O_FLAG("--neox", neox, "RoPE pairs channels i and i + d/2, not 2i and 2i + 1"),
+    O_FLAG("--pre-rope", pre_rope, "the rows given are keys before RoPE (default after it)"),
+    O_BACKEND, O_JSON, O_END };
 static const option estimate_options[] = {
     O_MODEL(0),
     O_TEXT("--shape", shape, "SHAPE",
@@ -2124,10 +2018,20 @@ static const command commands[] = {
       "Shape, tokenizer, what a token's keys and values take as f32, f16, q8_0 and q4_0, and the\n"
       "table of tensors; for a saved cache its recipe, shape, tokens and bytes.",
       { "kvmem inspect -m model.gguf", "kvmem inspect --cache story.kv --json" } },
-    { "list", cmd_list, list_options, 0, 1, "[KEY]", "presets and the entries of the seven stages",
+    { "list", cmd_list, list_options, 0, 1, "[KEY | --matrix]",
+      "presets and the entries of the seven stages",
       "One line each: key, what it is, paper, sentence. With a key, all there is to say about it:\n"
-      "the expansion of a preset over the stages, the parameters of an entry.",
-      { "kvmem list", "kvmem list snapkv" } },
+      "the expansion of a preset over the stages, the parameters of an entry; of a codec also\n"
+      "formula and bits a value. --matrix asks for every pair whether it may stand in one recipe.",
+      { "kvmem list snapkv", "kvmem list --matrix" } },
+    { "codec", cmd_codec, codec_options, 1, 1, "SPEC -i X.npy -o Y.npy [options]",
+      "arrays in, arrays out: what a codec makes of given rows",
+      "SPEC is a codec as in recipes, q4_0 or kivi(bits=2), more terms may follow (page=32); or a\n"
+      "preset. The rows go through a lane of a real cache, so centring, residual window, sinks and\n"
+      "RoPE act as they do there. Prints exact bytes, bits a value and the relative error\n"
+      "(sum of squares of x - y over that of x), and writes the decoded rows.",
+      { "kvmem codec q4_0 -i keys.npy -o back.npy",
+        "kvmem codec \"q8_0\" -i keys.npy -o back.npy -q queries.npy --dots scores.npy --json" } },
     { "estimate", cmd_estimate, estimate_options, 0, 0,
       "(-m MODEL | --shape SHAPE) --ctx N [options]",
       "bytes of a cache before anything is allocated",

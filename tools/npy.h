@@ -50,15 +50,15 @@ static int npy_take(npy_text *t, char c) {
     t->s++;
     return 1;
 }
-/* 'word' or "word" into out; 0: there is none, or it is too long. */
-static int npy_string(npy_text *t, char *out, size_t size) {
+/* 'word' or "word" into to; 0: there is none, or it is too long. */
+static int npy_string(npy_text *t, char *to, size_t size) {
     size_t n = 0;
     char quote;
     npy_space(t);
     if (t->s == t->end || (*t->s != '\'' && *t->s != '"')) return 0;
     quote = *t->s++;
-    while (t->s < t->end && *t->s != quote && n + 1 < size) out[n++] = *t->s++;
-    out[n] = 0;
+    while (t->s < t->end && *t->s != quote && n + 1 < size) to[n++] = *t->s++;
+    to[n] = 0;
     return t->s < t->end && *t->s++ == quote;
 }
 static int npy_word(npy_text *t, const char *word) { /* True, False */

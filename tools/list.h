@@ -1,0 +1,354 @@
+/* list.h - `kvmem list`: the methods, all there is to say about one, and what goes with what.
+
+   Everything printed comes from the library's own tables and from the function that refuses a recipe
+   (kvmem_recipe_check); what a codec stores is counted by the codec itself. Only the formulas are
+   written here, a line or two a codec. Included by kvmem.c, whose output and options it uses. */
+#ifndef KVMEM_LIST_H
+#define KVMEM_LIST_H
+
+/* ==== >>list : the methods ==================================================================== */
+
+static const kvmem_preset *find_preset(const char *word) {
+    const kvmem_preset *p;
+    int i;
+    for (i = 0; (p = kvmem_preset_at(i)) != NULL; i++) if (!strcmp(p->word, word)) return p;
+    return NULL;
+}
+static const kvmem_entry *find_entry(int stage, const char *word) {
+    const kvmem_entry *e;
+    int i;
+    for (i = 0; (e = kvmem_stage_entry((kvmem_stage)stage, i)) != NULL; i++)
+        if (!strcmp(e->word, word)) return e;
+    return NULL;
+}
+/* K and V have one table of codecs, so codec.v is passed over. */
+static int next_stage(int stage) { return stage + 1 == (int)KVMEM_CODEC_V ? stage + 2 : stage + 1; }
+static const char *stage_name(int stage) {
+    return stage == (int)KVMEM_CODEC_K ? "codec" : kvmem_stage_word((kvmem_stage)stage);
+}
+/* One line: key, what it is (a word may be a preset and an entry of stages), paper, sentence. */
+static void list_line(const char *word, const char *cite, const char *what) {
+    char kind[96];
+    int stage;
+    size_t n = 0;
+    kind[0] = 0;
+    if (find_preset(word)) n += (size_t)snprintf(kind, sizeof kind, "preset");
+    for (stage = 0; stage < (int)KVMEM_N_STAGES; stage = next_stage(stage))
+        if (n < sizeof kind && find_entry(stage, word))
+            n += (size_t)snprintf(kind + n, sizeof kind - n, n ? ",%s" : "%s", stage_name(stage));
+    put("%-14s %-14s %-40s  %s\n", word, kind, cite, what);
+}
+static void list_all(void) {
+    const kvmem_preset *p;
+    const kvmem_entry *e;
+    int i, stage, before;
+    for (i = 0; (p = kvmem_preset_at(i)) != NULL; i++) list_line(p->word, p->cite, p->what);
+    for (stage = 0; stage < (int)KVMEM_N_STAGES; stage = next_stage(stage))
+        for (i = 0; (e = kvmem_stage_entry((kvmem_stage)stage, i)) != NULL; i++) {
+            int seen = find_preset(e->word) != NULL;
+            for (before = 0; before < stage && !seen; before = next_stage(before))
+                seen = find_entry(before, e->word) != NULL;
+            if (!seen) list_line(e->word, e->cite, e->what);
+        }
+}
+static void put_params(const kvmem_entry *e) {
+    const kvmem_param *p = e->params;
+    for (; p && p->name; p++) {
+        put("  %-10s ", p->name);
+        if (p->choices) {
+            const char *c = p->choices;
+            int i, n;
+            for (i = 0; i < (int)p->def && strchr(c, '|'); i++) c = strchr(c, '|') + 1;
+            n = (int)strcspn(c, "|");
+            put("%s, default %.*s", p->choices, n, c);
+        } else {
+            put("%g to %g, default %g", p->lo, p->hi, p->def);
+        }
+        put(": %s\n", p->what);
+    }
+}
+static void put_reads(unsigned reads) {
+    static const struct { unsigned bit; const char *what;
+    } what[] = { { KVMEM_READS_KEYS, "keys" },
+                 { KVMEM_READS_VALUES, "values" },
+                 { KVMEM_READS_QUERIES, "the last queries" },
+                 { KVMEM_READS_ACC, "accumulated attention" },
+                 { KVMEM_READS_LAST, "the newest query's attention" },
+                 { KVMEM_READS_SCORES, "scores of all lanes" },
+                 { KVMEM_READS_LAYERS, "all layers" } };
+    size_t i;
+    int n = 0;
+    put("  reads      ");
+    for (i = 0; i < sizeof what / sizeof *what; i++)
+        if (reads & what[i].bit) put(n++ ? ", %s" : "%s", what[i].what);
+    put(n ? "\n" : "nothing but positions\n");
+}
+/* ---- codecs: formula, bits, presets */
+
+/* How a row x (d values of one token and KV head) is stored and read back. */
+static const struct { const char *word, *formula; } codec_formulas[] = {
+    { "f32", "x as it is, little-endian" },
+    { "f16", "x rounded to float16 (nearest even)" },
+    { "bf16", "the upper 16 bits of x, rounded to nearest even" },
+    { "q8_0", "32 channels share s = max|x| / 127; code = round(x / s), x^ = s code" },
+    { "q4_0", "32 channels share s = m / -8, m the value of largest |x|; "
+              "code = floor(x / s + 8.5) in 0..15, x^ = s (code - 8)" } };
+
+static const char *codec_formula(const char *word) {
+    size_t i;
+    for (i = 0; i < sizeof codec_formulas / sizeof *codec_formulas; i++)
+        if (!strcmp(codec_formulas[i].word, word)) return codec_formulas[i].formula;
+    return NULL;
+}
+static const kvmem_codec *codec_of(const kvmem_entry *e) { /* a codec row begins with its entry */
+    return (const kvmem_codec *)(const void *)e;
+}
+/* Bits a value of rows of d in full pages of that many rows, heads included. */
+static double codec_bits(const kvmem_codec *codec, const double *par, int d, int page) {
+    kvmem_codec_use u;
+    kvmem_coded b;
+    size_t bytes;
+    kvmem__use_init(&u, codec, par, d, 0);
+    b = kvmem__coded_of(&u, NULL, NULL, 0, NULL, page);
+    bytes = u.row_bytes * (size_t)page + (u.fn.head_bytes ? u.fn.head_bytes(&b, NULL) : 0);
+    return 8.0 * (double)bytes / ((double)page * d);
+}
+static const kvmem_param *find_param(const kvmem_entry *e, const char *name) {
+    const kvmem_param *p;
+    for (p = e->params; p && p->name; p++) if (!strcmp(p->name, name)) return p;
+    return NULL;
+}
+static void put_codec_bits(const kvmem_entry *e, const char *label, const double *par, int page) {
+    put("  %-10s d=64: %.4g, d=128: %.4g\n", label, codec_bits(codec_of(e), par, 64, page),
+        codec_bits(codec_of(e), par, 128, page));
+}
+static void put_codec(const kvmem_entry *e) {
+    const kvmem_codec *c = codec_of(e);
+    const kvmem_param *bits = find_param(e, "bits");
+    const int page = kvmem_recipe_default().page;
+    double par[KVMEM_MAX_PARAMS] = { 0 };
+    const kvmem_preset *p;
+    char label[32];
+    int i, n = 0;
+    for (i = 0; e->params && e->params[i].name && i < KVMEM_MAX_PARAMS; i++)
+        par[i] = e->params[i].def;
+    if (codec_formula(e->word)) put("  formula    %s\n", codec_formula(e->word));
+    put("  stores     %s, %s%s%s\n",
+        c->flags & KVMEM_CODEC_KEYS     ? "keys only"
+        : c->flags & KVMEM_CODEC_VALUES ? "values only"
+                                        : "keys and values",
+        c->head_bytes ? "a page at a time (its rows share a head)" : "row by row",
+        c->flags & KVMEM_CODEC_PRE_ROPE ? ", keys before RoPE" : "",
+        c->state_floats ? "; learns from the lane's first rows" : "");
+    put("  bits       a value, all metadata of a page of %d rows counted\n", page);
+    put_codec_bits(e, bits ? "usual" : "", par, page);
+    for (i = 2; bits && i <= 4; i++) {
+        if (i < bits->lo || i > bits->hi || (bits->choices != NULL)) continue;
+        par[bits - e->params] = i;
+        snprintf(label, sizeof label, "bits=%d", i);
+        put_codec_bits(e, label, par, page);
+    }
+    for (i = 0; (p = kvmem_preset_at(i)) != NULL; i++) {
+        kvmem_recipe r;
+        if (kvmem_recipe_parse(&r, p->word, NULL) != KVMEM_OK) continue;
+        if (r.stage[KVMEM_CODEC_K].entry != e && r.stage[KVMEM_CODEC_V].entry != e) continue;
+        put(n++ ? ", %s" : "  presets    %s", p->word);
+    }
+    if (n) put("\n");
+}
+static int list_preset(const kvmem_preset *p) {
+    kvmem_recipe r;
+    kvmem_error error;
+    size_t n;
+    char *text;
+    if (kvmem_recipe_parse(&r, p->word, &error) != KVMEM_OK)
+        return fail("%s: %s", p->word, error.text);
+    n = kvmem_recipe_explain(&r, NULL, 0);
+    text = (char *)grow(NULL, n + 1, 1);
+    kvmem_recipe_explain(&r, text, n + 1);
+    put_bytes(text, n);
+    if (n && text[n - 1] != '\n') put("\n");
+    free(text);
+    return OK;
+}
+static int list_word(const char *word) {
+    const kvmem_preset *p = find_preset(word);
+    const kvmem_entry *e;
+    nearest near = { NULL, 0 };
+    int stage, i, found = 0, status;
+    if (p && (status = list_preset(p)) != OK) return status;
+    found = p != NULL;
+    for (stage = 0; stage < (int)KVMEM_N_STAGES; stage = next_stage(stage)) {
+        if ((e = find_entry(stage, word)) == NULL) continue;
+        put("%s%s: an entry of the stage %s\n  %s\n  paper      %s\n", found ? "\n" : "", word,
+            stage_name(stage), e->what, e->cite);
+        if (stage == (int)KVMEM_CODEC_K) put_codec(e);
+        else put_reads(e->reads);
+        put_params(e);
+        found = 1;
+    }
+    if (found) return OK;
+    for (i = 0; kvmem_preset_at(i); i++) consider(&near, word, kvmem_preset_at(i)->word);
+    for (stage = 0; stage < (int)KVMEM_N_STAGES; stage++)
+        for (i = 0; (e = kvmem_stage_entry((kvmem_stage)stage, i)) != NULL; i++)
+            consider(&near, word, e->word);
+    if (near.word)
+        return misuse("'%s' is no preset and no entry; did you mean %s?", word, near.word);
+    return misuse("'%s' is no preset and no entry; `kvmem list` names all", word);
+}
+
+/* ---- the matrix: what the checks refuse */
+
+/* One column: the term that is put beside a codec, or the shape of the rows. */
+typedef struct matrix_column { char term[64]; const char *head, *sub; int d, rope; } matrix_column;
+enum { MATRIX_COLUMNS = 48, MATRIX_REASONS = 64 };
+typedef struct matrix {
+    matrix_column column[MATRIX_COLUMNS];
+    int n_columns;
+    char reason[MATRIX_REASONS][256];
+    int n_reasons;
+} matrix;
+
+static void matrix_add(matrix *m, const char *head, const char *sub, const char *term, int d, int rope) {
+    matrix_column *c = m->column + m->n_columns;
+    if (m->n_columns == MATRIX_COLUMNS) return;
+    m->n_columns++;
+    snprintf(c->term, sizeof c->term, "%s", term);
+    c->head = head;
+    c->sub = sub;
+    c->d = d;
+    c->rope = rope;
+}
+static void matrix_stage(matrix *m, int stage, const char *head) {
+    const kvmem_entry *e;
+    char term[64];
+    int i;
+    for (i = 0; (e = kvmem_stage_entry((kvmem_stage)stage, i)) != NULL; i++) {
+        const int keeps = stage == (int)KVMEM_REDUCE; /* is reached only if something is left out */
+        snprintf(term, sizeof term, "%s=%s%s", head, e->word, keeps ? " budget=50%" : "");
+        matrix_add(m, head, e->word, term, 64, 1);
+    }
+}
+static void matrix_columns(matrix *m) {
+    matrix_stage(m, KVMEM_PLACE, "place");
+    matrix_stage(m, KVMEM_REDUCE, "reduce");
+    matrix_stage(m, KVMEM_RETRIEVE, "retrieve");
+    matrix_add(m, "when", "prompt", "budget=50% when=prompt", 64, 1);
+    matrix_add(m, "when", "step", "budget=50% when=step", 64, 1);
+    matrix_add(m, "when", "block", "budget=50% when=block", 64, 1);
+    matrix_add(m, "when", "every", "budget=50% when=every(16)", 64, 1);
+    matrix_add(m, "page", "1", "page=1", 64, 1);
+    matrix_add(m, "page", "1024", "page=1024", 64, 1);
+    matrix_add(m, "bytes", "limit", "budget=1MiB", 64, 1);
+    matrix_add(m, "d", "64", "", 64, 1);
+    matrix_add(m, "d", "80", "", 80, 1);
+    matrix_add(m, "d", "33", "", 33, 1);
+    matrix_add(m, "d", "7", "", 7, 1);
+    matrix_add(m, "RoPE", "none", "", 64, 0);
+}
+/* Do recipe and shape fit? Asked of the parser and of the estimate that init shares. */
+static kvmem_status matrix_ask(const char *text, int d, int rope, kvmem_error *error) {
+    kvmem_config cfg = kvmem_config_default();
+    kvmem_recipe r;
+    kvmem_rope turn;
+    float freq[64];
+    kvmem_bytes bytes;
+    kvmem_status status = kvmem_recipe_parse(&r, text, error);
+    if (status != KVMEM_OK) return status;
+    memset(freq, 0, sizeof freq);
+    turn.n_rot = d & ~1;
+    turn.neox = 0;
+    turn.mscale = 1;
+    turn.inv_freq = freq;
+    cfg.shape.n_layers = cfg.shape.n_heads = cfg.shape.n_kv_heads = 1;
+    cfg.shape.head_dim = d;
+    cfg.shape.rope = rope ? &turn : NULL;
+    cfg.recipe = &r;
+    return kvmem_estimate(&cfg, 256, 0, &bytes, error);
+}
+/* 0: they fit; else the number of the reason, from 1 on. */
+static int matrix_cell(matrix *m, const char *text, int d, int rope) {
+    kvmem_error error;
+    int i;
+    if (matrix_ask(text, d, rope, &error) == KVMEM_OK) return 0;
+    for (i = 0; i < m->n_reasons; i++) if (!strcmp(m->reason[i], error.text)) return i + 1;
+    if (m->n_reasons == MATRIX_REASONS) return MATRIX_REASONS;
+    snprintf(m->reason[m->n_reasons++], sizeof *m->reason, "%s", error.text);
+    return m->n_reasons;
+}
+static void matrix_line(matrix *m, const char *word, const char *side) {
+    char text[160];
+    int i;
+    put("%-14s %-2s", word, side);
+    for (i = 0; i < m->n_columns; i++) {
+        const matrix_column *c = m->column + i;
+        const int w = (int)strlen(c->sub) > (int)strlen(c->head) ? (int)strlen(c->sub) : (int)strlen(c->head);
+        int bad;
+        snprintf(text, sizeof text, "codec.%s=%s %s", side, word, c->term);
+        bad = matrix_cell(m, text, c->d, c->rope);
+        if (bad) put(" %*d", w, bad);
+        else put(" %*s", w, "+");
+    }
+    put("\n");
+}
+static void matrix_head(const matrix *m, int sub) {
+    int i;
+    put("%-14s %-2s", sub ? "codec" : "", sub ? "of" : "");
+    for (i = 0; i < m->n_columns; i++) {
+        const matrix_column *c = m->column + i;
+        const int w = (int)strlen(c->sub) > (int)strlen(c->head) ? (int)strlen(c->sub) : (int)strlen(c->head);
+        const int again = i && !strcmp(m->column[i - 1].head, c->head);
+        put(" %*s", w, sub ? c->sub : again ? "" : c->head);
+    }
+    put("\n");
+}
+/* Every entry of one stage beside every entry of another, with one codec for both sides. */
+static void matrix_pairs(matrix *m, int a, int b) {
+    const kvmem_entry *x, *y;
+    char text[160];
+    int i, j, asked = 0, bad = 0;
+    for (i = 0; (x = kvmem_stage_entry((kvmem_stage)a, i)) != NULL; i++)
+        for (j = 0; (y = kvmem_stage_entry((kvmem_stage)b, j)) != NULL; j++) {
+            int why;
+            snprintf(text, sizeof text, "budget=50%% %s=%s %s=%s",
+                     a == (int)KVMEM_CODEC_K ? "codec.k" : stage_name(a), x->word,
+                     b == (int)KVMEM_CODEC_V ? "codec.v" : stage_name(b), y->word);
+            asked++;
+            if ((why = matrix_cell(m, text, 64, 1)) == 0) continue;
+            if (!bad++) put("%s with %s, refused:", stage_name(a), stage_name(b));
+            put(" %s+%s (%d)", x->word, y->word, why);
+        }
+    if (bad) put("\n");
+    else put("%s with %s: all %d pairs\n", kvmem_stage_word((kvmem_stage)a),
+             kvmem_stage_word((kvmem_stage)b), asked);
+}
+static int list_matrix(void) {
+    matrix *m = (matrix *)grow(NULL, 1, sizeof *m);
+    const kvmem_entry *e;
+    int i, a, b;
+    memset(m, 0, sizeof *m);
+    matrix_columns(m);
+    put("What goes together, asked of the checks that refuse a recipe: + it does; a number: the\n"
+        "reason below why not. A row is a codec with its usual parameters for K or for V alone.\n\n");
+    matrix_head(m, 0);
+    matrix_head(m, 1);
+    for (i = 0; (e = kvmem_stage_entry(KVMEM_CODEC_K, i)) != NULL; i++) {
+        matrix_line(m, e->word, "k");
+        matrix_line(m, e->word, "v");
+    }
+    put("\nEntries of two stages together:\n");
+    for (a = 0; a < (int)KVMEM_N_STAGES; a++)
+        for (b = a + 1; b < (int)KVMEM_N_STAGES; b++) matrix_pairs(m, a, b);
+    put(m->n_reasons ? "\nReasons\n" : "\nNothing is refused.\n");
+    for (i = 0; i < m->n_reasons; i++) put("%4d  %s\n", i + 1, m->reason[i]);
+    free(m);
+    return OK;
+}
+static int cmd_list(const args *a) {
+    if (a->matrix && a->n_words) return misuse("--matrix takes no key");
+    if (a->matrix) return list_matrix();
+    if (a->n_words) return list_word(a->word[0]);
+    list_all();
+    return OK;
+}
+#endif
