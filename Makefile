@@ -79,7 +79,7 @@ $(B)/test_corpus $(B)/corpus $(B)/train: tools/corpus.h tools/gguf_write.h
 $(B)/mkgguf: tools/gguf_write.h tools/corpus.h
 $(B)/test_report: tools/report.h
 $(B)/test_npy: tools/npy.h
-$(B)/test_eval: $(wildcard tools/*.h) tools/kvmem.c tools/mkgguf.c
+$(B)/test_eval $(B)/test_codec_tool: $(wildcard tools/*.h) tools/kvmem.c tools/mkgguf.c
 $(B)/kvmem: $(wildcard tools/*.h)
 $(B)/example_%: examples/%.c kvmem.h
 	@mkdir -p $(B)

@@ -30,7 +30,7 @@ same() { [ "$1" = "$2" ] || { echo "'$1'"; echo "is not '$2'"; return 1; }; }
 json() { tr -d '\n' | tr '{,' '\n\n' | sed -n "s/.*\"$1\":\([^}]*\).*/\1/p" | sed -n "${2:-1}p" | tr -d ']}"'; }
 
 # ---- the top level and help
-COMMANDS="run chat measure eval demo logits tokenize detokenize inspect list estimate"
+COMMANDS="run chat measure eval demo logits tokenize detokenize inspect list codec estimate"
 check version prints '^kvmem [0-9]*\.[0-9]*\.[0-9]*$' $KVMEM --version
 check help_names_every_command sh -c "for c in $COMMANDS; do $KVMEM --help | grep -q \"^  \$c \" || exit 1; done"
 for c in $COMMANDS; do
@@ -68,7 +68,26 @@ explains_all() { for k in $(keys); do prints . $KVMEM list "$k" || return 1; don
 check list_explains_every_key explains_all
 check list_expands_a_preset prints 'score=snapkv' $KVMEM list pyramidkv
 check list_gives_parameters prints 'kernel' $KVMEM list snapkv
+check list_tells_the_bits_of_a_codec prints 'd=64: 4.5, d=128: 4.5' $KVMEM list q4_0
+check list_tells_the_formula_of_a_codec prints '^  formula' $KVMEM list q8_0
+check list_matrix_asks_every_pair prints '^score with place: all' $KVMEM list --matrix
+check list_matrix_takes_no_key fails 2 'no key' $KVMEM list --matrix h2o
 check list_unknown_key fails 2 'did you mean snapkv' $KVMEM list snapky
+
+# ---- codec: two rows of two values; tests/codec_tool.c has the rest
+header="{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }"
+printf '\223NUMPY\001\000v\000%-117s\n' "$header" > "$TMP/x.npy"
+printf '\000\000\200\077\000\000\000\100\000\000\100\100\000\000\200\100' >> "$TMP/x.npy" # 1 2 3 4
+codec() { spec=$1; shift; $KVMEM codec "$spec" -i "$TMP/x.npy" -o "$TMP/y.npy" "$@"; }
+check codec_f32_takes_4_bytes_a_value same "$(codec f32 --json | json bytes)" 16
+check codec_f32_gives_the_file_back cmp "$TMP/x.npy" "$TMP/y.npy"
+check codec_prints_bits prints '^bits per value  16$' codec f16
+check codec_help_teaches_specs prints 'kivi(bits=2)' $KVMEM codec --help
+check codec_needs_its_input fails 2 '-i X.npy is needed' $KVMEM codec f32
+check codec_unknown_word fails 2 "unknown preset 'f23'" codec f23
+check codec_is_for_keys_or_values fails 2 'k or v' codec f32 --as x
+check codec_scores_need_a_file fails 2 'go together' codec f32 -q "$TMP/x.npy"
+check codec_input_must_be_npy fails 1 'no .npy file' $KVMEM codec f32 -i tests/cli.sh -o "$TMP/z.npy"
 
 # ---- estimate: 2 layers, 2 KV heads of 8 channels, 128 tokens: K = 2 * 2 * 128 * 8 * 4 bytes
 S="L=2,H=4,G=2,d=8"

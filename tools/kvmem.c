@@ -1906,7 +1906,9 @@ static const option codec_options[] = {
            "keys are rotated by RoPE of this base (10000 for codecs that store them before it)"),
     O_FLAG("--neox", neox, "RoPE pairs channels i and i + d/2, not 2i and 2i + 1"),
     O_FLAG("--pre-rope", pre_rope, "the rows given are keys before RoPE (default after it)"),
-    O_BACKEND, O_JSON, O_END };
+    { NULL, "--backend", TEXT, AT(backend), "NAME", "plain", 0, 0, 0,
+      "plain, avx2, avx512 or neon: the last three may round queries to 16 bits" },
+    O_JSON, O_END };
 static const option estimate_options[] = {
     O_MODEL(0),
     O_TEXT("--shape", shape, "SHAPE",
