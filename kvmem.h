@@ -3723,6 +3723,7 @@ static void kvmem__matmul_neon(const kvmem_backend *b, float *out, const kvmem_t
    Packed codes. n codes of 1..8 bits follow each other from the lowest bit of the first byte on; a row of
    codes begins at a byte and ends with zero bits. Eight codes of b bits are b bytes, so they are packed
    eight at a time: three steps that halve the groups inside a 64-bit word, the same on any host.
+   Columns. Gram-Schmidt makes them orthonormal; power iteration finds the few that carry most of a matrix.
    Levels. Lloyd-Max finds the best levels for a known density; see there.
    test: tests/linear.c */
 KVMEM__UNUSED static void kvmem__fwht(float *x, int n) { /* in place; n a power of two */
@@ -3758,6 +3759,63 @@ KVMEM__UNUSED static void kvmem__rht_back(float *x, const float *signs, int d, i
     int i;
     for (i = 0; i < d; i += block) kvmem__fwht(x + i, block);
     for (i = 0; i < d && signs; i++) x[i] *= signs[i];
+}
+
+/* Columns i and j of a (n, r): <i, j>; and a_j += by a_i. */
+KVMEM__UNUSED static double kvmem__col_dot(const float *a, int n, int r, int i, int j) {
+    double dot = 0;
+    int t;
+    for (t = 0; t < n; t++, a += r) dot += (double)a[i] * (double)a[j];
+    return dot;
+}
+KVMEM__UNUSED static void kvmem__col_add(float *a, int n, int r, int j, double by, int i) {
+    int t;
+    for (t = 0; t < n; t++, a += r) a[j] = (float)((double)a[j] + by * (double)a[i]);
+}
+/* Orthonormal columns: a (n, r) in place. Gram-Schmidt, every column twice against those before it (once
+   loses orthogonality where columns are nearly parallel), sums in double. A column that depends on those
+   before it, as any past the n-th does, becomes 0. */
+KVMEM__UNUSED static void kvmem__orthonormal(float *a, int n, int r) {
+    int i, j, round;
+    for (j = 0; j < r; j++) {
+        const double before = kvmem__col_dot(a, n, r, j, j);
+        double after;
+        for (round = 0; round < 2; round++)
+            for (i = 0; i < j; i++) kvmem__col_add(a, n, r, j, -kvmem__col_dot(a, n, r, i, j), i);
+        after = kvmem__col_dot(a, n, r, j, j);
+        kvmem__col_add(a, n, r, j, (after > 1e-12 * before && after > 0 ? 1 / sqrt(after) : 0) - 1, j);
+    }
+}
+/* out (n, k) += a (n, d) . b (d, k). */
+KVMEM__UNUSED static void kvmem__mul_add(float *out, const float *a, const float *b, int n, int d, int k) {
+    int t, c, i;
+    for (t = 0; t < n; t++, out += k, a += d)
+        for (c = 0; c < d; c++)
+            for (i = 0; i < k; i++) out[i] += a[c] * b[(size_t)c * (size_t)k + (size_t)i];
+}
+/* out (d, k) += transposed a (n, d) . b (n, k). */
+KVMEM__UNUSED static void kvmem__mul_add_t(float *out, const float *a, const float *b, int n, int d, int k) {
+    int t, c, i;
+    for (t = 0; t < n; t++, a += d, b += k)
+        for (c = 0; c < d; c++)
+            for (i = 0; i < k; i++) out[(size_t)c * (size_t)k + (size_t)i] += a[c] * b[i];
+}
+/* Low rank by power iteration: e (n, d) ~ q p^T, q (n, r), p (d, r). From a p that is uniform in [0, 1) by
+   the seed, `loops` rounds of q = e p, p = e^T q; q is made orthonormal in the last one, so that q p^T is e
+   projected on the columns of q. p is made orthonormal in every round: that leaves its span as it is, and
+   without it float32 loses all but the largest directions. */
+KVMEM__UNUSED static void kvmem__low_rank(float *q, float *p, const float *e, int n, int d, int r, int loops,
+                                          uint64_t seed) {
+    int i;
+    for (i = 0; i < d * r; i++) p[i] = (float)kvmem__unit(kvmem__random(seed, (uint64_t)i, 0, 0));
+    for (i = 0; i < loops; i++) {
+        kvmem__orthonormal(p, d, r);
+        memset(q, 0, (size_t)n * (size_t)r * sizeof *q);
+        kvmem__mul_add(q, e, p, n, d, r);
+        if (i == loops - 1) kvmem__orthonormal(q, n, r);
+        memset(p, 0, (size_t)d * (size_t)r * sizeof *p);
+        kvmem__mul_add_t(p, e, q, n, d, r);
+    }
 }
 
 /* Bytes of n codes. */

@@ -169,6 +169,53 @@ TEST(a_border_belongs_to_the_upper_cell) {
     CHECK(kvmem__cell_of(mid, 4, -5) == 0 && kvmem__cell_of(mid, 4, -1) == 1 && kvmem__cell_of(mid, 4, 0) == 2);
     CHECK(kvmem__cell_of(mid, 4, 1.9f) == 2 && kvmem__cell_of(mid, 4, 2) == 3 && kvmem__cell_of(mid, 1, 9) == 0);
 }
+TEST(gram_schmidt_makes_columns_orthonormal_and_drops_dependent_ones) {
+    enum { N = 40, R = 24 };
+    float a[N * R];
+    int i, j, t, some;
+    for (some = 0; some < 2; some++) {
+        for (i = 0; i < N * R; i++) a[i] = (float)kvmem__unit(kvmem__mix((uint64_t)i + 1)) - 0.5f;
+        for (t = 0; t < N && some; t++) {
+            a[t * R + 5] = 2 * a[t * R + 1] - a[t * R]; /* depends on two others */
+            a[t * R + 9] = 0;
+            a[t * R + 7] = a[t * R + 2] + 1e-3f * a[t * R + 7]; /* nearly parallel */
+        }
+        kvmem__orthonormal(a, N, R);
+        for (i = 0; i < R; i++) {
+            for (j = 0; j <= i; j++) {
+                const int gone = some && (i == 5 || i == 9);
+                double dot = 0;
+                for (t = 0; t < N; t++) dot += (double)a[t * R + i] * (double)a[t * R + j];
+                CHECK_NEAR(dot, i == j && !gone, 1e-6);
+            }
+        }
+    }
+}
+TEST(power_iteration_recovers_a_matrix_of_its_rank) {
+    enum { N = 24, D = 16 };
+    static const float rank1[6] = { 1, 1, 2, 2, -1, -1 };
+    float e[N * D], p[D * D], q[N * D], l, worst = 0;
+    int i, j, k, r;
+    kvmem__low_rank(q, p, rank1, 3, 2, 1, 1, 0); /* the example of the card of GEAR: one round is enough */
+    for (i = 0; i < 6; i++) CHECK_NEAR(q[i / 2] * p[i % 2], rank1[i], 1e-5);
+    for (r = 1; r <= D; r += 5) { /* rank r, recovered with r columns or more; D columns: any matrix */
+        for (i = 0; i < N * D; i++) e[i] = 0;
+        for (k = 0; k < r; k++)
+            for (i = 0; i < N; i++)
+                for (j = 0; j < D; j++)
+                    e[i * D + j] += (float)((kvmem__unit(kvmem__mix((uint64_t)(i * 99 + k))) - 0.5) *
+                                            (kvmem__unit(kvmem__mix((uint64_t)(j * 77 + k + 5000))) - 0.5));
+        kvmem__low_rank(q, p, e, N, D, KVMEM__MIN(D, r + 2), 3, 7);
+        for (i = 0; i < N; i++) {
+            for (j = 0; j < D; j++) {
+                for (k = 0, l = 0; k < KVMEM__MIN(D, r + 2); k++)
+                    l += q[i * KVMEM__MIN(D, r + 2) + k] * p[j * KVMEM__MIN(D, r + 2) + k];
+                worst = KVMEM__MAX(worst, fabsf(l - e[i * D + j]));
+            }
+        }
+    }
+    CHECK_NEAR(worst, 0, 1e-5);
+}
 int main(int argc, char **argv) {
     test_begin(argc, argv, "linear");
     RUN(mix_and_signs_are_those_of_the_card);
@@ -182,5 +229,7 @@ int main(int argc, char **argv) {
     RUN(lloyd_max_finds_the_known_levels_of_the_normal_distribution);
     RUN(lloyd_max_of_one_level_is_the_mean_and_of_a_ramp_is_known);
     RUN(a_border_belongs_to_the_upper_cell);
+    RUN(gram_schmidt_makes_columns_orthonormal_and_drops_dependent_ones);
+    RUN(power_iteration_recovers_a_matrix_of_its_rank);
     return test_end();
 }
