@@ -74,6 +74,7 @@
      >>codecs             how the rows of K and V are stored
      >>affine             a scale and a minimum for a group of values, shared by codecs
      >>codec_kivi         keys by channel, values by token, 2 or 4 bits
+     >>codec_kvquant      non-uniform levels from calibration, per-channel keys, sparse outliers
      >>codec_table        all codecs, and what every codec may leave out
      >>cache              arena, pages, lanes
      >>attention          causal attention that reads the coded pages
@@ -5579,6 +5580,315 @@ KVMEM__UNUSED static void kvmem__affine_cols_get(float *x, const uint8_t *head, 
             float *o = x + (size_t)t * (size_t)d + c;
             kvmem__bits_get(code, rows + row_bytes * (size_t)t, c, w, bits);
             for (i = 0; i < w; i++) o[i] = (float)code[i] * s[i] + m[i];
+/* ==== >>codec_kvquant : non-uniform levels from calibration, per-channel keys, sparse outliers =====
+   Hooper, Kim, Mohammadzadeh, Mahoney, Shao, Keutzer, Gholami. KVQuant: Towards 10 Million Context Length
+   LLM Inference with KV Cache Quantization. 2024. arXiv 2401.18079.
+   Code: SqueezeAILab/KVQuant quant/kvquant/simquant_module_quantizer.py (SimQuant, quant_fn_nuq_recon).
+   A few channels of a key are large in every token: they get ranges of their own. The other values of a
+   model are not spread evenly over their range: their 2^bits levels are placed by k-means. What lies
+   outside the range, about 1 % of the values, would stretch it: those are kept as they are, in a list.
+     lesson   keys: lo_c, hi_c = the s/2 and 1 - s/2 quantiles of channel c over the lane's rows x (n, d)
+              off = (hi + lo) / 2, rg = (hi - lo) / 2, z = (x - off) / rg
+              levels lut (2^bits) = k-means on a line of all z in [-1, 1], at most 50 rounds
+     keys     |z| > 1: an outlier, value in the list; else code = nearest level (upper on a tie)
+     values   the same with the token's own lo, hi: the m largest and m smallest of its d values are
+              outliers, m = d - 1 - floor((1 - s/2) (d - 1)), off and rg come from the others
+     decode   lut'[code] rg + off, outliers overwrite; lut' = lut, with qnorm: lut ns + no, so that mean
+              and deviation of the lesson's z survive: ns = std z / std lut[code],
+              no = mean z - ns mean lut[code]
+   stage: both.   reads: keys before RoPE (kvquant), after it (kvquant_post), values (kvquant_v).
+   state: keys 2^(bits+1) + 2 d floats, values 2^(bits+1): once a lane, not a row.
+   bits/value: keys bits + 32 s' + 32 / (page d), s' the share of outliers found (16-bit index in the
+   block, half value); values bits + 32 / d (two halves) + 2 m (8, d > 256: 16, + 16) / d. E.g. 3 bits,
+   s = 1 %, d = 64: 3.33 and 4.25.
+   cost: a table look-up a value; keys before RoPE are rotated at every read.
+   defaults: bits=3 sparse=1 (percent) qnorm=0 cap=0 (outliers of a key at either end, 0: all; released:
+   21 of 4096).   preset: keys and values, first 4 tokens exact.   ties: lower index.
+   guards: a channel that was constant in the lesson has rg = 0, any other value of it is an outlier;
+   without outliers (sparse=0) values stop at lo, hi; NaN is 0, what no half can hold is +-65504.
+   departs: one lane is one KV head, so levels are a head's, and quantiles of values are over d, not H_kv d
+   (that is 2 m / d = 3.1 % outliers at d = 64); the lesson is the lane's own rows, levels come from at most
+   16384 z; no Fisher weights (no gradients here). What a codec may store (keys before RoPE, after, values)
+   is fixed for a word of the recipe: hence three words.                      test: tests/codec_kvquant.c */
+enum { KVMEM__KVQUANT_POOL = 16384 };
+static int kvmem__kvquant_bits(const double *par) { return (int)par[0]; }
+static double kvmem__kvquant_top(const double *par) { return 1 - par[1] / 200; } /* 1 - s/2 */
+
+/* The state: levels to choose by, levels to decode by, and for keys a range of each channel. */
+static int kvmem__kvquant_v_state(const double *par, int d) {
+    (void)d;
+    return 2 << kvmem__kvquant_bits(par);
+}
+static int kvmem__kvquant_state(const double *par, int d) { return kvmem__kvquant_v_state(par, d) + 2 * d; }
+static int kvmem__kvquant_scratch(const double *par, int d, int n) {
+    (void)par;
+    return (int)KVMEM__MIN((double)n * d, (double)KVMEM__KVQUANT_POOL) + KVMEM__MAX(n, d);
+}
+/* What a codec works with: finite, small enough for a half. NaN becomes 0. */
+static float kvmem__tame(float x) {
+    return x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x == x ? x : 0.0f;
+}
+/* A value as a share of its range; beyond +-1 for an outlier. */
+static float kvmem__kvquant_z(float x, float off, float rg) {
+    const float z = rg > 0 ? (x - off) / rg : 0.0f;
+    if (rg > 0 && z <= FLT_MAX && z >= -FLT_MAX) return z;
+    return x > off ? FLT_MAX : x < off ? -FLT_MAX : 0.0f;
+}
+
+/* Levels from m values z, which are reordered, and the levels to decode by. */
+static void kvmem__kvquant_levels(const double *par, float *state, float *z, int m) {
+    const int k = 1 << kvmem__kvquant_bits(par);
+    float *lut = state, *out = state + k;
+    double zs = 0, zz = 0, ls = 0, ll = 0, ns;
+    int i;
+    if (m) kvmem__kmeans1(lut, k, z, NULL, m, 50);
+    else
+        for (i = 0; i < k; i++) lut[i] = (float)(2 * i - (k - 1)) / (float)(k - 1);
+    memcpy(out, lut, sizeof(float) * (size_t)k);
+    if (par[2] == 0 || !m) return;
+    for (i = 0; i < m; i++) {
+        const double v = (double)z[i], l = (double)lut[kvmem__nearest_level(lut, k, z[i])];
+        zs += v; zz += v * v; ls += l; ll += l * l;
+    }
+    zs /= m; zz = zz / m - zs * zs; ls /= m; ll = ll / m - ls * ls;
+    ns = zz > 0 && ll > 0 ? sqrt(zz / ll) : 1;
+    for (i = 0; i < k; i++) out[i] = (float)((double)lut[i] * ns + zs - ls * ns);
+}
+/* Value i of a pool of values drawn from `count`: all of them if they are few, else at random. */
+static size_t kvmem__kvquant_pick(size_t i, size_t count) {
+    return count <= KVMEM__KVQUANT_POOL ? i : (size_t)(kvmem__mix(i) % count);
+}
+
+/* --- keys --- */
+static void kvmem__kvquant_learn(const kvmem_coded *b, float *state, const float *x, int n) {
+    const int d = b->d, pool = (int)KVMEM__MIN((double)n * d, (double)KVMEM__KVQUANT_POOL);
+    const double top = kvmem__kvquant_top(b->par);
+    float *off = state + kvmem__kvquant_v_state(b->par, d), *rg = off + d;
+    float *z = b->scratch, *sorted = z + pool;
+    int c, t, i, m = 0;
+    for (c = 0; c < d; c++) {
+        float lo, hi;
+        for (t = 0; t < n; t++) sorted[t] = kvmem__tame(x[(size_t)t * (size_t)d + (size_t)c]);
+        kvmem__sort_floats(sorted, NULL, n);
+        hi = n ? kvmem__percentile(sorted, n, top) : 0;
+        lo = n ? kvmem__percentile(sorted, n, 1 - top) : 0;
+        off[c] = (hi + lo) / 2;
+        rg[c] = (hi - lo) / 2;
+    }
+    for (i = 0; i < pool; i++) {
+        const size_t at = kvmem__kvquant_pick((size_t)i, (size_t)n * (size_t)d);
+        const float v = kvmem__kvquant_z(kvmem__tame(x[at]), off[at % (size_t)d], rg[at % (size_t)d]);
+        if (v >= -1 && v <= 1) z[m++] = v;
+    }
+    kvmem__kvquant_levels(b->par, state, z, m);
+}
+/* Is channel c of key x an outlier that the list keeps? */
+static int kvmem__kvquant_listed(const kvmem_coded *b, const float *x, int c) {
+    const float *off = b->state + kvmem__kvquant_v_state(b->par, b->d), *rg = off + b->d;
+    const float z = kvmem__kvquant_z(kvmem__tame(x[c]), off[c], rg[c]);
+    int i, above = 0;
+    if (b->par[1] == 0 || (z >= -1 && z <= 1)) return 0;
+    if (b->par[3] == 0) return 1;
+    for (i = 0; i < b->d; i++) { /* how many stand before it at its end */
+        const float y = kvmem__kvquant_z(kvmem__tame(x[i]), off[i], rg[i]);
+        above += z > 0 ? y > z || (y == z && i < c) : y < z || (y == z && i < c);
+    }
+    return above < (int)b->par[3];
+}
+/* The head: how many outliers there are (32 bits; the top one: indices are wide), then for each, rising,
+   its index t d + c (16 bits, wide: 32) and its value as a half. */
+static int kvmem__kvquant_wide(const kvmem_coded *b) { return (double)b->n * b->d > 65536.0; }
+static size_t kvmem__kvquant_head_bytes(const kvmem_coded *b, const float *x) {
+    const size_t each = kvmem__kvquant_wide(b) ? 6 : 4;
+    size_t count = 0;
+    int t, c;
+    if (!x) return 4 + each * (size_t)(b->par[1] / 100 * b->n * b->d + 0.5);
+    for (t = 0; t < b->n; t++, x += b->d)
+        for (c = 0; c < b->d; c++) count += (size_t)kvmem__kvquant_listed(b, x, c);
+    return 4 + each * count;
+}
+/* Outliers of the list of b (never more than its bytes hold), and bytes of one. */
+static size_t kvmem__kvquant_count(const kvmem_coded *b, size_t *each) {
+    const uint32_t first = b->head_bytes >= 4 ? kvmem__le32(b->head) : 0;
+    *each = first >> 31 ? 6 : 4;
+    return KVMEM__MIN((size_t)(first & 0x7fffffffu), b->head_bytes < 4 ? 0 : (b->head_bytes - 4) / *each);
+}
+static size_t kvmem__kvquant_index(const kvmem_coded *b, size_t i, size_t each) {
+    const uint8_t *p = b->head + 4 + i * each;
+    return each == 6 ? kvmem__le32(p) : kvmem__le16(p);
+}
+static void kvmem__kvquant_put(const kvmem_coded *b, size_t i, size_t each, size_t index, uint16_t half) {
+    uint8_t *p = b->head + 4 + i * each;
+    if (each == 6) kvmem__put32(p, (uint32_t)index);
+    else kvmem__put16(p, (uint16_t)index);
+    kvmem__put16(p + each - 2, half);
+}
+static size_t kvmem__kvquant_row_bytes(const double *par, int d) {
+    return kvmem__bits_bytes(d, kvmem__kvquant_bits(par));
+}
+static void kvmem__kvquant_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const int d = b->d, bits = kvmem__kvquant_bits(b->par), wide = kvmem__kvquant_wide(b);
+    const float *off = b->state + kvmem__kvquant_v_state(b->par, d), *rg = off + d;
+    uint8_t code[64];
+    size_t count = 0;
+    int t, c, j;
+    for (t = t0; t < t0 + n; t++, x += d) {
+        for (c = 0; c < d; c += 64) {
+            const int m = KVMEM__MIN(64, d - c);
+            for (j = 0; j < m; j++) {
+                const float v = kvmem__tame(x[c + j]);
+                code[j] = (uint8_t)kvmem__nearest_level(b->state, 1 << bits,
+                                                        kvmem__kvquant_z(v, off[c + j], rg[c + j]));
+                if (!kvmem__kvquant_listed(b, x, c + j)) continue;
+                kvmem__kvquant_put(b, count++, wide ? 6 : 4, (size_t)t * (size_t)d + (size_t)(c + j),
+                                   kvmem__f32_to_f16(v));
+            }
+            kvmem__bits_put(kvmem__row_at(b, t) + c / 8 * bits, code, m, bits);
+        }
+    }
+    kvmem__put32(b->head, (uint32_t)count | (uint32_t)wide << 31);
+}
+/* Outliers overwrite rows t0 .. t0 + n of out (n, d). */
+static void kvmem__kvquant_overwrite(const kvmem_coded *b, float *out, int t0, int n) {
+    const size_t from = (size_t)t0 * (size_t)b->d, to = from + (size_t)n * (size_t)b->d;
+    size_t each, hi = kvmem__kvquant_count(b, &each), end = hi, lo = 0;
+    while (lo < hi) {
+        const size_t mid = (lo + hi) / 2;
+        if (kvmem__kvquant_index(b, mid, each) < from) lo = mid + 1;
+        else hi = mid;
+    }
+    for (; lo < end; lo++) {
+        const size_t at = kvmem__kvquant_index(b, lo, each);
+        if (at < from || at >= to) break;
+        out[at - from] = kvmem__f16_to_f32(kvmem__le16(b->head + 4 + lo * each + each - 2));
+    }
+}
+static void kvmem__kvquant_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    const int d = b->d, bits = kvmem__kvquant_bits(b->par);
+    const float *lut = b->state + (1 << bits), *off = lut + (1 << bits), *rg = off + d;
+    uint8_t code[64];
+    int t, c, j;
+    for (t = 0; t < n; t++) {
+        for (c = 0; c < d; c += 64) {
+            const int m = KVMEM__MIN(64, d - c);
+            float *y = out + (size_t)t * (size_t)d + c;
+            kvmem__bits_get(code, kvmem__row_at(b, t0 + t), c, m, bits);
+            for (j = 0; j < m; j++) y[j] = lut[code[j]] * rg[c + j] + off[c + j];
+        }
+    }
+    kvmem__kvquant_overwrite(b, out, t0, n);
+}
+/* Rows that stay bring their outliers along; the head keeps its size. */
+static void kvmem__kvquant_cut(const kvmem_coded *to, const kvmem_coded *from, const int *kept) {
+    const size_t d = (size_t)from->d;
+    size_t each, count = kvmem__kvquant_count(from, &each), i, m = 0;
+    int t = 0;
+    memset(to->head, 0, to->head_bytes);
+    for (i = 0; i < count; i++) {
+        const size_t at = kvmem__kvquant_index(from, i, each);
+        while (t < to->n && (size_t)kept[t] < at / d) t++;
+        if (t < to->n && (size_t)kept[t] == at / d && to->head_bytes >= 4 + (m + 1) * each)
+            kvmem__kvquant_put(to, m++, each, (size_t)t * d + at % d,
+                               kvmem__le16(from->head + 4 + i * each + each - 2));
+    }
+    if (to->head_bytes >= 4) kvmem__put32(to->head, (uint32_t)m | (each == 6 ? 1u << 31 : 0));
+    for (t = 0; t < to->n; t++) memcpy(kvmem__row_at(to, t), kvmem__row_at(from, kept[t]), from->row_bytes);
+}
+
+/* --- values: a row is off and rg (halves), 2 m outliers (index of 8 bits, 16 if d > 256; half), codes --- */
+static int kvmem__kvquant_v_m(const double *par, int d) { /* outliers at either end */
+    return par[1] == 0 ? 0 : d - 1 - (int)(kvmem__kvquant_top(par) * (d - 1));
+}
+static size_t kvmem__kvquant_v_codes(const double *par, int d) { /* where the codes begin */
+    return 4 + 2 * (size_t)kvmem__kvquant_v_m(par, d) * (d > 256 ? 4 : 3);
+}
+static size_t kvmem__kvquant_v_row_bytes(const double *par, int d) {
+    return kvmem__kvquant_v_codes(par, d) + kvmem__kvquant_row_bytes(par, d);
+}
+/* One value row: outliers are marked in mark (d), off and rg are the range of the rest. */
+static void kvmem__kvquant_v_range(const double *par, const float *x, int d, uint8_t *mark, float *off,
+                                   float *rg) {
+    const int m = kvmem__kvquant_v_m(par, d);
+    float lo = 0, hi = 0;
+    int i, c, left = 0;
+    memset(mark, 0, (size_t)d);
+    for (i = 0; i < 2 * m; i++) { /* m times the largest that is left, then the smallest */
+        float best = 0;
+        int at = -1;
+        for (c = 0; c < d; c++) {
+            const float v = kvmem__tame(x[c]);
+            if (mark[c] || (at >= 0 && (i < m ? v <= best : v >= best))) continue;
+            best = v;
+            at = c;
+        }
+        mark[at] = 1;
+    }
+    for (c = 0; c < d; c++) {
+        const float v = kvmem__tame(x[c]);
+        if (mark[c]) continue;
+        lo = left ? KVMEM__MIN(lo, v) : v;
+        hi = left ? KVMEM__MAX(hi, v) : v;
+        left = 1;
+    }
+    *off = kvmem__f16_to_f32(kvmem__f32_to_f16((hi + lo) / 2));
+    *rg = kvmem__f16_to_f32(kvmem__f32_to_f16((hi - lo) / 2));
+}
+static void kvmem__kvquant_v_learn(const kvmem_coded *b, float *state, const float *x, int n) {
+    const int d = b->d, rows = KVMEM__MIN(n, KVMEM__MAX(1, KVMEM__KVQUANT_POOL / d));
+    uint8_t mark[KVMEM_MAX_WIDTH];
+    float *z = b->scratch, off, rg;
+    int t, c, m = 0;
+    for (t = 0; t < rows; t++) { /* evenly taken from the lesson */
+        const float *row = x + (size_t)((double)t * n / rows) * (size_t)d;
+        kvmem__kvquant_v_range(b->par, row, d, mark, &off, &rg);
+        for (c = 0; c < d; c++) {
+            const float v = kvmem__kvquant_z(kvmem__tame(row[c]), off, rg);
+            if (!mark[c] && v >= -1 && v <= 1) z[m++] = v;
+        }
+    }
+    kvmem__kvquant_levels(b->par, state, z, m);
+}
+static void kvmem__kvquant_v_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const int d = b->d, bits = kvmem__kvquant_bits(b->par);
+    uint8_t mark[KVMEM_MAX_WIDTH];
+    float off, rg;
+    int t, c;
+    for (t = t0; t < t0 + n; t++, x += d) {
+        uint8_t *out = kvmem__row_at(b, t), *at = out + 4;
+        kvmem__kvquant_v_range(b->par, x, d, mark, &off, &rg);
+        kvmem__put16(out, kvmem__f32_to_f16(off));
+        kvmem__put16(out + 2, kvmem__f32_to_f16(rg));
+        for (c = 0; c < d; c++) {
+            const float v = kvmem__tame(x[c]);
+            if (mark[c]) {
+                *at++ = (uint8_t)(c & 255);
+                if (d > 256) *at++ = (uint8_t)(c >> 8);
+                kvmem__put16(at, kvmem__f32_to_f16(v));
+                at += 2;
+            }
+            mark[c] = (uint8_t)kvmem__nearest_level(b->state, 1 << bits, kvmem__kvquant_z(v, off, rg));
+        }
+        kvmem__bits_put(at, mark, d, bits);
+    }
+}
+static void kvmem__kvquant_v_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    const int d = b->d, bits = kvmem__kvquant_bits(b->par), wide = d > 256;
+    const int m = kvmem__kvquant_v_m(b->par, d);
+    const size_t codes = kvmem__kvquant_v_codes(b->par, d);
+    const float *lut = b->state + (1 << bits);
+    uint8_t code[64];
+    int t, c, j;
+    for (t = t0; t < t0 + n; t++, out += d) {
+        const uint8_t *in = kvmem__row_at(b, t), *at = in + 4;
+        const float off = kvmem__f16_to_f32(kvmem__le16(in)), rg = kvmem__f16_to_f32(kvmem__le16(in + 2));
+        for (c = 0; c < d; c += 64) {
+            const int k = KVMEM__MIN(64, d - c);
+            kvmem__bits_get(code, in + codes, c, k, bits);
+            for (j = 0; j < k; j++) out[c + j] = lut[code[j]] * rg + off;
+        }
+        for (j = 0; j < 2 * m; j++, at += wide ? 4 : 3) {
+            c = wide ? kvmem__le16(at) : *at;
+            if (c < d) out[c] = kvmem__f16_to_f32(kvmem__le16(at + (wide ? 2 : 1)));
         }
     }
 }
@@ -5645,6 +5955,40 @@ static const kvmem_codec kvmem__codec_kivi = {
       "Liu 2024, arXiv 2402.02750", kvmem__params_kivi, 0 }, 0, kvmem__kivi_row_bytes, kvmem__kivi_head_bytes,
     NULL, NULL, NULL, NULL, NULL, kvmem__kivi_scratch, NULL, NULL, kvmem__kivi_encode, kvmem__kivi_expand, NULL,
     NULL, NULL, NULL, NULL, NULL };
+#define KVMEM__KVQUANT_CITE "Hooper 2024, arXiv 2401.18079"
+#define KVMEM__KVQUANT_PARAMS                                                                       \
+    { "bits", 3, 1, 8, NULL, 1, "bits of a code" },                                                 \
+    { "sparse", 1, 0, 100, NULL, 0, "percent of the values that are outliers, half at either end" }, \
+    { "qnorm", 0, 0, 1, NULL, 1, "1: levels are moved so that mean and deviation survive" }
+static const kvmem_param kvmem__kvquant_params[] = {
+    KVMEM__KVQUANT_PARAMS,
+    { "cap", 0, 0, 4096, NULL, 1, "outliers of a key at either end, 0: as many as there are" },
+    KVMEM__CODEC_COMMON
+};
+static const kvmem_param kvmem__kvquant_v_params[] = { KVMEM__KVQUANT_PARAMS, KVMEM__CODEC_COMMON };
+#undef KVMEM__KVQUANT_PARAMS
+static const kvmem_codec kvmem__codec_kvquant = {
+    { "kvquant", "keys before RoPE, per channel: learned levels, a list of outliers; bits + 0.33 bits a value",
+      KVMEM__KVQUANT_CITE, kvmem__kvquant_params, 0 },
+    KVMEM_CODEC_PRE_ROPE | KVMEM_CODEC_KEYS, kvmem__kvquant_row_bytes, kvmem__kvquant_head_bytes,
+    NULL, NULL, kvmem__kvquant_state, NULL, kvmem__kvquant_learn, kvmem__kvquant_scratch, NULL, NULL,
+    kvmem__kvquant_encode, kvmem__kvquant_expand, NULL, NULL, NULL, NULL, kvmem__kvquant_cut, NULL
+};
+static const kvmem_codec kvmem__codec_kvquant_post = {
+    { "kvquant_post", "the same for keys after RoPE: no rotation at a read, ranges less tight",
+      KVMEM__KVQUANT_CITE, kvmem__kvquant_params, 0 },
+    KVMEM_CODEC_KEYS, kvmem__kvquant_row_bytes, kvmem__kvquant_head_bytes,
+    NULL, NULL, kvmem__kvquant_state, NULL, kvmem__kvquant_learn, kvmem__kvquant_scratch, NULL, NULL,
+    kvmem__kvquant_encode, kvmem__kvquant_expand, NULL, NULL, NULL, NULL, kvmem__kvquant_cut, NULL
+};
+static const kvmem_codec kvmem__codec_kvquant_v = {
+    { "kvquant_v", "values by token: learned levels, outliers in the row; bits + 1.25 bits a value at d = 64",
+      KVMEM__KVQUANT_CITE, kvmem__kvquant_v_params, 0 },
+    KVMEM_CODEC_VALUES, kvmem__kvquant_v_row_bytes, NULL, NULL, NULL,
+    kvmem__kvquant_v_state, NULL, kvmem__kvquant_v_learn, kvmem__kvquant_scratch, NULL, NULL,
+    kvmem__kvquant_v_encode, kvmem__kvquant_v_expand, NULL, NULL, NULL, NULL, NULL, NULL
+};
+#undef KVMEM__KVQUANT_CITE
 
 /* ==== >>codec_table : all codecs, and what every codec may leave out ===============================
    Both codec stages choose from this table. f32, the exact one, is first. The loops below stand in for
@@ -5653,6 +5997,9 @@ static const kvmem_codec *kvmem__codec_table(int i) {
     static const kvmem_codec *const table[] = {
         &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0,
         &kvmem__codec_kivi
+        &kvmem__codec_kvquant,
+        &kvmem__codec_kvquant_post,
+        &kvmem__codec_kvquant_v
     };
     return i >= 0 && i < (int)(sizeof table / sizeof table[0]) ? table[i] : NULL;
 }
