@@ -5580,6 +5580,73 @@ KVMEM__UNUSED static void kvmem__affine_cols_get(float *x, const uint8_t *head, 
             float *o = x + (size_t)t * (size_t)d + c;
             kvmem__bits_get(code, rows + row_bytes * (size_t)t, c, w, bits);
             for (i = 0; i < w; i++) o[i] = (float)code[i] * s[i] + m[i];
+        }
+    }
+}
+
+/* ==== >>codec_kivi : keys by channel, values by token, 2 or 4 bits. stage: codec; prefill and decode ====
+   Liu et al. KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache. 2024. arXiv 2402.02750.
+   Code: jy-yuan/KIVI models/llama_kivi.py (LlamaAttention_KIVI.forward), quant/new_pack.py.
+   Keys have channels that are large in every token, values have none that matter. So a key channel gets its
+   own scale over the tokens of a block, where its size cancels, and a value row gets its own over groups of
+   G channels, so that one token's error stays in that token's share of the output. Newest tokens stay float16.
+     axis=channel  s_c, m_c over the T tokens of the block (a page): K of the paper
+     axis=token    s_tg, m_tg over G channels of one row: V of the paper; rows are coded one at a time
+   with s, m, code of >>affine, x (T, d).
+   bits a value: b + 32/T by channel, b + 32/G by token: with T = G = 32: b + 1.
+   reads: K after RoPE, V.   state: none.   cost: O(n d) on codes.
+   defaults: bits=2 axis=channel group=32. Preset kivi: page=32, K by channel with residual=128 flush=1 (a
+   buffer of 128 rows is coded at once when full), V by token with residual=128 (always the last 128 exact).
+   Another common setting is page=128 group=128: b + .25 bits.
+   departs: the code packs 16 or 32 codes in an int and keeps float16 arithmetic; here codes come from float32
+   arithmetic on the halves. The code divides 0/0 in a constant group; here it is exact.
+   test: tests/codec_kivi.c */
+enum { KVMEM__KIVI_BITS, KVMEM__KIVI_AXIS, KVMEM__KIVI_GROUP };
+static const kvmem_param kvmem__params_kivi[] = {
+    { "bits", 2, 1, 8, NULL, 1, "bits of a code" },
+    { "axis", 0, 0, 1, "channel|token", 1, "a scale for each channel of a block, or for groups of a row" },
+    { "group", 32, 1, 4096, NULL, 1, "axis=token: channels that share a scale" },
+    KVMEM__CODEC_COMMON };
+static int kvmem__kivi_token(const double *par) { return par[KVMEM__KIVI_AXIS] > 0; }
+static size_t kvmem__kivi_row_bytes(const double *par, int d) {
+    const int bits = (int)par[KVMEM__KIVI_BITS];
+    return kvmem__kivi_token(par) ? kvmem__affine_row_bytes(bits, (int)par[KVMEM__KIVI_GROUP], d)
+                                  : kvmem__bits_bytes(d, bits);
+}
+static size_t kvmem__kivi_head_bytes(const kvmem_coded *b, const float *x) {
+    (void)x;
+    return kvmem__kivi_token(b->par) ? 0 : 4 * (size_t)b->d;
+}
+static int kvmem__kivi_scratch(const double *par, int d, int n) {
+    (void)n;
+    return kvmem__kivi_token(par) ? 0 : 2 * d;
+}
+static void kvmem__kivi_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const int bits = (int)b->par[KVMEM__KIVI_BITS];
+    int t;
+    if (!kvmem__kivi_token(b->par))
+        kvmem__affine_cols_put(b->head, b->rows, b->row_bytes, x, n, b->d, bits, b->scratch);
+    else
+        for (t = 0; t < n; t++)
+            kvmem__affine_row_put(kvmem__row_at(b, t0 + t), x + (size_t)t * (size_t)b->d, b->d, bits,
+                                  (int)b->par[KVMEM__KIVI_GROUP]);
+}
+static void kvmem__kivi_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    const int bits = (int)b->par[KVMEM__KIVI_BITS];
+    int t;
+    if (!kvmem__kivi_token(b->par))
+        kvmem__affine_cols_get(out, b->head, kvmem__row_at(b, t0), b->row_bytes, n, b->d, bits);
+    else
+        for (t = 0; t < n; t++)
+            kvmem__affine_row_get(out + (size_t)t * (size_t)b->d, kvmem__row_at(b, t0 + t), b->d, bits,
+                                  (int)b->par[KVMEM__KIVI_GROUP]);
+}
+static const kvmem_codec kvmem__codec_kivi = {
+    { "kivi", "keys by channel over a page, values by token over groups of channels, bits + 1",
+      "Liu 2024, arXiv 2402.02750", kvmem__params_kivi, 0 }, 0, kvmem__kivi_row_bytes, kvmem__kivi_head_bytes,
+    NULL, NULL, NULL, NULL, NULL, kvmem__kivi_scratch, NULL, NULL, kvmem__kivi_encode, kvmem__kivi_expand, NULL,
+    NULL, NULL, NULL, NULL, NULL };
+
 /* ==== >>codec_kvquant : non-uniform levels from calibration, per-channel keys, sparse outliers =====
    Hooper, Kim, Mohammadzadeh, Mahoney, Shao, Keutzer, Gholami. KVQuant: Towards 10 Million Context Length
    LLM Inference with KV Cache Quantization. 2024. arXiv 2401.18079.
@@ -5893,68 +5960,6 @@ static void kvmem__kvquant_v_expand(const kvmem_coded *b, float *out, int t0, in
     }
 }
 
-/* ==== >>codec_kivi : keys by channel, values by token, 2 or 4 bits. stage: codec; prefill and decode ====
-   Liu et al. KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache. 2024. arXiv 2402.02750.
-   Code: jy-yuan/KIVI models/llama_kivi.py (LlamaAttention_KIVI.forward), quant/new_pack.py.
-   Keys have channels that are large in every token, values have none that matter. So a key channel gets its
-   own scale over the tokens of a block, where its size cancels, and a value row gets its own over groups of
-   G channels, so that one token's error stays in that token's share of the output. Newest tokens stay float16.
-     axis=channel  s_c, m_c over the T tokens of the block (a page): K of the paper
-     axis=token    s_tg, m_tg over G channels of one row: V of the paper; rows are coded one at a time
-   with s, m, code of >>affine, x (T, d).
-   bits a value: b + 32/T by channel, b + 32/G by token: with T = G = 32: b + 1.
-   reads: K after RoPE, V.   state: none.   cost: O(n d) on codes.
-   defaults: bits=2 axis=channel group=32. Preset kivi: page=32, K by channel with residual=128 flush=1 (a
-   buffer of 128 rows is coded at once when full), V by token with residual=128 (always the last 128 exact).
-   Another common setting is page=128 group=128: b + .25 bits.
-   departs: the code packs 16 or 32 codes in an int and keeps float16 arithmetic; here codes come from float32
-   arithmetic on the halves. The code divides 0/0 in a constant group; here it is exact.
-   test: tests/codec_kivi.c */
-enum { KVMEM__KIVI_BITS, KVMEM__KIVI_AXIS, KVMEM__KIVI_GROUP };
-static const kvmem_param kvmem__params_kivi[] = {
-    { "bits", 2, 1, 8, NULL, 1, "bits of a code" },
-    { "axis", 0, 0, 1, "channel|token", 1, "a scale for each channel of a block, or for groups of a row" },
-    { "group", 32, 1, 4096, NULL, 1, "axis=token: channels that share a scale" },
-    KVMEM__CODEC_COMMON };
-static int kvmem__kivi_token(const double *par) { return par[KVMEM__KIVI_AXIS] > 0; }
-static size_t kvmem__kivi_row_bytes(const double *par, int d) {
-    const int bits = (int)par[KVMEM__KIVI_BITS];
-    return kvmem__kivi_token(par) ? kvmem__affine_row_bytes(bits, (int)par[KVMEM__KIVI_GROUP], d)
-                                  : kvmem__bits_bytes(d, bits);
-}
-static size_t kvmem__kivi_head_bytes(const kvmem_coded *b, const float *x) {
-    (void)x;
-    return kvmem__kivi_token(b->par) ? 0 : 4 * (size_t)b->d;
-}
-static int kvmem__kivi_scratch(const double *par, int d, int n) {
-    (void)n;
-    return kvmem__kivi_token(par) ? 0 : 2 * d;
-}
-static void kvmem__kivi_encode(const kvmem_coded *b, const float *x, int t0, int n) {
-    const int bits = (int)b->par[KVMEM__KIVI_BITS];
-    int t;
-    if (!kvmem__kivi_token(b->par))
-        kvmem__affine_cols_put(b->head, b->rows, b->row_bytes, x, n, b->d, bits, b->scratch);
-    else
-        for (t = 0; t < n; t++)
-            kvmem__affine_row_put(kvmem__row_at(b, t0 + t), x + (size_t)t * (size_t)b->d, b->d, bits,
-                                  (int)b->par[KVMEM__KIVI_GROUP]);
-}
-static void kvmem__kivi_expand(const kvmem_coded *b, float *out, int t0, int n) {
-    const int bits = (int)b->par[KVMEM__KIVI_BITS];
-    int t;
-    if (!kvmem__kivi_token(b->par))
-        kvmem__affine_cols_get(out, b->head, kvmem__row_at(b, t0), b->row_bytes, n, b->d, bits);
-    else
-        for (t = 0; t < n; t++)
-            kvmem__affine_row_get(out + (size_t)t * (size_t)b->d, kvmem__row_at(b, t0 + t), b->d, bits,
-                                  (int)b->par[KVMEM__KIVI_GROUP]);
-}
-static const kvmem_codec kvmem__codec_kivi = {
-    { "kivi", "keys by channel over a page, values by token over groups of channels, bits + 1",
-      "Liu 2024, arXiv 2402.02750", kvmem__params_kivi, 0 }, 0, kvmem__kivi_row_bytes, kvmem__kivi_head_bytes,
-    NULL, NULL, NULL, NULL, NULL, kvmem__kivi_scratch, NULL, NULL, kvmem__kivi_encode, kvmem__kivi_expand, NULL,
-    NULL, NULL, NULL, NULL, NULL };
 #define KVMEM__KVQUANT_CITE "Hooper 2024, arXiv 2401.18079"
 #define KVMEM__KVQUANT_PARAMS                                                                       \
     { "bits", 3, 1, 8, NULL, 1, "bits of a code" },                                                 \
@@ -5996,7 +6001,7 @@ static const kvmem_codec kvmem__codec_kvquant_v = {
 static const kvmem_codec *kvmem__codec_table(int i) {
     static const kvmem_codec *const table[] = {
         &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0,
-        &kvmem__codec_kivi
+        &kvmem__codec_kivi,
         &kvmem__codec_kvquant,
         &kvmem__codec_kvquant_post,
         &kvmem__codec_kvquant_v
