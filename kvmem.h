@@ -75,6 +75,7 @@
      >>affine             a scale and a minimum for a group of values, shared by codecs
      >>codec_kivi         keys by channel, values by token, 2 or 4 bits
      >>codec_kvquant      non-uniform levels from calibration, per-channel keys, sparse outliers
+     >>codec_polarquant   a rotated row as a tree of angles
      >>codec_table        all codecs, and what every codec may leave out
      >>cache              arena, pages, lanes
      >>attention          causal attention that reads the coded pages
@@ -3865,6 +3866,11 @@ KVMEM__UNUSED static void kvmem__bits_get(uint8_t *code, const uint8_t *in, int 
     }
 }
 
+/* A finite number that a half can hold: NaN becomes 0, the rest stops at +-65504. */
+KVMEM__UNUSED static float kvmem__finite(float x) {
+    return x != x ? 0.0f : x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
+}
+
 /* Lloyd-Max. The n levels that code a random number with the least mean squared error: every level is the
    mean of its cell, every border the middle of two levels. f is the density on [lo, hi] up to a factor, a
    its parameter; keep lo and hi to where the mass is. Start: quantiles of f^(1/3), the density of levels
@@ -5995,12 +6001,249 @@ static const kvmem_codec kvmem__codec_kvquant_v = {
 };
 #undef KVMEM__KVQUANT_CITE
 
+/* ==== >>codec_polarquant : a rotated row as a tree of angles. stage: codec.k, codec.v =============
+   Insu Han, Praneeth Kacham, Amin Karbasi, Vahab Mirrokni, Amir Zandieh. PolarQuant: Quantizing KV Caches
+   with Polar Transformation. 2025. arXiv 2502.02617.                              Code: none found.
+   Another paper of the same name is >>codec_polark.
+   Idea: after a random rotation y = H (s * x) the values of a row look Gaussian, and the angles of such
+   values have known laws, so they can be coded by fixed books, without a scale for any group.
+     level 1      pairs (y_2j, y_2j+1): psi = atan2(y_2j+1, y_2j) in [0, 2 pi), r = length of the pair
+     level l      pairs of lengths:     psi = atan2(r_2j+1, r_2j) in [0, pi/2], r = length of the pair
+   and so on up a tree of `levels` levels; the ceil(d / 2^levels) lengths at its top are kept as halves.
+   Down again: r_2j = r cos psi, r_2j+1 = r sin psi. Nothing is lost but by the coding of the angles.
+   Laws for Gaussian y, all angles independent: level 1 is uniform, level l has the density
+   sin(2 psi)^(2^(l-1) - 1), which narrows round pi/4. Books: level 1 the midpoints (k + 1/2) 2 pi / 2^b,
+   above it the Lloyd-Max levels of the law (book=law), or k-means of the angles of the lane's own rows
+   (book=learnt: the lane's state).
+   row: top lengths (half each) | codes of level 1 | codes of the levels above, level by level, one stream.
+   bits/value: (first d/2 + bits (d/4 + d/8 + ..) + 16 d / 2^levels) / d, each stream up to a byte: 3.875
+   for the defaults; (bits (d - 1) + 16) / d for levels=0.
+   defaults: levels=4 first=4 bits=2, the paper's.  seed: of the signs s.
+   reads: K after RoPE, V.   state: book=learnt only.   cost: d (books' log) to code, d products to decode.
+   choices: the rotation is a randomized Hadamard one (paper: any orthogonal matrix). Cells are found by the
+   signs of cross products with the cells' edges, the upper one on a tie, so no atan2 is needed. A number
+   without a partner at a level (d not a multiple of 2^levels) goes up as it is; at level 1 it
+   leaves its sign in a code of its own. Level 1 keeps its uniform book when the others are learnt.
+   guards: NaN counts as 0, values stop at +-65504; rows of zeros decode to zeros.   test: tests/codec_polarquant.c */
+enum { KVMEM__PQ_LEVELS, KVMEM__PQ_FIRST, KVMEM__PQ_BITS, KVMEM__PQ_BOOK, KVMEM__PQ_SEED };
+
+/* How a row of d values is cut. count[l] numbers enter level l + 1, the last are the lengths kept. */
+#define KVMEM__PQ_MAX_LEVELS 12 /* d <= 4096 */
+typedef struct kvmem__polar {
+    int d, levels, first, bits, upper; /* upper: codes above level 1 */
+    int count[KVMEM__PQ_MAX_LEVELS + 1];
+    size_t at_first, at_upper, bytes;  /* of a row: where the streams begin, its size */
+} kvmem__polar;
+static kvmem__polar kvmem__polar_of(const double *par, int d) {
+    const int wanted = (int)par[KVMEM__PQ_LEVELS];
+    kvmem__polar p;
+    int n = d;
+    p.d = d;
+    p.first = (int)par[KVMEM__PQ_FIRST];
+    p.bits = (int)par[KVMEM__PQ_BITS];
+    p.levels = p.upper = 0;
+    p.count[0] = d;
+    while (n > 1 && (wanted == 0 || p.levels < wanted)) {
+        if (p.levels) p.upper += n / 2;
+        n = (n + 1) / 2;
+        p.count[++p.levels] = n;
+    }
+    p.at_first = (size_t)n * 2;
+    p.at_upper = p.at_first + (p.levels ? kvmem__bits_bytes((d + 1) / 2, p.first) : 0);
+    p.bytes = p.at_upper + kvmem__bits_bytes(p.upper, p.bits);
+    return p;
+}
+static size_t kvmem__polarquant_bytes(const double *par, int d) { return kvmem__polar_of(par, d).bytes; }
+
+/* The books of all levels, 4 * 2^bits floats each: cosines of the cells' upper edges, their sines, cosines
+   of the levels, their sines. The edges of level 1 are those of the upper half plane. */
+static size_t kvmem__polar_book(const kvmem__polar *p, int level) { /* floats in front of a level's book */
+    return level ? ((size_t)4 << p->first) + (size_t)(level - 1) * ((size_t)4 << p->bits) : 0;
+}
+static void kvmem__polar_set_book(float *book, int k, const double *angle, int uniform) {
+    int i;
+    for (i = 0; i < k; i++) {
+        const double edge = uniform ? angle[i] + angle[0] : i + 1 < k ? (angle[i] + angle[i + 1]) / 2 : angle[i];
+        book[i] = (float)cos(edge);
+        book[k + i] = (float)sin(edge);
+        book[2 * k + i] = (float)cos(angle[i]);
+        book[3 * k + i] = (float)sin(angle[i]);
+    }
+}
+/* Density of an angle of a level above the first, up to a factor. */
+static double kvmem__polar_density(double psi, double power) { return pow(sin(2 * psi), power); }
+#define KVMEM__PI 3.14159265358979323846
+static size_t kvmem__polarquant_table_bytes(const double *par, int d) {
+    const kvmem__polar p = kvmem__polar_of(par, d);
+    return (kvmem__polar_book(&p, KVMEM__MAX(p.levels, 1)) + (size_t)d) * sizeof(float);
+}
+/* table: books of all levels | signs (d). */
+static void kvmem__polarquant_build(const double *par, int d, void *table) {
+    const kvmem__polar p = kvmem__polar_of(par, d);
+    float *t = (float *)table;
+    double angle[256];
+    int l, i;
+    for (i = 0; i < 1 << p.first; i++) angle[i] = (i + 0.5) * 2 * KVMEM__PI / (1 << p.first);
+    kvmem__polar_set_book(t, 1 << p.first, angle, 1);
+    for (l = 1; l < p.levels; l++) {
+        const double power = (double)(1 << l) - 1, far = KVMEM__MIN(KVMEM__PI / 4, 4.5 / sqrt(power));
+        kvmem__lloyd_max(angle, 1 << p.bits, kvmem__polar_density, power, KVMEM__PI / 4 - far,
+                         KVMEM__PI / 4 + far); /* nine deviations */
+        kvmem__polar_set_book(t + kvmem__polar_book(&p, l), 1 << p.bits, angle, 0);
+    }
+    kvmem__signs(t + kvmem__polar_book(&p, KVMEM__MAX(p.levels, 1)), d, (uint64_t)par[KVMEM__PQ_SEED]);
+}
+
+static const float *kvmem__polar_signs(const kvmem__polar *p, const kvmem_coded *b) {
+    return (const float *)b->table + kvmem__polar_book(p, KVMEM__MAX(p->levels, 1));
+}
+/* y (d) = the rotated row x. */
+static void kvmem__polar_rotate(const kvmem__polar *p, const kvmem_coded *b, float *y, const float *x) {
+    int i;
+    for (i = 0; i < p->d; i++) y[i] = kvmem__finite(x[i]);
+    kvmem__rht(y, kvmem__polar_signs(p, b), p->d, kvmem__pow2_in(p->d));
+}
+/* The cell of (x, y): the last edge that is not to its left, among the first k - 1. k: a power of two. */
+static int kvmem__polar_cell(const float *book, int k, int stride, float x, float y) {
+    int cell = 0, step;
+    for (step = k / 2; step; step /= 2) {
+        const int e = cell + step - 1;
+        if (y * book[e] - x * book[stride + e] >= 0) cell += step;
+    }
+    return cell;
+}
+/* One level up: y (n) -> lengths in y (n + 1) / 2, the cells of their angles in code. */
+static void kvmem__polar_up(float *y, uint8_t *code, int n, const float *book, int k, int first) {
+    int j;
+    for (j = 0; j < n / 2; j++) {
+        const float a = y[2 * j], b = y[2 * j + 1];
+        if (!first) code[j] = (uint8_t)kvmem__polar_cell(book, k, k, a, b);
+        else if (b < 0) code[j] = (uint8_t)(k / 2 + kvmem__polar_cell(book, k / 2, k, -a, -b));
+        else code[j] = (uint8_t)kvmem__polar_cell(book, k / 2, k, a, b);
+        y[j] = sqrtf(a * a + b * b);
+    }
+    if (n % 2 == 0) return;
+    y[j] = y[n - 1];
+    if (!first) return;
+    code[j] = (uint8_t)(y[j] < 0 ? k / 2 : 0);
+    if (y[j] < 0) y[j] = -y[j];
+}
+/* One level down: lengths in y -> y (n). */
+static void kvmem__polar_down(float *y, const uint8_t *code, int n, const float *book, int k, int first) {
+    int j = n / 2;
+    if (n % 2) y[n - 1] = first && code[j] ? -y[j] : y[j];
+    for (j--; j >= 0; j--) {
+        const float r = y[j];
+        y[2 * j + 1] = r * book[3 * k + code[j]];
+        y[2 * j] = r * book[2 * k + code[j]];
+    }
+}
+static void kvmem__polarquant_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const kvmem__polar p = kvmem__polar_of(b->par, b->d);
+    const float *book = b->state ? b->state : (const float *)b->table;
+    float y[KVMEM_MAX_WIDTH];
+    uint8_t code[KVMEM_MAX_WIDTH], *row = kvmem__row_at(b, t0);
+    int t, l, at;
+    for (t = 0; t < n; t++, row += b->row_bytes, x += b->d) {
+        kvmem__polar_rotate(&p, b, y, x);
+        for (l = at = 0; l < p.levels; l++) {
+            const int bits = l ? p.bits : p.first;
+            kvmem__polar_up(y, code + at, p.count[l], book + kvmem__polar_book(&p, l), 1 << bits, l == 0);
+            at += l ? p.count[l] / 2 : 0;
+            if (l == 0) kvmem__bits_put(row + p.at_first, code, p.count[1], bits);
+        }
+        kvmem__bits_put(row + p.at_upper, code, p.upper, p.bits);
+        for (l = 0; l < p.count[p.levels]; l++) kvmem__put16(row + 2 * l, kvmem__half_sat(y[l]));
+    }
+}
+static void kvmem__polarquant_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    const kvmem__polar p = kvmem__polar_of(b->par, b->d);
+    const float *book = b->state ? b->state : (const float *)b->table;
+    const uint8_t *row = kvmem__row_at(b, t0);
+    uint8_t code[KVMEM_MAX_WIDTH];
+    int t, l, at;
+    for (t = 0; t < n; t++, row += b->row_bytes, out += b->d) {
+        for (l = 0; l < p.count[p.levels]; l++) out[l] = kvmem__f16_to_f32(kvmem__le16(row + 2 * l));
+        kvmem__bits_get(code, row + p.at_upper, 0, p.upper, p.bits);
+        for (l = p.levels - 1, at = p.upper; l >= 0; l--) {
+            const int bits = l ? p.bits : p.first;
+            if (l == 0) kvmem__bits_get(code, row + p.at_first, 0, p.count[1], bits);
+            at -= l ? p.count[l] / 2 : at;
+            kvmem__polar_down(out, code + at, p.count[l], book + kvmem__polar_book(&p, l), 1 << bits, l == 0);
+        }
+    }
+}
+static void kvmem__polarquant_q(const kvmem_coded *b, float *out, const float *q) {
+    const kvmem__polar p = kvmem__polar_of(b->par, b->d);
+    memcpy(out, q, (size_t)b->d * sizeof *out);
+    kvmem__rht(out, kvmem__polar_signs(&p, b), b->d, kvmem__pow2_in(b->d));
+}
+static void kvmem__polarquant_finish(const kvmem_coded *b, float *out, const float *acc) {
+    const kvmem__polar p = kvmem__polar_of(b->par, b->d);
+    memcpy(out, acc, (size_t)b->d * sizeof *out);
+    kvmem__rht_back(out, kvmem__polar_signs(&p, b), b->d, kvmem__pow2_in(b->d));
+}
+
+/* --- book=learnt: k-means of the angles of the lane's first rows. A level with few angles (8 a cell) keeps
+   the law's book. --- */
+static int kvmem__polarquant_state(const double *par, int d) {
+    const kvmem__polar p = kvmem__polar_of(par, d);
+    return par[KVMEM__PQ_BOOK] > 0 ? (int)kvmem__polar_book(&p, KVMEM__MAX(p.levels, 1)) : 0;
+}
+static int kvmem__polarquant_scratch(const double *par, int d, int n) {
+    return par[KVMEM__PQ_BOOK] > 0 ? n * d + n * (d / 4 + 1) : 0; /* rotated rows, angles of one level */
+}
+static void kvmem__polarquant_learn(const kvmem_coded *b, float *state, const float *x, int n) {
+    const kvmem__polar p = kvmem__polar_of(b->par, b->d);
+    float *y = b->scratch, *angle = y + (size_t)n * (size_t)b->d;
+    int t, l, j;
+    if (!kvmem__polarquant_state(b->par, b->d)) return;
+    memcpy(state, b->table, kvmem__polar_book(&p, KVMEM__MAX(p.levels, 1)) * sizeof *state);
+    for (t = 0; t < n; t++) kvmem__polar_rotate(&p, b, y + (size_t)t * (size_t)b->d, x + (size_t)t * (size_t)b->d);
+    for (l = 0; l < p.levels; l++) {
+        const int bits = l ? p.bits : p.first, k = 1 << bits;
+        const float *book = (const float *)b->table + kvmem__polar_book(&p, l);
+        double level[256];
+        float centre[256];
+        uint8_t code[KVMEM_MAX_WIDTH];
+        int m = 0;
+        for (t = 0; t < n; t++) {
+            float *r = y + (size_t)t * (size_t)b->d;
+            for (j = 0; l && j < p.count[l] / 2; j++)
+                if (r[2 * j] > 0 || r[2 * j + 1] > 0)
+                    angle[m++] = (float)atan2((double)r[2 * j + 1], (double)r[2 * j]);
+            kvmem__polar_up(r, code, p.count[l], book, k, l == 0);
+        }
+        if (m < 8 * k) continue;
+        kvmem__kmeans1(centre, k, angle, NULL, m, 50);
+        for (j = 0; j < k; j++) level[j] = (double)centre[j];
+        kvmem__polar_set_book(state + kvmem__polar_book(&p, l), k, level, 0);
+    }
+}
+static const kvmem_param kvmem__polarquant_params[] = {
+    { "levels", 4, 0, 12, NULL, 1, "levels of angles above a pair's values; 0: up to one length a row" },
+    { "first", 4, 1, 8, NULL, 1, "bits of an angle of level 1" },
+    { "bits", 2, 1, 8, NULL, 1, "bits of an angle of the levels above" },
+    { "book", 0, 0, 1, "law|learnt", 1, "of those angles: the Gaussian law's levels; k-means of the lane's rows" },
+    { "seed", 1, 0, 1e9, NULL, 1, "of the rotation's signs" },
+    KVMEM__CODEC_COMMON
+};
+static const kvmem_codec kvmem__codec_polarquant = {
+    { "polarquant", "rotated row as a tree of polar angles, 3.875 bits a value",
+      "Han et al. 2025, arXiv 2502.02617", kvmem__polarquant_params, 0 }, 0,
+    kvmem__polarquant_bytes, NULL, kvmem__polarquant_table_bytes, kvmem__polarquant_build,
+    kvmem__polarquant_state, NULL, kvmem__polarquant_learn, kvmem__polarquant_scratch, NULL, NULL,
+    kvmem__polarquant_encode, kvmem__polarquant_expand, kvmem__polarquant_finish, kvmem__polarquant_q,
+    NULL, NULL, NULL, NULL
+};
+
 /* ==== >>codec_table : all codecs, and what every codec may leave out ===============================
    Both codec stages choose from this table. f32, the exact one, is first. The loops below stand in for
    what a codec leaves NULL; they go through `expand`, KVMEM_MAX_WIDTH floats at a time. */
 static const kvmem_codec *kvmem__codec_table(int i) {
     static const kvmem_codec *const table[] = {
         &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0,
+        &kvmem__codec_polarquant,
         &kvmem__codec_kivi,
         &kvmem__codec_kvquant,
         &kvmem__codec_kvquant_post,
