@@ -94,6 +94,7 @@
      >>budget_pyramid     much for the lower layers, little for the upper
      >>reduce             what becomes of the rest?
      >>reduce_drop        forget the rest
+     >>reduce_recompute   the rest is made again when it is read
      >>segment            where does the stream break into events?
      >>segment_fixed      an event every `size` tokens
      >>retrieve           which stored entries does this query read?
@@ -110,6 +111,7 @@
      >>chat               the text of a conversation
      >>model              architectures, llama2.c checkpoints
      >>decoder            the forward pass and the session
+     >>direct             a session that makes evicted keys and values again
      >>sampling           from logits to a token
      >>train              the llama family learns
 
@@ -924,11 +926,18 @@ typedef struct kvmem_session {
     float *rows; int rows_cap;    /* logits of rows_cap tokens, for the row callback */
     void *scratch; size_t scratch_size; /* of the backend's matmul */
     void *block; size_t block_size;
+    struct kvmem_direct *direct;  /* of a recipe with reduce=recompute, else NULL */
 } kvmem_session;
 KVMEM_API kvmem_session_config kvmem_session_config_default(void);
 KVMEM_API kvmem_status kvmem_session_init(kvmem_session *s, const kvmem_model *m,
                                           const kvmem_session_config *cfg);
 KVMEM_API void kvmem_session_free(kvmem_session *s);
+/* kvmem_cache_bytes of the session's cache and, for reduce=recompute, of what stands for the rows that
+   left it: checkpoints are counted as meta; the peak is taken whenever a layer attends
+   and has the rows that were made again. */
+KVMEM_API void kvmem_session_bytes(const kvmem_session *s, kvmem_bytes *out);
+/* The turn is over: frees what reduce=recompute(hold=1) keeps until then. Else it does nothing. */
+KVMEM_API void kvmem_session_end_turn(kvmem_session *s);
 /* Forget the tokens from n_tokens on; forget all. The next feed gives logits again. */
 KVMEM_API kvmem_status kvmem_session_truncate(kvmem_session *s, int64_t n_tokens);
 KVMEM_API void kvmem_session_clear(kvmem_session *s);
@@ -6395,6 +6404,7 @@ static kvmem_coded kvmem__page_v(const kvmem_page *p, int rows) {
 }
 
 static void kvmem__set_cap(kvmem_cache *c);
+static int kvmem__recomputes(const kvmem_recipe *r);
 static kvmem_status kvmem__add_event(kvmem_cache *c, int64_t pos);
 static void kvmem__view_scratch_end(kvmem_cache *c);
 static float *kvmem__view_scratch(const kvmem_view *v, size_t floats);
@@ -6606,6 +6616,9 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
     int i, l, d, L, H, ok = 1;
     memset(p, 0, sizeof *p);
     KVMEM__TRY(kvmem_recipe_check(r, e));
+    if (kvmem__recomputes(r) && !r->stage[KVMEM_REDUCE].user)
+        return kvmem__fail(e, KVMEM_UNSUPPORTED, "reduce=recompute: the memory layer alone cannot run the "
+                           "model again; a session can");
     KVMEM__TRY(kvmem__check_shape(s, r, e));
     if (cfg->max_block < 1 || cfg->max_block > 65536)
         return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "config: max_block %d is not in 1..65536", cfg->max_block);
@@ -8606,8 +8619,52 @@ static kvmem_status kvmem__reduce_drop(const kvmem_view *v, int g, const int *ke
     return kvmem__lane_keep(v->cache, v->layer, g, kept, n_kept);
 }
 
+/* ==== >>reduce_recompute : the rest is made again when it is read. stage: reduce ====
+   Qasim. The Residual Stream Is All You Need: On the Redundancy of the KV Cache in Transformer Inference.
+   2026. arXiv 2603.19664.   Code: none published.
+   K and V are functions of the residual stream: what leaves the cache is not lost as long as something is
+   kept from which it can be computed again. Here the rows leave just as with drop; >>direct has the other
+   half, and only a session of the decoder can do it, so a cache without one refuses the entry. What is
+   made again is a prefix, the same for all lanes: see kvmem__check_recompute.  test: tests/direct.c */
+static const kvmem_param kvmem__params_recompute[] = {
+    { "checkpoint", 0, 0, 2, "tokens|f32|f16", 1, "kept of a token: its id, or residual vectors" },
+    { "every", 0, 0, 4096, NULL, 1, "a residual vector every so many layers; 0: only the embedding" },
+    { "hold", 0, 0, 1, NULL, 1, "1: what was made again stays until the turn ends" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__reduce_recompute(const kvmem_view *v, int g, const int *kept, int n_kept,
+                                            const float *score) {
+    return kvmem__reduce_drop(v, g, kept, n_kept, score);
+}
+
 static const kvmem_reduce_entry kvmem__reduces[] = {
-    { { "drop", "the rest is forgotten, its pages are freed", "-", NULL, 0 }, kvmem__reduce_drop } };
+    { { "drop", "the rest is forgotten, its pages are freed", "-", NULL, 0 }, kvmem__reduce_drop },
+    { { "recompute", "the rest is made again from checkpoints, bit for bit", "Qasim 2026, arXiv 2603.19664",
+        kvmem__params_recompute, 0 }, kvmem__reduce_recompute } };
+
+/* Is this a recipe whose session makes rows again? */
+static int kvmem__recomputes(const kvmem_recipe *r) {
+    const kvmem_entry *e = r->stage[KVMEM_REDUCE].entry;
+    return e && ((const kvmem_reduce_entry *)(const void *)e)->fn == kvmem__reduce_recompute;
+}
+/* What has left must be a prefix, equal in all lanes, and what stays must be copied without loss. */
+static kvmem_status kvmem__check_recompute(const kvmem_recipe *r, kvmem_error *err) {
+    const double *par = r->stage[KVMEM_REDUCE].par;
+    const char *k = r->stage[KVMEM_CODEC_K].entry->word, *v = r->stage[KVMEM_CODEC_V].entry->word;
+    const int exact_k = !strcmp(k, "f32") || !strcmp(k, "f16") || !strcmp(k, "bf16");
+    const int exact_v = !strcmp(v, "f32") || !strcmp(v, "f16") || !strcmp(v, "bf16");
+    const char *why = NULL;
+    if (strcmp(r->stage[KVMEM_SCORE].entry->word, "recency")) why = "the oldest leave: score=recency";
+    else if (r->sink) why = "nothing is lost, so no sinks: sink=0";
+    else if (strcmp(r->stage[KVMEM_BUDGET].entry->word, "uniform")) why = "lanes are equal: budget=uniform";
+    else if (r->amount.kind == KVMEM_BYTES) why = "the budget is a number of tokens, not bytes";
+    else if (((const kvmem_place_entry *)(const void *)r->stage[KVMEM_PLACE].entry)->fn)
+        why = "every token has its own position: place=original";
+    else if (((const kvmem_retrieve_entry *)(const void *)r->stage[KVMEM_RETRIEVE].entry)->fn)
+        why = "all entries are read: retrieve=all";
+    else if (!exact_k || !exact_v) why = "rows are copied without loss: codec=f32, f16 or bf16";
+    else if (par[0] < 1 && par[1] > 0) why = "tokens are ids, there is nothing to keep every so many layers";
+    return why ? kvmem__fail(err, KVMEM_BAD_RECIPE, "reduce=recompute: %s", why) : KVMEM_OK;
+}
 
 /* ==== >>segment : where does the stream break into events? =======================================
    Called once a block with the positions [from, to) that it brought; marks the starts of events. */
@@ -9574,6 +9631,9 @@ static const kvmem_preset kvmem__presets[] = {
       "score=snapkv(window=8,kernel=7,pool=avg) budget=pyramid(2048,beta=20) recent=8 when=prompt "
       "place=original",
       "snapkv with more entries for lower layers than for upper ones", "Cai 2024, arXiv 2406.02069" },
+    { "kvdirect", "score=recency budget=256 reduce=recompute when=block place=original",
+      "newest tokens as rows, older ones as checkpoints from which rows are made again, bit for bit",
+      "Qasim 2026, arXiv 2603.19664" },
     { "kivi",
       "codec.k=kivi(bits=2,axis=channel,residual=128,flush=1) codec.v=kivi(bits=2,axis=token,group=32,residual=128) "
       "page=32", "2-bit keys by channel and values by token, the last 128 rows exact",
@@ -10260,6 +10320,7 @@ KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *er
     for (s = 0; s < KVMEM_N_STAGES; s++)
         KVMEM__TRY(kvmem__check_choice(&r->stage[s], (kvmem_stage)s, err));
     KVMEM__TRY(kvmem__check_fields(r, err));
+    if (kvmem__recomputes(r)) KVMEM__TRY(kvmem__check_recompute(r, err));
     if (r->amount.kind == KVMEM_COUNT) { /* the parts of a count budget must fit into it */
         const double recent = r->recent.kind == KVMEM_SHARE ? floor(r->recent.value * r->amount.value + 1e-9)
                                                             : r->recent.value;
@@ -13179,6 +13240,19 @@ static void kvmem__model_config(const kvmem_model *m, const kvmem_session_config
     out->backend = cfg->backend;
 }
 
+/* Section direct, for recipes with reduce=recompute. A block of n tokens: begin, for every layer rows
+   and attend, and end, also when something has failed. n in cut is the number of tokens left. */
+static kvmem_status kvmem__direct_init(kvmem_session *s);
+static void kvmem__direct_free(kvmem_session *s);
+static kvmem_status kvmem__direct_copy(kvmem_session *dst, const kvmem_session *src);
+static kvmem_status kvmem__direct_begin(kvmem_session *s, const int *ids, int n, kvmem_phase phase);
+static kvmem_status kvmem__direct_rows(kvmem_session *s, int l, int n);
+static kvmem_status kvmem__direct_attend(kvmem_session *s, int l, int n);
+static kvmem_status kvmem__direct_end(kvmem_session *s, int n, kvmem_status status);
+static void kvmem__direct_cut(kvmem_session *s, int64_t n);
+static size_t kvmem__direct_estimate(const kvmem_model *m, const kvmem_config *cfg, int64_t n,
+                                     size_t *working);
+
 /* Calls fn with the cache's configuration while its arrays live in one temporary block. */
 typedef kvmem_status (*kvmem__config_fn)(void *user, const kvmem_config *cfg);
 static kvmem_status kvmem__with_config(const kvmem_model *m, const kvmem_session_config *cfg,
@@ -13187,6 +13261,7 @@ static kvmem_status kvmem__with_config(const kvmem_model *m, const kvmem_session
     const size_t layers = (size_t)m->n_layers;
     const size_t size = layers * (sizeof(kvmem_rope) + sizeof(int)) + (size_t)m->rope.n_rot * sizeof(float);
     kvmem_config c;
+    kvmem_recipe again;
     kvmem_status status;
     char *p = (char *)kvmem__alloc(&a, size);
     kvmem_rope *rope = (kvmem_rope *)(void *)p;
@@ -13196,6 +13271,11 @@ static kvmem_status kvmem__with_config(const kvmem_model *m, const kvmem_session
     inv = (float *)(void *)(p + layers * sizeof(kvmem_rope));
     window = (int *)(void *)(inv + m->rope.n_rot);
     kvmem__model_config(m, cfg, &c, window, rope, inv);
+    if (cfg->recipe && cfg->recipe->stage[KVMEM_REDUCE].entry && kvmem__recomputes(cfg->recipe)) {
+        again = *cfg->recipe;
+        again.stage[KVMEM_REDUCE].user = user; /* any pointer: a session stands behind this cache */
+        c.recipe = &again;
+    }
     status = fn(user, &c);
     kvmem__release(&a, p, size);
     return status;
@@ -13212,21 +13292,30 @@ static void kvmem__linear(kvmem_session *s, float *out, const kvmem_tensor *w, c
     for (i = 0; bias && i < n; i++) s->backend->add(out + (size_t)i * rows, bias, rows);
 }
 
-/* Keys, queries and values of layer l for rows h, handed to the cache; s->att receives attention's
-   result. by_layer: commit this layer at once. */
-static kvmem_status kvmem__attention_part(kvmem_session *s, int l, int n, int by_layer, kvmem_phase phase) {
+/* Keys and values of layer l for n rows h, before RoPE; queries, too, if they are wanted. */
+static void kvmem__project(kvmem_session *s, int l, int n, int queries) {
     const kvmem_model *m = s->model;
     const kvmem_backend *b = s->backend;
     const kvmem_layer *y = &m->layer[l];
     const int d = m->head_dim;
-    kvmem_status status;
-    kvmem__linear(s, s->q, &y->q, y->q_bias, s->h, n);
     kvmem__linear(s, s->k, &y->k, y->k_bias, s->h, n);
     kvmem__linear(s, s->v, &y->v, y->v_bias, s->h, n);
-    if (y->q_norm) b->rmsnorm(s->q, s->q, y->q_norm, n * m->n_heads, d, m->norm_eps, s->threads);
     if (y->k_norm) b->rmsnorm(s->k, s->k, y->k_norm, n * m->n_kv_heads, d, m->norm_eps, s->threads);
-    KVMEM__TRY(kvmem_cache_append(&s->cache, l, n, s->k, s->v, NULL));
-    KVMEM__TRY(kvmem_cache_attend(&s->cache, l, n, s->q, s->att));
+    if (!queries) return;
+    kvmem__linear(s, s->q, &y->q, y->q_bias, s->h, n);
+    if (y->q_norm) b->rmsnorm(s->q, s->q, y->q_norm, n * m->n_heads, d, m->norm_eps, s->threads);
+}
+
+/* Keys, queries and values of layer l for rows h, handed to the cache; s->att receives attention's
+   result. by_layer: commit this layer at once. */
+static kvmem_status kvmem__attention_part(kvmem_session *s, int l, int n, int by_layer, kvmem_phase phase) {
+    kvmem_status status;
+    kvmem__project(s, l, n, 1);
+    if (s->direct) KVMEM__TRY(kvmem__direct_attend(s, l, n));
+    else {
+        KVMEM__TRY(kvmem_cache_append(&s->cache, l, n, s->k, s->v, NULL));
+        KVMEM__TRY(kvmem_cache_attend(&s->cache, l, n, s->q, s->att));
+    }
     if (!by_layer) return KVMEM_OK;
     status = kvmem_cache_commit_layer(&s->cache, l, phase);
     return status == KVMEM_UNSUPPORTED ? KVMEM_OK : status; /* the recipe compares layers: at the end */
@@ -13273,6 +13362,7 @@ static kvmem_status kvmem__block(kvmem_session *s, const int *ids, int n, int wa
     for (l = 0; l < m->n_layers; l++) {
         const int rows = l + 1 < m->n_layers ? n : want;
         const size_t skip = (size_t)(n - rows);
+        if (s->direct) KVMEM__TRY(kvmem__direct_rows(s, l, n));
         b->rmsnorm(s->h, s->x, m->layer[l].attn_norm, n, m->n_embd, m->norm_eps, s->threads);
         KVMEM__TRY(kvmem__attention_part(s, l, n, by_layer, phase));
         if (rows > 0) kvmem__mixing_part(s, l, rows, s->x + skip * e, s->att + skip * heads);
@@ -13385,6 +13475,7 @@ KVMEM_API kvmem_status kvmem_session_init(kvmem_session *s, const kvmem_model *m
     status = kvmem__session_check(m, cfg, &s->error);
     if (status == KVMEM_OK) status = kvmem__session_begin(s, m, cfg);
     if (status == KVMEM_OK) status = kvmem__with_config(m, cfg, kvmem__session_cache, s, &s->error);
+    if (status == KVMEM_OK && kvmem__recomputes(&s->cache.recipe)) status = kvmem__direct_init(s);
     if (status != KVMEM_OK) {
         const kvmem_error e = s->error;
         kvmem_session_free(s);
@@ -13395,6 +13486,7 @@ KVMEM_API kvmem_status kvmem_session_init(kvmem_session *s, const kvmem_model *m
 
 KVMEM_API void kvmem_session_free(kvmem_session *s) {
     if (!s) return;
+    if (s->direct) kvmem__direct_free(s);
     kvmem_cache_free(&s->cache);
     kvmem__release(&s->allocator, s->block, s->block_size);
     memset(s, 0, sizeof *s);
@@ -13425,15 +13517,18 @@ static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n,
     while (at < n && !stop) {
         const int room = kvmem_cache_room(&s->cache), fit = KVMEM__MIN(room, s->max_block);
         const int c = KVMEM__MIN(fit, n - at), last = at + c == n;
-        const int by_layer = last && at == 0 && phase == KVMEM_PROMPT_END && s->cache.tokens == 0;
+        const int whole = last && at == 0 && phase == KVMEM_PROMPT_END && s->cache.tokens == 0;
+        const kvmem_phase now = last || phase == KVMEM_DECODE ? phase : KVMEM_PREFILL;
         const int64_t before = s->cache.tokens;
-        kvmem_status status;
+        kvmem_status status = KVMEM_OK;
         if (c < 1)
             return kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "session: the byte limit leaves no room for "
                                "token %lld", (long long)before);
         s->has_logits = 0;
-        status = kvmem__block(s, ids + at, c, row ? c : last, by_layer,
-                              last || phase == KVMEM_DECODE ? phase : KVMEM_PREFILL);
+        if (s->direct) status = kvmem__direct_begin(s, ids + at, c, now);
+        if (status == KVMEM_OK)
+            status = kvmem__block(s, ids + at, c, row ? c : last, whole || s->direct, now);
+        if (s->direct) status = kvmem__direct_end(s, c, status);
         if (status != KVMEM_OK) {
             (void)kvmem__from_cache(s, status);
             (void)kvmem_cache_truncate(&s->cache, before); /* layers that had the block already */
@@ -13467,10 +13562,12 @@ KVMEM_API kvmem_status kvmem_session_truncate(kvmem_session *s, int64_t n_tokens
     const int whole = n_tokens >= s->cache.tokens;
     const kvmem_status status = kvmem__from_cache(s, kvmem_cache_truncate(&s->cache, n_tokens));
     if (status == KVMEM_OK && !whole) s->has_logits = 0;
+    if (status == KVMEM_OK && s->direct) kvmem__direct_cut(s, s->cache.tokens);
     return status;
 }
 KVMEM_API void kvmem_session_clear(kvmem_session *s) {
     kvmem_cache_clear(&s->cache);
+    if (s->direct) kvmem__direct_cut(s, 0);
     s->has_logits = 0;
 }
 
@@ -13486,6 +13583,7 @@ KVMEM_API kvmem_status kvmem_session_copy(kvmem_session *dst, const kvmem_sessio
     status = kvmem__session_check(src->model, &cfg, &dst->error);
     if (status == KVMEM_OK) status = kvmem__session_begin(dst, src->model, &cfg);
     if (status == KVMEM_OK) status = kvmem__from_cache(dst, kvmem_cache_copy(&dst->cache, &src->cache));
+    if (status == KVMEM_OK && src->direct) status = kvmem__direct_copy(dst, src);
     if (status != KVMEM_OK) {
         const kvmem_error e = dst->error;
         kvmem_session_free(dst);
@@ -13497,33 +13595,472 @@ KVMEM_API kvmem_status kvmem_session_copy(kvmem_session *dst, const kvmem_sessio
     return KVMEM_OK;
 }
 
+static kvmem_status kvmem__no_checkpoints(kvmem_session *s) {
+    return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "session: a saved cache has no checkpoints, without "
+                       "which reduce=recompute cannot go on; save the token ids instead");
+}
 KVMEM_API kvmem_status kvmem_session_save(kvmem_session *s, kvmem_write_fn write, void *user) {
+    if (s->direct) return kvmem__no_checkpoints(s);
     return kvmem__from_cache(s, kvmem_cache_save(&s->cache, write, user));
 }
 KVMEM_API kvmem_status kvmem_session_load(kvmem_session *s, const void *bytes, size_t size) {
+    if (s->direct) return kvmem__no_checkpoints(s);
     s->has_logits = 0;
     return kvmem__from_cache(s, kvmem_cache_load(&s->cache, bytes, size));
 }
 
 typedef struct kvmem__estimate_args {
+    const kvmem_model *model;
     int64_t prompt, decoded;
     kvmem_bytes *out;
     kvmem_error *err;
 } kvmem__estimate_args;
 static kvmem_status kvmem__session_estimate(void *user, const kvmem_config *cfg) {
     const kvmem__estimate_args *a = (const kvmem__estimate_args *)user;
-    return kvmem_estimate(cfg, a->prompt, a->decoded, a->out, a->err);
+    size_t kept, working;
+    KVMEM__TRY(kvmem_estimate(cfg, a->prompt, a->decoded, a->out, a->err));
+    if (!cfg->recipe || !kvmem__recomputes(cfg->recipe)) return KVMEM_OK;
+    kept = kvmem__direct_estimate(a->model, cfg, a->prompt + a->decoded, &working);
+    a->out->live.meta += kept;
+    a->out->live.total += kept;
+    a->out->peak.meta += kept;
+    a->out->peak.scratch += working;
+    a->out->peak.total += kept + working;
+    return KVMEM_OK;
 }
 KVMEM_API kvmem_status kvmem_session_estimate(const kvmem_model *m, const kvmem_session_config *cfg,
                                               int64_t prompt, int64_t decoded, kvmem_bytes *out,
                                               kvmem_error *err) {
     kvmem__estimate_args a;
+    a.model = m;
     a.prompt = prompt;
     a.decoded = decoded;
     a.out = out;
     a.err = err;
     KVMEM__TRY(kvmem__session_check(m, cfg, err));
     return kvmem__with_config(m, cfg, kvmem__session_estimate, &a, err);
+}
+
+/* ==== >>direct : a session that makes evicted keys and values again ===============================
+   Qasim. The Residual Stream Is All You Need: On the Redundancy of the KV Cache in Transformer Inference.
+   2026. arXiv 2603.19664.   Code: Kaleemullahqasim/KV-Direct announces it, none is there.
+   With h^l_t the residual stream that enters layer l at token t,
+       K^l_t = RoPE(W_k norm(h^l_t), t)      V^l_t = W_v norm(h^l_t)
+   so h is a checkpoint from which rows can be made again. The cache holds the rows of the newest B tokens
+   (budget=B; nothing is lost, so no sinks); of n tokens read the first n - B have left. For each layer:
+     1. a working cache of this one layer gets the rows of the first n - B tokens, made again
+     2. and a copy of the B rows that the session's cache has;
+     3. the new block's rows are appended and its queries attend there; the working cache is freed.
+   Step 1 by the entry's parameter every=s, with E values in h, e bytes each, L layers:
+     s = 1 (resid-layer)   h^l of every layer is kept: norm, two products, RoPE     L E e bytes a token
+     s > 1 (resid-s)       kept at the layers 0, s, 2s ..: the prefix runs through the layers between, with
+                           causal attention among its own tokens           ceil(L/s) E e bytes a token
+     s = 0 (resid-0)       only h^0: a full run of the prefix            E e, or 4 with checkpoint=tokens
+   Bytes: B rows, n checkpoints (a checkpoint can only be taken when its token is read, so the newest B have
+   one, too, which the paper's B rows + (n - B) checkpoints leaves out), 8 for every run of blocks of one
+   kind, and while a block is in flight one layer's rows of all n tokens and, if s is not 1, n - B residual
+   vectors; with hold=1 all layers' rows until kvmem_session_end_turn or the next prompt, so that a turn
+   runs the prefix once. kvmem_session_bytes counts all of it. Under GQA with 2 G d < E, s = 1 keeps more
+   than it saves: Gemma 3 4B, bf16: rows 34 * 2 * 4 * 256 * 2 = 139264 bytes a token, one h 5120 (27.2
+   times less), 34 of them 174080.
+   Bit identity: logits equal those of the full cache with the same codec, bit for bit, on every path, for
+   any B and s with tokens or f32. The fast matrix products and attention have three kinds of blocks (up to
+   KVMEM__FEW rows, less than KVMEM__TILE_MIN, more), and a row's bits depend on the kind alone, not on
+   its block's length. The session keeps the runs of equal kind and makes a row again in a block of its own
+   kind, filled up with copies of its last row where the run was cut. f16 checkpoints round h, and it shows.
+   reads: nothing.   cost: 4 E G d products a token and layer that has left (s = 1); a prompt of n - B
+   tokens a block (s = 0).   defaults: budget=256, tokens, every=0, hold=0.
+   departs: see bytes; modes and flags are our reading of the abstract.     test: tests/direct.c */
+enum { KVMEM__DIRECT_ROWS = 64 }; /* most rows of a block that is made again */
+typedef struct kvmem__direct_run { int32_t start, kind; } kvmem__direct_run;
+struct kvmem_direct {
+    int as, every, hold;       /* parameters of the entry: 0 tokens, 1 f32, 2 f16; s; hold */
+    size_t row_bytes;          /* of a token: an id, or its checkpoints */
+    int per, n_chunks, cap_chunks;
+    uint8_t **chunk;           /* (n_chunks) checkpoints of `per` tokens each */
+    kvmem__direct_run *run;    /* (n_runs) tokens from start on came in blocks of this kind */
+    int n_runs, cap_runs;
+    kvmem_cache *work;         /* (1), or (L) with hold */
+    float *front;              /* (evicted, E) the prefix before the layer in hand, or NULL */
+    float *piece;              /* (max_piece, E) */
+    int32_t *pos;              /* (max_block) */
+    int64_t evicted;           /* tokens that have left, in the block in flight */
+    int max_piece, answering;  /* the last block was a generated token */
+    size_t live;               /* bytes of all arrays above and of this */
+    kvmem_bytes_part peak;
+};
+
+/* Rows per block of each kind. */
+static int kvmem__direct_kind(int n) { return n > KVMEM__FEW ? n < KVMEM__TILE_MIN ? 1 : 2 : 0; }
+static int kvmem__direct_least(int kind) { return kind == 2 ? KVMEM__TILE_MIN : kind ? KVMEM__FEW + 1 : 1; }
+static int kvmem__direct_most(int kind) {
+    return kind == 2 ? KVMEM__DIRECT_ROWS : kind ? KVMEM__TILE_MIN - 1 : KVMEM__FEW;
+}
+
+static void *kvmem__direct_take(kvmem_session *s, size_t count, size_t size) {
+    void *p = NULL;
+    size_t bytes;
+    if (kvmem__mul(count, size, &bytes)) p = kvmem__alloc(&s->allocator, bytes);
+    if (!p) {
+        kvmem__fail(&s->error, KVMEM_NO_MEMORY, "recompute: no memory for %zu times %zu bytes", count, size);
+        s->cache.error = s->error;
+    } else if (s->direct) s->direct->live += bytes;
+    return p;
+}
+static void kvmem__direct_give(kvmem_session *s, void *p, size_t count, size_t size) {
+    if (!p) return;
+    kvmem__release(&s->allocator, p, count * size);
+    s->direct->live -= count * size;
+}
+static int kvmem__direct_works(const kvmem_session *s) {
+    return s->direct->hold ? s->model->n_layers : 1;
+}
+/* Does layer l begin with a checkpoint? */
+static int kvmem__direct_level(const struct kvmem_direct *d, int l) {
+    return d->every ? l % d->every == 0 : l == 0;
+}
+static size_t kvmem__direct_row_bytes(const kvmem_model *m, const double *par) {
+    const int every = (int)par[1];
+    const size_t levels = every ? (size_t)((m->n_layers + every - 1) / every) : 1;
+    return par[0] > 0 ? levels * (size_t)m->n_embd * (par[0] > 1 ? 2 : 4) : 4;
+}
+
+/* Room in a growing list for one more item: its slots double from 4 on. */
+static kvmem_status kvmem__direct_room(kvmem_session *s, void **list, int n, int *cap, size_t item) {
+    const int more = *cap ? *cap * 2 : 4;
+    void *p;
+    if (n < *cap) return KVMEM_OK;
+    p = kvmem__direct_take(s, (size_t)more, item);
+    if (!p) return s->error.status;
+    if (n) memcpy(p, *list, (size_t)n * item);
+    kvmem__direct_give(s, *list, (size_t)*cap, item);
+    *list = p;
+    *cap = more;
+    return KVMEM_OK;
+}
+
+static kvmem_status kvmem__direct_init(kvmem_session *s) {
+    const double *par = s->cache.recipe.stage[KVMEM_REDUCE].par;
+    struct kvmem_direct *d;
+    if (s->cache.arena->limit)
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "reduce=recompute: a byte limit cannot hold while a "
+                           "layer is made again; give the budget in tokens");
+    d = (struct kvmem_direct *)kvmem__direct_take(s, 1, sizeof *d);
+    if (!d) return s->error.status;
+    memset(d, 0, sizeof *d);
+    s->direct = d;
+    d->live = sizeof *d;
+    d->as = (int)par[0];
+    d->every = (int)par[1];
+    d->hold = (int)par[2];
+    d->per = s->cache.recipe.page;
+    d->row_bytes = kvmem__direct_row_bytes(s->model, par);
+    d->max_piece = KVMEM__MIN(s->max_block, (int)KVMEM__DIRECT_ROWS);
+    d->pos = (int32_t *)kvmem__direct_take(s, (size_t)s->max_block, sizeof *d->pos);
+    d->piece = (float *)kvmem__direct_take(s, (size_t)d->max_piece * (size_t)s->model->n_embd, sizeof(float));
+    d->work = (kvmem_cache *)kvmem__direct_take(s, (size_t)kvmem__direct_works(s), sizeof *d->work);
+    if (d->work) memset(d->work, 0, (size_t)kvmem__direct_works(s) * sizeof *d->work);
+    return d->pos && d->piece && d->work ? KVMEM_OK : KVMEM_NO_MEMORY;
+}
+static void kvmem__direct_release_work(kvmem_session *s) {
+    int i;
+    for (i = 0; s->direct->work && i < kvmem__direct_works(s); i++) kvmem_cache_free(&s->direct->work[i]);
+}
+static void kvmem__direct_release_front(kvmem_session *s) {
+    struct kvmem_direct *d = s->direct;
+    kvmem__direct_give(s, d->front, (size_t)d->evicted * (size_t)s->model->n_embd, sizeof(float));
+    d->front = NULL;
+}
+static void kvmem__direct_cut(kvmem_session *s, int64_t n) {
+    struct kvmem_direct *d = s->direct;
+    const int chunks = (int)((n + d->per - 1) / d->per);
+    while (d->n_chunks > chunks) kvmem__direct_give(s, d->chunk[--d->n_chunks], (size_t)d->per, d->row_bytes);
+    while (d->n_runs && d->run[d->n_runs - 1].start >= n) d->n_runs--;
+    kvmem__direct_release_work(s);
+    d->answering = 0;
+}
+static void kvmem__direct_free(kvmem_session *s) {
+    struct kvmem_direct *d = s->direct;
+    kvmem__direct_release_front(s);
+    kvmem__direct_cut(s, 0);
+    kvmem__direct_give(s, d->chunk, (size_t)d->cap_chunks, sizeof *d->chunk);
+    kvmem__direct_give(s, d->run, (size_t)d->cap_runs, sizeof *d->run);
+    kvmem__direct_give(s, d->work, (size_t)kvmem__direct_works(s), sizeof *d->work);
+    kvmem__direct_give(s, d->piece, (size_t)d->max_piece * (size_t)s->model->n_embd, sizeof(float));
+    kvmem__direct_give(s, d->pos, (size_t)s->max_block, sizeof *d->pos);
+    kvmem__release(&s->allocator, d, sizeof *d);
+    s->direct = NULL;
+}
+KVMEM_API void kvmem_session_end_turn(kvmem_session *s) {
+    if (s && s->direct) kvmem__direct_release_work(s);
+}
+
+/* Room for the checkpoints of n tokens. */
+static kvmem_status kvmem__direct_grow(kvmem_session *s, int64_t n) {
+    struct kvmem_direct *d = s->direct;
+    while ((int64_t)d->n_chunks * d->per < n) {
+        void *list = d->chunk, *p;
+        KVMEM__TRY(kvmem__direct_room(s, &list, d->n_chunks, &d->cap_chunks, sizeof *d->chunk));
+        d->chunk = (uint8_t **)list;
+        p = kvmem__direct_take(s, (size_t)d->per, d->row_bytes);
+        if (!p) return s->error.status;
+        d->chunk[d->n_chunks++] = (uint8_t *)p;
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__direct_copy(kvmem_session *dst, const kvmem_session *src) {
+    const struct kvmem_direct *from = src->direct;
+    struct kvmem_direct *d;
+    int i;
+    KVMEM__TRY(kvmem__direct_init(dst));
+    d = dst->direct;
+    KVMEM__TRY(kvmem__direct_grow(dst, (int64_t)from->n_chunks * from->per));
+    for (i = 0; i < d->n_chunks; i++) memcpy(d->chunk[i], from->chunk[i], (size_t)d->per * d->row_bytes);
+    for (i = 0; i < from->n_runs; i++) {
+        void *list = d->run;
+        KVMEM__TRY(kvmem__direct_room(dst, &list, i, &d->cap_runs, sizeof *d->run));
+        d->run = (kvmem__direct_run *)list;
+        d->run[d->n_runs++] = from->run[i];
+    }
+    d->answering = from->answering;
+    return KVMEM_OK;
+}
+
+/* The checkpoint of token t that belongs to layer l. */
+static uint8_t *kvmem__direct_at(const struct kvmem_direct *d, int64_t t, int l, int n_embd) {
+    const size_t level = d->every ? (size_t)(l / d->every) : 0;
+    return d->chunk[t / d->per] + (size_t)(t % d->per) * d->row_bytes +
+           level * (size_t)n_embd * (d->as == 2 ? 2 : 4);
+}
+/* x (n, E) = h^l of tokens t.. */
+static void kvmem__direct_load(const kvmem_session *s, int l, int64_t t, int n, float *x) {
+    const kvmem_model *m = s->model;
+    const kvmem_backend *b = s->backend;
+    const size_t e = (size_t)m->n_embd;
+    int i;
+    for (i = 0; i < n; i++, x += e) {
+        const uint8_t *p = kvmem__direct_at(s->direct, t + i, l, m->n_embd);
+        if (s->direct->as == 0) {
+            const int id = (int)kvmem__le32(p);
+            b->rows(b, x, &m->embd, &id, 1, 1);
+            if (m->embd_scale > 1.0f) b->scale(x, m->embd_scale, m->n_embd);
+        } else if (s->direct->as == 1) memcpy(x, p, e * sizeof(float));
+        else kvmem_dequantize(KVMEM_F16, x, p, e);
+    }
+}
+static void kvmem__direct_store(const kvmem_session *s, int l, int64_t t, int n, const float *x) {
+    const size_t e = (size_t)s->model->n_embd;
+    int i;
+    for (i = 0; i < n; i++, x += e) {
+        uint8_t *p = kvmem__direct_at(s->direct, t + i, l, s->model->n_embd);
+        if (s->direct->as == 1) memcpy(p, x, e * sizeof(float));
+        else if (s->direct->as == 2) kvmem_quantize(KVMEM_F16, p, x, e);
+    }
+}
+
+static kvmem_status kvmem__direct_begin(kvmem_session *s, const int *ids, int n, kvmem_phase phase) {
+    struct kvmem_direct *d = s->direct;
+    const int64_t t0 = s->cache.tokens;
+    void *list = d->run;
+    int i;
+    if (phase != KVMEM_DECODE && d->answering) kvmem_session_end_turn(s);
+    KVMEM__TRY(kvmem__direct_room(s, &list, d->n_runs, &d->cap_runs, sizeof *d->run));
+    d->run = (kvmem__direct_run *)list;
+    KVMEM__TRY(kvmem__direct_grow(s, t0 + n));
+    for (i = 0; d->as == 0 && i < n; i++) kvmem__put32(kvmem__direct_at(d, t0 + i, 0, 0), (uint32_t)ids[i]);
+    d->answering = phase == KVMEM_DECODE;
+    d->evicted = t0 - kvmem_cache_lane_len(&s->cache, 0, 0);
+    if (!d->evicted || d->every == 1) return KVMEM_OK;
+    if (d->hold && d->work[0].arena && d->work[0].tokens == t0) return KVMEM_OK; /* all is there */
+    d->front = (float *)kvmem__direct_take(s, (size_t)d->evicted * (size_t)s->model->n_embd, sizeof(float));
+    return d->front ? KVMEM_OK : s->error.status;
+}
+static kvmem_status kvmem__direct_end(kvmem_session *s, int n, kvmem_status status) {
+    struct kvmem_direct *d = s->direct;
+    const int kind = kvmem__direct_kind(n);
+    kvmem__direct_release_front(s);
+    if (status != KVMEM_OK) { /* layers differ in what has left them now: all rows leave */
+        const int64_t t = s->cache.tokens;
+        kvmem__direct_release_work(s);
+        (void)kvmem_cache_truncate(&s->cache, 0);
+        s->cache.tokens = t;
+        s->cache.next_pos = (int32_t)t;
+    } else if (!d->n_runs || d->run[d->n_runs - 1].kind != kind) {
+        d->run[d->n_runs].start = (int32_t)(s->cache.tokens - n);
+        d->run[d->n_runs++].kind = kind;
+    }
+    return status;
+}
+
+/* An empty cache for layer l, whose rows come rotated. */
+static kvmem_status kvmem__direct_open(kvmem_session *s, kvmem_cache *w, int l) {
+    const kvmem_cache *c = &s->cache;
+    kvmem_config cfg = kvmem_config_default();
+    kvmem_recipe r = kvmem_recipe_default();
+    kvmem_cache_free(w);
+    r.stage[KVMEM_CODEC_K] = c->recipe.stage[KVMEM_CODEC_K];
+    r.stage[KVMEM_CODEC_V] = c->recipe.stage[KVMEM_CODEC_V];
+    r.page = c->recipe.page;
+    cfg.shape = c->shape;
+    cfg.shape.n_layers = 1;
+    cfg.shape.window = c->shape.window ? c->shape.window + l : NULL;
+    cfg.shape.rope = NULL;
+    cfg.recipe = &r;
+    cfg.allocator = s->allocator;
+    cfg.max_block = s->max_block;
+    cfg.threads = s->threads;
+    cfg.backend = s->backend;
+    return kvmem_cache_init(w, &cfg);
+}
+/* Rotates heads of n rows at the positions t, t + 1, ... of layer l. */
+static void kvmem__direct_rope(kvmem_session *s, float *x, int l, int64_t t, int n, int heads) {
+    int i;
+    for (i = 0; i < n; i++) s->direct->pos[i] = (int32_t)(t + i);
+    s->backend->rope(x, x, n, heads, s->model->head_dim, &s->cache.shape.rope[l], s->direct->pos, 1, s->threads);
+}
+/* Tokens t.. t + m of the prefix, in a block of p >= m rows: their rows of layer l go to w; on: the block
+   also runs through the layer and is the next one's front. */
+static kvmem_status kvmem__direct_piece(kvmem_session *s, kvmem_cache *w, int l, int64_t t, int m, int p,
+                                        int on) {
+    struct kvmem_direct *d = s->direct;
+    const kvmem_model *o = s->model;
+    const size_t e = (size_t)o->n_embd;
+    float *x = d->piece;
+    int i;
+    if (kvmem__direct_level(d, l)) kvmem__direct_load(s, l, t, m, x);
+    else memcpy(x, d->front + (size_t)t * e, (size_t)m * e * sizeof(float));
+    for (i = m; i < p; i++) memcpy(x + (size_t)i * e, x + (size_t)(m - 1) * e, e * sizeof(float));
+    s->backend->rmsnorm(s->h, x, o->layer[l].attn_norm, p, o->n_embd, o->norm_eps, s->threads);
+    kvmem__project(s, l, p, on);
+    kvmem__direct_rope(s, s->k, l, t, p, o->n_kv_heads);
+    KVMEM__TRY(kvmem_cache_append(w, 0, p, s->k, s->v, NULL));
+    if (on) {
+        kvmem__direct_rope(s, s->q, l, t, p, o->n_heads);
+        KVMEM__TRY(kvmem_cache_attend(w, 0, p, s->q, s->att));
+    }
+    KVMEM__TRY(kvmem_cache_commit(w, KVMEM_PREFILL));
+    if (p > m) KVMEM__TRY(kvmem_cache_truncate(w, t + m));
+    if (!on) return KVMEM_OK;
+    kvmem__mixing_part(s, l, p, x, s->att);
+    memcpy(d->front + (size_t)t * e, x, (size_t)m * e * sizeof(float));
+    return KVMEM_OK;
+}
+/* The rows that the session's cache has, from token t on. */
+static kvmem_status kvmem__direct_recent(kvmem_session *s, kvmem_cache *w, int l, int64_t t) {
+    const int G = s->model->n_kv_heads, n = kvmem_cache_lane_len(&s->cache, l, 0);
+    const size_t d = (size_t)s->model->head_dim;
+    int i, j, g, c;
+    for (i = 0; i < n; i += c) {
+        c = KVMEM__MIN(s->max_block, n - i);
+        for (g = 0; g < G; g++) {
+            KVMEM__TRY(kvmem_cache_read(&s->cache, l, g, i, c, s->q, s->att, NULL));
+            for (j = 0; j < c; j++) {
+                const size_t to = ((size_t)j * (size_t)G + (size_t)g) * d;
+                memcpy(s->k + to, s->q + (size_t)j * d, d * sizeof(float));
+                memcpy(s->v + to, s->att + (size_t)j * d, d * sizeof(float));
+            }
+        }
+        KVMEM__TRY(kvmem_cache_append(w, 0, c, s->k, s->v, NULL));
+        KVMEM__TRY(kvmem_cache_commit(w, KVMEM_PREFILL));
+    }
+    return w->tokens == t + n ? KVMEM_OK
+                              : kvmem__fail(&w->error, KVMEM_BAD_STATE, "recompute: the prefix has %lld tokens, "
+                                            "not %lld", (long long)(w->tokens - n), (long long)t);
+}
+/* Steps 1 and 2 for layer l. Keeps the checkpoints of the block in flight, n rows of s->x, first. */
+static kvmem_status kvmem__direct_rows(kvmem_session *s, int l, int n) {
+    struct kvmem_direct *d = s->direct;
+    const int on = l + 1 < s->model->n_layers && !kvmem__direct_level(d, l + 1);
+    kvmem_cache *w = &d->work[d->hold ? l : 0];
+    kvmem_status status = KVMEM_OK;
+    int64_t t = 0;
+    int i, m;
+    if (kvmem__direct_level(d, l)) kvmem__direct_store(s, l, s->cache.tokens, n, s->x);
+    if (w->arena && w->tokens == s->cache.tokens && d->hold) return KVMEM_OK;
+    status = kvmem__direct_open(s, w, l);
+    for (i = 0; status == KVMEM_OK && t < d->evicted; t += m) {
+        int kind;
+        int64_t end;
+        while (i + 1 < d->n_runs && d->run[i + 1].start <= t) i++;
+        kind = d->run[i].kind;
+        end = i + 1 < d->n_runs ? KVMEM__MIN((int64_t)d->run[i + 1].start, d->evicted) : d->evicted;
+        m = KVMEM__MIN(kvmem__direct_most(kind), d->max_piece);
+        m = (int)KVMEM__MIN((int64_t)m, end - t);
+        status = kvmem__direct_piece(s, w, l, t, m, KVMEM__MAX(m, kvmem__direct_least(kind)), on);
+    }
+    if (status == KVMEM_OK) status = kvmem__direct_recent(s, w, l, d->evicted);
+    if (status != KVMEM_OK) s->cache.error = w->error;
+    return status;
+}
+
+static void kvmem__add_part(kvmem_bytes_part *to, const kvmem_bytes_part *from) {
+    to->k += from->k;
+    to->v += from->v;
+    to->meta += from->meta;
+    to->stats += from->stats;
+    to->scratch += from->scratch;
+    to->total += from->total;
+}
+/* Everything that is there now beside the session's cache; of working cache `peak` the most it had. */
+static kvmem_bytes_part kvmem__direct_live(const kvmem_session *s, int peak) {
+    const struct kvmem_direct *d = s->direct;
+    kvmem_bytes_part part = kvmem__part(2, d->live);
+    int i;
+    for (i = 0; i < kvmem__direct_works(s); i++)
+        if (d->work[i].arena)
+            kvmem__add_part(&part, i == peak ? &d->work[i].arena->peak : &d->work[i].arena->live);
+    return part;
+}
+/* Step 3, with s->k, s->v, s->q of n tokens as they are before RoPE; s->att receives the result. */
+static kvmem_status kvmem__direct_attend(kvmem_session *s, int l, int n) {
+    struct kvmem_direct *d = s->direct;
+    const int64_t t = s->cache.tokens;
+    kvmem_cache *w = &d->work[d->hold ? l : 0];
+    kvmem_bytes_part now;
+    kvmem_status status;
+    KVMEM__TRY(kvmem_cache_append(&s->cache, l, n, s->k, s->v, NULL));
+    kvmem__direct_rope(s, s->k, l, t, n, s->model->n_kv_heads);
+    kvmem__direct_rope(s, s->q, l, t, n, s->model->n_heads);
+    status = kvmem_cache_append(w, 0, n, s->k, s->v, NULL);
+    if (status == KVMEM_OK) status = kvmem_cache_attend(w, 0, n, s->q, s->att);
+    if (status == KVMEM_OK) status = kvmem_cache_commit(w, KVMEM_PREFILL);
+    if (status != KVMEM_OK) {
+        s->cache.error = w->error;
+        return status;
+    }
+    now = kvmem__direct_live(s, d->hold ? l : 0);
+    kvmem__add_part(&now, &s->cache.arena->live);
+    if (now.total > d->peak.total) d->peak = now;
+    if (!d->hold) kvmem_cache_free(w);
+    s->cache.layer_state[l] = 2; /* attended, though not there */
+    return KVMEM_OK;
+}
+
+KVMEM_API void kvmem_session_bytes(const kvmem_session *s, kvmem_bytes *out) {
+    kvmem_bytes_part now;
+    kvmem_cache_bytes(&s->cache, out);
+    if (!s->direct) return;
+    now = kvmem__direct_live(s, -1);
+    kvmem__add_part(&out->live, &now);
+    if (s->direct->peak.total > out->peak.total) out->peak = s->direct->peak;
+    if (out->live.total > out->peak.total) out->peak = out->live;
+}
+/* Bytes of n tokens' checkpoints; *working: of one layer's rows and of the front while a block is in
+   flight, all layers' with hold. */
+static size_t kvmem__direct_estimate(const kvmem_model *m, const kvmem_config *cfg, int64_t n,
+                                     size_t *working) {
+    const kvmem_recipe *r = cfg->recipe;
+    const double *par = r->stage[KVMEM_REDUCE].par;
+    const size_t all = (size_t)n, page = (size_t)r->page, d = (size_t)m->head_dim, e = (size_t)m->n_embd;
+    const kvmem_codec *k = (const kvmem_codec *)(const void *)r->stage[KVMEM_CODEC_K].entry;
+    const kvmem_codec *v = (const kvmem_codec *)(const void *)r->stage[KVMEM_CODEC_V].entry;
+    const size_t row = k->row_bytes(r->stage[KVMEM_CODEC_K].par, (int)d) +
+                       v->row_bytes(r->stage[KVMEM_CODEC_V].par, (int)d);
+    const size_t layers = par[2] > 0 ? (size_t)m->n_layers : 1;
+    *working = layers * (size_t)m->n_kv_heads * all * row + (par[1] == 1.0 ? 0 : all * e * sizeof(float));
+    return (all + page - 1) / page * page * kvmem__direct_row_bytes(m, par) + sizeof(struct kvmem_direct) +
+           layers * sizeof(kvmem_cache) + (size_t)cfg->max_block * sizeof(int32_t) +
+           (size_t)KVMEM__MIN(cfg->max_block, (int)KVMEM__DIRECT_ROWS) * e * sizeof(float);
 }
 
 /* ==== >>sampling : from logits to a token =========================================================

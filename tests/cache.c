@@ -300,6 +300,7 @@ TEST(presets_equal_full_bit_for_bit_while_the_budget_covers_the_tokens) {
     for (i = 0; kvmem_preset_at(i); i++) {
         char text[128]; world w; kvmem_cache c; float *a, *b;
         sprintf(text, "%s budget=300", kvmem_preset_at(i)->word);
+        if (strstr(kvmem_preset_at(i)->text, "recompute")) continue; /* needs a session */
         REQUIRE(world_init(&w, 2, 4, 2, 8, 200, text));
         w.cfg.shape.rope = w.rope; w.cfg.backend = NULL;
         a = outs(&w, 200); b = outs(&w, 200);
