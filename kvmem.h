@@ -62,6 +62,7 @@
      >>platform           compiler, libc, SIMD detection
      >>errors             status texts, formatted detail, allocation
      >>numerics           half floats, exp, random numbers, top-k, checksums
+     >>blocks             up to 32 values in one piece of bytes, for tensors and for caches
      >>quants             tensor types, their block layouts, decoding and encoding
      >>kernels            vectors, norms, rotations
      >>matmul             out = x . transposed W, for every tensor type
@@ -1491,6 +1492,12 @@ KVMEM__UNUSED static float kvmem__expf(float x) {
     return p * t;
 }
 
+/* The total of the eight partial sums that long sums are kept in. */
+#define KVMEM__LANES 8
+static float kvmem__sum8(const float *s) {
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
 /* Counter-based random numbers: the value depends on (seed, a, b, c) alone, never on the order of
    calls. splitmix64 finalizer; kvmem__mix(0) = 0xe220a8397b1dcdaf. */
 KVMEM__UNUSED static uint64_t kvmem__mix(uint64_t z) {
@@ -1570,6 +1577,227 @@ KVMEM__UNUSED static uint32_t kvmem__crc32(uint32_t crc, const void *p, size_t n
     return ~crc;
 }
 
+/* ==== >>blocks : up to 32 values in one piece of bytes, for tensors and for caches ================
+   A row of values is a chain of pieces of b = min(32, rest) values. Little-endian bytes, so that files can
+   be read anywhere. The six coded kinds keep a scale, two of them a minimum, for every piece; where b = 32
+   they are GGUF's blocks bit for bit, and tensors of those types are coded and decoded here, too.
+     kind    bytes of a piece             bits/value   a value is
+     f32     4 b                          32           itself
+     f16     2 b                          16           IEEE half, nearest even; finite values stop at +-65504
+     bf16    2 b                          16           the upper half of a float, nearest even
+     q8_0    h s, b bytes                 8.5          q s,         s = max|x| / 127, q = roundf(x / s)
+     q4_0    h s, nibbles                 4.5          (q - 8) s,   s = M / -8,  q = min(15, trunc(x / s + 8.5))
+     q5_0    h s, fifth bits, nibbles     5.5          (q - 16) s,  s = M / -16, q = min(31, trunc(x / s + 16.5))
+     q4_1    h s, h m, nibbles            5            q s + m,     m = min x, s = (max x - m) / 15,
+                                                                    q = min(15, trunc((x - m) / s + 0.5))
+     q5_1    h s, h m, fifth bits, nibb.  6            the same with 31
+     iq4_nl  h s, nibbles                 4.5          level[q] s,  q the level nearest to x / s0, s0 = M / -127
+   h is a float16. M is the signed value of the first largest |x|, so it maps to code 0 exactly and the other
+   sign of q4_0 is clipped at 7/8 of it. Codes come from the unrounded 1 / s (and m). Nibbles: byte j holds
+   code j low and code j + (b + 1) / 2 high. Fifth bits: bit j % 8 of byte j / 8 for code j, (b + 7) / 8 bytes.
+   iq4_nl has 16 levels, closer together near 0, as Gaussian values are; of two levels equally near it takes
+   the upper one. Its codes stay, its scale is fitted once more to them by least squares with weights x^2:
+       s = sum(w level[q] x) / sum(w level[q]^2),  w = x^2.
+   ggml also tries other first scales; a cache writes each row once and soon, so that search is left out.
+   Guards: a constant or zero piece has scale 0; a scale or minimum too large for a half stays at +-65504;
+   NaN counts as 0; an infinity takes the last code on its side and is left out of the scale.
+   Code: ggml-org/ggml src/ggml-quants.c (quantize_row_*_ref), src/ggml-common.h. test: tests/codec_block.c,
+   tests/quants.c */
+typedef enum kvmem__rows {
+    KVMEM__ROWS_F32, KVMEM__ROWS_F16, KVMEM__ROWS_BF16, KVMEM__ROWS_Q8_0, KVMEM__ROWS_Q4_0, KVMEM__ROWS_Q4_1,
+    KVMEM__ROWS_Q5_0, KVMEM__ROWS_Q5_1, KVMEM__ROWS_IQ4_NL
+} kvmem__rows;
+#define KVMEM__PIECE 32
+#define KVMEM__IQ4_LEVELS -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+
+/* What the coded kinds have, and where; the compiler folds these in the fast paths. */
+KVMEM__INLINE int kvmem__is_coded(kvmem__rows kind) { return kind >= KVMEM__ROWS_Q8_0; }
+KVMEM__INLINE int kvmem__has_min(kvmem__rows kind) {
+    return kind == KVMEM__ROWS_Q4_1 || kind == KVMEM__ROWS_Q5_1;
+}
+KVMEM__INLINE int kvmem__has_fifth(kvmem__rows kind) {
+    return kind == KVMEM__ROWS_Q5_0 || kind == KVMEM__ROWS_Q5_1;
+}
+KVMEM__INLINE int kvmem__fifth_at(kvmem__rows kind) { return kvmem__has_min(kind) ? 4 : 2; }
+KVMEM__INLINE int kvmem__codes_at(kvmem__rows kind, int b) {
+    return kvmem__fifth_at(kind) + (kvmem__has_fifth(kind) ? (b + 7) / 8 : 0);
+}
+/* What is subtracted from a code that is not negative (iq4_nl: from level + 128). */
+KVMEM__INLINE int kvmem__code_zero(kvmem__rows kind) {
+    return kind == KVMEM__ROWS_Q4_0 ? 8 : kind == KVMEM__ROWS_Q5_0 ? 16 : kvmem__has_min(kind) ? 0 : 128;
+}
+/* Bytes of a piece of b values. */
+KVMEM__UNUSED static size_t kvmem__piece_bytes(kvmem__rows kind, int b) {
+    if (kind == KVMEM__ROWS_F32) return (size_t)b * 4;
+    if (!kvmem__is_coded(kind)) return (size_t)b * 2;
+    return (size_t)(kvmem__codes_at(kind, b) + (kind == KVMEM__ROWS_Q8_0 ? b : (b + 1) / 2));
+}
+KVMEM__UNUSED static size_t kvmem__row_bytes(kvmem__rows kind, int d) {
+    return (size_t)(d / KVMEM__PIECE) * kvmem__piece_bytes(kind, KVMEM__PIECE) +
+           (d % KVMEM__PIECE ? kvmem__piece_bytes(kind, d % KVMEM__PIECE) : 0);
+}
+
+/* A half that is finite when f is. */
+KVMEM__UNUSED static uint16_t kvmem__half_sat(float f) {
+    return kvmem__f32_to_f16(f > 65504.0f && f <= FLT_MAX ? 65504.0f
+                             : f < -65504.0f && f >= -FLT_MAX ? -65504.0f : f);
+}
+/* 1 / s, or 0 where s is 0 or so small that the quotient would not be finite: all codes are then 0. */
+KVMEM__UNUSED static float kvmem__inverse(float s) {
+    const float r = s != 0 ? 1.0f / s : 0.0f;
+    return r <= FLT_MAX && r >= -FLT_MAX ? r : 0.0f;
+}
+/* The signed value of the first largest finite |x|, 0 if there is none. */
+static float kvmem__extreme(const float *x, int b) {
+    float most = 0, m = 0;
+    int j;
+    for (j = 0; j < b; j++) {
+        const float a = x[j] < 0 ? -x[j] : x[j];
+        if (a > most && a <= FLT_MAX) { most = a; m = x[j]; }
+    }
+    return m;
+}
+/* Scale s, minimum m (of the kinds that have one) and codes (b, a byte each) -> one piece at out. 0 if s or
+   m was too large for a half and was cut. */
+static int kvmem__piece_put(kvmem__rows kind, uint8_t *out, float s, float m, const uint8_t *code, int b) {
+    const int half = (b + 1) / 2;
+    uint8_t *fifth = out + kvmem__fifth_at(kind), *o = out + kvmem__codes_at(kind, b);
+    int j;
+    kvmem__put16(out, kvmem__half_sat(s));
+    if (kvmem__has_min(kind)) kvmem__put16(out + 2, kvmem__half_sat(m));
+    if (kind == KVMEM__ROWS_Q8_0) memcpy(o, code, (size_t)b);
+    else {
+        for (j = 0; j < half; j++) o[j] = (uint8_t)((code[j] & 15) | (half + j < b ? code[half + j] & 15 : 0) << 4);
+        memset(fifth, 0, (size_t)(o - fifth));
+        for (j = 0; j < b && o > fifth; j++) fifth[j / 8] = (uint8_t)(fifth[j / 8] | (code[j] >> 4) << j % 8);
+    }
+    return s < 65520.0f && s > -65520.0f && m < 65520.0f && m > -65520.0f;
+}
+/* One piece -> codes (b, none negative), scale and minimum (or 0). */
+static void kvmem__piece_get(kvmem__rows kind, uint8_t *code, float *s, float *m, const uint8_t *in, int b) {
+    const int half = (b + 1) / 2;
+    const uint8_t *fifth = in + kvmem__fifth_at(kind), *p = in + kvmem__codes_at(kind, b);
+    int j;
+    *s = kvmem__f16_to_f32(kvmem__le16(in));
+    *m = kvmem__has_min(kind) ? kvmem__f16_to_f32(kvmem__le16(in + 2)) : 0.0f;
+    if (kind == KVMEM__ROWS_Q8_0) {
+        for (j = 0; j < b; j++) code[j] = (uint8_t)(p[j] ^ 128);
+        return;
+    }
+    for (j = 0; j < half; j++) {
+        code[j] = p[j] & 15;
+        if (half + j < b) code[half + j] = p[j] >> 4;
+    }
+    for (j = 0; j < b && p > fifth; j++) code[j] = (uint8_t)(code[j] | (fifth[j / 8] >> j % 8 & 1) << 4);
+}
+static int kvmem__encode_q8_0(uint8_t *out, const float *x, int b) {
+    const float most = fabsf(kvmem__extreme(x, b)), id = kvmem__inverse(most / 127.0f);
+    uint8_t code[KVMEM__PIECE];
+    int j;
+    for (j = 0; j < b; j++) { /* half away from zero; v - n is exact */
+        const float v = x[j] * id;
+        int n = v > 127 ? 127 : v < -127 ? -127 : v == v ? (int)v : 0;
+        const float rest = v - (float)n;
+        if (rest >= 0.5f && n < 127) n++;
+        if (rest <= -0.5f && n > -127) n--;
+        code[j] = (uint8_t)(n & 255);
+    }
+    return kvmem__piece_put(KVMEM__ROWS_Q8_0, out, most / 127.0f, 0, code, b);
+}
+static int kvmem__encode_signed(kvmem__rows kind, uint8_t *out, const float *x, int b) { /* q4_0, q5_0 */
+    const int zero = kvmem__code_zero(kind), top = 2 * zero - 1;
+    const float s = kvmem__extreme(x, b) / (float)-zero, id = kvmem__inverse(s);
+    uint8_t code[KVMEM__PIECE];
+    int j;
+    for (j = 0; j < b; j++) {
+        const float v = x[j] * id + ((float)zero + 0.5f);
+        code[j] = (uint8_t)(v >= (float)top ? top : v > 0 ? (int)v : v == v ? 0 : zero);
+    }
+    return kvmem__piece_put(kind, out, s, 0, code, b);
+}
+/* The step that leads from *lo to hi in `top` steps. lo > hi: nothing was finite. */
+static float kvmem__min_scale(float *lo, float hi, float top) {
+    if (*lo > hi) *lo = hi = 0;
+    if (*lo == 0) *lo = 0; /* one zero, whatever its sign was */
+    return hi - *lo <= FLT_MAX ? (hi - *lo) / top : hi / top - *lo / top;
+}
+static int kvmem__encode_min(kvmem__rows kind, uint8_t *out, const float *x, int b) { /* q4_1, q5_1 */
+    const float top = kind == KVMEM__ROWS_Q5_1 ? 31.0f : 15.0f;
+    float lo = INFINITY, hi = -INFINITY, s, id;
+    uint8_t code[KVMEM__PIECE];
+    int j;
+    for (j = 0; j < b; j++) {
+        if (x[j] < lo && x[j] >= -FLT_MAX) lo = x[j];
+        if (x[j] > hi && x[j] <= FLT_MAX) hi = x[j];
+    }
+    s = kvmem__min_scale(&lo, hi, top);
+    id = kvmem__inverse(s);
+    for (j = 0; j < b; j++) {
+        const float v = ((x[j] == x[j] ? x[j] : 0.0f) - lo) * id + 0.5f;
+        code[j] = (uint8_t)(v >= top ? (int)top : v > 0 ? (int)v : 0);
+    }
+    return kvmem__piece_put(kind, out, s, lo, code, b);
+}
+/* The scale that fits levels to values best, from sums over lanes. */
+static float kvmem__fit_scale(float s0, const float *num, const float *den) {
+    const float bottom = kvmem__sum8(den);
+    return bottom > 0 ? s0 * (kvmem__sum8(num) / bottom) : 0.0f;
+}
+static int kvmem__encode_iq4_nl(uint8_t *out, const float *x, int b) {
+    static const float level[16] = { KVMEM__IQ4_LEVELS };
+    const float s0 = kvmem__extreme(x, b) / -127.0f, id = kvmem__inverse(s0);
+    float num[8] = { 0, 0, 0, 0, 0, 0, 0, 0 }, den[8] = { 0, 0, 0, 0, 0, 0, 0, 0 };
+    uint8_t code[KVMEM__PIECE];
+    int j, k, n;
+    for (j = 0; j < b; j++) {
+        const float v = x[j] * id == x[j] * id ? x[j] * id : 0.0f;
+        for (k = 1, n = 0; k < 16; k++) n += v >= (level[k - 1] + level[k]) * 0.5f;
+        code[j] = (uint8_t)n;
+        if (v > 128 || v < -128) continue; /* an infinity */
+        num[j % 8] += v * v * level[n] * v; /* in units of s0, eight partial sums */
+        den[j % 8] += v * v * level[n] * level[n];
+    }
+    return kvmem__piece_put(KVMEM__ROWS_IQ4_NL, out, kvmem__fit_scale(s0, num, den), 0, code, b);
+}
+/* x (b) -> one piece at out. 0 if its scale or minimum was too large for a half. */
+KVMEM__UNUSED static int kvmem__encode_piece(kvmem__rows kind, uint8_t *out, const float *x, int b) {
+    int j;
+    switch (kind) {
+    case KVMEM__ROWS_F32: for (j = 0; j < b; j++) kvmem__putf32(out + 4 * j, x[j]); return 1;
+    case KVMEM__ROWS_F16: for (j = 0; j < b; j++) kvmem__put16(out + 2 * j, kvmem__half_sat(x[j])); return 1;
+    case KVMEM__ROWS_BF16: for (j = 0; j < b; j++) kvmem__put16(out + 2 * j, kvmem__f32_to_bf16(x[j])); return 1;
+    case KVMEM__ROWS_Q8_0: return kvmem__encode_q8_0(out, x, b);
+    case KVMEM__ROWS_IQ4_NL: return kvmem__encode_iq4_nl(out, x, b);
+    case KVMEM__ROWS_Q4_0:
+    case KVMEM__ROWS_Q5_0: return kvmem__encode_signed(kind, out, x, b);
+    default: return kvmem__encode_min(kind, out, x, b);
+    }
+}
+/* One piece at in -> out (b). */
+KVMEM__UNUSED static void kvmem__decode_piece(kvmem__rows kind, float *out, const uint8_t *in, int b) {
+    static const float level[16] = { KVMEM__IQ4_LEVELS };
+    uint8_t code[KVMEM__PIECE];
+    float s, m;
+    int j;
+    if (kind == KVMEM__ROWS_F32) {
+        for (j = 0; j < b; j++) out[j] = kvmem__lef32(in + 4 * j);
+        return;
+    }
+    if (!kvmem__is_coded(kind)) {
+        for (j = 0; j < b; j++) {
+            const uint16_t h = kvmem__le16(in + 2 * j);
+            out[j] = kind == KVMEM__ROWS_F16 ? kvmem__f16_to_f32(h) : kvmem__bf16_to_f32(h);
+        }
+        return;
+    }
+    kvmem__piece_get(kind, code, &s, &m, in, b);
+    for (j = 0; j < b; j++) {
+        const int n = (int)code[j] - kvmem__code_zero(kind);
+        out[j] = (kind == KVMEM__ROWS_IQ4_NL ? level[code[j]] : (float)n) * s;
+        if (kvmem__has_min(kind)) out[j] += m;
+    }
+}
+
 #ifndef KVMEM_NO_DECODER
 /* ==== >>quants : tensor types, their block layouts, decoding and encoding ========================
    A quantized tensor is a sequence of blocks of 32 or 256 values. Every type here is one formula,
@@ -1643,29 +1871,10 @@ static int kvmem__scale3(const uint8_t *p, int j) {
     return ((p[j % 8] >> (j < 8 ? 0 : 4)) & 15) | ((p[8 + j % 4] >> (2 * (j / 4))) & 3) << 4;
 }
 
-/* One block of the 32-value types. code (32), s (2), m (2). */
-static void kvmem__unpack32(kvmem_type type, const uint8_t *p, uint8_t *code, float *s, float *m) {
-    const int five = type == KVMEM_Q5_0 || type == KVMEM_Q5_1;
-    int i;
-    s[0] = s[1] = kvmem__f16_to_f32(kvmem__le16(p));
-    m[0] = m[1] = 0;
-    p += 2;
-    if (type == KVMEM_Q8_0) {
-        for (i = 0; i < 32; i++) code[i] = (uint8_t)(p[i] ^ 128);
-        return;
-    }
-    if (type == KVMEM_Q4_1 || type == KVMEM_Q5_1) {
-        m[0] = m[1] = kvmem__f16_to_f32(kvmem__le16(p));
-        p += 2;
-    }
-    {
-        const uint32_t high = five ? kvmem__le32(p) : 0;
-        if (five) p += 4;
-        for (i = 0; i < 16; i++) {
-            code[i] = (uint8_t)((p[i] & 15) | ((high >> i) & 1) << 4);
-            code[i + 16] = (uint8_t)(p[i] >> 4 | ((high >> (i + 16)) & 1) << 4);
-        }
-    }
+/* The rows of this name: types with blocks of 32. */
+static kvmem__rows kvmem__rows_of(kvmem_type type) {
+    return type == KVMEM_Q8_0 ? KVMEM__ROWS_Q8_0 : type == KVMEM_Q4_0 ? KVMEM__ROWS_Q4_0
+         : type == KVMEM_Q4_1 ? KVMEM__ROWS_Q4_1 : type == KVMEM_Q5_0 ? KVMEM__ROWS_Q5_0 : KVMEM__ROWS_Q5_1;
 }
 /* One block of the 256-value types. code (256), s (16), m (16). */
 static void kvmem__unpack256(kvmem_type type, const uint8_t *p, uint8_t *code, float *s, float *m) {
@@ -1737,7 +1946,12 @@ static void kvmem__unpack(kvmem_type type, const uint8_t *row, const uint8_t *sc
         const uint8_t *p = row + (size_t)(c0 / t->block) * (size_t)t->bytes;
         for (i = 0; i < n; i += t->block, p += t->bytes) {
             if (t->block == 256) kvmem__unpack256(type, p, code + i, s + i / 16, m + i / 16);
-            else kvmem__unpack32(type, p, code + i, s + i / 16, m + i / 16);
+            else {
+                float *si = s + i / 16, *mi = m + i / 16;
+                kvmem__piece_get(kvmem__rows_of(type), code + i, si, mi, p, 32);
+                si[1] = si[0];
+                mi[1] = mi[0];
+            }
         }
     }
 }
@@ -1769,51 +1983,6 @@ KVMEM_API kvmem_status kvmem_dequantize(kvmem_type type, float *out, const void 
     return KVMEM_OK;
 }
 
-/* 32 finite values -> one block. Codes come from the scale before it is rounded to float16. Truncation
-   after adding one half is ggml's rounding. 0 if the scale does not fit a float16. */
-static int kvmem__pack32(kvmem_type type, uint8_t *out, const float *x) {
-    const int five = type == KVMEM_Q5_0 || type == KVMEM_Q5_1;
-    const int with_min = type == KVMEM_Q4_1 || type == KVMEM_Q5_1;
-    const int top = type == KVMEM_Q8_0 ? 127 : five ? 31 : 15;
-    float lo = x[0], hi = x[0], big = 0, d, id, base = 0;
-    uint8_t code[32];
-    uint32_t high = 0;
-    int i;
-    for (i = 0; i < 32; i++) {
-        if (x[i] < lo) lo = x[i];
-        if (x[i] > hi) hi = x[i];
-        if (fabsf(x[i]) > fabsf(big)) big = x[i]; /* the first of the largest */
-    }
-    if (type == KVMEM_Q8_0) d = fabsf(big) / 127;
-    else if (with_min) d = (hi - lo) / (float)top;
-    else d = big / (float)(-(top + 1) / 2);
-    id = d != 0 ? 1 / d : 0;
-    if (!(fabsf(id) <= FLT_MAX)) id = 0; /* d so small that it is stored as 0 */
-    if (with_min) base = lo;
-    for (i = 0; i < 32; i++) {
-        if (type == KVMEM_Q8_0) code[i] = (uint8_t)(int)roundf(x[i] * id);
-        else {
-            const int q = (int)((x[i] - base) * id + (with_min ? 0.5f : five ? 16.5f : 8.5f));
-            code[i] = (uint8_t)KVMEM__MIN(q, top);
-        }
-    }
-    kvmem__put16(out, kvmem__f32_to_f16(d));
-    if ((out[1] & 0x7c) == 0x7c) return 0;
-    out += 2;
-    if (type == KVMEM_Q8_0) { memcpy(out, code, 32); return 1; }
-    if (with_min) {
-        kvmem__put16(out, kvmem__f32_to_f16(lo));
-        if ((out[1] & 0x7c) == 0x7c) return 0;
-        out += 2;
-    }
-    if (five) {
-        for (i = 0; i < 32; i++) high |= (uint32_t)(code[i] >> 4) << i;
-        kvmem__put32(out, high);
-        out += 4;
-    }
-    for (i = 0; i < 16; i++) out[i] = (uint8_t)((code[i] & 15) | (code[i + 16] & 15) << 4);
-    return 1;
-}
 /* KVMEM_BAD_VALUE: a number is not finite, or a scale passes float16's range (block types only). */
 KVMEM_API kvmem_status kvmem_quantize(kvmem_type type, void *out, const float *in, size_t n) {
     const kvmem__quant *t = kvmem__quant_of(type);
@@ -1829,7 +1998,7 @@ KVMEM_API kvmem_status kvmem_quantize(kvmem_type type, void *out, const float *i
         else {
             for (j = 0; j < 32; j++)
                 if (!(fabsf(in[i + (size_t)j]) <= FLT_MAX)) return KVMEM_BAD_VALUE;
-            if (!kvmem__pack32(type, o, in + i)) return KVMEM_BAD_VALUE;
+            if (!kvmem__encode_piece(kvmem__rows_of(type), o, in + i, 32)) return KVMEM_BAD_VALUE;
         }
     }
     return KVMEM_OK;
@@ -1859,11 +2028,6 @@ KVMEM__UNUSED static void kvmem__tensor_row(float *out, const kvmem_tensor *w, i
    are kept in eight partial sums, so that the plain twins vectorize, too; nothing here depends on the
    number of threads. */
 
-#define KVMEM__LANES 8
-
-static float kvmem__sum8(const float *s) {
-    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-}
 static float kvmem__dot_plain(const float *a, const float *b, int n) {
     float s[KVMEM__LANES] = { 0, 0, 0, 0, 0, 0, 0, 0 };
     int i, j;
@@ -4254,123 +4418,9 @@ KVMEM__UNUSED static void kvmem__lower_solve_t(float *x, const float *y, const f
    bytes: `dot` gives the scores of nq queries against n rows, `axpy` adds weighted rows to nq outputs.
    Nothing is decoded into a big scratch; a piece of at most 32 values on the stack is all.
 
-   A row is a chain of pieces of b = min(32, rest) values. Little-endian bytes, so that saved caches can
-   be read anywhere; with d a multiple of 32 the last two are GGUF's blocks bit for bit.
-     codec   bytes of a piece     bits/value   a value is
-     f32     4 b                  32           itself
-     f16     2 b                  16           IEEE half, nearest even; finite values stop at +-65504
-     bf16    2 b                  16           the upper half of a float, nearest even
-     q8_0    2 + b                8.5          q * s,        s = max|x| / 127, q = roundf(x / s)
-     q4_0    2 + (b + 1) / 2      4.5          (q - 8) * s,  s = M / -8, q = min(15, trunc(x / s + 8.5))
-   M is the signed value of the first largest |x|, so it maps to code 0 exactly and the other sign is
-   clipped at 7/8 of it. s is stored as a half, the codes come from the unrounded 1 / s. In q4_0 byte j
-   holds code j in its low nibble and code j + (b + 1) / 2 in its high one.
-   Guards: a piece of zeros has scale 0 and decodes to zeros; a scale too large for a half stays at
-   65504; NaN is coded as 0 in q8_0 and q4_0.
-
-   The plain twins below are the definition. Sums run left to right inside a piece, then over pieces.
-   test: tests/codecs.c */
-typedef enum kvmem__rows {
-    KVMEM__ROWS_F32, KVMEM__ROWS_F16, KVMEM__ROWS_BF16, KVMEM__ROWS_Q8_0, KVMEM__ROWS_Q4_0
-} kvmem__rows;
-#define KVMEM__PIECE 32
-
-/* Bytes of a piece of b values. */
-KVMEM__UNUSED static size_t kvmem__piece_bytes(kvmem__rows kind, int b) {
-    switch (kind) {
-    case KVMEM__ROWS_F32: return (size_t)b * 4;
-    case KVMEM__ROWS_F16:
-    case KVMEM__ROWS_BF16: return (size_t)b * 2;
-    case KVMEM__ROWS_Q8_0: return (size_t)b + 2;
-    default: return (size_t)(b + 1) / 2 + 2;
-    }
-}
-KVMEM__UNUSED static size_t kvmem__row_bytes(kvmem__rows kind, int d) {
-    return (size_t)(d / KVMEM__PIECE) * kvmem__piece_bytes(kind, KVMEM__PIECE) +
-           (d % KVMEM__PIECE ? kvmem__piece_bytes(kind, d % KVMEM__PIECE) : 0);
-}
-
-/* A half that is finite when f is. */
-KVMEM__UNUSED static uint16_t kvmem__half_sat(float f) {
-    return kvmem__f32_to_f16(f > 65504.0f && f <= FLT_MAX ? 65504.0f
-                             : f < -65504.0f && f >= -FLT_MAX ? -65504.0f : f);
-}
-/* 1 / s, or 0 where s is 0 or so small that the quotient would not be finite: all codes are then 0. */
-KVMEM__UNUSED static float kvmem__inverse(float s) {
-    const float r = s != 0 ? 1.0f / s : 0.0f;
-    return r <= FLT_MAX && r >= -FLT_MAX ? r : 0.0f;
-}
-KVMEM__UNUSED static void kvmem__encode_q8_0(uint8_t *out, const float *x, int b) {
-    float most = 0, id;
-    int j;
-    for (j = 0; j < b; j++) {
-        const float a = x[j] < 0 ? -x[j] : x[j];
-        if (a > most && a <= FLT_MAX) most = a;
-    }
-    id = kvmem__inverse(most / 127.0f);
-    kvmem__put16(out, kvmem__half_sat(most / 127.0f));
-    for (j = 0; j < b; j++) { /* half away from zero; v - n is exact */
-        const float v = x[j] * id;
-        int n = v > 127 ? 127 : v < -127 ? -127 : v == v ? (int)v : 0;
-        const float rest = v - (float)n;
-        if (rest >= 0.5f && n < 127) n++;
-        if (rest <= -0.5f && n > -127) n--;
-        out[2 + j] = (uint8_t)(n & 255);
-    }
-}
-KVMEM__UNUSED static void kvmem__encode_q4_0(uint8_t *out, const float *x, int b) {
-    const int half = (b + 1) / 2;
-    float most = 0, m = 0, id;
-    int j;
-    for (j = 0; j < b; j++) {
-        const float a = x[j] < 0 ? -x[j] : x[j];
-        if (a > most && a <= FLT_MAX) { most = a; m = x[j]; }
-    }
-    id = kvmem__inverse(m / -8.0f);
-    kvmem__put16(out, kvmem__half_sat(m / -8.0f));
-    memset(out + 2, 0, (size_t)half);
-    for (j = 0; j < b; j++) {
-        const float v = x[j] * id + 8.5f;
-        const int n = v >= 15 ? 15 : v > 0 ? (int)v : v == v ? 0 : 8;
-        out[2 + j % half] = (uint8_t)(out[2 + j % half] | n << (j < half ? 0 : 4));
-    }
-}
-/* x (b) -> one piece at out. */
-KVMEM__UNUSED static void kvmem__encode_piece(kvmem__rows kind, uint8_t *out, const float *x, int b) {
-    int j;
-    switch (kind) {
-    case KVMEM__ROWS_F32: for (j = 0; j < b; j++) kvmem__putf32(out + 4 * j, x[j]); break;
-    case KVMEM__ROWS_F16: for (j = 0; j < b; j++) kvmem__put16(out + 2 * j, kvmem__half_sat(x[j])); break;
-    case KVMEM__ROWS_BF16: for (j = 0; j < b; j++) kvmem__put16(out + 2 * j, kvmem__f32_to_bf16(x[j])); break;
-    case KVMEM__ROWS_Q8_0: kvmem__encode_q8_0(out, x, b); break;
-    default: kvmem__encode_q4_0(out, x, b); break;
-    }
-}
-/* One piece at in -> out (b). */
-KVMEM__UNUSED static void kvmem__decode_piece(kvmem__rows kind, float *out, const uint8_t *in, int b) {
-    const int half = (b + 1) / 2;
-    float s;
-    int j;
-    switch (kind) {
-    case KVMEM__ROWS_F32: for (j = 0; j < b; j++) out[j] = kvmem__lef32(in + 4 * j); break;
-    case KVMEM__ROWS_F16:
-        for (j = 0; j < b; j++) out[j] = kvmem__f16_to_f32(kvmem__le16(in + 2 * j));
-        break;
-    case KVMEM__ROWS_BF16:
-        for (j = 0; j < b; j++) out[j] = kvmem__bf16_to_f32(kvmem__le16(in + 2 * j));
-        break;
-    case KVMEM__ROWS_Q8_0:
-        s = kvmem__f16_to_f32(kvmem__le16(in));
-        for (j = 0; j < b; j++) out[j] = (float)((in[2 + j] ^ 128) - 128) * s;
-        break;
-    default:
-        s = kvmem__f16_to_f32(kvmem__le16(in));
-        for (j = 0; j < half; j++) out[j] = (float)((in[2 + j] & 15) - 8) * s;
-        for (j = half; j < b; j++) out[j] = (float)((in[2 + j - half] >> 4) - 8) * s;
-        break;
-    }
-}
-
+   The codecs f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 iq4_nl are chains of pieces (see >>blocks) and share
+   everything below. The plain twins are the definition. Sums run left to right inside a piece, then over
+   pieces. test: tests/codecs.c */
 /* n rows of d values, each cut into pieces: x (n, d) -> rows. */
 KVMEM__UNUSED static void kvmem__encode_rows(kvmem__rows kind, void *rows, const float *x, int n, int d) {
     uint8_t *out = (uint8_t *)rows;
@@ -4451,15 +4501,75 @@ static double kvmem__param_of(const kvmem_entry *e, const double *par, const cha
     return none;
 }
 
+static uint8_t *kvmem__row_at(const kvmem_coded *b, int t) { return b->rows + (size_t)t * b->row_bytes; }
+
+/* --- rotation -------------------------------------------------------------------------------------
+   The six coded kinds can turn every row by a Hadamard matrix before it is coded (rot=had), after random
+   signs if wanted (rot=signs, see >>linear). Queries are turned once, outputs are turned back once, so
+   dot and axpy know nothing of it: <H q, H k> = <q, k>, and H (sum w H v) = sum w v. A row with a few large
+   channels, which would cost the other 31 of their piece all precision, becomes a row of equals; the bits
+   stay the same. Blocks of `block` channels are turned apart; `whole` is the largest power of two in d. Rows
+   that are not whole blocks, or whose block would be smaller than `least`, stay as they are.
+     presets had, khad, vhad: ikawrakow/ik_llama.cpp -khad -vhad (src/llama-build-context.cpp; fast_ht of
+     ggml/src/iqk/iqk_cpu_ops.cpp): keys after RoPE, queries and values, one block if d is a power of two. It
+     cuts other d into 512..64; here blocks go on down to the power of two in d.
+     preset attn_rot: ggml-org/llama.cpp pull request 21038, on there whenever the cache is quantized: only if
+     64 divides d; keys in the largest power of two, values in blocks of 64.
+   Signs are ours (the transforms above have none): without them a row that is itself like a line of the
+   Hadamard matrix becomes a single spike. stage: codec. cost: O(d log d) a row, a query and an output. */
+enum { KVMEM__ROT, KVMEM__ROT_BLOCK, KVMEM__ROT_LEAST, KVMEM__ROT_SEED };
+static const kvmem_param kvmem__rot_params[] = {
+    { "rot", 0, 0, 2, "none|had|signs", 1, "rows are turned by a Hadamard matrix, with random signs first" },
+    { "block", 0, 0, 6, "whole|32|64|128|256|512|1024", 1, "channels turned together; whole: the power of two in d" },
+    { "least", 1, 1, 4096, NULL, 1, "rows are not turned in smaller blocks than this" },
+    { "seed", 1, 0, 65535, NULL, 1, "of the signs" },
+    KVMEM__CODEC_COMMON
+};
+/* Channels turned together, or 0: the row stays as it is. */
+static int kvmem__rot_block(const kvmem_coded *b) {
+    const int block = b->par[KVMEM__ROT_BLOCK] > 0 ? 16 << (int)b->par[KVMEM__ROT_BLOCK] : kvmem__pow2_in(b->d);
+    return b->par[KVMEM__ROT] > 0 && b->d % block == 0 && block >= (int)b->par[KVMEM__ROT_LEAST] ? block : 0;
+}
+static void kvmem__rot_row(const kvmem_coded *b, float *out, const float *x) {
+    const int block = kvmem__rot_block(b);
+    memcpy(out, x, (size_t)b->d * sizeof *x);
+    if (block) kvmem__rht(out, (const float *)b->table, b->d, block);
+}
+static void kvmem__rot_finish(const kvmem_coded *b, float *out, const float *acc) {
+    const int block = kvmem__rot_block(b);
+    memcpy(out, acc, (size_t)b->d * sizeof *acc);
+    if (block) kvmem__rht_back(out, (const float *)b->table, b->d, block);
+}
+static size_t kvmem__rot_table_bytes(const double *par, int d) {
+    return par[KVMEM__ROT] > 1 ? (size_t)d * sizeof(float) : 0;
+}
+static void kvmem__rot_build(const double *par, int d, void *table) {
+    kvmem__signs((float *)table, d, (uint64_t)par[KVMEM__ROT_SEED]);
+}
+typedef void (*kvmem__encode_fn)(kvmem__rows kind, void *rows, const float *x, int n, int d);
+/* n rows x (n, d), turned one by one if the codec turns them. */
+static void kvmem__rot_encode(const kvmem_coded *b, kvmem__encode_fn fn, kvmem__rows kind, const float *x, int t0,
+                              int n) {
+    float row[KVMEM_MAX_WIDTH];
+    int t;
+    for (t = 0; t < n; t++) {
+        kvmem__rot_row(b, row, x + (size_t)t * (size_t)b->d);
+        fn(kind, kvmem__row_at(b, t0 + t), row, 1, b->d);
+    }
+}
+#define KVMEM__ENCODE(name, fn, kind, attr)                                                         \
+    attr static void name(const kvmem_coded *b, const float *x, int t0, int n) {                    \
+        if (kvmem__is_coded(kind) && kvmem__rot_block(b)) kvmem__rot_encode(b, fn, kind, x, t0, n); \
+        else fn(kind, kvmem__row_at(b, t0), x, n, b->d);                                            \
+    }
+
 /* The functions of one codec: the loops above with the kind bound. */
 #define KVMEM__CODEC(word, kind)                                                                    \
     static size_t kvmem__##word##_bytes(const double *par, int d) {                                 \
         (void)par;                                                                                  \
         return kvmem__row_bytes(kind, d);                                                           \
     }                                                                                               \
-    static void kvmem__##word##_encode(const kvmem_coded *b, const float *x, int t0, int n) {       \
-        kvmem__encode_rows(kind, kvmem__row_at(b, t0), x, n, b->d);                                 \
-    }                                                                                               \
+    KVMEM__ENCODE(kvmem__##word##_encode, kvmem__encode_rows, kind, )                               \
     static void kvmem__##word##_expand(const kvmem_coded *b, float *out, int t0, int n) {           \
         kvmem__decode_rows(kind, out, kvmem__row_at(b, t0), n, b->d);                               \
     }                                                                                               \
@@ -4471,26 +4581,34 @@ static double kvmem__param_of(const kvmem_entry *e, const double *par, const cha
                                      int nq) {                                                      \
         kvmem__axpy_rows(kind, acc, kvmem__row_at(b, t0), n, w, ld, nq, b->d);                      \
     }
-static uint8_t *kvmem__row_at(const kvmem_coded *b, int t) { return b->rows + (size_t)t * b->row_bytes; }
-KVMEM__CODEC(f32, KVMEM__ROWS_F32)
-KVMEM__CODEC(f16, KVMEM__ROWS_F16)
-KVMEM__CODEC(bf16, KVMEM__ROWS_BF16)
-KVMEM__CODEC(q8_0, KVMEM__ROWS_Q8_0)
-KVMEM__CODEC(q4_0, KVMEM__ROWS_Q4_0)
+#define KVMEM__EACH_CODED(X)                                                                        \
+    X(q8_0, KVMEM__ROWS_Q8_0)                                                                       \
+    X(q4_0, KVMEM__ROWS_Q4_0)                                                                       \
+    X(q4_1, KVMEM__ROWS_Q4_1)                                                                       \
+    X(q5_0, KVMEM__ROWS_Q5_0)                                                                       \
+    X(q5_1, KVMEM__ROWS_Q5_1)                                                                       \
+    X(iq4_nl, KVMEM__ROWS_IQ4_NL)
+#define KVMEM__EACH_ROWS(X)                                                                         \
+    X(f32, KVMEM__ROWS_F32)                                                                         \
+    X(f16, KVMEM__ROWS_F16)                                                                         \
+    X(bf16, KVMEM__ROWS_BF16)                                                                       \
+    KVMEM__EACH_CODED(X)
+KVMEM__EACH_ROWS(KVMEM__CODEC)
 #undef KVMEM__CODEC
 
 /* --- fast twins -----------------------------------------------------------------------------------
    Two shapes of `dot`:
-   - lanes are channels (f32, f16, bf16; q8_0 and q4_0 where there are no byte dot products): a block of
+   - lanes are channels (f32, f16, bf16; the coded kinds where there are no byte dot products): a block of
      rows times up to 4 queries is kept in registers, each piece of a row is converted once for all
      queries, and the partial sums of 16 (8) pairs are folded together by a transposing tree instead of
      one horizontal sum a pair;
-   - lanes are rows (q8_0 and q4_0 on AVX-512 VNNI, d a multiple of 32): 4 code bytes of each of 16 rows
+   - lanes are rows (the coded kinds on AVX-512 VNNI, d a multiple of 32): 4 code bytes of each of 16 rows
      stand in one register, and one instruction multiplies them with 4 bytes of the query and adds. The
      query is prepared as 16-bit numbers, one scale per 32 channels, split in two signed bytes; that
-     rounding is the only error, at most 1.6e-5 max|q| sum|k| a piece; sums of integers are exact.
+     rounding is the only error, at most 1.6e-5 max|q| sum|k| a piece; sums of integers are exact. Fifth
+     bits come in by mask, the levels of iq4_nl by a byte permute, minima by the sum of the query.
    `axpy` keeps up to 4 outputs x 64 channels in registers over all rows of the call. On AVX-512 VNNI the
-   weights times the scales of q8_0 and q4_0 become 16-bit numbers, too, one step for 64 rows and a piece:
+   weights times the scales of the coded kinds become 16-bit numbers, too, one step for 64 rows and a piece:
    an error of at most 1.6e-5 max w max|v| a row.
    A score does not depend on the queries and rows that share its call, an output not on the queries.
    All this is for d a multiple of 16; other rows take the plain twins. */
@@ -4503,30 +4621,13 @@ KVMEM__AVX2 KVMEM__INLINE float kvmem__scale_f16c(const uint8_t *piece) {
 
 /* ---- AVX-512 ---- */
 
-/* 16 values at channel c (a multiple of 16) of a row; codes of q8_0 and q4_0 come without their scale. */
-KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__load_avx512(kvmem__rows kind, const uint8_t *row, int c, int d) {
+/* 16 values at channel c of a row of f32, f16 or bf16. */
+KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__load_avx512(kvmem__rows kind, const uint8_t *row, int c) {
     if (kind == KVMEM__ROWS_F32) return _mm512_loadu_ps((const void *)(row + 4 * (size_t)c));
     if (kind == KVMEM__ROWS_F16)
         return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * (size_t)c)));
-    if (kind == KVMEM__ROWS_BF16)
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(
-            _mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * (size_t)c))), 16));
-    row += (size_t)(c / 32) * kvmem__piece_bytes(kind, 32) + 2;
-    if (kind == KVMEM__ROWS_Q8_0)
-        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
-            _mm_loadu_si128((const __m128i *)(const void *)(row + c % 32))));
-    else {
-        const __m512 code = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-        __m128i x; /* only the low 4 bits of an index count */
-        if (c % 32 == 0 && d - c < 32) { /* a last piece of 16: 8 bytes */
-            x = _mm_loadl_epi64((const __m128i *)(const void *)row);
-            x = _mm_unpacklo_epi64(x, _mm_srli_epi16(x, 4));
-        } else {
-            x = _mm_loadu_si128((const __m128i *)(const void *)row);
-            if (c % 32) x = _mm_srli_epi16(x, 4);
-        }
-        return _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(x), code);
-    }
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(
+        _mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * (size_t)c))), 16));
 }
 
 /* Lane k of the result is the sum of a[k]; every a[k] is added up in the same order. */
@@ -4555,7 +4656,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_avx512_nq(kvmem__rows kind, int nq, 
     for (t = 0; t < n; t += nr) {
         const int m = KVMEM__MIN(nr, n - t);
         const uint8_t *row[16];
-        __m512 a[16], y[4], x, scale;
+        __m512 a[16], y[4], x;
         KVMEM__UNROLL
         for (r = 0; r < nr; r++) row[r] = rows + rb * (size_t)(t + KVMEM__MIN(r, m - 1));
         KVMEM__UNROLL
@@ -4565,12 +4666,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_avx512_nq(kvmem__rows kind, int nq, 
             for (i = 0; i < nq; i++) y[i] = _mm512_loadu_ps(q + (size_t)i * (size_t)d + c);
             KVMEM__UNROLL
             for (r = 0; r < nr; r++) {
-                x = kvmem__load_avx512(kind, row[r], c, d);
-                if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0) {
-                    scale = _mm512_set1_ps(kvmem__scale_f16c(
-                        row[r] + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32)));
-                    x = _mm512_mul_ps(x, scale);
-                }
+                x = kvmem__load_avx512(kind, row[r], c);
                 KVMEM__UNROLL
                 for (i = 0; i < nq; i++) a[i * nr + r] = _mm512_fmadd_ps(x, y[i], a[i * nr + r]);
             }
@@ -4603,7 +4699,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_avx512_nq(kvmem__rows kind, int nq,
     }
     for (t = 0; t < n; t++, rows += rb) {
         KVMEM__UNROLL
-        for (k = 0; k < nc; k++) x[k] = kvmem__load_avx512(kind, rows, c + 16 * k, d);
+        for (k = 0; k < nc; k++) x[k] = kvmem__load_avx512(kind, rows, c + 16 * k);
         KVMEM__UNROLL
         for (i = 0; i < nq; i++) {
             y = _mm512_set1_ps(w[(size_t)i * ld + (size_t)t]);
@@ -4617,41 +4713,13 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_avx512_nq(kvmem__rows kind, int nq,
         for (k = 0; k < nc; k++) _mm512_storeu_ps(acc + (size_t)i * (size_t)d + c + 16 * k, a[i * nc + k]);
     }
 }
-/* Weights times the scales of one piece: ws (nq, 64) from w (nq, ld), m <= 64 rows. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__weigh_avx512(float *ws, const uint8_t *piece, size_t rb, int m,
-                                                     const float *w, size_t ld, int nq) {
-    uint16_t half[64];
-    int t, i;
-    for (t = 0; t < m; t++) half[t] = kvmem__le16(piece + rb * (size_t)t);
-    for (; t < ((m + 15) & ~15); t++) half[t] = 0;
-    for (t = 0; t < m; t += 16) {
-        const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(half + t)));
-        const __mmask16 some = (__mmask16)(m - t >= 16 ? 0xffffu : (1u << (m - t)) - 1);
-        for (i = 0; i < nq; i++)
-            _mm512_storeu_ps(ws + 64 * i + t,
-                             _mm512_mul_ps(scale, _mm512_maskz_loadu_ps(some, w + (size_t)i * ld + t)));
-    }
-}
 KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_avx512_q(kvmem__rows kind, int nq, float *acc,
                                                       const uint8_t *rows, size_t rb, int n,
                                                       const float *w, size_t ld, int d) {
-    int c = 0, t;
-    if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0) {
-        float ws[4 * 64];
-        for (t = 0; t < n; t += 64) {
-            const int m = KVMEM__MIN(64, n - t);
-            const uint8_t *in = rows + rb * (size_t)t;
-            for (c = 0; c < d; c += 32) {
-                kvmem__weigh_avx512(ws, in + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32), rb, m, w + t, ld, nq);
-                if (d - c >= 32) kvmem__axpy_avx512_nq(kind, nq, 2, acc, in, rb, m, ws, 64, c, d);
-                else kvmem__axpy_avx512_nq(kind, nq, 1, acc, in, rb, m, ws, 64, c, d);
-            }
-        }
-    } else {
-        for (; d - c >= 64; c += 64) kvmem__axpy_avx512_nq(kind, nq, 4, acc, rows, rb, n, w, ld, c, d);
-        for (; d - c >= 32; c += 32) kvmem__axpy_avx512_nq(kind, nq, 2, acc, rows, rb, n, w, ld, c, d);
-        for (; d - c >= 16; c += 16) kvmem__axpy_avx512_nq(kind, nq, 1, acc, rows, rb, n, w, ld, c, d);
-    }
+    int c = 0;
+    for (; d - c >= 64; c += 64) kvmem__axpy_avx512_nq(kind, nq, 4, acc, rows, rb, n, w, ld, c, d);
+    for (; d - c >= 32; c += 32) kvmem__axpy_avx512_nq(kind, nq, 2, acc, rows, rb, n, w, ld, c, d);
+    for (; d - c >= 16; c += 16) kvmem__axpy_avx512_nq(kind, nq, 1, acc, rows, rb, n, w, ld, c, d);
 }
 /* Rows to floats, equal to the plain twin bit for bit. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__decode_avx512(kvmem__rows kind, float *out, const void *rows, int n,
@@ -4660,21 +4728,16 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__decode_avx512(kvmem__rows kind, float *o
     const size_t rb = kvmem__row_bytes(kind, d);
     int t, c;
     for (t = 0; t < n; t++, in += rb, out += d) {
-        for (c = 0; c < d; c += 16) {
-            __m512 x = kvmem__load_avx512(kind, in, c, d);
-            if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0)
-                x = _mm512_mul_ps(x, _mm512_set1_ps(kvmem__scale_f16c(
-                        in + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32))));
-            _mm512_storeu_ps(out + c, x);
-        }
+        for (c = 0; c < d; c += 16) _mm512_storeu_ps(out + c, kvmem__load_avx512(kind, in, c));
     }
 }
 
 /* A query for the byte dot products, 18 words per 32 channels: 8 words of high bytes, 8 of low bytes
-   (q ~ (256 high + low) * scale, both signed, 4 channels a word), -offset * sum(q), the scale. offset is
-   what the codes carry so that they are not negative: 128 in q8_0, 8 in q4_0. */
+   (q ~ (256 high + low) * scale, both signed, 4 channels a word), -zero * sum(q), the scale. zero is what
+   the codes carry so that they are not negative (kvmem__code_zero); kinds with a minimum carry nothing and
+   need sum(q) itself: zero = -1. */
 #define KVMEM__QWORDS 18
-KVMEM__AVX512 KVMEM__INLINE void kvmem__q_bytes(float *out, const float *q, int d, int offset) {
+KVMEM__AVX512 KVMEM__INLINE void kvmem__q_bytes(float *out, const float *q, int d, int zero) {
     int c;
     for (c = 0; c < d; c += 32, out += KVMEM__QWORDS) {
         const __m512 x = _mm512_loadu_ps(q + c), y = _mm512_loadu_ps(q + c + 16);
@@ -4683,7 +4746,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__q_bytes(float *out, const float *q, int 
         const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(x, inv)), b = _mm512_cvtps_epi32(_mm512_mul_ps(y, inv));
         const __m512i half = _mm512_set1_epi32(128);
         const float scale = most / 32639.0f;
-        const int sum = -offset * _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+        const int sum = -zero * _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
         __m128i *o = (__m128i *)(void *)out;
         _mm_storeu_si128(o, _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(a, half), 8)));
         _mm_storeu_si128(o + 1, _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(b, half), 8)));
@@ -4719,12 +4782,19 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__rows16(__m512i *z, const uint8_t *p0, si
         z[j] = _mm512_inserti32x4(z[j], _mm_loadu_si128((const __m128i *)(const void *)(p12 + at)), 3);
     }
 }
-/* The scales in front of one piece of 16 rows. */
-KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__scales16(const uint8_t *p, size_t rb) {
-    __m512i z[4];
+/* What stands in front of the codes of one piece of 16 rows: scales, minima, fifth bits (a word a row). */
+KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__heads16(kvmem__rows kind, __m512 *min, __m512i *fifth, const uint8_t *p,
+                                                  size_t rb) {
+    __m512i z[4], a, b, w0, w1;
     kvmem__rows16(z, p, rb);
-    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_unpacklo_epi64(
-        _mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpacklo_epi32(z[2], z[3]))));
+    a = _mm512_unpacklo_epi32(z[0], z[1]);
+    b = _mm512_unpacklo_epi32(z[2], z[3]);
+    w0 = _mm512_unpacklo_epi64(a, b);
+    w1 = _mm512_unpackhi_epi64(a, b);
+    if (kvmem__has_min(kind)) *min = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(w0, 16)));
+    else *min = _mm512_setzero_ps();
+    *fifth = kvmem__has_min(kind) ? w1 : _mm512_or_si512(_mm512_srli_epi32(w0, 16), _mm512_slli_epi32(w1, 16));
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(w0));
 }
 /* z -> w[c]: word c (4 bytes) of rows 0..15. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__words16(__m512i *w, const __m512i *z) {
@@ -4735,15 +4805,32 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__words16(__m512i *w, const __m512i *z) {
     w[2] = _mm512_unpacklo_epi64(e, f);
     w[3] = _mm512_unpackhi_epi64(e, f);
 }
+/* w[c] (4 words of raw codes of 16 rows, channels 16 half + 4 c ..) -> codes that are not negative. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__codes16(kvmem__rows kind, __m512i *y, const __m512i *w, int half, __m512i fifth) {
+    const __m512i level = _mm512_broadcast_i32x4(_mm_xor_si128(_mm_setr_epi8(KVMEM__IQ4_LEVELS),
+                                                               _mm_set1_epi8((char)-128)));
+    const __m512i first = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+    int c;
+    KVMEM__UNROLL
+    for (c = 0; c < 4; c++) {
+        if (kind == KVMEM__ROWS_Q8_0) y[c] = _mm512_xor_si512(w[c], _mm512_set1_epi8((char)-128));
+        else y[c] = _mm512_and_si512(half ? _mm512_srli_epi16(w[c], 4) : w[c], _mm512_set1_epi8(15));
+        if (kind == KVMEM__ROWS_IQ4_NL) y[c] = _mm512_shuffle_epi8(level, y[c]);
+        if (kvmem__has_fifth(kind)) { /* byte 2 half + c / 2 of a row's bits, for each of its 4 codes */
+            const __m512i byte = _mm512_shuffle_epi8(fifth, _mm512_add_epi8(first, _mm512_set1_epi8((char)(2 * half + c / 2))));
+            const __m512i bit = _mm512_set1_epi32(c % 2 ? (int)0x80402010u : 0x08040201);
+            y[c] = _mm512_mask_add_epi8(y[c], _mm512_test_epi8_mask(byte, bit), y[c], _mm512_set1_epi8(16));
+        }
+    }
+}
 /* One piece of 16 rows (rb apart, first at p) against nq queries (qf floats apart): tot[i] gains the
    scores of query i, lane = row. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__piece_vnni(kvmem__rows kind, int nq, __m512 *tot, const uint8_t *p,
                                                    size_t rb, const float *q, size_t qf) {
-    __m512i z[4], w[4], y[4], hi[4], lo[4];
-    __m512 scale;
+    __m512i z[4], w[4], y[4], hi[4], lo[4], fifth;
+    __m512 min, scale = kvmem__heads16(kind, &min, &fifth, p, rb);
     const float *qi[4];
     int i, c, half;
-    scale = kvmem__scales16(p, rb);
     KVMEM__UNROLL
     for (i = 0; i < nq; i++) {
         int corr;
@@ -4751,18 +4838,15 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__piece_vnni(kvmem__rows kind, int nq, __m
         KVMEM__HIDE(qi[i]);
         memcpy(&corr, qi[i] + 16, 4);
         hi[i] = _mm512_setzero_si512();
-        lo[i] = _mm512_set1_epi32(corr);
+        lo[i] = _mm512_set1_epi32(kvmem__has_min(kind) ? 0 : corr);
     }
     KVMEM__UNROLL
     for (half = 0; half < 2; half++) { /* 16 channels: turning the next half overlaps with multiplying this one */
         if (kind == KVMEM__ROWS_Q8_0 || half == 0) {
-            kvmem__rows16(z, p + 2 + 16 * half, rb);
+            kvmem__rows16(z, p + kvmem__codes_at(kind, 32) + 16 * half, rb);
             kvmem__words16(w, z);
         }
-        KVMEM__UNROLL
-        for (c = 0; c < 4; c++)
-            y[c] = kind == KVMEM__ROWS_Q8_0 ? _mm512_xor_si512(w[c], _mm512_set1_epi8((char)-128))
-                 : _mm512_and_si512(half ? _mm512_srli_epi16(w[c], 4) : w[c], _mm512_set1_epi8(15));
+        kvmem__codes16(kind, y, w, half, fifth);
         KVMEM__UNROLL
         for (c = 0; c < 4; c++) {
             KVMEM__UNROLL
@@ -4777,9 +4861,14 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__piece_vnni(kvmem__rows kind, int nq, __m
     }
     KVMEM__UNROLL
     for (i = 0; i < nq; i++) {
-        const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(hi[i], 8), lo[i]);
-        tot[i] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale),
-                                 _mm512_set1_ps(qi[i][17]), tot[i]);
+        __m512 sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(hi[i], 8), lo[i]));
+        sum = _mm512_mul_ps(sum, scale);
+        if (kvmem__has_min(kind)) {
+            int all;
+            memcpy(&all, qi[i] + 16, 4);
+            sum = _mm512_fmadd_ps(min, _mm512_set1_ps((float)all), sum);
+        }
+        tot[i] = _mm512_fmadd_ps(sum, _mm512_set1_ps(qi[i][17]), tot[i]);
     }
 }
 KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_vnni_nq(kvmem__rows kind, int nq, float *s, size_t ld,
@@ -4817,33 +4906,47 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_vnni(kvmem__rows kind, float *s, int
     else if (nq == 1) kvmem__dot_vnni_nq(kind, 1, s, l, in, rb, n, q, d);
 }
 
+/* What is subtracted from the codes of a piece where they are summed with weights: minima grow by as many
+   scales, so that 16 bits of weight are worth the same in all kinds. */
+KVMEM__INLINE int kvmem__sum_zero(kvmem__rows kind) {
+    return kvmem__has_min(kind) ? (kvmem__has_fifth(kind) ? 16 : 8) : kvmem__code_zero(kind);
+}
 /* Weighted sums of integers, at most 64 rows of one piece: w (nq, 64) are the weights over their largest,
    zero past row m. Times the scales over their largest they become 16-bit numbers u (nq, 64); the largest
-   scale / 32767 is returned. */
-KVMEM__AVX512 KVMEM__INLINE float kvmem__weigh_vnni(int16_t *u, const uint8_t *p, size_t rb, int m, const float *w,
-                                                    int nq) {
-    __m512 scale[4], most = _mm512_setzero_ps(), inv;
+   scale / 32767 is returned. bias (nq): the weighted sum of the minima. */
+KVMEM__AVX512 KVMEM__INLINE float kvmem__weigh_vnni(kvmem__rows kind, int16_t *u, float *bias, const uint8_t *p,
+                                                    size_t rb, int m, const float *w, int nq) {
+    __m512 scale[4], min[4], most = _mm512_setzero_ps(), inv;
+    __m512i fifth;
     float step;
     int i, j;
     KVMEM__UNROLL
     for (j = 0; j < 4; j++) {
-        scale[j] = _mm512_setzero_ps();
-        if (m >= 16 * j + 16) scale[j] = kvmem__scales16(p + rb * (size_t)(16 * j), rb);
+        min[j] = scale[j] = _mm512_setzero_ps();
+        if (m >= 16 * j + 16) scale[j] = kvmem__heads16(kind, &min[j], &fifth, p + rb * (size_t)(16 * j), rb);
         else if (m > 16 * j) {
-            uint16_t half[16] = { 0 };
-            for (i = 16 * j; i < m; i++) half[i - 16 * j] = kvmem__le16(p + rb * (size_t)i);
-            scale[j] = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)half));
+            uint32_t head[16] = { 0 };
+            for (i = 16 * j; i < m; i++) head[i - 16 * j] = kvmem__le32(p + rb * (size_t)i);
+            fifth = _mm512_loadu_si512((const void *)head);
+            scale[j] = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(fifth));
+            if (kvmem__has_min(kind)) min[j] = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(fifth, 16)));
         }
         most = _mm512_max_ps(most, _mm512_abs_ps(scale[j]));
+        if (kvmem__has_min(kind))
+            min[j] = _mm512_fmadd_ps(scale[j], _mm512_set1_ps((float)kvmem__sum_zero(kind)), min[j]);
     }
     step = _mm512_reduce_max_ps(most) / 32767.0f;
     inv = _mm512_set1_ps(kvmem__inverse(step));
-    KVMEM__UNROLL
-    for (j = 0; j < 4; j++) {
-        scale[j] = _mm512_mul_ps(scale[j], inv);
-        for (i = 0; i < nq; i++)
+    for (i = 0; i < nq; i++) {
+        most = _mm512_setzero_ps();
+        KVMEM__UNROLL
+        for (j = 0; j < 4; j++) {
+            const __m512 x = _mm512_loadu_ps(w + 64 * i + 16 * j);
             _mm256_storeu_si256((__m256i *)(void *)(u + 64 * i + 16 * j), _mm512_cvtsepi32_epi16(
-                _mm512_cvtps_epi32(_mm512_mul_ps(scale[j], _mm512_loadu_ps(w + 64 * i + 16 * j)))));
+                _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_mul_ps(scale[j], inv), x))));
+            if (kvmem__has_min(kind)) most = _mm512_fmadd_ps(min[j], x, most);
+        }
+        bias[i] = kvmem__has_min(kind) ? _mm512_reduce_add_ps(most) : 0.0f;
     }
     return step;
 }
@@ -4852,16 +4955,20 @@ KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__codes_avx512(kvmem__rows kind, const 
     __m256i x;
     if (kind == KVMEM__ROWS_Q8_0) x = _mm256_loadu_si256((const __m256i *)(const void *)(p + 2));
     else {
-        x = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(p + 2)));
-        x = _mm256_srlv_epi64(x, _mm256_setr_epi64x(0, 0, 4, 4));
-        x = _mm256_sub_epi8(_mm256_and_si256(x, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
+        x = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(p + kvmem__codes_at(kind, 32))));
+        x = _mm256_and_si256(_mm256_srlv_epi64(x, _mm256_setr_epi64x(0, 0, 4, 4)), _mm256_set1_epi8(15));
+        if (kvmem__has_fifth(kind))
+            x = _mm256_mask_add_epi8(x, kvmem__le32(p + kvmem__fifth_at(kind)), x, _mm256_set1_epi8(16));
+        if (kind == KVMEM__ROWS_IQ4_NL)
+            x = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_setr_epi8(KVMEM__IQ4_LEVELS)), x);
+        else x = _mm256_sub_epi8(x, _mm256_set1_epi8((char)kvmem__sum_zero(kind)));
     }
     return _mm512_cvtepi8_epi16(x);
 }
-/* acc (nq, d) at the 32 channels of a piece: sums over pairs of rows, then times step * top[i]. */
+/* acc (nq, d) at the 32 channels of a piece: sums over pairs of rows and bias[i], then times top[i]. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_pairs(kvmem__rows kind, int nq, float *acc, int d, const uint8_t *p,
                                                    size_t rb, int m, const int16_t *u, float step, const float *top,
-                                                   int fetch) {
+                                                   const float *bias, int fetch) {
     const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
     const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
     __m512i a[8], x, y, z;
@@ -4888,18 +4995,24 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_pairs(kvmem__rows kind, int nq, flo
     KVMEM__UNROLL
     for (i = 0; i < nq; i++) {
         float *o = acc + (size_t)i * (size_t)d;
-        const __m512 s = _mm512_set1_ps(step * top[i]);
+        const __m512 s = _mm512_set1_ps(step * top[i]), more = _mm512_set1_ps(bias[i] * top[i]);
         x = _mm512_permutex2var_epi32(a[2 * i], first, a[2 * i + 1]);
         y = _mm512_permutex2var_epi32(a[2 * i], second, a[2 * i + 1]);
-        _mm512_storeu_ps(o, _mm512_fmadd_ps(s, _mm512_cvtepi32_ps(x), _mm512_loadu_ps(o)));
-        _mm512_storeu_ps(o + 16, _mm512_fmadd_ps(s, _mm512_cvtepi32_ps(y), _mm512_loadu_ps(o + 16)));
+        a[2 * i] = _mm512_castps_si512(_mm512_loadu_ps(o));
+        a[2 * i + 1] = _mm512_castps_si512(_mm512_loadu_ps(o + 16));
+        if (kvmem__has_min(kind)) {
+            a[2 * i] = _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(a[2 * i]), more));
+            a[2 * i + 1] = _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(a[2 * i + 1]), more));
+        }
+        _mm512_storeu_ps(o, _mm512_fmadd_ps(s, _mm512_cvtepi32_ps(x), _mm512_castsi512_ps(a[2 * i])));
+        _mm512_storeu_ps(o + 16, _mm512_fmadd_ps(s, _mm512_cvtepi32_ps(y), _mm512_castsi512_ps(a[2 * i + 1])));
     }
 }
 KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_vnni_q(kvmem__rows kind, int nq, float *acc, const uint8_t *rows,
                                                     size_t rb, int n, const float *w, size_t ld, int d) {
     const size_t pb = kvmem__piece_bytes(kind, 32);
     int16_t u[4 * 256];
-    float v[256], top[4], step[4];
+    float v[256], top[4], step[4], bias[16];
     int t, c, i, j;
     for (t = 0; t < n; t += 64) {
         const int m = KVMEM__MIN(64, n - t);
@@ -4920,14 +5033,16 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_vnni_q(kvmem__rows kind, int nq, fl
         for (c = 0; c < d / 32; c += 4) { /* 4 pieces at a time, so that the preparations overlap */
             const uint8_t *p = rows + rb * (size_t)t + pb * (size_t)c;
             const int pieces = KVMEM__MIN(4, d / 32 - c);
-            for (j = 0; j < pieces; j++) step[j] = kvmem__weigh_vnni(u + 256 * j, p + pb * (size_t)j, rb, m, v, nq);
+            for (j = 0; j < pieces; j++)
+                step[j] = kvmem__weigh_vnni(kind, u + 256 * j, bias + 4 * j, p + pb * (size_t)j, rb, m, v, nq);
             for (j = 0; j < pieces; j++)
                 kvmem__axpy_pairs(kind, nq, acc + 32 * (c + j), d, p + pb * (size_t)j, rb, m, u + 256 * j, step[j], top,
-                                  c + j == 0);
+                                  bias + 4 * j, c + j == 0);
         }
     }
 }
-/* ---- AVX2: as above with 8 lanes; q8_0 and q4_0 are multiplied as floats ---- */
+/* ---- AVX2: as above with 8 lanes; codes are multiplied as floats ---- */
+/* 8 values at channel c (a multiple of 8) of a row; codes come without scale and minimum. */
 KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__load_avx2(kvmem__rows kind, const uint8_t *row, int c, int d) {
     if (kind == KVMEM__ROWS_F32) return _mm256_loadu_ps((const float *)(const void *)(row + 4 * (size_t)c));
     if (kind == KVMEM__ROWS_F16)
@@ -4935,15 +5050,22 @@ KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__load_avx2(kvmem__rows kind, const uint8_
     if (kind == KVMEM__ROWS_BF16)
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(
             _mm_loadu_si128((const __m128i *)(const void *)(row + 2 * (size_t)c))), 16));
-    row += (size_t)(c / 32) * kvmem__piece_bytes(kind, 32) + 2;
+    row += (size_t)(c / 32) * kvmem__piece_bytes(kind, 32);
     if (kind == KVMEM__ROWS_Q8_0)
         return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
-            _mm_loadl_epi64((const __m128i *)(const void *)(row + c % 32))));
+            _mm_loadl_epi64((const __m128i *)(const void *)(row + 2 + c % 32))));
     else { /* the high nibbles start at channel 16 of a piece, at 8 in a last piece of 16 */
-        const int half = d - c + c % 32 < 32 ? 8 : 16, j = c % 32;
-        __m128i x = _mm_loadl_epi64((const __m128i *)(const void *)(row + j % half));
-        if (j >= half) x = _mm_srli_epi16(x, 4);
-        x = _mm_sub_epi8(_mm_and_si128(x, _mm_set1_epi8(15)), _mm_set1_epi8(8));
+        const int j = c % 32, b = d - c + j < 32 ? 16 : 32;
+        __m128i x = _mm_loadl_epi64((const __m128i *)(const void *)(row + kvmem__codes_at(kind, b) + j % (b / 2)));
+        if (j >= b / 2) x = _mm_srli_epi16(x, 4);
+        x = _mm_and_si128(x, _mm_set1_epi8(15));
+        if (kvmem__has_fifth(kind)) {
+            const __m128i bit = _mm_set1_epi64x((int64_t)0x8040201008040201u);
+            const __m128i y = _mm_set1_epi8((char)row[kvmem__fifth_at(kind) + j / 8]);
+            x = _mm_or_si128(x, _mm_and_si128(_mm_cmpeq_epi8(_mm_and_si128(y, bit), bit), _mm_set1_epi8(16)));
+        }
+        if (kind == KVMEM__ROWS_IQ4_NL) x = _mm_shuffle_epi8(_mm_setr_epi8(KVMEM__IQ4_LEVELS), x);
+        else if (!kvmem__has_min(kind)) x = _mm_sub_epi8(x, _mm_set1_epi8((char)kvmem__code_zero(kind)));
         return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
     }
 }
@@ -4955,12 +5077,12 @@ KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__fold_avx2(const __m256 *a) {
 KVMEM__AVX2 KVMEM__INLINE void kvmem__dot_avx2_nq(kvmem__rows kind, int nq, float *s, size_t ld,
                                                   const uint8_t *rows, size_t rb, int n, const float *q,
                                                   int d) {
-    const int nr = nq == 3 ? 2 : 8 / nq, coded = kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0;
+    const int nr = nq == 3 ? 2 : 8 / nq;
     int t, c, j, i, r;
     for (t = 0; t < n; t += nr) {
         const int m = KVMEM__MIN(nr, n - t);
         const uint8_t *row[8];
-        __m256 a[8], y[4], x, scale[8];
+        __m256 a[8], y[4], x, scale[8], min[8];
         float out[8];
         KVMEM__UNROLL
         for (r = 0; r < nr; r++) row[r] = rows + rb * (size_t)(t + KVMEM__MIN(r, m - 1));
@@ -4969,17 +5091,20 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__dot_avx2_nq(kvmem__rows kind, int nq, floa
         for (c = 0; c < d; c += 32) {
             const int b = KVMEM__MIN(32, d - c);
             KVMEM__UNROLL
-            for (r = 0; r < nr; r++)
-                scale[r] = coded ? _mm256_set1_ps(kvmem__scale_f16c(
-                               row[r] + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32)))
-                                 : _mm256_setzero_ps();
+            for (r = 0; r < nr; r++) {
+                const uint8_t *p = row[r] + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32);
+                scale[r] = min[r] = _mm256_setzero_ps();
+                if (kvmem__is_coded(kind)) scale[r] = _mm256_set1_ps(kvmem__scale_f16c(p));
+                if (kvmem__has_min(kind)) min[r] = _mm256_set1_ps(kvmem__scale_f16c(p + 2));
+            }
             for (j = 0; j < b; j += 8) {
                 KVMEM__UNROLL
                 for (i = 0; i < nq; i++) y[i] = _mm256_loadu_ps(q + (size_t)i * (size_t)d + c + j);
                 KVMEM__UNROLL
                 for (r = 0; r < nr; r++) {
                     x = kvmem__load_avx2(kind, row[r], c + j, d);
-                    if (coded) x = _mm256_mul_ps(x, scale[r]);
+                    if (kvmem__has_min(kind)) x = _mm256_fmadd_ps(x, scale[r], min[r]);
+                    else if (kvmem__is_coded(kind)) x = _mm256_mul_ps(x, scale[r]);
                     KVMEM__UNROLL
                     for (i = 0; i < nq; i++) a[i * nr + r] = _mm256_fmadd_ps(x, y[i], a[i * nr + r]);
                 }
@@ -4992,12 +5117,15 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__dot_avx2_nq(kvmem__rows kind, int nq, floa
     }
 }
 KVMEM__AVX2 KVMEM__INLINE void kvmem__axpy_avx2_nq(kvmem__rows kind, int nq, float *acc, const uint8_t *rows,
-                                                   size_t rb, int n, const float *w, size_t ld, int c,
-                                                   int d) {
+                                                   size_t rb, int n, const float *w, size_t ld,
+                                                   const float *bias, int c, int d) {
     __m256 a[8], x[2], y;
     int t, i, k;
     KVMEM__UNROLL
-    for (i = 0; i < 2 * nq; i++) a[i] = _mm256_loadu_ps(acc + (size_t)(i / 2) * (size_t)d + c + 8 * (i % 2));
+    for (i = 0; i < 2 * nq; i++) {
+        a[i] = _mm256_loadu_ps(acc + (size_t)(i / 2) * (size_t)d + c + 8 * (i % 2));
+        if (kvmem__has_min(kind)) a[i] = _mm256_add_ps(a[i], _mm256_set1_ps(bias[i / 2]));
+    }
     for (t = 0; t < n; t++, rows += rb) {
         KVMEM__UNROLL
         for (k = 0; k < 2; k++) x[k] = kvmem__load_avx2(kind, rows, c + 8 * k, d);
@@ -5013,44 +5141,50 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__axpy_avx2_nq(kvmem__rows kind, int nq, flo
 }
 KVMEM__AVX2 KVMEM__INLINE void kvmem__axpy_avx2_q(kvmem__rows kind, int nq, float *acc, const uint8_t *rows,
                                                   size_t rb, int n, const float *w, size_t ld, int d) {
-    float ws[4 * 64];
+    float ws[4 * 64], bias[4] = { 0, 0, 0, 0 };
     int t, c, r, i;
-    if (kind != KVMEM__ROWS_Q8_0 && kind != KVMEM__ROWS_Q4_0) {
-        for (c = 0; c < d; c += 16) kvmem__axpy_avx2_nq(kind, nq, acc, rows, rb, n, w, ld, c, d);
+    if (!kvmem__is_coded(kind)) {
+        for (c = 0; c < d; c += 16) kvmem__axpy_avx2_nq(kind, nq, acc, rows, rb, n, w, ld, bias, c, d);
         return;
     }
     for (t = 0; t < n; t += 64) {
         const int m = KVMEM__MIN(64, n - t);
         const uint8_t *in = rows + rb * (size_t)t;
         for (c = 0; c < d; c += 16) {
-            if (c % 32 == 0) { /* weights times the scales of this piece */
+            if (c % 32 == 0) { /* weights times the scales of this piece, and the weighted sum of its minima */
+                for (i = 0; i < nq; i++) bias[i] = 0;
                 for (r = 0; r < m; r++) {
-                    const float scale = kvmem__scale_f16c(in + rb * (size_t)r +
-                                                          (size_t)(c / 32) * kvmem__piece_bytes(kind, 32));
-                    for (i = 0; i < nq; i++) ws[64 * i + r] = scale * w[(size_t)i * ld + (size_t)(t + r)];
+                    const uint8_t *p = in + rb * (size_t)r + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32);
+                    const float scale = kvmem__scale_f16c(p), min = kvmem__has_min(kind) ? kvmem__scale_f16c(p + 2) : 0.0f;
+                    for (i = 0; i < nq; i++) {
+                        const float wt = w[(size_t)i * ld + (size_t)(t + r)];
+                        ws[64 * i + r] = scale * wt;
+                        if (kvmem__has_min(kind)) bias[i] += min * wt;
+                    }
                 }
             }
-            kvmem__axpy_avx2_nq(kind, nq, acc, in, rb, m, ws, 64, c, d);
+            kvmem__axpy_avx2_nq(kind, nq, acc, in, rb, m, ws, 64, bias, c, d);
         }
     }
 }
+/* KVMEM__KEEP stops the compiler from contracting a product and a sum into one rounding. */
+#define KVMEM__KEEP(x) __asm__("" : "+x"(x))
 KVMEM__AVX2 KVMEM__INLINE void kvmem__decode_avx2(kvmem__rows kind, float *out, const void *rows, int n, int d) {
     const uint8_t *in = (const uint8_t *)rows;
     const size_t rb = kvmem__row_bytes(kind, d);
     int t, c;
     for (t = 0; t < n; t++, in += rb, out += d) {
         for (c = 0; c < d; c += 8) {
+            const uint8_t *p = in + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32);
             __m256 x = kvmem__load_avx2(kind, in, c, d);
-            if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0)
-                x = _mm256_mul_ps(x, _mm256_set1_ps(kvmem__scale_f16c(
-                        in + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32))));
+            if (kvmem__is_coded(kind)) x = _mm256_mul_ps(x, _mm256_set1_ps(kvmem__scale_f16c(p)));
+            KVMEM__KEEP(x);
+            if (kvmem__has_min(kind)) x = _mm256_add_ps(x, _mm256_set1_ps(kvmem__scale_f16c(p + 2)));
             _mm256_storeu_ps(out + c, x);
         }
     }
 }
-/* Encoding, equal to the plain twin bit for bit; a short last piece is encoded by it. KVMEM__KEEP stops
-   the compiler from contracting a product and a sum into one rounding. */
-#define KVMEM__KEEP(x) __asm__("" : "+x"(x))
+/* Encoding, equal to the plain twin bit for bit; a short last piece is encoded by it. */
 KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__half_avx2(const float *x) { /* 16 halves */
     __m256 v[2];
     __m128i h[2];
@@ -5081,8 +5215,8 @@ KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__bf16_avx2(const float *x) { /* 16 bfloa
     }
     return _mm256_permute4x64_epi64(_mm256_packus_epi32(u[0], u[1]), 0xd8);
 }
-/* Largest finite |x| of 32 values and, in *at, the first value that has it (0 if all are 0). */
-KVMEM__AVX2 KVMEM__INLINE float kvmem__most_avx2(const __m256 *v, float *at, const float *x) {
+/* The first of 32 values that has the largest finite |x| (0 if all are 0). */
+KVMEM__AVX2 KVMEM__INLINE float kvmem__extreme_avx2(const __m256 *v, const float *x) {
     const __m256 sign = _mm256_set1_ps(-0.0f), limit = _mm256_set1_ps(FLT_MAX);
     __m256 m = _mm256_setzero_ps(), a[4];
     __m128 h;
@@ -5101,59 +5235,141 @@ KVMEM__AVX2 KVMEM__INLINE float kvmem__most_avx2(const __m256 *v, float *at, con
     m = _mm256_set1_ps(most);
     KVMEM__UNROLL
     for (i = 0; i < 4; i++) hit |= (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a[i], m, _CMP_EQ_OQ)) << (8 * i);
-    *at = most > 0 ? x[__builtin_ctz(hit)] : 0.0f;
-    return most;
+    return most > 0 ? x[__builtin_ctz(hit)] : 0.0f;
 }
-KVMEM__AVX2 KVMEM__INLINE void kvmem__q8_0_avx2(uint8_t *out, const float *x) {
-    __m256 v[4], first;
+/* 32 numbers of at most 8 bits as bytes. */
+KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__bytes_avx2(const __m256i *n) {
+    const __m256i x = _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
+    return _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__put_avx2(kvmem__rows kind, uint8_t *out, float s, float m, __m256i code) {
+    kvmem__put16(out, kvmem__half_sat(s));
+    if (kvmem__has_min(kind)) kvmem__put16(out + 2, kvmem__half_sat(m));
+    if (kvmem__has_fifth(kind))
+        kvmem__put32(out + kvmem__fifth_at(kind), (uint32_t)_mm256_movemask_epi8(_mm256_slli_epi16(code, 3)));
+    out += kvmem__codes_at(kind, 32);
+    if (kind == KVMEM__ROWS_Q8_0) _mm256_storeu_si256((__m256i *)(void *)out, code);
+    else {
+        code = _mm256_and_si256(code, _mm256_set1_epi8(15));
+        _mm_storeu_si128((__m128i *)(void *)out, _mm_or_si128(_mm256_castsi256_si128(code),
+                         _mm_slli_epi16(_mm256_extracti128_si256(code, 1), 4)));
+    }
+}
+/* x / s of one vector, NaN as 0. */
+KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__times_avx2(__m256 x, float id) {
+    x = _mm256_mul_ps(x, _mm256_set1_ps(id));
+    KVMEM__KEEP(x);
+    return _mm256_and_ps(x, _mm256_cmp_ps(x, x, _CMP_ORD_Q));
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__q8_0_avx2(uint8_t *out, const float *x, const __m256 *v) {
+    const float s = fabsf(kvmem__extreme_avx2(v, x)) / 127.0f, id = kvmem__inverse(s);
     __m256i n[4];
-    float most, at, id;
     int i;
-    KVMEM__UNROLL
-    for (i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + 8 * i);
-    most = kvmem__most_avx2(v, &at, x) / 127.0f;
-    id = kvmem__inverse(most);
-    kvmem__put16(out, kvmem__half_sat(most));
     KVMEM__UNROLL
     for (i = 0; i < 4; i++) { /* half away from zero */
         const __m256 top = _mm256_set1_ps(127);
-        __m256 w = _mm256_mul_ps(v[i], _mm256_set1_ps(id)), rest;
-        KVMEM__KEEP(w);
-        w = _mm256_and_ps(w, _mm256_cmp_ps(w, w, _CMP_ORD_Q));
+        __m256 w = kvmem__times_avx2(v[i], id), rest;
         w = _mm256_max_ps(_mm256_min_ps(w, top), _mm256_sub_ps(_mm256_setzero_ps(), top));
         n[i] = _mm256_cvttps_epi32(w);
         rest = _mm256_sub_ps(w, _mm256_cvtepi32_ps(n[i]));
         n[i] = _mm256_sub_epi32(n[i], _mm256_castps_si256(_mm256_cmp_ps(rest, _mm256_set1_ps(0.5f), _CMP_GE_OQ)));
         n[i] = _mm256_add_epi32(n[i], _mm256_castps_si256(_mm256_cmp_ps(rest, _mm256_set1_ps(-0.5f), _CMP_LE_OQ)));
     }
-    first = _mm256_castsi256_ps(_mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3])));
-    _mm256_storeu_si256((__m256i *)(void *)(out + 2), _mm256_permutevar8x32_epi32(
-        _mm256_castps_si256(first), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+    kvmem__put_avx2(KVMEM__ROWS_Q8_0, out, s, 0, kvmem__bytes_avx2(n));
 }
-KVMEM__AVX2 KVMEM__INLINE void kvmem__q4_0_avx2(uint8_t *out, const float *x) {
+KVMEM__AVX2 KVMEM__INLINE void kvmem__signed_avx2(kvmem__rows kind, uint8_t *out, const float *x, const __m256 *v) {
+    const int zero = kvmem__code_zero(kind);
+    const float s = kvmem__extreme_avx2(v, x) / (float)-zero, id = kvmem__inverse(s);
+    __m256i n[4];
+    int i;
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) {
+        const __m256 w = _mm256_add_ps(kvmem__times_avx2(v[i], id), _mm256_set1_ps((float)zero + 0.5f));
+        n[i] = _mm256_cvttps_epi32(_mm256_max_ps(_mm256_min_ps(w, _mm256_set1_ps((float)(2 * zero - 1))),
+                                                 _mm256_setzero_ps()));
+    }
+    kvmem__put_avx2(kind, out, s, 0, kvmem__bytes_avx2(n));
+}
+KVMEM__AVX2 KVMEM__INLINE float kvmem__least_avx2(__m256 x) {
+    __m128 h = _mm_min_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    h = _mm_min_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_min_ss(h, _mm_movehdup_ps(h)));
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__min_avx2(kvmem__rows kind, uint8_t *out, const __m256 *v) {
+    const __m256 sign = _mm256_set1_ps(-0.0f), inf = _mm256_set1_ps(INFINITY);
+    const float top = kind == KVMEM__ROWS_Q5_1 ? 31.0f : 15.0f;
+    __m256 least = inf, most = inf, w; /* most: of -x */
+    __m256i n[4];
+    float lo, s, id;
+    int i;
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) {
+        const __m256 finite = _mm256_cmp_ps(_mm256_andnot_ps(sign, v[i]), _mm256_set1_ps(FLT_MAX), _CMP_LE_OQ);
+        least = _mm256_min_ps(least, _mm256_blendv_ps(inf, v[i], finite));
+        most = _mm256_min_ps(most, _mm256_blendv_ps(inf, _mm256_xor_ps(sign, v[i]), finite));
+    }
+    lo = kvmem__least_avx2(least);
+    s = kvmem__min_scale(&lo, -kvmem__least_avx2(most), top);
+    id = kvmem__inverse(s);
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) { /* the maximum of NaN and 0 is 0 */
+        w = _mm256_and_ps(v[i], _mm256_cmp_ps(v[i], v[i], _CMP_ORD_Q));
+        w = _mm256_mul_ps(_mm256_sub_ps(w, _mm256_set1_ps(lo)), _mm256_set1_ps(id));
+        KVMEM__KEEP(w);
+        w = _mm256_max_ps(_mm256_add_ps(w, _mm256_set1_ps(0.5f)), _mm256_setzero_ps());
+        n[i] = _mm256_cvttps_epi32(_mm256_min_ps(w, _mm256_set1_ps(top)));
+    }
+    kvmem__put_avx2(kind, out, s, lo, kvmem__bytes_avx2(n));
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__iq4_nl_avx2(uint8_t *out, const float *x, const __m256 *v) {
+    static const float level[16] = { KVMEM__IQ4_LEVELS };
+    const float s0 = kvmem__extreme_avx2(v, x) / -127.0f, id = kvmem__inverse(s0);
+    const __m128i levels = _mm_setr_epi8(KVMEM__IQ4_LEVELS);
+    __m256 num = _mm256_setzero_ps(), den = _mm256_setzero_ps(), w[4];
+    __m256i n[4];
+    float sums[16];
+    int i, k;
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) {
+        w[i] = kvmem__times_avx2(v[i], id);
+        n[i] = _mm256_setzero_si256();
+    }
+    for (k = 1; k < 16; k++) {
+        const __m256 middle = _mm256_set1_ps((level[k - 1] + level[k]) * 0.5f);
+        KVMEM__UNROLL
+        for (i = 0; i < 4; i++)
+            n[i] = _mm256_sub_epi32(n[i], _mm256_castps_si256(_mm256_cmp_ps(w[i], middle, _CMP_GE_OQ)));
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) {
+        const __m256 big = _mm256_cmp_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), w[i]), _mm256_set1_ps(128), _CMP_LE_OQ);
+        const __m256i at = _mm256_packs_epi32(n[i], n[i]); /* words 0..3 in each half */
+        const __m128i code = _mm_packs_epi16(_mm_unpacklo_epi64(_mm256_castsi256_si128(at),
+                                             _mm256_extracti128_si256(at, 1)), _mm_setzero_si128());
+        const __m256 y = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_shuffle_epi8(levels, code)));
+        __m256 a, b;
+        w[i] = _mm256_and_ps(w[i], big);
+        a = _mm256_mul_ps(_mm256_mul_ps(w[i], w[i]), y);
+        b = _mm256_mul_ps(a, y);
+        a = _mm256_mul_ps(a, w[i]);
+        KVMEM__KEEP(a);
+        KVMEM__KEEP(b);
+        num = _mm256_add_ps(num, a);
+        den = _mm256_add_ps(den, b);
+    }
+    _mm256_storeu_ps(sums, num);
+    _mm256_storeu_ps(sums + 8, den);
+    kvmem__put_avx2(KVMEM__ROWS_IQ4_NL, out, kvmem__fit_scale(s0, sums, sums + 8), 0, kvmem__bytes_avx2(n));
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__piece_avx2(kvmem__rows kind, uint8_t *out, const float *x) {
     __m256 v[4];
-    __m256i n[4], lo, hi;
-    float at, id;
     int i;
     KVMEM__UNROLL
     for (i = 0; i < 4; i++) v[i] = _mm256_loadu_ps(x + 8 * i);
-    kvmem__most_avx2(v, &at, x);
-    id = kvmem__inverse(at / -8.0f);
-    kvmem__put16(out, kvmem__half_sat(at / -8.0f));
-    KVMEM__UNROLL
-    for (i = 0; i < 4; i++) { /* min(15, trunc(x / s + 8.5)); NaN is 8 */
-        __m256 w = _mm256_mul_ps(v[i], _mm256_set1_ps(id));
-        KVMEM__KEEP(w);
-        w = _mm256_and_ps(w, _mm256_cmp_ps(w, w, _CMP_ORD_Q));
-        w = _mm256_add_ps(w, _mm256_set1_ps(8.5f));
-        w = _mm256_max_ps(_mm256_min_ps(w, _mm256_set1_ps(15)), _mm256_setzero_ps());
-        n[i] = _mm256_cvttps_epi32(w);
-    }
-    lo = _mm256_or_si256(n[0], _mm256_slli_epi32(n[2], 4));
-    hi = _mm256_or_si256(n[1], _mm256_slli_epi32(n[3], 4));
-    lo = _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
-    _mm_storeu_si128((__m128i *)(void *)(out + 2),
-                     _mm_packus_epi16(_mm256_castsi256_si128(lo), _mm256_extracti128_si256(lo, 1)));
+    if (kind == KVMEM__ROWS_Q8_0) kvmem__q8_0_avx2(out, x, v);
+    else if (kvmem__has_min(kind)) kvmem__min_avx2(kind, out, v);
+    else if (kind == KVMEM__ROWS_IQ4_NL) kvmem__iq4_nl_avx2(out, x, v);
+    else kvmem__signed_avx2(kind, out, x, v);
 }
 KVMEM__AVX2 KVMEM__INLINE void kvmem__encode_avx2(kvmem__rows kind, void *rows, const float *x, int n, int d) {
     uint8_t *out = (uint8_t *)rows;
@@ -5162,8 +5378,7 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__encode_avx2(kvmem__rows kind, void *rows, 
         for (c = 0; c < d; c += KVMEM__PIECE) {
             const int b = KVMEM__MIN(KVMEM__PIECE, d - c);
             if (b < 32 || kind == KVMEM__ROWS_F32) kvmem__encode_piece(kind, out, x + c, b);
-            else if (kind == KVMEM__ROWS_Q8_0) kvmem__q8_0_avx2(out, x + c);
-            else if (kind == KVMEM__ROWS_Q4_0) kvmem__q4_0_avx2(out, x + c);
+            else if (kvmem__is_coded(kind)) kvmem__piece_avx2(kind, out, x + c);
             else {
                 const int half = kind == KVMEM__ROWS_F16;
                 __m256i *o = (__m256i *)(void *)out;
@@ -5184,14 +5399,21 @@ KVMEM__INLINE float32x4_t kvmem__load_neon(kvmem__rows kind, const uint8_t *row,
     if (kind == KVMEM__ROWS_F16) return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(row + 2 * (size_t)c)));
     if (kind == KVMEM__ROWS_BF16)
         return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(row + 2 * (size_t)c)), 16));
-    row += (size_t)(c / 32) * kvmem__piece_bytes(kind, 32) + 2;
+    row += (size_t)(c / 32) * kvmem__piece_bytes(kind, 32);
     {
-        const int half = kind == KVMEM__ROWS_Q8_0 ? 32 : d - c + c % 32 < 32 ? 8 : 16, j = c % 32;
-        uint32_t u = kvmem__le32(row + j % half);
+        const int j = c % 32, b = d - c + j < 32 ? 16 : 32, half = kind == KVMEM__ROWS_Q8_0 ? b : b / 2;
+        uint32_t u = kvmem__le32(row + kvmem__codes_at(kind, b) + j % half);
         int8x8_t x;
-        if (kind == KVMEM__ROWS_Q4_0) u = (j >= half ? u >> 4 : u) & 0x0f0f0f0fu;
+        if (kind != KVMEM__ROWS_Q8_0) u = (j >= half ? u >> 4 : u) & 0x0f0f0f0fu;
+        if (kvmem__has_fifth(kind)) { /* bits 0..3 to bits 4, 12, 20, 28 */
+            const uint32_t bits = row[kvmem__fifth_at(kind) + j / 8] >> j % 8 & 15u;
+            u |= (bits * 0x00204081u & 0x01010101u) << 4;
+        }
         x = vcreate_s8((uint64_t)u);
-        if (kind == KVMEM__ROWS_Q4_0) x = vsub_s8(x, vdup_n_s8(8));
+        if (kind == KVMEM__ROWS_IQ4_NL) {
+            static const int8_t level[16] = { KVMEM__IQ4_LEVELS };
+            x = vqtbl1_s8(vld1q_s8(level), vreinterpret_u8_s8(x));
+        } else if (kind != KVMEM__ROWS_Q8_0 && !kvmem__has_min(kind)) x = vsub_s8(x, vdup_n_s8((int8_t)kvmem__code_zero(kind)));
         return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(x))));
     }
 }
@@ -5200,28 +5422,32 @@ KVMEM__INLINE float kvmem__piece_scale_neon(const uint8_t *piece) {
 }
 KVMEM__INLINE void kvmem__dot_neon_nq(kvmem__rows kind, int nq, float *s, size_t ld, const uint8_t *rows,
                                       size_t rb, int n, const float *q, int d) {
-    const int nr = nq == 3 ? 4 : 16 / nq, coded = kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0;
+    const int nr = nq == 3 ? 4 : 16 / nq;
     int t, c, i, r;
     for (t = 0; t < n; t += nr) {
         const int m = KVMEM__MIN(nr, n - t);
         const uint8_t *row[16];
         float32x4_t a[16], y[4], x;
-        float scale[16], out[16];
+        float scale[16], min[16], out[16];
         KVMEM__UNROLL
         for (r = 0; r < nr; r++) row[r] = rows + rb * (size_t)(t + KVMEM__MIN(r, m - 1));
         KVMEM__UNROLL
-        for (i = 0; i < 16; i++) { a[i] = vdupq_n_f32(0); scale[i] = 0; }
+        for (i = 0; i < 16; i++) { a[i] = vdupq_n_f32(0); scale[i] = min[i] = 0; }
         for (c = 0; c < d; c += 4) {
-            if (coded && c % 32 == 0) {
-                for (r = 0; r < nr; r++)
-                    scale[r] = kvmem__piece_scale_neon(row[r] + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32));
+            if (kvmem__is_coded(kind) && c % 32 == 0) {
+                for (r = 0; r < nr; r++) {
+                    const uint8_t *p = row[r] + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32);
+                    scale[r] = kvmem__piece_scale_neon(p);
+                    if (kvmem__has_min(kind)) min[r] = kvmem__piece_scale_neon(p + 2);
+                }
             }
             KVMEM__UNROLL
             for (i = 0; i < nq; i++) y[i] = vld1q_f32(q + (size_t)i * (size_t)d + c);
             KVMEM__UNROLL
             for (r = 0; r < nr; r++) {
                 x = kvmem__load_neon(kind, row[r], c, d);
-                if (coded) x = vmulq_n_f32(x, scale[r]);
+                if (kvmem__has_min(kind)) x = vfmaq_n_f32(vdupq_n_f32(min[r]), x, scale[r]);
+                else if (kvmem__is_coded(kind)) x = vmulq_n_f32(x, scale[r]);
                 KVMEM__UNROLL
                 for (i = 0; i < nq; i++) a[i * nr + r] = vfmaq_f32(a[i * nr + r], x, y[i]);
             }
@@ -5235,11 +5461,14 @@ KVMEM__INLINE void kvmem__dot_neon_nq(kvmem__rows kind, int nq, float *s, size_t
     }
 }
 KVMEM__INLINE void kvmem__axpy_neon_nq(kvmem__rows kind, int nq, float *acc, const uint8_t *rows, size_t rb,
-                                       int n, const float *w, size_t ld, int c, int d) {
+                                       int n, const float *w, size_t ld, const float *bias, int c, int d) {
     float32x4_t a[16], x[4];
     int t, i, k;
     KVMEM__UNROLL
-    for (i = 0; i < 4 * nq; i++) a[i] = vld1q_f32(acc + (size_t)(i / 4) * (size_t)d + c + 4 * (i % 4));
+    for (i = 0; i < 4 * nq; i++) {
+        a[i] = vld1q_f32(acc + (size_t)(i / 4) * (size_t)d + c + 4 * (i % 4));
+        if (kvmem__has_min(kind)) a[i] = vaddq_f32(a[i], vdupq_n_f32(bias[i / 4]));
+    }
     for (t = 0; t < n; t++, rows += rb) {
         KVMEM__UNROLL
         for (k = 0; k < 4; k++) x[k] = kvmem__load_neon(kind, rows, c + 4 * k, d);
@@ -5255,24 +5484,30 @@ KVMEM__INLINE void kvmem__axpy_neon_nq(kvmem__rows kind, int nq, float *acc, con
 }
 KVMEM__INLINE void kvmem__axpy_neon_q(kvmem__rows kind, int nq, float *acc, const uint8_t *rows, size_t rb,
                                       int n, const float *w, size_t ld, int d) {
-    float ws[4 * 64];
+    float ws[4 * 64], bias[4] = { 0, 0, 0, 0 };
     int t, c, r, i;
-    if (kind != KVMEM__ROWS_Q8_0 && kind != KVMEM__ROWS_Q4_0) {
-        for (c = 0; c < d; c += 16) kvmem__axpy_neon_nq(kind, nq, acc, rows, rb, n, w, ld, c, d);
+    if (!kvmem__is_coded(kind)) {
+        for (c = 0; c < d; c += 16) kvmem__axpy_neon_nq(kind, nq, acc, rows, rb, n, w, ld, bias, c, d);
         return;
     }
     for (t = 0; t < n; t += 64) {
         const int m = KVMEM__MIN(64, n - t);
         const uint8_t *in = rows + rb * (size_t)t;
         for (c = 0; c < d; c += 16) {
-            if (c % 32 == 0) { /* weights times the scales of this piece */
+            if (c % 32 == 0) { /* weights times the scales of this piece, and the weighted sum of its minima */
+                for (i = 0; i < nq; i++) bias[i] = 0;
                 for (r = 0; r < m; r++) {
-                    const float scale = kvmem__piece_scale_neon(in + rb * (size_t)r +
-                                                          (size_t)(c / 32) * kvmem__piece_bytes(kind, 32));
-                    for (i = 0; i < nq; i++) ws[64 * i + r] = scale * w[(size_t)i * ld + (size_t)(t + r)];
+                    const uint8_t *p = in + rb * (size_t)r + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32);
+                    const float scale = kvmem__piece_scale_neon(p);
+                    const float min = kvmem__has_min(kind) ? kvmem__piece_scale_neon(p + 2) : 0.0f;
+                    for (i = 0; i < nq; i++) {
+                        const float wt = w[(size_t)i * ld + (size_t)(t + r)];
+                        ws[64 * i + r] = scale * wt;
+                        bias[i] += min * wt;
+                    }
                 }
             }
-            kvmem__axpy_neon_nq(kind, nq, acc, in, rb, m, ws, 64, c, d);
+            kvmem__axpy_neon_nq(kind, nq, acc, in, rb, m, ws, 64, bias, c, d);
         }
     }
 }
@@ -5282,9 +5517,11 @@ KVMEM__INLINE void kvmem__decode_neon(kvmem__rows kind, float *out, const void *
     int t, c;
     for (t = 0; t < n; t++, in += rb, out += d) {
         for (c = 0; c < d; c += 4) {
+            const uint8_t *p = in + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32);
             float32x4_t x = kvmem__load_neon(kind, in, c, d);
-            if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0)
-                x = vmulq_n_f32(x, kvmem__piece_scale_neon(in + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32)));
+            if (kvmem__is_coded(kind)) x = vmulq_n_f32(x, kvmem__piece_scale_neon(p));
+            __asm__("" : "+w"(x)); /* product and sum are rounded each */
+            if (kvmem__has_min(kind)) x = vaddq_f32(x, vdupq_n_f32(kvmem__piece_scale_neon(p + 2)));
             vst1q_f32(out + c, x);
         }
     }
@@ -5330,143 +5567,125 @@ KVMEM__INLINE void kvmem__decode_neon(kvmem__rows kind, float *out, const void *
         if (b->d % 16) kvmem__decode_rows(kind, out, kvmem__row_at(b, t0), n, b->d);                \
         else kvmem__decode_##isa(kind, out, kvmem__row_at(b, t0), n, b->d);                         \
     }
-#define KVMEM__SPLIT_ALL(isa, attr)                                                                 \
-    KVMEM__SPLIT(isa, f32, KVMEM__ROWS_F32, attr)                                                   \
-    KVMEM__SPLIT(isa, f16, KVMEM__ROWS_F16, attr)                                                   \
-    KVMEM__SPLIT(isa, bf16, KVMEM__ROWS_BF16, attr)                                                 \
-    KVMEM__SPLIT(isa, q8_0, KVMEM__ROWS_Q8_0, attr)                                                 \
-    KVMEM__SPLIT(isa, q4_0, KVMEM__ROWS_Q4_0, attr)
-#define KVMEM__ENCODE(word, kind)                                                                   \
-    KVMEM__AVX2 static void kvmem__##word##_encode_avx2(const kvmem_coded *b, const float *x, int t0, int n) { \
-        kvmem__encode_avx2(kind, kvmem__row_at(b, t0), x, n, b->d);                                 \
-    }
-/* Put those of row `kind` into c. */
-#define KVMEM__USE(word, isa)                                                                       \
-    c->dot = kvmem__##word##_dot_##isa;                                                             \
-    c->axpy = kvmem__##word##_axpy_##isa;                                                           \
-    c->expand = kvmem__##word##_expand_##isa;                                                       \
-    break;
-#define KVMEM__USE_ALL(isa)                                                                         \
-    switch (kind) {                                                                                 \
-    case KVMEM__ROWS_F32: KVMEM__USE(f32, isa)                                                      \
-    case KVMEM__ROWS_F16: KVMEM__USE(f16, isa)                                                      \
-    case KVMEM__ROWS_BF16: KVMEM__USE(bf16, isa)                                                    \
-    case KVMEM__ROWS_Q8_0: KVMEM__USE(q8_0, isa)                                                    \
-    case KVMEM__ROWS_Q4_0: KVMEM__USE(q4_0, isa)                                                    \
-    default: break;                                                                                 \
-    }
-
 #if KVMEM__X86
-KVMEM__SPLIT_ALL(avx2, KVMEM__AVX2)
-KVMEM__SPLIT_ALL(avx512, KVMEM__AVX512)
-KVMEM__ENCODE(f16, KVMEM__ROWS_F16)
-KVMEM__ENCODE(bf16, KVMEM__ROWS_BF16)
-KVMEM__ENCODE(q8_0, KVMEM__ROWS_Q8_0)
-KVMEM__ENCODE(q4_0, KVMEM__ROWS_Q4_0)
+#define KVMEM__SPLIT_AVX2(word, kind)                                                               \
+    KVMEM__SPLIT(avx2, word, kind, KVMEM__AVX2)                                                     \
+    KVMEM__AVX2 static void kvmem__##word##_rows_avx2(kvmem__rows k, void *rows, const float *x, int n, int d) { \
+        (void)k;                                                                                    \
+        kvmem__encode_avx2(kind, rows, x, n, d);                                                    \
+    }                                                                                               \
+    KVMEM__ENCODE(kvmem__##word##_encode_avx2, kvmem__##word##_rows_avx2, kind, KVMEM__AVX2)
+KVMEM__EACH_ROWS(KVMEM__SPLIT_AVX2)
+KVMEM__SPLIT(avx512, f32, KVMEM__ROWS_F32, KVMEM__AVX512)
+KVMEM__SPLIT(avx512, f16, KVMEM__ROWS_F16, KVMEM__AVX512)
+KVMEM__SPLIT(avx512, bf16, KVMEM__ROWS_BF16, KVMEM__AVX512)
 /* The byte dot products where a row is whole pieces, else floats. */
 static int kvmem__q_words(const double *par, int d) {
     (void)par;
     return d % 32 ? d : d / 32 * KVMEM__QWORDS;
 }
-KVMEM__AVX512 static void kvmem__q8_0_prepare_vnni(const kvmem_coded *b, float *out, const float *q) {
-    if (b->d % 32) memcpy(out, q, (size_t)b->d * sizeof(float));
-    else kvmem__q_bytes(out, q, b->d, 128);
+KVMEM__AVX512 static void kvmem__prepare_vnni(const kvmem_coded *b, float *out, const float *q, int zero) {
+    float row[KVMEM_MAX_WIDTH];
+    kvmem__rot_row(b, b->d % 32 ? out : row, q);
+    if (b->d % 32 == 0) kvmem__q_bytes(out, row, b->d, zero);
 }
-KVMEM__AVX512 static void kvmem__q4_0_prepare_vnni(const kvmem_coded *b, float *out, const float *q) {
-    if (b->d % 32) memcpy(out, q, (size_t)b->d * sizeof(float));
-    else kvmem__q_bytes(out, q, b->d, 8);
-}
-KVMEM__AVX512 static void kvmem__q8_0_dot_vnni(const kvmem_coded *b, float *s, int ld, int t0, int n,
-                                               const float *q, int nq) {
-    if (b->d % 32) kvmem__q8_0_dot_avx512(b, s, ld, t0, n, q, nq);
-    else kvmem__dot_vnni(KVMEM__ROWS_Q8_0, s, ld, kvmem__row_at(b, t0), n, q, nq, b->d);
-}
-KVMEM__AVX512 static void kvmem__q4_0_dot_vnni(const kvmem_coded *b, float *s, int ld, int t0, int n,
-                                               const float *q, int nq) {
-    if (b->d % 32) kvmem__q4_0_dot_avx512(b, s, ld, t0, n, q, nq);
-    else kvmem__dot_vnni(KVMEM__ROWS_Q4_0, s, ld, kvmem__row_at(b, t0), n, q, nq, b->d);
-}
-#define KVMEM__AXPY_VNNI(word, kind)                                                                \
+#define KVMEM__VNNI(word, kind)                                                                     \
+    static void kvmem__##word##_prepare_vnni(const kvmem_coded *b, float *out, const float *q) {    \
+        kvmem__prepare_vnni(b, out, q, kvmem__has_min(kind) ? -1 : kvmem__code_zero(kind));         \
+    }                                                                                               \
+    KVMEM__AVX512 static void kvmem__##word##_dot_vnni(const kvmem_coded *b, float *s, int ld, int t0, int n, \
+                                                       const float *q, int nq) {                    \
+        if (b->d % 32) kvmem__##word##_dot_avx2(b, s, ld, t0, n, q, nq);                            \
+        else kvmem__dot_vnni(kind, s, ld, kvmem__row_at(b, t0), n, q, nq, b->d);                    \
+    }                                                                                               \
     KVMEM__AVX512 static void kvmem__##word##_axpy_vnni(const kvmem_coded *b, float *acc, int t0, int n, \
                                                         const float *w, int ld, int nq) {           \
         const uint8_t *in = kvmem__row_at(b, t0);                                                   \
         const int d = b->d;                                                                         \
         const size_t rb = kvmem__row_bytes(kind, d), l = (size_t)ld, f = (size_t)d;                 \
-        int i = 0;                                                                                  \
-        if (d % 32) { kvmem__##word##_axpy_avx512(b, acc, t0, n, w, ld, nq); return; }              \
-        for (; nq - i >= 4; i += 4)                                                                 \
-            kvmem__axpy_vnni_q(kind, 4, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d);   \
-        switch (nq - i) {                                                                           \
-        case 3: kvmem__axpy_vnni_q(kind, 3, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); break; \
-        case 2: kvmem__axpy_vnni_q(kind, 2, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); break; \
-        case 1: kvmem__axpy_vnni_q(kind, 1, acc + f * (size_t)i, in, rb, n, w + l * (size_t)i, l, d); break; \
-        default: break;                                                                             \
-        }                                                                                           \
+        if (d % 32) { kvmem__##word##_axpy_avx2(b, acc, t0, n, w, ld, nq); return; }                \
+        for (; nq >= 4; nq -= 4, acc += 4 * f, w += 4 * l) kvmem__axpy_vnni_q(kind, 4, acc, in, rb, n, w, l, d); \
+        if (nq == 3) kvmem__axpy_vnni_q(kind, 3, acc, in, rb, n, w, l, d);                          \
+        if (nq == 2) kvmem__axpy_vnni_q(kind, 2, acc, in, rb, n, w, l, d);                          \
+        if (nq == 1) kvmem__axpy_vnni_q(kind, 1, acc, in, rb, n, w, l, d);                          \
     }
-KVMEM__AXPY_VNNI(q8_0, KVMEM__ROWS_Q8_0)
-KVMEM__AXPY_VNNI(q4_0, KVMEM__ROWS_Q4_0)
-#undef KVMEM__AXPY_VNNI
+KVMEM__EACH_CODED(KVMEM__VNNI)
+#undef KVMEM__SPLIT_AVX2
+#undef KVMEM__VNNI
 #endif
 #if KVMEM__NEON
-KVMEM__SPLIT_ALL(neon, )
+#define KVMEM__SPLIT_NEON(word, kind) KVMEM__SPLIT(neon, word, kind, )
+KVMEM__EACH_ROWS(KVMEM__SPLIT_NEON)
+#undef KVMEM__SPLIT_NEON
 #endif
 #undef KVMEM__SPLIT
-#undef KVMEM__SPLIT_ALL
 #undef KVMEM__ENCODE
 
 /* Put the fast twins into a copy of one of these codecs. */
-static void kvmem__rows_fast(kvmem_codec *c, int isa) {
-    const kvmem__rows kind = c->expand == kvmem__f32_expand ? KVMEM__ROWS_F32
-                           : c->expand == kvmem__f16_expand ? KVMEM__ROWS_F16
-                           : c->expand == kvmem__bf16_expand ? KVMEM__ROWS_BF16
-                           : c->expand == kvmem__q8_0_expand ? KVMEM__ROWS_Q8_0 : KVMEM__ROWS_Q4_0;
+#define KVMEM__USE(word, isa)                                                                       \
+    c->dot = kvmem__##word##_dot_##isa;                                                             \
+    c->axpy = kvmem__##word##_axpy_##isa;                                                           \
+    c->expand = kvmem__##word##_expand_##isa;
 #if KVMEM__X86
-    if (isa >= 2) {
-        if (kind == KVMEM__ROWS_F16) c->encode = kvmem__f16_encode_avx2;
-        if (kind == KVMEM__ROWS_BF16) c->encode = kvmem__bf16_encode_avx2;
-        if (kind == KVMEM__ROWS_Q8_0) c->encode = kvmem__q8_0_encode_avx2;
-        if (kind == KVMEM__ROWS_Q4_0) c->encode = kvmem__q4_0_encode_avx2;
+#define KVMEM__FAST(word)                                                                           \
+    static void kvmem__##word##_fast(kvmem_codec *c, int isa) {                                     \
+        if (isa >= 2) c->encode = kvmem__##word##_encode_avx2;                                      \
+        if (isa == 2) { KVMEM__USE(word, avx2) }                                                    \
+        if (isa == 3) { KVMEM__USE(word, avx512) }                                                  \
     }
-    if (isa == 2) {
-        KVMEM__USE_ALL(avx2)
-    } else if (isa == 3) {
-        KVMEM__USE_ALL(avx512)
-        if (kind == KVMEM__ROWS_Q8_0) {
-            c->dot = kvmem__q8_0_dot_vnni;
-            c->axpy = kvmem__q8_0_axpy_vnni;
-            c->q_prepare = kvmem__q8_0_prepare_vnni;
-        }
-        if (kind == KVMEM__ROWS_Q4_0) {
-            c->dot = kvmem__q4_0_dot_vnni;
-            c->axpy = kvmem__q4_0_axpy_vnni;
-            c->q_prepare = kvmem__q4_0_prepare_vnni;
-        }
-        if (kind == KVMEM__ROWS_Q8_0 || kind == KVMEM__ROWS_Q4_0) c->q_floats = kvmem__q_words;
+#define KVMEM__FAST_CODED(word, kind)                                                               \
+    static void kvmem__##word##_fast(kvmem_codec *c, int isa) {                                     \
+        if (isa < 2) return;                                                                        \
+        c->encode = kvmem__##word##_encode_avx2;                                                    \
+        KVMEM__USE(word, avx2)                                                                      \
+        if (isa < 3) return;                                                                        \
+        c->q_floats = kvmem__q_words;                                                               \
+        c->q_prepare = kvmem__##word##_prepare_vnni;                                                \
+        c->dot = kvmem__##word##_dot_vnni;                                                          \
+        c->axpy = kvmem__##word##_axpy_vnni;                                                        \
     }
 #elif KVMEM__NEON
-    if (isa == 1) {
-        KVMEM__USE_ALL(neon)
+#define KVMEM__FAST(word)                                                                           \
+    static void kvmem__##word##_fast(kvmem_codec *c, int isa) {                                     \
+        if (isa == 1) { KVMEM__USE(word, neon) }                                                    \
     }
+#define KVMEM__FAST_CODED(word, kind) KVMEM__FAST(word)
 #else
-    (void)isa;
-    (void)kind;
+#define KVMEM__FAST(word)                                                                           \
+    static void kvmem__##word##_fast(kvmem_codec *c, int isa) { (void)c; (void)isa; }
+#define KVMEM__FAST_CODED(word, kind) KVMEM__FAST(word)
 #endif
-}
+KVMEM__FAST(f32)
+KVMEM__FAST(f16)
+KVMEM__FAST(bf16)
+KVMEM__EACH_CODED(KVMEM__FAST_CODED)
 #undef KVMEM__USE
-#undef KVMEM__USE_ALL
+#undef KVMEM__FAST
+#undef KVMEM__FAST_CODED
+#undef KVMEM__EACH_CODED
+#undef KVMEM__EACH_ROWS
 
-#define KVMEM__ROW(word, params, what, cite)                                                        \
-    static const kvmem_codec kvmem__codec_##word = { { #word, what, cite, params, 0 }, 0,           \
+#define KVMEM__ROW(word, what)                                                                      \
+    static const kvmem_codec kvmem__codec_##word = { { #word, what, "-", NULL, 0 }, 0,              \
         kvmem__##word##_bytes, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, kvmem__##word##_encode, \
-        kvmem__##word##_expand, NULL, NULL, kvmem__##word##_dot, kvmem__##word##_axpy, NULL, kvmem__rows_fast };
-KVMEM__ROW(f32, NULL, "exact float32, 32 bits a value", "-")
-KVMEM__ROW(f16, NULL, "IEEE half floats, 16 bits a value", "-")
-KVMEM__ROW(bf16, NULL, "bfloat16, 16 bits a value", "-")
-KVMEM__ROW(q8_0, kvmem__codec_common, "8-bit codes, one scale per 32 channels, 8.5 bits a value",
-           "ggml (ggml-org/ggml src/ggml-quants.c)")
-KVMEM__ROW(q4_0, kvmem__codec_common, "4-bit codes, one scale per 32 channels, 4.5 bits a value",
-           "ggml (ggml-org/ggml src/ggml-quants.c)")
+        kvmem__##word##_expand, NULL, NULL, kvmem__##word##_dot, kvmem__##word##_axpy, NULL, kvmem__##word##_fast };
+#define KVMEM__ROW_CODED(word, what)                                                                \
+    static const kvmem_codec kvmem__codec_##word = {                                                \
+        { #word, what, "ggml (ggml-org/ggml src/ggml-quants.c)", kvmem__rot_params, 0 }, 0,         \
+        kvmem__##word##_bytes, NULL, kvmem__rot_table_bytes, kvmem__rot_build, NULL, NULL, NULL, NULL, NULL, NULL, \
+        kvmem__##word##_encode, kvmem__##word##_expand, kvmem__rot_finish, kvmem__rot_row, kvmem__##word##_dot, \
+        kvmem__##word##_axpy, NULL, kvmem__##word##_fast };
+KVMEM__ROW(f32, "exact float32, 32 bits a value")
+KVMEM__ROW(f16, "IEEE half floats, 16 bits a value")
+KVMEM__ROW(bf16, "bfloat16, 16 bits a value")
+KVMEM__ROW_CODED(q8_0, "8-bit codes, one scale per 32 channels, 8.5 bits a value")
+KVMEM__ROW_CODED(q4_0, "4-bit codes, one scale per 32 channels, 4.5 bits a value")
+KVMEM__ROW_CODED(q4_1, "4-bit codes, scale and minimum per 32 channels, 5 bits a value")
+KVMEM__ROW_CODED(q5_0, "5-bit codes, one scale per 32 channels, 5.5 bits a value")
+KVMEM__ROW_CODED(q5_1, "5-bit codes, scale and minimum per 32 channels, 6 bits a value")
+KVMEM__ROW_CODED(iq4_nl, "4-bit codes of 16 uneven levels, one scale per 32 channels, 4.5 bits a value")
 #undef KVMEM__ROW
+#undef KVMEM__ROW_CODED
 
 /* ==== >>affine : a scale and a minimum for a group of values, shared by codecs ====================
    A group of values is stored as half(s), half(m) and codes of b bits; s = (max - min) / (2^b - 1), m = min:
@@ -6252,6 +6471,7 @@ static const kvmem_codec kvmem__codec_polarquant = {
 static const kvmem_codec *kvmem__codec_table(int i) {
     static const kvmem_codec *const table[] = {
         &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0,
+        &kvmem__codec_q4_1, &kvmem__codec_q5_0, &kvmem__codec_q5_1, &kvmem__codec_iq4_nl,
         &kvmem__codec_polarquant,
         &kvmem__codec_kivi,
         &kvmem__codec_kvquant,
@@ -6268,6 +6488,7 @@ static void kvmem__use_init(kvmem_codec_use *u, const kvmem_codec *codec, const 
     memset(u, 0, sizeof *u);
     u->fn = *codec;
     memcpy(u->par, par, sizeof u->par);
+    if (u->fn.finish == kvmem__rot_finish && par[KVMEM__ROT] == 0) u->fn.finish = NULL; /* rows stay as they are */
     u->d = d;
     if (u->fn.head_bytes) { /* a codec whose parameters say that it needs no head has none */
         kvmem_coded b;
