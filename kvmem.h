@@ -77,6 +77,7 @@
      >>codec_kivi         keys by channel, values by token, 2 or 4 bits
      >>codec_kvquant      non-uniform levels from calibration, per-channel keys, sparse outliers
      >>codec_polarquant   a rotated row as a tree of angles
+     >>codec_turboquant   one codebook for all rotated coordinates
      >>codec_table        all codecs, and what every codec may leave out
      >>cache              arena, pages, lanes
      >>attention          causal attention that reads the coded pages
@@ -3993,6 +3994,29 @@ KVMEM__UNUSED static void kvmem__low_rank(float *q, float *p, const float *e, in
     }
 }
 
+/* Spin: an orthonormal rotation for every d, that mixes all channels. d a power of two: RHT. Else with P
+   the largest power of two below d: RHT of the first P channels, then of the last P; signs (2 d). */
+KVMEM__UNUSED static int kvmem__pow2_to(int d) { /* the largest power of two <= d */
+    int p = 1;
+    while (p <= d / 2) p *= 2;
+    return p;
+}
+KVMEM__UNUSED static void kvmem__spin(float *x, const float *signs, int d) {
+    const int p = kvmem__pow2_to(d);
+    kvmem__rht(x, signs, p, p);
+    if (p < d) kvmem__rht(x + d - p, signs + d, p, p);
+}
+KVMEM__UNUSED static void kvmem__spin_back(float *x, const float *signs, int d) {
+    const int p = kvmem__pow2_to(d);
+    if (p < d) kvmem__rht_back(x + d - p, signs + d, p, p);
+    kvmem__rht_back(x, signs, p, p);
+}
+/* Number i of a stream of independent normal numbers: Box and Muller. */
+KVMEM__UNUSED static float kvmem__gauss(uint64_t seed, uint64_t i) {
+    const double u = 1 - kvmem__unit(kvmem__random(seed, i, 0, 0)), v = kvmem__unit(kvmem__random(seed, i, 1, 0));
+    return (float)(sqrt(-2 * log(u)) * cos(6.283185307179586 * v));
+}
+
 /* Bytes of n codes. */
 KVMEM__UNUSED static size_t kvmem__bits_bytes(int n, int bits) { return ((size_t)n * (size_t)bits + 7) / 8; }
 /* Eight codes, one in each byte, to 8 * bits bits and back. */
@@ -6465,6 +6489,288 @@ static const kvmem_codec kvmem__codec_polarquant = {
     NULL, NULL, NULL, NULL
 };
 
+/* ==== >>codec_turboquant : one codebook for all rotated coordinates. stage: codec; both ==========
+   Amir Zandieh and others. TurboQuant: Online Vector Quantization with Near-optimal Distortion Rate. 2025.
+   arXiv 2504.19874.                                             Code: no official one found.
+   A row is cut into its length and its direction. A random rotation R makes every coordinate of the
+   direction look alike: whatever x was, (R x)_j / |x| has the density of one coordinate of a random point of
+   the sphere, f(y) ~ (1 - y^2)^((d - 3) / 2) on [-1, 1]. So one Lloyd-Max codebook c of 2^b levels for f is
+   near the best for every coordinate of every row, and nothing has to be learned or stored but
+       gamma = |x|,  y = R x / gamma,  idx_j = nearest of c to y_j,       x^ = gamma R^T c[idx].
+   Keys and queries never meet in x: <q, x^> = gamma <R q, c[idx]>; a query is rotated once, an output once.
+   form=mse   as above. Relative error D(b) = .358 .1145 .0334 .0091 (b = 1..4, d = 64; the paper's bound is
+              2.72 / 4^b, no code of b bits can be below 1 / 4^b). Scores shrink by 1 - D: softmax softens.
+              rescale=1 divides gamma by <y, c[idx]>, which takes that bias away row by row for a larger
+              error (.128 for .116 at b = 2, d = 128).
+   form=prod  b - 1 bits as above, then one bit a coordinate for what is left, r = x / gamma - u^:
+                  g = |r|, z = sign(S r),      x^ = gamma (u^ + sqrt(pi/2) / d g S^T z),   S (d, d)
+              makes <q, x^> unbiased for a random S. sketch=gauss: S of independent N(0,1), as in the paper;
+              sketch=rht: S = sqrt(d) times a second rotation (our option): a third of the error, O(d log d)
+              and no matrix. As an estimate of scores both are worse than form=mse with rescale=1.
+   R  random signs and Hadamard blocks (>>linear); the paper takes the Q of a random matrix, which costs
+      O(d^2). d no power of two: two overlapping blocks (kvmem__spin), so that all channels mix.
+   row: b d bits of codes, gamma as a half; prod besides: d bits of signs, g as a half. Bits a value: mse b +
+      16/d, prod b + 32/d (4.25 and 4.5 for b = 4, d = 64); for d no multiple of 64 codes end at 16 bits.
+   reads: keys after RoPE, values.   state: none.   cost: O(d log d + b d) a row; attention in table look-ups.
+   defaults: bits=4 form=mse sketch=rht rescale=0 seed=1 (signs of the sketch: seed + 1).
+   ties: the upper level.   guards: a row of zeros decodes to zeros; NaN counts as 0, values beyond +-65504 as
+   those; gamma below 2^-25 is 0.
+   departs: levels of up to 4 bits are whole multiples of 1/8191 of the largest (changes nothing in the error;
+   attention can then multiply whole numbers). The levels satisfy Lloyd-Max to 1e-13; at 4 bits they differ
+   from published lists in the fourth digit, which stopped earlier.          test: tests/codec_turboquant.c */
+
+/* Woven codes: n codes of 1..8 bits, laid out for look-ups in registers. A piece is 64 codes (the last one
+   may be shorter); bits 1..8 are split in parts of 4, 2 and 1 bits from the low end, a part of p bits is
+   w = ceil(m p / 16) little-endian words, and code j of m stands in word j % w at bit p (j / w). A full
+   piece of a part so repeats as 4 p words; shifting copies of it by 0, p, 2p .. gives all codes in order. */
+static int kvmem__weave_part(int bits) { return bits >= 4 ? 4 : bits >= 2 ? 2 : 1; }
+static size_t kvmem__weave_bytes(int n, int bits) {
+    size_t bytes = (size_t)(n / 64) * 8 * (size_t)bits;
+    int part;
+    for (; n % 64 && bits > 0; bits -= part) {
+        part = kvmem__weave_part(bits);
+        bytes += (size_t)(n % 64 * part + 15) / 16 * 2;
+    }
+    return bytes;
+}
+/* One piece: m <= 64 codes. Both return the next piece. */
+static uint8_t *kvmem__weave_put(uint8_t *out, const uint8_t *code, int m, int bits) {
+    int part, at, w, i, j;
+    for (at = 0; at < bits; at += part) {
+        part = kvmem__weave_part(bits - at);
+        w = (m * part + 15) / 16;
+        for (i = 0; i < w; i++, out += 2) {
+            unsigned v = 0;
+            for (j = i; j < m; j += w) v |= (unsigned)(code[j] >> at & ((1 << part) - 1)) << part * (j / w);
+            kvmem__put16(out, (uint16_t)v);
+        }
+    }
+    return out;
+}
+static const uint8_t *kvmem__weave_get(uint8_t *code, const uint8_t *in, int m, int bits) {
+    int part, at, w, i, j;
+    memset(code, 0, (size_t)m);
+    for (at = 0; at < bits; at += part) {
+        part = kvmem__weave_part(bits - at);
+        w = (m * part + 15) / 16;
+        for (i = 0; i < w; i++, in += 2) {
+            const unsigned v = kvmem__le16(in);
+            for (j = i; j < m; j += w)
+                code[j] = (uint8_t)(code[j] | (v >> part * (j / w) & ((1u << part) - 1)) << at);
+        }
+    }
+    return in;
+}
+
+#define KVMEM__ROOT_HALF_PI 1.2533141373155f /* sqrt(pi / 2): 1 / E|N(0,1)| */
+
+/* What build makes: the codebook, the signs of R (2 d) and of the sketch (2 d) or its matrix (d, d). */
+typedef struct kvmem__turbo {
+    float level[256], mid[256]; /* 2^bits levels, the borders between them */
+    float step;                 /* level = word * step, where there are words */
+    int16_t word[32];           /* up to 4 bits: repeated, so that an index may carry bits of its neighbour */
+    float pad[15];
+} kvmem__turbo;
+enum { KVMEM__TQ_BITS, KVMEM__TQ_FORM, KVMEM__TQ_SKETCH, KVMEM__TQ_RESCALE, KVMEM__TQ_SEED };
+static int kvmem__tq_prod(const double *par) { return par[KVMEM__TQ_FORM] > 0; }
+static int kvmem__tq_bits(const double *par) { return (int)par[KVMEM__TQ_BITS] - kvmem__tq_prod(par); }
+static int kvmem__tq_gauss(const double *par) { return kvmem__tq_prod(par) && par[KVMEM__TQ_SKETCH] > 0; }
+static const float *kvmem__tq_signs(const void *table) {
+    return (const float *)(const void *)((const kvmem__turbo *)table + 1);
+}
+/* A row's own space holds R x and S x side by side; where that is wider than KVMEM_MAX_WIDTH, R x alone. */
+static int kvmem__tq_wide(const double *par, int d) { return kvmem__tq_prod(par) && 2 * d <= KVMEM_MAX_WIDTH; }
+static int kvmem__tq_width(const double *par, int d) { return kvmem__tq_wide(par, d) ? 2 * d : d; }
+static size_t kvmem__tq_row_bytes(const double *par, int d) {
+    const size_t prod = kvmem__tq_prod(par) ? kvmem__weave_bytes(d, 1) + 2 : 0;
+    return kvmem__weave_bytes(d, kvmem__tq_bits(par)) + 2 + prod;
+}
+static size_t kvmem__tq_table_bytes(const double *par, int d) {
+    const size_t n = (size_t)d, sketch = kvmem__tq_gauss(par) ? n * n : kvmem__tq_prod(par) ? 2 * n : 0;
+    return sizeof(kvmem__turbo) + (2 * n + sketch) * sizeof(float);
+}
+static double kvmem__sphere_density(double x, double d) { return pow(1 - x * x, (d - 3) / 2); }
+/* The levels of a coordinate of a random unit vector; d = 1: it is -1 or 1. */
+static void kvmem__sphere_levels(double *level, int n, int d) {
+    const double most = KVMEM__MIN(1.0, 12 / sqrt((double)d));
+    int k;
+    if (d > 1) kvmem__lloyd_max(level, n, kvmem__sphere_density, d, -most, most);
+    for (k = 0; k < n && d == 1; k++) level[k] = n > 1 ? 2.0 * k / (n - 1) - 1 : 1;
+}
+static void kvmem__tq_build(const double *par, int d, void *table) {
+    kvmem__turbo *t = (kvmem__turbo *)table;
+    float *signs = (float *)(void *)(t + 1);
+    const int bits = kvmem__tq_bits(par), n = 1 << bits;
+    const uint64_t seed = (uint64_t)par[KVMEM__TQ_SEED];
+    double level[256];
+    int k;
+    if (bits) kvmem__sphere_levels(level, n, d);
+    t->step = bits ? (float)(level[n - 1] / 8191) : 0.0f;
+    for (k = 0; k < n && bits; k++) {
+        if (bits <= 4) { /* both halves alike */
+            const double half = floor(0.5 * (level[KVMEM__MAX(k, n - 1 - k)] - level[KVMEM__MIN(k, n - 1 - k)]) *
+                                      8191 / level[n - 1] + 0.5);
+            t->word[k] = (int16_t)(2 * k < n ? -half : half);
+            t->level[k] = (float)t->word[k] * t->step;
+        } else t->level[k] = (float)level[k];
+        if (k) t->mid[k - 1] = 0.5f * (t->level[k - 1] + t->level[k]);
+    }
+    for (k = n; k < 32 && bits <= 4; k++) t->word[k] = t->word[k % n];
+    kvmem__signs(signs, 2 * d, seed);
+    if (kvmem__tq_gauss(par))
+        for (k = 0; k < d * d; k++) signs[2 * d + k] = kvmem__gauss(seed + 1, (uint64_t)k);
+    else if (kvmem__tq_prod(par)) kvmem__signs(signs + 2 * d, 2 * d, seed + 1);
+}
+/* out (d) = S x, or S^T x: the sketch of form=prod. */
+static void kvmem__tq_sketch(const kvmem_coded *b, float *out, const float *x, int back) {
+    const float *s = kvmem__tq_signs(b->table) + 2 * b->d, root = sqrtf((float)b->d);
+    const int d = b->d;
+    int i, j;
+    if (kvmem__tq_gauss(b->par)) {
+        memset(out, 0, (size_t)d * sizeof *out);
+        for (i = 0; i < d; i++, s += d) {
+            for (j = 0; j < d; j++)
+                if (back) out[j] += s[j] * x[i];
+                else out[i] += s[j] * x[j];
+        }
+        return;
+    }
+    for (j = 0; j < d; j++) out[j] = root * x[j];
+    if (back) kvmem__spin_back(out, s, d);
+    else kvmem__spin(out, s, d);
+}
+/* u (d) = x / |x|, returns |x|; 0 and u = 0 if the row is zero. */
+static float kvmem__unit_row(float *u, const float *x, int d) {
+    double sum = 0, norm;
+    int j;
+    for (j = 0; j < d; j++) {
+        const float v = x[j] != x[j] ? 0.0f : x[j] > 65504.0f ? 65504.0f : x[j] < -65504.0f ? -65504.0f : x[j];
+        u[j] = v;
+        sum += (double)v * (double)v;
+    }
+    norm = sqrt(sum);
+    for (j = 0; j < d; j++) u[j] = norm > 0 ? (float)((double)u[j] / norm) : 0.0f;
+    return (float)norm;
+}
+/* Signs and length of what the codes leave of u: y (d) holds R u^; both are overwritten. */
+static void kvmem__tq_encode_rest(const kvmem_coded *b, uint8_t *out, float *u, float *y) {
+    const int d = b->d;
+    uint8_t code[64];
+    double sum = 0;
+    int c, j;
+    kvmem__spin_back(y, kvmem__tq_signs(b->table), d);
+    for (j = 0; j < d; j++) {
+        u[j] -= y[j];
+        sum += (double)u[j] * (double)u[j];
+    }
+    kvmem__tq_sketch(b, y, u, 0);
+    for (c = 0; c < d; c += 64) {
+        const int m = KVMEM__MIN(64, d - c);
+        for (j = 0; j < m; j++) code[j] = y[c + j] < 0;
+        out = kvmem__weave_put(out, code, m, 1);
+    }
+    kvmem__put16(out + 2, kvmem__f32_to_f16((float)sqrt(sum)));
+}
+static void kvmem__tq_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
+    const int d = b->d, bits = kvmem__tq_bits(b->par), prod = kvmem__tq_prod(b->par);
+    float *u = b->scratch, *y = u + d;
+    uint8_t code[64];
+    int t, c, j;
+    for (t = 0; t < n; t++, x += d) {
+        uint8_t *out = kvmem__row_at(b, t0 + t);
+        float gamma = kvmem__unit_row(u, x, d), along = 0;
+        memset(out, 0, b->row_bytes);
+        if (kvmem__half_sat(gamma) == 0) continue;
+        memcpy(y, u, (size_t)d * sizeof *y);
+        kvmem__spin(y, kvmem__tq_signs(tq), d);
+        for (c = 0; c < d; c += 64) {
+            const int m = KVMEM__MIN(64, d - c);
+            for (j = 0; j < m; j++) {
+                code[j] = (uint8_t)kvmem__cell_of(tq->mid, 1 << bits, y[c + j]);
+                along += y[c + j] * tq->level[code[j]];
+                y[c + j] = tq->level[code[j]];
+            }
+            out = kvmem__weave_put(out, code, m, bits);
+        }
+        if (b->par[KVMEM__TQ_RESCALE] > 0 && !prod && along > 0) gamma /= along;
+        kvmem__put16(prod ? out + kvmem__weave_bytes(d, 1) : out, kvmem__half_sat(gamma));
+        if (prod) kvmem__tq_encode_rest(b, out, u, y);
+    }
+}
+/* The signs of one row as +-g: z (d). */
+static void kvmem__tq_rest(float *z, const uint8_t *in, int d, float g) {
+    uint8_t code[64];
+    int c, j;
+    for (c = 0; c < d; c += 64) {
+        const int m = KVMEM__MIN(64, d - c);
+        in = kvmem__weave_get(code, in, m, 1);
+        for (j = 0; j < m; j++) z[c + j] = code[j] ? -g : g;
+    }
+}
+/* out (d) += R S^T z, for rows too wide to keep both apart. */
+static void kvmem__tq_fold(const kvmem_coded *b, float *out, const uint8_t *in, float g) {
+    float z[KVMEM_MAX_WIDTH], r[KVMEM_MAX_WIDTH];
+    int j;
+    kvmem__tq_rest(z, in, b->d, g);
+    kvmem__tq_sketch(b, r, z, 1);
+    kvmem__spin(r, kvmem__tq_signs(b->table), b->d);
+    for (j = 0; j < b->d; j++) out[j] += r[j];
+}
+static void kvmem__tq_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
+    const int d = b->d, bits = kvmem__tq_bits(b->par), prod = kvmem__tq_prod(b->par);
+    const int width = kvmem__tq_width(b->par, d);
+    uint8_t code[64];
+    int t, c, j;
+    for (t = 0; t < n; t++, out += width) {
+        const uint8_t *in = kvmem__row_at(b, t0 + t), *end = in + b->row_bytes;
+        const float gamma = kvmem__f16_to_f32(kvmem__le16(end - (prod ? 4 : 2)));
+        for (c = 0; c < d; c += 64) {
+            const int m = KVMEM__MIN(64, d - c);
+            in = kvmem__weave_get(code, in, m, bits);
+            for (j = 0; j < m; j++) out[c + j] = gamma * tq->level[code[j]];
+        }
+        if (prod) {
+            const float g = gamma * kvmem__f16_to_f32(kvmem__le16(end - 2)) * KVMEM__ROOT_HALF_PI / (float)d;
+            if (width > d) kvmem__tq_rest(out + d, in, d, g);
+            else kvmem__tq_fold(b, out, in, g);
+        }
+    }
+}
+static void kvmem__tq_prepare(const kvmem_coded *b, float *out, const float *q) {
+    memcpy(out, q, (size_t)b->d * sizeof *q);
+    kvmem__spin(out, kvmem__tq_signs(b->table), b->d);
+    if (kvmem__tq_wide(b->par, b->d)) kvmem__tq_sketch(b, out + b->d, q, 0);
+}
+static void kvmem__tq_finish(const kvmem_coded *b, float *out, const float *acc) {
+    float y[KVMEM_MAX_WIDTH];
+    int j;
+    memcpy(y, acc, (size_t)b->d * sizeof *y);
+    kvmem__spin_back(y, kvmem__tq_signs(b->table), b->d);
+    if (kvmem__tq_wide(b->par, b->d)) kvmem__tq_sketch(b, out, acc + b->d, 1);
+    else memset(out, 0, (size_t)b->d * sizeof *out);
+    for (j = 0; j < b->d; j++) out[j] += y[j];
+}
+static int kvmem__tq_scratch(const double *par, int d, int n) {
+    (void)par;
+    (void)n;
+    return 2 * d;
+}
+static const kvmem_param kvmem__tq_params[] = {
+    { "bits", 4, 1, 8, NULL, 1, "bits a coordinate" },
+    { "form", 0, 0, 1, "mse|prod", 1, "prod: one of the bits is the sign of a sketch of the rest" },
+    { "sketch", 0, 0, 1, "rht|gauss", 1, "of form=prod: a second rotation, or independent normal numbers" },
+    { "rescale", 0, 0, 1, NULL, 1, "1: form=mse without bias in <q, x>" },
+    { "seed", 1, 0, 1e9, NULL, 1, "of the signs" },
+    KVMEM__CODEC_COMMON };
+static const kvmem_codec kvmem__codec_turboquant = {
+    { "turboquant", "length, and direction rotated and coded by one codebook; b + 16/d bits a value (prod: b + 32/d)",
+      "Zandieh 2025, arXiv 2504.19874", kvmem__tq_params, 0 }, 0,
+    kvmem__tq_row_bytes, NULL, kvmem__tq_table_bytes, kvmem__tq_build, NULL, NULL, NULL, kvmem__tq_scratch,
+    kvmem__tq_width, NULL, kvmem__tq_encode, kvmem__tq_expand, kvmem__tq_finish, kvmem__tq_prepare, NULL, NULL,
+    NULL, NULL };
+
 /* ==== >>codec_table : all codecs, and what every codec may leave out ===============================
    Both codec stages choose from this table. f32, the exact one, is first. The loops below stand in for
    what a codec leaves NULL; they go through `expand`, KVMEM_MAX_WIDTH floats at a time. */
@@ -6476,7 +6782,7 @@ static const kvmem_codec *kvmem__codec_table(int i) {
         &kvmem__codec_kivi,
         &kvmem__codec_kvquant,
         &kvmem__codec_kvquant_post,
-        &kvmem__codec_kvquant_v
+        &kvmem__codec_kvquant_v, &kvmem__codec_turboquant
     };
     return i >= 0 && i < (int)(sizeof table / sizeof table[0]) ? table[i] : NULL;
 }

@@ -159,8 +159,11 @@ static KVMEM__UNUSED double coded_reads_error(const char *text, const char *path
         }
         for (k = 0; k < d; k++) {
             for (t = 0, a = 0, size = 1e-30; t < n; t++) {
+                double yy = 0; /* a channel's share of its row: rotations mix them all */
+                int j;
+                for (j = 0; j < d; j++) yy += (double)y[t * d + j] * (double)y[t * d + j];
                 a += (double)w[i * n + t] * (double)y[t * d + k];
-                size += (double)w[i * n + t] * fabs((double)y[t * d + k]);
+                size += (double)w[i * n + t] * KVMEM__MAX(fabs((double)y[t * d + k]), sqrt(yy / d));
             }
             a = fabs(a - (double)o[i * d + k]) / size;
             worst = a <= worst ? worst : a;
