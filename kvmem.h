@@ -9147,15 +9147,15 @@ static kvmem_status kvmem__reduce_drop(const kvmem_view *v, int g, const int *ke
 }
 
 /* ==== >>reduce_recompute : the rest is made again when it is read. stage: reduce ====
-   Qasim. The Residual Stream Is All You Need: On the Redundancy of the KV Cache in Transformer Inference.
-   2026. arXiv 2603.19664.   Code: none published.
-   K and V are functions of the residual stream: what leaves the cache is not lost as long as something is
-   kept from which it can be computed again. Here the rows leave just as with drop; >>direct has the other
-   half, and only a session of the decoder can do it, so a cache without one refuses the entry. What is
-   made again is a prefix, the same for all lanes: see kvmem__check_recompute.  test: tests/direct.c */
+   Qasim. The Residual Stream Is All You Need: On the Redundancy of the KV Cache in Transformer
+   Inference. 2026. arXiv 2603.19664.   Code: none published.
+   K and V are functions of the residual stream: what leaves the cache is not lost as long as something
+   is kept from which it can be computed again. Here the rows leave just as with drop; >>direct has the
+   other half, and only a session of the decoder can do it, so a cache without one refuses the entry.
+   What is made again is a prefix, the same for all lanes.               test: tests/direct.c */
 static const kvmem_param kvmem__params_recompute[] = {
     { "checkpoint", 0, 0, 2, "tokens|f32|f16", 1, "kept of a token: its id, or residual vectors" },
-    { "every", 0, 0, 4096, NULL, 1, "a residual vector every so many layers; 0: only the embedding" },
+    { "every", 0, 0, 4096, NULL, 1, "a vector every so many layers; 0: only the embedding" },
     { "hold", 0, 0, 1, NULL, 1, "1: what was made again stays until the turn ends" },
     KVMEM__END_PARAMS };
 static kvmem_status kvmem__reduce_recompute(const kvmem_view *v, int g, const int *kept, int n_kept,
@@ -9165,31 +9165,33 @@ static kvmem_status kvmem__reduce_recompute(const kvmem_view *v, int g, const in
 
 static const kvmem_reduce_entry kvmem__reduces[] = {
     { { "drop", "the rest is forgotten, its pages are freed", "-", NULL, 0 }, kvmem__reduce_drop },
-    { { "recompute", "the rest is made again from checkpoints, bit for bit", "Qasim 2026, arXiv 2603.19664",
-        kvmem__params_recompute, 0 }, kvmem__reduce_recompute } };
+    { { "recompute", "the rest is made again from checkpoints, bit for bit",
+        "Qasim 2026, arXiv 2603.19664", kvmem__params_recompute, 0 }, kvmem__reduce_recompute } };
 
 /* Is this a recipe whose session makes rows again? */
 static int kvmem__recomputes(const kvmem_recipe *r) {
     const kvmem_entry *e = r->stage[KVMEM_REDUCE].entry;
     return e && ((const kvmem_reduce_entry *)(const void *)e)->fn == kvmem__reduce_recompute;
 }
-/* What has left must be a prefix, equal in all lanes, and what stays must be copied without loss. */
+/* What has left must be a prefix, equal in all lanes; what stays must be copied without loss. */
 static kvmem_status kvmem__check_recompute(const kvmem_recipe *r, kvmem_error *err) {
     const double *par = r->stage[KVMEM_REDUCE].par;
     const char *k = r->stage[KVMEM_CODEC_K].entry->word, *v = r->stage[KVMEM_CODEC_V].entry->word;
     const int exact_k = !strcmp(k, "f32") || !strcmp(k, "f16") || !strcmp(k, "bf16");
     const int exact_v = !strcmp(v, "f32") || !strcmp(v, "f16") || !strcmp(v, "bf16");
     const char *why = NULL;
-    if (strcmp(r->stage[KVMEM_SCORE].entry->word, "recency")) why = "the oldest leave: score=recency";
+    if (strcmp(r->stage[KVMEM_SCORE].entry->word, "recency"))
+        why = "the oldest leave: score=recency";
     else if (r->sink) why = "nothing is lost, so no sinks: sink=0";
-    else if (strcmp(r->stage[KVMEM_BUDGET].entry->word, "uniform")) why = "lanes are equal: budget=uniform";
+    else if (strcmp(r->stage[KVMEM_BUDGET].entry->word, "uniform"))
+        why = "lanes are equal: budget=uniform";
     else if (r->amount.kind == KVMEM_BYTES) why = "the budget is a number of tokens, not bytes";
     else if (((const kvmem_place_entry *)(const void *)r->stage[KVMEM_PLACE].entry)->fn)
         why = "every token has its own position: place=original";
     else if (((const kvmem_retrieve_entry *)(const void *)r->stage[KVMEM_RETRIEVE].entry)->fn)
         why = "all entries are read: retrieve=all";
     else if (!exact_k || !exact_v) why = "rows are copied without loss: codec=f32, f16 or bf16";
-    else if (par[0] < 1 && par[1] > 0) why = "tokens are ids, there is nothing to keep every so many layers";
+    else if (par[0] < 1 && par[1] > 0) why = "tokens are ids: every= needs checkpoint=f32 or f16";
     return why ? kvmem__fail(err, KVMEM_BAD_RECIPE, "reduce=recompute: %s", why) : KVMEM_OK;
 }
 
@@ -14168,33 +14170,34 @@ KVMEM_API kvmem_status kvmem_session_estimate(const kvmem_model *m, const kvmem_
     return kvmem__with_config(m, cfg, kvmem__session_estimate, &a, err);
 }
 
-/* ==== >>direct : a session that makes evicted keys and values again ===============================
-   Qasim. The Residual Stream Is All You Need: On the Redundancy of the KV Cache in Transformer Inference.
-   2026. arXiv 2603.19664.   Code: Kaleemullahqasim/KV-Direct announces it, none is there.
+/* ==== >>direct : a session that makes evicted keys and values again ==============================
+   Qasim. The Residual Stream Is All You Need: On the Redundancy of the KV Cache in Transformer
+   Inference. 2026. arXiv 2603.19664.   Code: Kaleemullahqasim/KV-Direct announces it, none is there.
    With h^l_t the residual stream that enters layer l at token t,
        K^l_t = RoPE(W_k norm(h^l_t), t)      V^l_t = W_v norm(h^l_t)
-   so h is a checkpoint from which rows can be made again. The cache holds the rows of the newest B tokens
-   (budget=B; nothing is lost, so no sinks); of n tokens read the first n - B have left. For each layer:
+   so h is a checkpoint from which rows can be made again. The cache holds the rows of the newest B
+   tokens (budget=B; nothing is lost, so no sinks); of n tokens the first n - B have left. Per layer:
      1. a working cache of this one layer gets the rows of the first n - B tokens, made again
      2. and a copy of the B rows that the session's cache has;
      3. the new block's rows are appended and its queries attend there; the working cache is freed.
    Step 1 by the entry's parameter every=s, with E values in h, e bytes each, L layers:
-     s = 1 (resid-layer)   h^l of every layer is kept: norm, two products, RoPE     L E e bytes a token
-     s > 1 (resid-s)       kept at the layers 0, s, 2s ..: the prefix runs through the layers between, with
-                           causal attention among its own tokens           ceil(L/s) E e bytes a token
-     s = 0 (resid-0)       only h^0: a full run of the prefix            E e, or 4 with checkpoint=tokens
-   Bytes: B rows, n checkpoints (a checkpoint can only be taken when its token is read, so the newest B have
-   one, too, which the paper's B rows + (n - B) checkpoints leaves out), 8 for every run of blocks of one
-   kind, and while a block is in flight one layer's rows of all n tokens and, if s is not 1, n - B residual
-   vectors; with hold=1 all layers' rows until kvmem_session_end_turn or the next prompt, so that a turn
-   runs the prefix once. kvmem_session_bytes counts all of it. Under GQA with 2 G d < E, s = 1 keeps more
-   than it saves: Gemma 3 4B, bf16: rows 34 * 2 * 4 * 256 * 2 = 139264 bytes a token, one h 5120 (27.2
-   times less), 34 of them 174080.
-   Bit identity: logits equal those of the full cache with the same codec, bit for bit, on every path, for
-   any B and s with tokens or f32. The fast matrix products and attention have three kinds of blocks (up to
-   KVMEM__FEW rows, less than KVMEM__TILE_MIN, more), and a row's bits depend on the kind alone, not on
-   its block's length. The session keeps the runs of equal kind and makes a row again in a block of its own
-   kind, filled up with copies of its last row where the run was cut. f16 checkpoints round h, and it shows.
+     s = 1 (resid-layer)  h^l of every layer is kept: norm, two products, RoPE. L E e bytes a token
+     s > 1 (resid-s)      kept at the layers 0, s, 2s ..: the prefix runs through the layers between,
+                          with causal attention among its own tokens. ceil(L/s) E e bytes a token
+     s = 0 (resid-0)      only h^0: a full run of the prefix. E e bytes, or 4 with checkpoint=tokens
+   Bytes: B rows, n checkpoints (one can only be taken when its token is read, so the newest B have
+   one, too, which the card's B rows + (n - B) checkpoints leaves out), 8 for every run of blocks of
+   one kind, and while a block is in flight one layer's rows of all n tokens and, if s is not 1, n - B
+   residual vectors; with hold=1 all layers' rows until kvmem_session_end_turn or the next prompt, so
+   that a turn runs the prefix once. kvmem_session_bytes counts all of it. Under GQA with 2 G d < E,
+   s = 1 keeps more than it saves: Gemma 3 4B, bf16: rows 34 * 2 * 4 * 256 * 2 = 139264 bytes a token,
+   one h 5120 (27.2 times less), 34 of them 174080.
+   Bit identity: logits equal those of the full cache with the same codec, bit for bit, on every path,
+   for any B and s with tokens or f32. The fast matrix products and attention have three kinds of
+   blocks (up to KVMEM__FEW rows, less than KVMEM__TILE_MIN, more), and a row's bits depend on the kind
+   alone, not on its block's length. The session keeps the runs of equal kind and makes a row again in
+   a block of its own kind, filled up with copies of its last row where the run was cut. f16
+   checkpoints round h, and it shows.
    reads: nothing.   cost: 4 E G d products a token and layer that has left (s = 1); a prompt of n - B
    tokens a block (s = 0).   defaults: budget=256, tokens, every=0, hold=0.
    departs: see bytes; modes and flags are our reading of the abstract.     test: tests/direct.c */
@@ -14219,7 +14222,9 @@ struct kvmem_direct {
 
 /* Rows per block of each kind. */
 static int kvmem__direct_kind(int n) { return n > KVMEM__FEW ? n < KVMEM__TILE_MIN ? 1 : 2 : 0; }
-static int kvmem__direct_least(int kind) { return kind == 2 ? KVMEM__TILE_MIN : kind ? KVMEM__FEW + 1 : 1; }
+static int kvmem__direct_least(int kind) {
+    return kind == 2 ? KVMEM__TILE_MIN : kind ? KVMEM__FEW + 1 : 1;
+}
 static int kvmem__direct_most(int kind) {
     return kind == 2 ? KVMEM__DIRECT_ROWS : kind ? KVMEM__TILE_MIN - 1 : KVMEM__FEW;
 }
@@ -14229,7 +14234,8 @@ static void *kvmem__direct_take(kvmem_session *s, size_t count, size_t size) {
     size_t bytes;
     if (kvmem__mul(count, size, &bytes)) p = kvmem__alloc(&s->allocator, bytes);
     if (!p) {
-        kvmem__fail(&s->error, KVMEM_NO_MEMORY, "recompute: no memory for %zu times %zu bytes", count, size);
+        kvmem__fail(&s->error, KVMEM_NO_MEMORY, "recompute: no memory for %zu times %zu bytes", count,
+                    size);
         s->cache.error = s->error;
     } else if (s->direct) s->direct->live += bytes;
     return p;
@@ -14253,7 +14259,8 @@ static size_t kvmem__direct_row_bytes(const kvmem_model *m, const double *par) {
 }
 
 /* Room in a growing list for one more item: its slots double from 4 on. */
-static kvmem_status kvmem__direct_room(kvmem_session *s, void **list, int n, int *cap, size_t item) {
+static kvmem_status kvmem__direct_room(kvmem_session *s, void **list, int n, int *cap,
+                                       size_t item) {
     const int more = *cap ? *cap * 2 : 4;
     void *p;
     if (n < *cap) return KVMEM_OK;
@@ -14270,8 +14277,8 @@ static kvmem_status kvmem__direct_init(kvmem_session *s) {
     const double *par = s->cache.recipe.stage[KVMEM_REDUCE].par;
     struct kvmem_direct *d;
     if (s->cache.arena->limit)
-        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "reduce=recompute: a byte limit cannot hold while a "
-                           "layer is made again; give the budget in tokens");
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "reduce=recompute: a byte limit cannot hold "
+                           "while a layer is made again; give the budget in tokens");
     d = (struct kvmem_direct *)kvmem__direct_take(s, 1, sizeof *d);
     if (!d) return s->error.status;
     memset(d, 0, sizeof *d);
@@ -14284,14 +14291,16 @@ static kvmem_status kvmem__direct_init(kvmem_session *s) {
     d->row_bytes = kvmem__direct_row_bytes(s->model, par);
     d->max_piece = KVMEM__MIN(s->max_block, (int)KVMEM__DIRECT_ROWS);
     d->pos = (int32_t *)kvmem__direct_take(s, (size_t)s->max_block, sizeof *d->pos);
-    d->piece = (float *)kvmem__direct_take(s, (size_t)d->max_piece * (size_t)s->model->n_embd, sizeof(float));
+    d->piece = (float *)kvmem__direct_take(s, (size_t)d->max_piece * (size_t)s->model->n_embd,
+                                           sizeof(float));
     d->work = (kvmem_cache *)kvmem__direct_take(s, (size_t)kvmem__direct_works(s), sizeof *d->work);
     if (d->work) memset(d->work, 0, (size_t)kvmem__direct_works(s) * sizeof *d->work);
     return d->pos && d->piece && d->work ? KVMEM_OK : KVMEM_NO_MEMORY;
 }
 static void kvmem__direct_release_work(kvmem_session *s) {
+    kvmem_cache *work = s->direct->work;
     int i;
-    for (i = 0; s->direct->work && i < kvmem__direct_works(s); i++) kvmem_cache_free(&s->direct->work[i]);
+    for (i = 0; work && i < kvmem__direct_works(s); i++) kvmem_cache_free(&work[i]);
 }
 static void kvmem__direct_release_front(kvmem_session *s) {
     struct kvmem_direct *d = s->direct;
@@ -14301,7 +14310,8 @@ static void kvmem__direct_release_front(kvmem_session *s) {
 static void kvmem__direct_cut(kvmem_session *s, int64_t n) {
     struct kvmem_direct *d = s->direct;
     const int chunks = (int)((n + d->per - 1) / d->per);
-    while (d->n_chunks > chunks) kvmem__direct_give(s, d->chunk[--d->n_chunks], (size_t)d->per, d->row_bytes);
+    while (d->n_chunks > chunks)
+        kvmem__direct_give(s, d->chunk[--d->n_chunks], (size_t)d->per, d->row_bytes);
     while (d->n_runs && d->run[d->n_runs - 1].start >= n) d->n_runs--;
     kvmem__direct_release_work(s);
     d->answering = 0;
@@ -14342,7 +14352,8 @@ static kvmem_status kvmem__direct_copy(kvmem_session *dst, const kvmem_session *
     KVMEM__TRY(kvmem__direct_init(dst));
     d = dst->direct;
     KVMEM__TRY(kvmem__direct_grow(dst, (int64_t)from->n_chunks * from->per));
-    for (i = 0; i < d->n_chunks; i++) memcpy(d->chunk[i], from->chunk[i], (size_t)d->per * d->row_bytes);
+    for (i = 0; i < d->n_chunks; i++)
+        memcpy(d->chunk[i], from->chunk[i], (size_t)d->per * d->row_bytes);
     for (i = 0; i < from->n_runs; i++) {
         void *list = d->run;
         KVMEM__TRY(kvmem__direct_room(dst, &list, i, &d->cap_runs, sizeof *d->run));
@@ -14385,7 +14396,8 @@ static void kvmem__direct_store(const kvmem_session *s, int l, int64_t t, int n,
     }
 }
 
-static kvmem_status kvmem__direct_begin(kvmem_session *s, const int *ids, int n, kvmem_phase phase) {
+static kvmem_status kvmem__direct_begin(kvmem_session *s, const int *ids, int n,
+                                        kvmem_phase phase) {
     struct kvmem_direct *d = s->direct;
     const int64_t t0 = s->cache.tokens;
     void *list = d->run;
@@ -14394,12 +14406,14 @@ static kvmem_status kvmem__direct_begin(kvmem_session *s, const int *ids, int n,
     KVMEM__TRY(kvmem__direct_room(s, &list, d->n_runs, &d->cap_runs, sizeof *d->run));
     d->run = (kvmem__direct_run *)list;
     KVMEM__TRY(kvmem__direct_grow(s, t0 + n));
-    for (i = 0; d->as == 0 && i < n; i++) kvmem__put32(kvmem__direct_at(d, t0 + i, 0, 0), (uint32_t)ids[i]);
+    for (i = 0; d->as == 0 && i < n; i++)
+        kvmem__put32(kvmem__direct_at(d, t0 + i, 0, 0), (uint32_t)ids[i]);
     d->answering = phase == KVMEM_DECODE;
     d->evicted = t0 - kvmem_cache_lane_len(&s->cache, 0, 0);
     if (!d->evicted || d->every == 1) return KVMEM_OK;
     if (d->hold && d->work[0].arena && d->work[0].tokens == t0) return KVMEM_OK; /* all is there */
-    d->front = (float *)kvmem__direct_take(s, (size_t)d->evicted * (size_t)s->model->n_embd, sizeof(float));
+    d->front = (float *)kvmem__direct_take(s, (size_t)d->evicted * (size_t)s->model->n_embd,
+                                           sizeof(float));
     return d->front ? KVMEM_OK : s->error.status;
 }
 static kvmem_status kvmem__direct_end(kvmem_session *s, int n, kvmem_status status) {
@@ -14443,12 +14457,13 @@ static kvmem_status kvmem__direct_open(kvmem_session *s, kvmem_cache *w, int l) 
 static void kvmem__direct_rope(kvmem_session *s, float *x, int l, int64_t t, int n, int heads) {
     int i;
     for (i = 0; i < n; i++) s->direct->pos[i] = (int32_t)(t + i);
-    s->backend->rope(x, x, n, heads, s->model->head_dim, &s->cache.shape.rope[l], s->direct->pos, 1, s->threads);
+    s->backend->rope(x, x, n, heads, s->model->head_dim, &s->cache.shape.rope[l], s->direct->pos, 1,
+                     s->threads);
 }
-/* Tokens t.. t + m of the prefix, in a block of p >= m rows: their rows of layer l go to w; on: the block
-   also runs through the layer and is the next one's front. */
-static kvmem_status kvmem__direct_piece(kvmem_session *s, kvmem_cache *w, int l, int64_t t, int m, int p,
-                                        int on) {
+/* Tokens t.. t + m of the prefix, in a block of p >= m rows: their rows of layer l go to w; on: the
+   block also runs through the layer and is the next one's front. */
+static kvmem_status kvmem__direct_piece(kvmem_session *s, kvmem_cache *w, int l, int64_t t, int m,
+                                        int p, int on) {
     struct kvmem_direct *d = s->direct;
     const kvmem_model *o = s->model;
     const size_t e = (size_t)o->n_embd;
@@ -14490,11 +14505,10 @@ static kvmem_status kvmem__direct_recent(kvmem_session *s, kvmem_cache *w, int l
         KVMEM__TRY(kvmem_cache_append(w, 0, c, s->k, s->v, NULL));
         KVMEM__TRY(kvmem_cache_commit(w, KVMEM_PREFILL));
     }
-    return w->tokens == t + n ? KVMEM_OK
-                              : kvmem__fail(&w->error, KVMEM_BAD_STATE, "recompute: the prefix has %lld tokens, "
-                                            "not %lld", (long long)(w->tokens - n), (long long)t);
+    return w->tokens == t + n ? KVMEM_OK : kvmem__fail(&w->error, KVMEM_BAD_STATE,
+        "recompute: the prefix has %lld tokens, not %lld", (long long)(w->tokens - n), (long long)t);
 }
-/* Steps 1 and 2 for layer l. Keeps the checkpoints of the block in flight, n rows of s->x, first. */
+/* Steps 1 and 2 for layer l. First keeps the checkpoints of the block in flight, n rows of s->x. */
 static kvmem_status kvmem__direct_rows(kvmem_session *s, int l, int n) {
     struct kvmem_direct *d = s->direct;
     const int on = l + 1 < s->model->n_layers && !kvmem__direct_level(d, l + 1);
@@ -14528,7 +14542,7 @@ static void kvmem__add_part(kvmem_bytes_part *to, const kvmem_bytes_part *from) 
     to->scratch += from->scratch;
     to->total += from->total;
 }
-/* Everything that is there now beside the session's cache; of working cache `peak` the most it had. */
+/* Everything that is there now beside the session's cache; of working cache `peak` its own peak. */
 static kvmem_bytes_part kvmem__direct_live(const kvmem_session *s, int peak) {
     const struct kvmem_direct *d = s->direct;
     kvmem_bytes_part part = kvmem__part(2, d->live);
@@ -14572,21 +14586,23 @@ KVMEM_API void kvmem_session_bytes(const kvmem_session *s, kvmem_bytes *out) {
     if (s->direct->peak.total > out->peak.total) out->peak = s->direct->peak;
     if (out->live.total > out->peak.total) out->peak = out->live;
 }
-/* Bytes of n tokens' checkpoints; *working: of one layer's rows and of the front while a block is in
-   flight, all layers' with hold. */
+/* Bytes of n tokens' checkpoints; *working: of one layer's rows and of the front while a block is
+   in flight, all layers' with hold. */
 static size_t kvmem__direct_estimate(const kvmem_model *m, const kvmem_config *cfg, int64_t n,
                                      size_t *working) {
     const kvmem_recipe *r = cfg->recipe;
     const double *par = r->stage[KVMEM_REDUCE].par;
-    const size_t all = (size_t)n, page = (size_t)r->page, d = (size_t)m->head_dim, e = (size_t)m->n_embd;
+    const size_t all = (size_t)n, page = (size_t)r->page;
+    const size_t d = (size_t)m->head_dim, e = (size_t)m->n_embd;
     const kvmem_codec *k = (const kvmem_codec *)(const void *)r->stage[KVMEM_CODEC_K].entry;
     const kvmem_codec *v = (const kvmem_codec *)(const void *)r->stage[KVMEM_CODEC_V].entry;
     const size_t row = k->row_bytes(r->stage[KVMEM_CODEC_K].par, (int)d) +
                        v->row_bytes(r->stage[KVMEM_CODEC_V].par, (int)d);
     const size_t layers = par[2] > 0 ? (size_t)m->n_layers : 1;
-    *working = layers * (size_t)m->n_kv_heads * all * row + (par[1] == 1.0 ? 0 : all * e * sizeof(float));
-    return (all + page - 1) / page * page * kvmem__direct_row_bytes(m, par) + sizeof(struct kvmem_direct) +
-           layers * sizeof(kvmem_cache) + (size_t)cfg->max_block * sizeof(int32_t) +
+    *working = layers * (size_t)m->n_kv_heads * all * row;
+    if (par[1] != 1.0) *working += all * e * sizeof(float);
+    return (all + page - 1) / page * page * kvmem__direct_row_bytes(m, par) +
+           sizeof(struct kvmem_direct) + layers * sizeof(kvmem_cache) + (size_t)cfg->max_block * sizeof(int32_t) +
            (size_t)KVMEM__MIN(cfg->max_block, (int)KVMEM__DIRECT_ROWS) * e * sizeof(float);
 }
 
