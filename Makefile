@@ -87,7 +87,7 @@ $(B)/example_%: examples/%.c kvmem.h
 $(B)/fuzz_%: tools/fuzz_%.c tools/fuzz.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -DKVMEM_FUZZ_MAIN -o $@ $< $(LDFLAGS) $(LIBS)
-$(B)/bench_claims: $(B)/kvmem
+$(B)/bench_claims $(B)/bench_codecs: $(B)/kvmem
 $(B)/bench_%: bench/%.c bench/bench.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE) '-DBENCH_FLAGS="$(CFLAGS) $(OMPFLAGS)"' -I. -o $@ $< $(LDFLAGS) $(LIBS)

@@ -1,9 +1,10 @@
 /* bench.h - what the benchmarks share: a clock, medians, the machine's read bandwidth and
-   multiply-add peak measured in the same run, and tables that print aligned or as CSV. Include
+   multiply-add peak measured in the same run, and tables that print aligned, as CSV or as JSON
+   (a line a row). Include
    it first: it brings kvmem.h with its implementation. Benchmarks check results before they time
    and never fail on speed.
 
-       bench_begin(argc, argv, "kernels");     options --csv --threads N --repeat N
+       bench_begin(argc, argv, "kernels");     options --csv --json --threads N --repeat N
                                                --cpu-time; prints the machine
        b = bench_samples(...)                  median, min, max of N runs of a function
        bench_row(...)                          one table row; widths follow the header */
@@ -31,7 +32,7 @@
 #define BENCH_COMPILER "unknown"
 #endif
 
-static int bench_csv, bench_cpu_time, bench_threads, bench_repeat = 5, bench_argc;
+static int bench_csv, bench_json, bench_cpu_time, bench_threads, bench_repeat = 5, bench_argc;
 static char **bench_argv;
 
 /* Value of an option `--name value`, or def. */
@@ -271,6 +272,7 @@ static KVMEM__UNUSED void bench_begin(int argc, char **argv, const char *name, i
     bench_argc = argc;
     bench_argv = argv;
     bench_csv = bench_flag("--csv");
+    bench_json = bench_flag("--json");
     bench_cpu_time = bench_flag("--cpu-time");
     bench_threads = kvmem__threads(atoi(bench_option("--threads", "0")));
     bench_repeat = atoi(bench_option("--repeat", "5"));
@@ -281,6 +283,7 @@ static KVMEM__UNUSED void bench_begin(int argc, char **argv, const char *name, i
         bench_fma = bench_peak(0);
         bench_vnni = bench_peak(1);
     }
+    if (bench_json) return;
     printf("# %s: kvmem %d.%d.%d, path %s, %d threads, median of %d\n", name, KVMEM_VERSION_MAJOR,
            KVMEM_VERSION_MINOR, KVMEM_VERSION_PATCH, b ? b->name : "none", bench_threads,
            bench_repeat);
@@ -299,9 +302,33 @@ static KVMEM__UNUSED void bench_begin(int argc, char **argv, const char *name, i
 /* Cells separated by '|'. The header fixes the columns: a name is padded to its own width, and
    '<' in front of it aligns left. CSV prints the cells joined by commas. */
 static char bench_columns[512];
+/* {"codec":"q4_0","bits":4.5}: columns that align left hold text; "-" is null. */
+static void bench_json_line(const char *cells) {
+    const char *c = cells, *w = bench_columns;
+    int first = 1;
+    while (*c) {
+        const int n = (int)strcspn(c, "|"), wn = (int)strcspn(w, "|"), left = *w == '<';
+        int a = left, z = wn;
+        while (a < z && w[a] == ' ') a++;
+        while (z > a && w[z - 1] == ' ') z--;
+        printf("%s\"%.*s\":", first ? "{" : ",", z - a, w + a);
+        if (left) printf("\"%.*s\"", n, c);
+        else if (n == 1 && *c == '-') printf("null");
+        else printf("%.*s", n, c);
+        first = 0;
+        c += n + (c[n] == '|');
+        w += wn + (w[wn] == '|');
+    }
+    printf("}\n");
+    fflush(stdout);
+}
 static void bench_line(const char *cells, int header) {
     const char *c = cells, *w = bench_columns;
     int first = 1;
+    if (bench_json) {
+        if (!header) bench_json_line(cells);
+        return;
+    }
     while (*c) {
         const int n = (int)strcspn(c, "|"), wn = (int)strcspn(w, "|"), left = *w == '<';
         if (bench_csv) {

@@ -31,7 +31,7 @@ typedef struct codec_run {
 typedef struct codec_size {
     size_t coded_rows, exact_rows;        /* rows by the codec; rows kept finer (residual, sinks) */
     size_t rows, heads, state, exact;     /* their bytes: codes, heads of pages, learned, finer rows */
-    size_t total, allocated, table;       /* all of these; whole pages; constants shared by lanes */
+    size_t total, table;                  /* all of these; constants that lanes share */
 } codec_size;
 
 /* ---- reading */
@@ -220,22 +220,19 @@ static int codec_scores(codec_run *r) {
     free(f);
     return OK;
 }
-static codec_size codec_count(const codec_run *r) {
-    const kvmem_lane *ln = r->c.lane;
+static codec_size codec_count(const kvmem_cache *c, int lane, int is_v) {
+    const kvmem_lane *ln = c->lane + lane;
     codec_size z;
-    kvmem_bytes b;
     int p;
     memset(&z, 0, sizeof z);
     for (p = 0; p < ln->n_pages; p++) {
-        const kvmem_codec_use *u = r->is_v ? ln->pages[p]->vc : ln->pages[p]->kc;
-        const size_t rows = (size_t)kvmem__page_rows(&r->c, ln, p);
+        const kvmem_codec_use *u = is_v ? ln->pages[p]->vc : ln->pages[p]->kc;
+        const size_t rows = (size_t)kvmem__page_rows(c, ln, p);
         z.coded_rows += rows;
         z.rows += rows * u->row_bytes;
         z.table = u->table_bytes;
     }
     z.total = z.rows + z.heads + z.state + z.exact;
-    kvmem_cache_bytes(&r->c, &b);
-    z.allocated = r->is_v ? b.live.v : b.live.k;
     return z;
 }
 
@@ -256,9 +253,13 @@ static void codec_errors(const codec_run *r, double *error, double *most) {
     *error = s > 0 ? e / s : e > 0 ? (double)INFINITY : 0;
 }
 static void codec_show(const codec_run *r) {
-    const codec_size z = codec_count(r);
+    const codec_size z = codec_count(&r->c, 0, r->is_v);
     const double values = (double)r->n * r->d, bits = 8 * (double)z.total / values;
     double error, most;
+    size_t allocated;
+    kvmem_bytes b;
+    kvmem_cache_bytes(&r->c, &b);
+    allocated = r->is_v ? b.live.v : b.live.k;
     codec_errors(r, &error, &most);
     if (r->a->json) {
         json_open(NULL, '{');
@@ -277,7 +278,7 @@ static void codec_show(const codec_run *r) {
         json_int("learned_bytes", (int64_t)z.state);
         json_int("exact_rows", (int64_t)z.exact_rows);
         json_int("exact_bytes", (int64_t)z.exact);
-        json_int("allocated_bytes", (int64_t)z.allocated);
+        json_int("allocated_bytes", (int64_t)allocated);
         json_int("table_bytes", (int64_t)z.table);
         json_int("queries", r->m);
         json_close();
@@ -292,7 +293,7 @@ static void codec_show(const codec_run *r) {
     put("bits per value  %.6g\n", bits);
     put("relative error  %.6g (squares of x - y over those of x), largest %.6g\n", error, most);
     put("allocated       %lu bytes of whole pages; constants that lanes share: %lu\n",
-        (unsigned long)z.allocated, (unsigned long)z.table);
+        (unsigned long)allocated, (unsigned long)z.table);
 }
 static int codec_write(const char *path, const float *x, int rows, int cols) {
     FILE *f = fopen(path, "wb");

@@ -284,7 +284,7 @@ static void matrix_line(matrix *m, const char *word, const char *side) {
         const matrix_column *c = m->column + i;
         const int w = (int)strlen(c->sub) > (int)strlen(c->head) ? (int)strlen(c->sub) : (int)strlen(c->head);
         int bad;
-        snprintf(text, sizeof text, "codec.%s=%s %s", side, word, c->term);
+        snprintf(text, sizeof text, "codec.%s=%.60s %.60s", side, word, c->term);
         bad = matrix_cell(m, text, c->d, c->rope);
         if (bad) put(" %*d", w, bad);
         else put(" %*s", w, "+");
@@ -305,12 +305,12 @@ static void matrix_head(const matrix *m, int sub) {
 /* Every entry of one stage beside every entry of another, with one codec for both sides. */
 static void matrix_pairs(matrix *m, int a, int b) {
     const kvmem_entry *x, *y;
-    char text[160];
+    char text[160]; /* words are short; the parser would say so if one were cut off */
     int i, j, asked = 0, bad = 0;
     for (i = 0; (x = kvmem_stage_entry((kvmem_stage)a, i)) != NULL; i++)
         for (j = 0; (y = kvmem_stage_entry((kvmem_stage)b, j)) != NULL; j++) {
             int why;
-            snprintf(text, sizeof text, "budget=50%% %s=%s %s=%s",
+            snprintf(text, sizeof text, "budget=50%% %s=%.40s %s=%.40s",
                      a == (int)KVMEM_CODEC_K ? "codec.k" : stage_name(a), x->word,
                      b == (int)KVMEM_CODEC_V ? "codec.v" : stage_name(b), y->word);
             asked++;
