@@ -6253,6 +6253,144 @@ static const kvmem_codec kvmem__codec_kvquant_v = {
 };
 #undef KVMEM__KVQUANT_CITE
 
+/* ==== >>codec_lowrank : the leading principal directions of a lane, then any row codec ==============
+   Principal components: Pearson 1901; for KV caches: Lin, Zeng, Xiao, Kou, Hou, Gao, Zhang, Deng.
+   MatryoshkaKV: Adaptive KV Compression via Trainable Orthogonal Projection. 2024. arXiv 2410.14731.
+   Code: The-kamisato/MatryoshkaKV-cache eigenvalues_decomposition.py (the untrained form).
+   The keys of one head do not fill their d dimensions: most of their energy lies in a few directions.
+     lesson   C = x^T x / n over the lane's rows x (n, d) = U^T diag(e) U, e falling; U_r: the first r rows of U
+     store    y = U_r x (r values), in the format `store`
+     read     <q, x'> = <U_r q, y>: q is contracted once; sum_t w_t x'_t = U_r^T sum_t w_t y_t: once an output
+   The error over the lesson is the sum of the e that are left out; no other r directions do better.
+   With center=head the rows come without their mean, as in the paper (covariance instead of C).
+   state: r d floats a lane, rows of U_r: what trained projections will fill in, too.
+   stage: both.   reads: keys after RoPE, values.   bits/value: bits of `store` r / d (q8_0 and q4_0: pieces of 32
+   of the r values, so r / d times 8.5 and 4.5 where 32 divides r).   cost: lesson O(n d^2 + 10 d^3); then r / d of
+   the plain row codec's work, and O(r d) a query head.
+   defaults: rank=0.5 (up to 1: a share of d, above: a count) store=f16.   preset: center=head residual=32.
+   guards: fewer rows than r in the lesson: the rest of the basis is orthonormal, too.   departs: nowhere.
+   test: tests/codec_lowrank.c */
+static int kvmem__lowrank_rank(const double *par, int d) {
+    const double r = par[0] <= 1 ? floor(par[0] * d + 0.5) : par[0];
+    return r < 1 ? 1 : r > d ? d : (int)r;
+}
+static kvmem__rows kvmem__lowrank_kind(const double *par) { return (kvmem__rows)(int)par[1]; }
+static size_t kvmem__lowrank_row_bytes(const double *par, int d) {
+    return kvmem__row_bytes(kvmem__lowrank_kind(par), kvmem__lowrank_rank(par, d));
+}
+static int kvmem__lowrank_state(const double *par, int d) { return kvmem__lowrank_rank(par, d) * d; }
+static int kvmem__lowrank_scratch(const double *par, int d, int n) {
+    (void)par;
+    (void)n;
+    return 2 * d * d + d;
+}
+static void kvmem__lowrank_learn(const kvmem_coded *b, float *state, const float *x, int n) {
+    const int d = b->d;
+    const size_t row = (size_t)d;
+    float *c = b->scratch, *u = c + row * row, *e = u + row * row, most = 0;
+    int t, i, j;
+    memset(c, 0, row * row * sizeof(float));
+    for (i = 0; i < n * d; i++) most = KVMEM__MAX(most, fabsf(kvmem__tame(x[i])));
+    for (t = 0; t < n && most > 0; t++) { /* scaled, so that no square overflows */
+        for (i = 0; i < d; i++) e[i] = kvmem__tame(x[(size_t)t * row + (size_t)i]) / most;
+        for (i = 0; i < d; i++) kvmem__axpy_plain(c + (size_t)i * row, e[i], e, i + 1);
+    }
+    for (i = 0; i < d; i++) for (j = 0; j < i; j++) c[(size_t)j * row + (size_t)i] = c[(size_t)i * row + (size_t)j];
+    kvmem__eigen(u, e, c, d);
+    memcpy(state, u, (size_t)kvmem__lowrank_state(b->par, d) * sizeof(float));
+}
+/* The block of the r values, as its row codec sees it. */
+static kvmem_coded kvmem__lowrank_inner(const kvmem_coded *b) {
+    kvmem_coded in = *b;
+    in.d = kvmem__lowrank_rank(b->par, b->d);
+    return in;
+}
+static void kvmem__lowrank_prepare(const kvmem_coded *b, float *out, const float *q) { /* out (r) = U_r q */
+    const int r = kvmem__lowrank_rank(b->par, b->d);
+    int i;
+    for (i = 0; i < r; i++) out[i] = kvmem__dot_plain(b->state + (size_t)i * (size_t)b->d, q, b->d);
+}
+static void kvmem__lowrank_finish(const kvmem_coded *b, float *out, const float *acc) { /* out (d) = U_r^T acc */
+    const int r = kvmem__lowrank_rank(b->par, b->d);
+    int i;
+    memset(out, 0, (size_t)b->d * sizeof(float));
+    for (i = 0; i < r; i++) kvmem__axpy_plain(out, acc[i], b->state + (size_t)i * (size_t)b->d, b->d);
+}
+static void kvmem__lowrank_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const int r = kvmem__lowrank_rank(b->par, b->d);
+    float *tame = b->scratch, *y = tame + b->d;
+    int t, i;
+    for (t = t0; t < t0 + n; t++, x += b->d) {
+        for (i = 0; i < b->d; i++) tame[i] = kvmem__tame(x[i]);
+        kvmem__lowrank_prepare(b, y, tame);
+        kvmem__encode_rows(kvmem__lowrank_kind(b->par), kvmem__row_at(b, t), y, 1, r);
+    }
+}
+/* The row codec's own functions, plain and fast: isa is the ending of their names. */
+#define KVMEM__LOWRANK_EACH(what, args)                                                             \
+    switch (kvmem__lowrank_kind(b->par)) {                                                          \
+    case KVMEM__ROWS_F32: kvmem__f32_##what args; break;                                            \
+    case KVMEM__ROWS_F16: kvmem__f16_##what args; break;                                            \
+    case KVMEM__ROWS_BF16: kvmem__bf16_##what args; break;                                          \
+    case KVMEM__ROWS_Q8_0: kvmem__q8_0_##what args; break;                                          \
+    default: kvmem__q4_0_##what args; break;                                                        \
+    }
+#define KVMEM__LOWRANK(isa)                                                                         \
+    static void kvmem__lowrank_expand##isa(const kvmem_coded *b, float *out, int t0, int n) {     \
+        const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
+        KVMEM__LOWRANK_EACH(expand##isa, (&in, out, t0, n))                                         \
+    }                                                                                               \
+    static void kvmem__lowrank_dot##isa(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, \
+                                        int nq) {                                                   \
+        const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
+        KVMEM__LOWRANK_EACH(dot##isa, (&in, s, ld, t0, n, q, nq))                                   \
+    }                                                                                               \
+    static void kvmem__lowrank_axpy##isa(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, \
+                                         int nq) {                                                  \
+        const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
+        KVMEM__LOWRANK_EACH(axpy##isa, (&in, acc, t0, n, w, ld, nq))                                \
+    }
+#define KVMEM__LOWRANK_USE(isa)                                                                     \
+    do {                                                                                            \
+        c->expand = kvmem__lowrank_expand##isa;                                                     \
+        c->dot = kvmem__lowrank_dot##isa;                                                           \
+        c->axpy = kvmem__lowrank_axpy##isa;                                                         \
+    } while (0)
+KVMEM__LOWRANK()
+#if KVMEM__X86
+KVMEM__LOWRANK(_avx2)
+KVMEM__LOWRANK(_avx512)
+#elif KVMEM__NEON
+KVMEM__LOWRANK(_neon)
+#endif
+static void kvmem__lowrank_fast(kvmem_codec *c, int isa) {
+#if KVMEM__X86
+    if (isa == 2) KVMEM__LOWRANK_USE(_avx2);
+    if (isa == 3) KVMEM__LOWRANK_USE(_avx512);
+#elif KVMEM__NEON
+    if (isa == 1) KVMEM__LOWRANK_USE(_neon);
+#else
+    (void)c;
+    (void)isa;
+#endif
+}
+#undef KVMEM__LOWRANK_EACH
+#undef KVMEM__LOWRANK
+#undef KVMEM__LOWRANK_USE
+static const kvmem_param kvmem__lowrank_params[] = {
+    { "rank", 0.5, 0, 4096, NULL, 0, "directions kept: up to 1 a share of the head size, above a count" },
+    { "store", KVMEM__ROWS_F16, 0, 4, "f32|f16|bf16|q8_0|q4_0", 1, "how the coefficients are stored" },
+    KVMEM__CODEC_COMMON
+};
+static const kvmem_codec kvmem__codec_lowrank = {
+    { "lowrank", "principal directions of the lane's rows, half of them in float16: 8 bits a value",
+      "Lin 2024 (MatryoshkaKV, untrained), arXiv 2410.14731", kvmem__lowrank_params, 0 },
+    0, kvmem__lowrank_row_bytes, NULL, NULL, NULL, kvmem__lowrank_state, NULL, kvmem__lowrank_learn,
+    kvmem__lowrank_scratch, kvmem__lowrank_rank, NULL, kvmem__lowrank_encode, kvmem__lowrank_expand,
+    kvmem__lowrank_finish, kvmem__lowrank_prepare, kvmem__lowrank_dot, kvmem__lowrank_axpy, NULL,
+    kvmem__lowrank_fast
+};
+
 /* ==== >>codec_polarquant : a rotated row as a tree of angles. stage: codec.k, codec.v =============
    Insu Han, Praneeth Kacham, Amin Karbasi, Vahab Mirrokni, Amir Zandieh. PolarQuant: Quantizing KV Caches
    with Polar Transformation. 2025. arXiv 2502.02617.                              Code: none found.
@@ -6782,7 +6920,8 @@ static const kvmem_codec *kvmem__codec_table(int i) {
         &kvmem__codec_kivi,
         &kvmem__codec_kvquant,
         &kvmem__codec_kvquant_post,
-        &kvmem__codec_kvquant_v, &kvmem__codec_turboquant
+        &kvmem__codec_kvquant_v, &kvmem__codec_turboquant,
+        &kvmem__codec_lowrank
     };
     return i >= 0 && i < (int)(sizeof table / sizeof table[0]) ? table[i] : NULL;
 }

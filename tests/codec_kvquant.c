@@ -212,7 +212,7 @@ TEST(facts_of_every_codec) {
     const char *const texts[6] = { "kvquant(bits=2)", "kvquant(bits=3,sparse=5,cap=1)", "kvquant_post(bits=4)",
                                    "kvquant_v(bits=2)", "kvquant_v(bits=3,sparse=20)", "kvquant(bits=8,qnorm=1)" };
     int i;
-    for (i = 0; i < 6; i++) codec_facts(texts[i], 6e-4);
+    for (i = 0; i < 6; i++) { codec_facts(texts[i], 6e-4); codec_facts_at(texts[i], 6e-4, 300); }
 }
 
 int main(int argc, char **argv) {
