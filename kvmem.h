@@ -76,6 +76,7 @@
      >>affine             a scale and a minimum for a group of values, shared by codecs
      >>codec_kivi         keys by channel, values by token, 2 or 4 bits
      >>codec_kvquant      non-uniform levels from calibration, per-channel keys, sparse outliers
+     >>codec_lowrank      the leading principal directions of a lane, then any row codec
      >>codec_polarquant   a rotated row as a tree of angles
      >>codec_turboquant   one codebook for all rotated coordinates
      >>codec_table        all codecs, and what every codec may leave out
