@@ -6300,16 +6300,27 @@ static void kvmem__lowrank_learn(const kvmem_coded *b, float *state, const float
     kvmem__eigen(u, e, c, d);
     memcpy(state, u, (size_t)kvmem__lowrank_state(b->par, d) * sizeof(float));
 }
-/* The block of the r values, as its row codec sees it. */
+/* The row codec of the coefficients with its fast functions, and the block of r values as it sees it. */
+static kvmem_codec kvmem__lowrank_store(const double *par, int isa) {
+    static const kvmem_codec *const stores[] = { /* in the order of kvmem__rows */
+        &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0,
+        &kvmem__codec_q4_1, &kvmem__codec_q5_0, &kvmem__codec_q5_1, &kvmem__codec_iq4_nl
+    };
+    kvmem_codec c = *stores[(int)par[1]];
+    c.fast(&c, isa);
+    return c;
+}
 static kvmem_coded kvmem__lowrank_inner(const kvmem_coded *b) {
+    static const double no_par[KVMEM_MAX_PARAMS] = { 0 };
     kvmem_coded in = *b;
     in.d = kvmem__lowrank_rank(b->par, b->d);
+    in.par = no_par;
     return in;
 }
-static void kvmem__lowrank_prepare(const kvmem_coded *b, float *out, const float *q) { /* out (r) = U_r q */
+static void kvmem__lowrank_project(const kvmem_coded *b, float *y, const float *x) { /* y (r) = U_r x */
     const int r = kvmem__lowrank_rank(b->par, b->d);
     int i;
-    for (i = 0; i < r; i++) out[i] = kvmem__dot_plain(b->state + (size_t)i * (size_t)b->d, q, b->d);
+    for (i = 0; i < r; i++) y[i] = kvmem__dot_plain(b->state + (size_t)i * (size_t)b->d, x, b->d);
 }
 static void kvmem__lowrank_finish(const kvmem_coded *b, float *out, const float *acc) { /* out (d) = U_r^T acc */
     const int r = kvmem__lowrank_rank(b->par, b->d);
@@ -6317,79 +6328,87 @@ static void kvmem__lowrank_finish(const kvmem_coded *b, float *out, const float 
     memset(out, 0, (size_t)b->d * sizeof(float));
     for (i = 0; i < r; i++) kvmem__axpy_plain(out, acc[i], b->state + (size_t)i * (size_t)b->d, b->d);
 }
-static void kvmem__lowrank_encode(const kvmem_coded *b, const float *x, int t0, int n) {
-    const int r = kvmem__lowrank_rank(b->par, b->d);
-    float *tame = b->scratch, *y = tame + b->d;
-    int t, i;
-    for (t = t0; t < t0 + n; t++, x += b->d) {
-        for (i = 0; i < b->d; i++) tame[i] = kvmem__tame(x[i]);
-        kvmem__lowrank_prepare(b, y, tame);
-        kvmem__encode_rows(kvmem__lowrank_kind(b->par), kvmem__row_at(b, t), y, 1, r);
-    }
-}
-/* The row codec's own functions, plain and fast: isa is the ending of their names. */
-#define KVMEM__LOWRANK_EACH(what, args)                                                             \
-    switch (kvmem__lowrank_kind(b->par)) {                                                          \
-    case KVMEM__ROWS_F32: kvmem__f32_##what args; break;                                            \
-    case KVMEM__ROWS_F16: kvmem__f16_##what args; break;                                            \
-    case KVMEM__ROWS_BF16: kvmem__bf16_##what args; break;                                          \
-    case KVMEM__ROWS_Q8_0: kvmem__q8_0_##what args; break;                                          \
-    default: kvmem__q4_0_##what args; break;                                                        \
-    }
+/* The functions that hand on to the row codec's, for each instruction set that has its own. */
 #define KVMEM__LOWRANK(isa)                                                                         \
-    static void kvmem__lowrank_expand##isa(const kvmem_coded *b, float *out, int t0, int n) {     \
+    static int kvmem__lowrank_q_floats##isa(const double *par, int d) {                             \
+        const kvmem_codec c = kvmem__lowrank_store(par, isa);                                       \
+        const int r = kvmem__lowrank_rank(par, d);                                                  \
+        return c.q_floats ? c.q_floats(par, r) : r;                                                 \
+    }                                                                                               \
+    static void kvmem__lowrank_prepare##isa(const kvmem_coded *b, float *out, const float *q) {     \
+        const kvmem_codec c = kvmem__lowrank_store(b->par, isa);                                    \
         const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
-        KVMEM__LOWRANK_EACH(expand##isa, (&in, out, t0, n))                                         \
+        float y[KVMEM_MAX_WIDTH];                                                                   \
+        kvmem__lowrank_project(b, c.q_prepare ? y : out, q);                                        \
+        if (c.q_prepare) c.q_prepare(&in, out, y);                                                  \
+    }                                                                                               \
+    static void kvmem__lowrank_encode##isa(const kvmem_coded *b, const float *x, int t0, int n) {   \
+        const kvmem_codec c = kvmem__lowrank_store(b->par, isa);                                    \
+        const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
+        float *tame = b->scratch, *y = tame + b->d;                                                 \
+        int t, i;                                                                                   \
+        for (t = t0; t < t0 + n; t++, x += b->d) {                                                  \
+            for (i = 0; i < b->d; i++) tame[i] = kvmem__tame(x[i]);                                 \
+            kvmem__lowrank_project(b, y, tame);                                                     \
+            c.encode(&in, y, t, 1);                                                                 \
+        }                                                                                           \
+    }                                                                                               \
+    static void kvmem__lowrank_expand##isa(const kvmem_coded *b, float *out, int t0, int n) {       \
+        const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
+        kvmem__lowrank_store(b->par, isa).expand(&in, out, t0, n);                                  \
     }                                                                                               \
     static void kvmem__lowrank_dot##isa(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, \
                                         int nq) {                                                   \
         const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
-        KVMEM__LOWRANK_EACH(dot##isa, (&in, s, ld, t0, n, q, nq))                                   \
+        kvmem__lowrank_store(b->par, isa).dot(&in, s, ld, t0, n, q, nq);                            \
     }                                                                                               \
     static void kvmem__lowrank_axpy##isa(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, \
                                          int nq) {                                                  \
         const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
-        KVMEM__LOWRANK_EACH(axpy##isa, (&in, acc, t0, n, w, ld, nq))                                \
+        kvmem__lowrank_store(b->par, isa).axpy(&in, acc, t0, n, w, ld, nq);                         \
     }
 #define KVMEM__LOWRANK_USE(isa)                                                                     \
     do {                                                                                            \
+        c->q_floats = kvmem__lowrank_q_floats##isa;                                                 \
+        c->q_prepare = kvmem__lowrank_prepare##isa;                                                 \
+        c->encode = kvmem__lowrank_encode##isa;                                                     \
         c->expand = kvmem__lowrank_expand##isa;                                                     \
         c->dot = kvmem__lowrank_dot##isa;                                                           \
         c->axpy = kvmem__lowrank_axpy##isa;                                                         \
     } while (0)
-KVMEM__LOWRANK()
+KVMEM__LOWRANK(0)
 #if KVMEM__X86
-KVMEM__LOWRANK(_avx2)
-KVMEM__LOWRANK(_avx512)
+KVMEM__LOWRANK(2)
+KVMEM__LOWRANK(3)
 #elif KVMEM__NEON
-KVMEM__LOWRANK(_neon)
+KVMEM__LOWRANK(1)
 #endif
 static void kvmem__lowrank_fast(kvmem_codec *c, int isa) {
 #if KVMEM__X86
-    if (isa == 2) KVMEM__LOWRANK_USE(_avx2);
-    if (isa == 3) KVMEM__LOWRANK_USE(_avx512);
+    if (isa == 2) KVMEM__LOWRANK_USE(2);
+    if (isa == 3) KVMEM__LOWRANK_USE(3);
 #elif KVMEM__NEON
-    if (isa == 1) KVMEM__LOWRANK_USE(_neon);
+    if (isa == 1) KVMEM__LOWRANK_USE(1);
 #else
     (void)c;
     (void)isa;
 #endif
 }
-#undef KVMEM__LOWRANK_EACH
 #undef KVMEM__LOWRANK
 #undef KVMEM__LOWRANK_USE
 static const kvmem_param kvmem__lowrank_params[] = {
     { "rank", 0.5, 0, 4096, NULL, 0, "directions kept: up to 1 a share of the head size, above a count" },
-    { "store", KVMEM__ROWS_F16, 0, 4, "f32|f16|bf16|q8_0|q4_0", 1, "how the coefficients are stored" },
+    { "store", KVMEM__ROWS_F16, 0, 8, "f32|f16|bf16|q8_0|q4_0|q4_1|q5_0|q5_1|iq4_nl", 1,
+      "how the coefficients are stored" },
     KVMEM__CODEC_COMMON
 };
 static const kvmem_codec kvmem__codec_lowrank = {
     { "lowrank", "principal directions of the lane's rows, half of them in float16: 8 bits a value",
       "Lin 2024 (MatryoshkaKV, untrained), arXiv 2410.14731", kvmem__lowrank_params, 0 },
     0, kvmem__lowrank_row_bytes, NULL, NULL, NULL, kvmem__lowrank_state, NULL, kvmem__lowrank_learn,
-    kvmem__lowrank_scratch, kvmem__lowrank_rank, NULL, kvmem__lowrank_encode, kvmem__lowrank_expand,
-    kvmem__lowrank_finish, kvmem__lowrank_prepare, kvmem__lowrank_dot, kvmem__lowrank_axpy, NULL,
-    kvmem__lowrank_fast
+    kvmem__lowrank_scratch, kvmem__lowrank_rank, kvmem__lowrank_q_floats0, kvmem__lowrank_encode0,
+    kvmem__lowrank_expand0, kvmem__lowrank_finish, kvmem__lowrank_prepare0, kvmem__lowrank_dot0,
+    kvmem__lowrank_axpy0, NULL, kvmem__lowrank_fast
 };
 
 /* ==== >>codec_polarquant : a rotated row as a tree of angles. stage: codec.k, codec.v =============
