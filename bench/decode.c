@@ -102,7 +102,7 @@ static int decode_token(const decode_run *r, int i) {
    the cache. */
 static double decode_bytes(const decode_run *r) {
     kvmem_bytes b;
-    kvmem_cache_bytes(&r->s.cache, &b);
+    kvmem_session_bytes(&r->s, &b);
     return (double)r->model.weight_bytes - (r->model.tied ? 0.0 : (double)r->model.embd.size) +
            (double)b.live.k + (double)b.live.v;
 }

@@ -345,7 +345,7 @@ static int cell_feed(eval_cell *c, kvmem_session *s, const int *id, int n, kvmem
 }
 static void cell_bytes(eval_cell *c, const kvmem_session *s) {
     kvmem_bytes b;
-    kvmem_cache_bytes(&s->cache, &b);
+    kvmem_session_bytes(s, &b);
     eval_add(&c->live, (double)b.live.total, 1);
     eval_add(&c->peak, (double)b.peak.total, 1);
     eval_add(&c->entries, (double)b.entries, 1);

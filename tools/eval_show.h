@@ -696,7 +696,7 @@ static void audit_run(eval *e, report_audit *a, const eval_cell *of) {
         i = cell_feed(&c, &b.s, e->test.ids, e->test.n - 1, KVMEM_PREFILL, NULL) &&
             cell_feed(&c, &b.s, e->test.ids + e->test.n - 1, 1, KVMEM_PROMPT_END, NULL);
         kvmem_cache_trace(&b.s.cache, NULL, NULL);
-        kvmem_cache_bytes(&b.s.cache, &bytes);
+        kvmem_session_bytes(&b.s, &bytes);
         report_run_bytes(run, (double)bytes.live.total, (double)bytes.entries);
         if (i) i = base_mark(&c, &b);
         while (i && c.n_q < e->test.n_q) {

@@ -791,7 +791,7 @@ static double rate(int64_t tokens, double seconds) {
 /* After the text, on stderr. */
 static int writer_summary(const writer *w, int as_json) {
     kvmem_bytes b;
-    kvmem_cache_bytes(&w->session.cache, &b);
+    kvmem_session_bytes(&w->session, &b);
     if (as_json) {
         json_open(NULL, '{');
         json_text("recipe", recipe_text(&w->recipe));
@@ -985,7 +985,7 @@ static int talk_command(talk *t, writer *w, const args *a, const char *line) {
     kvmem_bytes b;
     if (!strcmp(line, "/exit")) return 0;
     if (!strcmp(line, "/bytes")) {
-        kvmem_cache_bytes(&w->session.cache, &b);
+        kvmem_session_bytes(&w->session, &b);
         put_bytes_table(&b);
     } else if (!strcmp(line, "/clear")) {
         kvmem_session_clear(&w->session);
@@ -1319,8 +1319,8 @@ static int cmd_measure(const args *a) {
     memset(m, 0, sizeof *m);
     status = measure_run(m, a);
     if (status == OK) {
-        kvmem_cache_bytes(&m->full.cache, &full);
-        if (m->two) kvmem_cache_bytes(&m->kv.cache, &kv);
+        kvmem_session_bytes(&m->full, &full);
+        if (m->two) kvmem_session_bytes(&m->kv, &kv);
         else kv = full;
         if (a->json) measure_json(m, a, &full, &kv);
         else measure_table(m, a, &full, &kv);
