@@ -6779,12 +6779,15 @@ static void kvmem__tq_build(const double *par, int d, void *table) {
         for (k = 0; k < d * d; k++) signs[2 * d + k] = kvmem__gauss(seed + 1, (uint64_t)k);
     else if (kvmem__tq_prod(par)) kvmem__signs(signs + 2 * d, 2 * d, seed + 1);
 }
-/* out (d) = S x, or S^T x: the sketch of form=prod. */
-static void kvmem__tq_sketch(const kvmem_coded *b, float *out, const float *x, int back) {
-    const float *s = kvmem__tq_signs(b->table) + 2 * b->d, root = sqrtf((float)b->d);
-    const int d = b->d;
+/* One bit a coordinate for what codes leave of a unit vector (form=prod; octopus with qjl=1): the signs of
+   its sketch S r and |r|. spin: signs of R; s: the matrix S (d, d) if gauss, else signs of its spin. */
+typedef struct kvmem__rest { const float *spin, *s; int d, gauss; } kvmem__rest;
+/* out (d) = S x, or S^T x. */
+static void kvmem__rest_sketch(const kvmem__rest *r, float *out, const float *x, int back) {
+    const float *s = r->s, root = sqrtf((float)r->d);
+    const int d = r->d;
     int i, j;
-    if (kvmem__tq_gauss(b->par)) {
+    if (r->gauss) {
         memset(out, 0, (size_t)d * sizeof *out);
         for (i = 0; i < d; i++, s += d) {
             for (j = 0; j < d; j++)
@@ -6797,41 +6800,52 @@ static void kvmem__tq_sketch(const kvmem_coded *b, float *out, const float *x, i
     if (back) kvmem__spin_back(out, s, d);
     else kvmem__spin(out, s, d);
 }
-/* u (d) = x / |x|, returns |x|; 0 and u = 0 if the row is zero. */
+/* u (d) = x / |x|, |x| returned; 0 and u = 0 where |x| is too small for a half. Sums of squares run over
+   channels j % 8 apart, so that eight lanes can do the same; squares of floats are exact as doubles. */
 static float kvmem__unit_row(float *u, const float *x, int d) {
-    double sum = 0, norm;
+    double sum[8] = { 0, 0, 0, 0, 0, 0, 0, 0 };
+    float norm, inv;
     int j;
     for (j = 0; j < d; j++) {
-        const float v = x[j] != x[j] ? 0.0f : x[j] > 65504.0f ? 65504.0f : x[j] < -65504.0f ? -65504.0f : x[j];
-        u[j] = v;
-        sum += (double)v * (double)v;
+        u[j] = x[j] != x[j] ? 0.0f : x[j] > 65504.0f ? 65504.0f : x[j] < -65504.0f ? -65504.0f : x[j];
+        sum[j % 8] += (double)u[j] * (double)u[j];
     }
-    norm = sqrt(sum);
-    for (j = 0; j < d; j++) u[j] = norm > 0 ? (float)((double)u[j] / norm) : 0.0f;
-    return (float)norm;
+    norm = (float)sqrt(((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7])));
+    inv = norm < 2.98e-8f ? 0.0f : 1.0f / norm;
+    for (j = 0; j < d; j++) u[j] *= inv;
+    return inv > 0 ? norm : 0.0f;
 }
-/* Signs and length of what the codes leave of u: y (d) holds R u^; both are overwritten. */
-static void kvmem__tq_encode_rest(const kvmem_coded *b, uint8_t *out, float *u, float *y) {
-    const int d = b->d;
+/* Signs of the sketch to out, |r| returned: u (d) is coded, y (d) holds R u^; both are overwritten. */
+static float kvmem__rest_encode(const kvmem__rest *r, uint8_t *out, float *u, float *y) {
+    const int d = r->d;
     uint8_t code[64];
     double sum = 0;
     int c, j;
-    kvmem__spin_back(y, kvmem__tq_signs(b->table), d);
+    kvmem__spin_back(y, r->spin, d);
     for (j = 0; j < d; j++) {
         u[j] -= y[j];
         sum += (double)u[j] * (double)u[j];
     }
-    kvmem__tq_sketch(b, y, u, 0);
+    kvmem__rest_sketch(r, y, u, 0);
     for (c = 0; c < d; c += 64) {
         const int m = KVMEM__MIN(64, d - c);
         for (j = 0; j < m; j++) code[j] = y[c + j] < 0;
         out = kvmem__weave_put(out, code, m, 1);
     }
-    kvmem__put16(out + 2, kvmem__f32_to_f16((float)sqrt(sum)));
+    return (float)sqrt(sum);
+}
+static kvmem__rest kvmem__tq_rest(const kvmem_coded *b) {
+    kvmem__rest r;
+    r.spin = kvmem__tq_signs(b->table);
+    r.s = r.spin + 2 * b->d;
+    r.d = b->d;
+    r.gauss = kvmem__tq_gauss(b->par);
+    return r;
 }
 static void kvmem__tq_encode(const kvmem_coded *b, const float *x, int t0, int n) {
     const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
     const int d = b->d, bits = kvmem__tq_bits(b->par), prod = kvmem__tq_prod(b->par);
+    const kvmem__rest rest = kvmem__tq_rest(b);
     float *u = b->scratch, *y = u + d;
     uint8_t code[64];
     int t, c, j;
@@ -6839,7 +6853,7 @@ static void kvmem__tq_encode(const kvmem_coded *b, const float *x, int t0, int n
         uint8_t *out = kvmem__row_at(b, t0 + t);
         float gamma = kvmem__unit_row(u, x, d), along = 0;
         memset(out, 0, b->row_bytes);
-        if (kvmem__half_sat(gamma) == 0) continue;
+        if (gamma <= 0) continue;
         memcpy(y, u, (size_t)d * sizeof *y);
         kvmem__spin(y, kvmem__tq_signs(tq), d);
         for (c = 0; c < d; c += 64) {
@@ -6853,11 +6867,12 @@ static void kvmem__tq_encode(const kvmem_coded *b, const float *x, int t0, int n
         }
         if (b->par[KVMEM__TQ_RESCALE] > 0 && !prod && along > 0) gamma /= along;
         kvmem__put16(prod ? out + kvmem__weave_bytes(d, 1) : out, kvmem__half_sat(gamma));
-        if (prod) kvmem__tq_encode_rest(b, out, u, y);
+        if (prod) kvmem__put16(out + kvmem__weave_bytes(d, 1) + 2,
+                               kvmem__f32_to_f16(kvmem__rest_encode(&rest, out, u, y)));
     }
 }
 /* The signs of one row as +-g: z (d). */
-static void kvmem__tq_rest(float *z, const uint8_t *in, int d, float g) {
+static void kvmem__rest_signs(float *z, const uint8_t *in, int d, float g) {
     uint8_t code[64];
     int c, j;
     for (c = 0; c < d; c += 64) {
@@ -6867,18 +6882,40 @@ static void kvmem__tq_rest(float *z, const uint8_t *in, int d, float g) {
     }
 }
 /* out (d) += R S^T z, for rows too wide to keep both apart. */
-static void kvmem__tq_fold(const kvmem_coded *b, float *out, const uint8_t *in, float g) {
-    float z[KVMEM_MAX_WIDTH], r[KVMEM_MAX_WIDTH];
+static void kvmem__rest_fold(const kvmem__rest *r, float *out, const uint8_t *in, float g) {
+    float z[KVMEM_MAX_WIDTH], x[KVMEM_MAX_WIDTH];
     int j;
-    kvmem__tq_rest(z, in, b->d, g);
-    kvmem__tq_sketch(b, r, z, 1);
-    kvmem__spin(r, kvmem__tq_signs(b->table), b->d);
-    for (j = 0; j < b->d; j++) out[j] += r[j];
+    kvmem__rest_signs(z, in, r->d, g);
+    kvmem__rest_sketch(r, x, z, 1);
+    kvmem__spin(x, r->spin, r->d);
+    for (j = 0; j < r->d; j++) out[j] += x[j];
+}
+/* The rest of an expanded row: out (d) holds its codes; wide: +-g beside them, else added. */
+static void kvmem__rest_expand(const kvmem__rest *r, float *out, const uint8_t *in, float g, int wide) {
+    g *= KVMEM__ROOT_HALF_PI / (float)r->d;
+    if (wide) kvmem__rest_signs(out + r->d, in, r->d, g);
+    else kvmem__rest_fold(r, out, in, g);
+}
+/* R q, and S q beside it if wide; back: R^T acc + S^T of the wide half. */
+static void kvmem__rest_prepare(const kvmem__rest *r, float *out, const float *q, int wide) {
+    memcpy(out, q, (size_t)r->d * sizeof *q);
+    kvmem__spin(out, r->spin, r->d);
+    if (wide) kvmem__rest_sketch(r, out + r->d, q, 0);
+}
+static void kvmem__rest_finish(const kvmem__rest *r, float *out, const float *acc, int wide) {
+    float y[KVMEM_MAX_WIDTH];
+    int j;
+    memcpy(y, acc, (size_t)r->d * sizeof *y);
+    kvmem__spin_back(y, r->spin, r->d);
+    if (wide) kvmem__rest_sketch(r, out, acc + r->d, 1);
+    else memset(out, 0, (size_t)r->d * sizeof *out);
+    for (j = 0; j < r->d; j++) out[j] += y[j];
 }
 static void kvmem__tq_expand(const kvmem_coded *b, float *out, int t0, int n) {
     const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
     const int d = b->d, bits = kvmem__tq_bits(b->par), prod = kvmem__tq_prod(b->par);
     const int width = kvmem__tq_width(b->par, d);
+    const kvmem__rest rest = kvmem__tq_rest(b);
     uint8_t code[64];
     int t, c, j;
     for (t = 0; t < n; t++, out += width) {
@@ -6890,25 +6927,18 @@ static void kvmem__tq_expand(const kvmem_coded *b, float *out, int t0, int n) {
             for (j = 0; j < m; j++) out[c + j] = gamma * tq->level[code[j]];
         }
         if (prod) {
-            const float g = gamma * kvmem__f16_to_f32(kvmem__le16(end - 2)) * KVMEM__ROOT_HALF_PI / (float)d;
-            if (width > d) kvmem__tq_rest(out + d, in, d, g);
-            else kvmem__tq_fold(b, out, in, g);
+            const float g = gamma * kvmem__f16_to_f32(kvmem__le16(end - 2));
+            kvmem__rest_expand(&rest, out, in, g, width > d);
         }
     }
 }
 static void kvmem__tq_prepare(const kvmem_coded *b, float *out, const float *q) {
-    memcpy(out, q, (size_t)b->d * sizeof *q);
-    kvmem__spin(out, kvmem__tq_signs(b->table), b->d);
-    if (kvmem__tq_wide(b->par, b->d)) kvmem__tq_sketch(b, out + b->d, q, 0);
+    const kvmem__rest rest = kvmem__tq_rest(b);
+    kvmem__rest_prepare(&rest, out, q, kvmem__tq_wide(b->par, b->d));
 }
 static void kvmem__tq_finish(const kvmem_coded *b, float *out, const float *acc) {
-    float y[KVMEM_MAX_WIDTH];
-    int j;
-    memcpy(y, acc, (size_t)b->d * sizeof *y);
-    kvmem__spin_back(y, kvmem__tq_signs(b->table), b->d);
-    if (kvmem__tq_wide(b->par, b->d)) kvmem__tq_sketch(b, out, acc + b->d, 1);
-    else memset(out, 0, (size_t)b->d * sizeof *out);
-    for (j = 0; j < b->d; j++) out[j] += y[j];
+    const kvmem__rest rest = kvmem__tq_rest(b);
+    kvmem__rest_finish(&rest, out, acc, kvmem__tq_wide(b->par, b->d));
 }
 static int kvmem__tq_scratch(const double *par, int d, int n) {
     (void)par;

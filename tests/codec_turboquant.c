@@ -305,8 +305,8 @@ TEST(heads_too_wide_for_two_halves_are_read_as_one) {
 }
 TEST(facts_of_every_codec_hold) {
     codec_facts("turboquant(bits=8)", 1);
-    codec_facts("turboquant(bits=3)", 1);
-    codec_facts("turboquant(bits=2,form=prod)", 1);
+    codec_facts("turboquant(bits=3)", 3);
+    codec_facts("turboquant(bits=2,form=prod)", 5);
 }
 int main(int argc, char **argv) {
     test_begin(argc, argv, "codec_turboquant");
