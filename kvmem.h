@@ -79,6 +79,7 @@
      >>codec_lowrank      the leading principal directions of a lane, then any row codec
      >>codec_polarquant   a rotated row as a tree of angles
      >>codec_turboquant   one codebook for all rotated coordinates
+     >>codec_octopus      triplets of rotated coordinates by direction and length
      >>codec_table        all codecs, and what every codec may leave out
      >>cache              arena, pages, lanes
      >>attention          causal attention that reads the coded pages
@@ -6959,6 +6960,225 @@ static const kvmem_codec kvmem__codec_turboquant = {
     kvmem__tq_width, NULL, kvmem__tq_encode, kvmem__tq_expand, kvmem__tq_finish, kvmem__tq_prepare, NULL, NULL,
     NULL, NULL };
 
+/* ==== >>codec_octopus : triplets of rotated coordinates by direction and length. stage: codec; both
+   Mark Boss. OCTOPUS: Optimized KV Cache for Transformers via Octahedral Parametrization Under optimal
+   Squared error quantization. 2026. arXiv 2605.21226.           Code: no official one found.
+   As in turboquant a row is cut into gamma = |x| and a rotated direction y = R x / gamma. Its coordinates
+   are then taken three at a time (the last triplet padded with zeros, d=64: 22, d=128: 43 triplets t), and
+   a triplet again is cut into a length rho = |t| and a direction. The direction is laid on the octahedron
+   |x| + |y| + |z| = 1 and unfolded to the square [-1, 1]^2:
+       p = t / (|x| + |y| + |z|);   p_z >= 0: (xi, eta) = (p_x, p_y), else
+                                    (sg(p_x) (1 - |p_y|), sg(p_y) (1 - |p_x|)),  sg(0) = 1.
+   Of 3 b + 1 bits xi and eta get b + 1 each, rho b - 1. Back: z = 1 - |xi| - |eta|; z < 0: fold again;
+   normalize, times rho, R^T, times gamma.
+   Codebooks are Lloyd-Max of exact densities. rho^2 of a random direction is Beta(3/2, (d - 3) / 2):
+       f(rho) ~ rho^2 (1 - rho^2)^((d - 5) / 2);
+   xi and eta of a random direction, with a = |xi|, L = 1 - a:
+       f(xi) = [ L / (L^2 + 2 a^2) + a / (a^2 + 2 L^2) ] / (pi sqrt(a^2 + L^2)).
+   rounding=joint: of the up to 9 code pairs around the nearest one the encoder takes the direction n with
+   the largest <t, n>, and for rho the level nearest to that <t, n>. plain: nearest xi, eta, and |t|.
+   qjl=1: one bit a coordinate for the rest, as in turboquant form=prod (sketch: a second rotation).
+   At matched index bits it is no better than a scalar codec: at b = 2 a triplet has 7 bits, 2.33 a value,
+   error .0833 (d = 128); 5 Lloyd-Max levels a value, 2.32 bits, give .0790. Compare by bytes.
+   row: triplets of 3 b + 1 bits (xi lowest, then eta, then rho) from the lowest bit on, gamma as a half. Bits
+   a value (n_t (3 b + 1) + 16) / d, codes up to whole bytes: 2.75 3.75 4.75 (d=64), 2.5 3.5 4.5 (d=128) for
+   b = 2 3 4; qjl: 1 + 16/d more.
+   reads: keys after RoPE, values.   state: none.   cost: 9 products a triplet to code, one look-up to decode.
+   defaults: bits=3 rounding=joint qjl=0 seed=1.   ties: lower pair, upper level.
+   guards: as turboquant; a zero triplet has direction (0, 0, 1); d <= 3: rho is 1.
+   departs: gamma is a half (paper: a float).                               test: tests/codec_octopus.c */
+
+/* What build makes: levels of xi (= of eta) and rho, the unit vector of each pair i + j n, signs of R (2 d)
+   and of the sketch (2 d). */
+enum { KVMEM__OCT_BITS, KVMEM__OCT_ROUNDING, KVMEM__OCT_QJL, KVMEM__OCT_SEED };
+typedef struct kvmem__octo {
+    float xi[64], xi_mid[64], rho[16], rho_mid[16];
+} kvmem__octo;
+static int kvmem__oct_bits(const double *par) { return (int)par[KVMEM__OCT_BITS]; }
+static int kvmem__oct_triplets(int d) { return (d + 2) / 3; }
+/* The unit vectors x, y, z (n n each) of the pairs, behind the levels. */
+static float *kvmem__oct_unit(const void *table) {
+    return (float *)(uintptr_t)((const kvmem__octo *)table + 1);
+}
+static kvmem__rest kvmem__oct_rest(const kvmem_coded *b) {
+    kvmem__rest r;
+    r.spin = kvmem__oct_unit(b->table) + 3 * ((size_t)4 << 2 * kvmem__oct_bits(b->par));
+    r.s = r.spin + 2 * b->d;
+    r.d = b->d;
+    r.gauss = 0;
+    return r;
+}
+static size_t kvmem__oct_codes(const double *par, int d) { /* bytes of the triplets */
+    return ((size_t)kvmem__oct_triplets(d) * (size_t)(3 * kvmem__oct_bits(par) + 1) + 7) / 8;
+}
+static size_t kvmem__oct_row_bytes(const double *par, int d) {
+    return kvmem__oct_codes(par, d) + 2 + (par[KVMEM__OCT_QJL] > 0 ? kvmem__weave_bytes(d, 1) + 2 : 0);
+}
+static int kvmem__oct_wide(const double *par, int d) { return par[KVMEM__OCT_QJL] > 0 && 2 * d <= KVMEM_MAX_WIDTH; }
+static int kvmem__oct_width(const double *par, int d) { return kvmem__oct_wide(par, d) ? 2 * d : d; }
+static size_t kvmem__oct_table_bytes(const double *par, int d) {
+    return sizeof(kvmem__octo) + (3 * ((size_t)4 << 2 * kvmem__oct_bits(par)) + 4 * (size_t)d) * sizeof(float);
+}
+static double kvmem__oct_xi_density(double x, double unused) {
+    const double a = fabs(x), l = 1 - a;
+    (void)unused;
+    return (l / (l * l + 2 * a * a) + a / (a * a + 2 * l * l)) / sqrt(a * a + l * l);
+}
+static double kvmem__oct_rho_density(double r, double d) { return r * r * pow(1 - r * r, (d - 5) / 2); }
+/* t (3) on the octahedron's square. */
+static void kvmem__oct_fold(const float *t, float *xi, float *eta) {
+    const float ax = fabsf(t[0]), ay = fabsf(t[1]), sum = ax + ay + fabsf(t[2]);
+    const float x = sum > 0 ? t[0] / sum : 0.0f, y = sum > 0 ? t[1] / sum : 0.0f;
+    *xi = x;
+    *eta = y;
+    if (t[2] < 0) {
+        *xi = x < 0 ? fabsf(y) - 1 : 1 - fabsf(y);
+        *eta = y < 0 ? fabsf(x) - 1 : 1 - fabsf(x);
+    }
+}
+/* And back to a unit vector. */
+static void kvmem__oct_unfold(double xi, double eta, double *t) {
+    const double ax = fabs(xi), ay = fabs(eta), z = 1 - ax - ay, in = z < 0 ? -z : 0;
+    const double x = (ax - in) * (xi < 0 ? -1 : 1), y = (ay - in) * (eta < 0 ? -1 : 1);
+    const double norm = sqrt(x * x + y * y + z * z);
+    t[0] = x / norm;
+    t[1] = y / norm;
+    t[2] = z / norm;
+}
+/* n levels of a density to floats, and the borders between them. */
+static void kvmem__oct_levels(float *to, float *mid, int n, kvmem__density f, double d, double lo, double hi) {
+    double level[64];
+    int k;
+    kvmem__lloyd_max(level, n, f, d, lo, hi);
+    for (k = 0; k < n; k++) {
+        if (lo < 0 && 2 * k < n) level[k] = -level[n - 1 - k];
+        to[k] = (float)level[k];
+        if (k) mid[k - 1] = (float)((level[k - 1] + level[k]) / 2);
+    }
+}
+static void kvmem__oct_build(const double *par, int d, void *table) {
+    kvmem__octo *o = (kvmem__octo *)table;
+    const int bits = kvmem__oct_bits(par), n = 2 << bits, lengths = 1 << (bits - 1);
+    float *unit = kvmem__oct_unit(table), *signs = unit + 3 * n * n;
+    double t[3];
+    int i, k;
+    kvmem__oct_levels(o->xi, o->xi_mid, n, kvmem__oct_xi_density, 0, -1, 1);
+    if (d > 3)
+        kvmem__oct_levels(o->rho, o->rho_mid, lengths, kvmem__oct_rho_density, d, 0,
+                          KVMEM__MIN(1.0, 12 / sqrt((double)d)));
+    for (i = 0; i < lengths && d <= 3; i++) o->rho[i] = o->rho_mid[i] = 1;
+    for (i = 0; i < n * n; i++) {
+        kvmem__oct_unfold((double)o->xi[i % n], (double)o->xi[i / n], t);
+        for (k = 0; k < 3; k++) unit[k * n * n + i] = (float)t[k];
+    }
+    kvmem__signs(signs, 2 * d, (uint64_t)par[KVMEM__OCT_SEED]);
+    kvmem__signs(signs + 2 * d, 2 * d, (uint64_t)par[KVMEM__OCT_SEED] + 1);
+}
+/* The code of a triplet: pair of directions, level of the length above it. */
+static int kvmem__oct_code(const kvmem__octo *o, const float *unit, int bits, int joint, const float *t) {
+    const int n = 2 << bits, lengths = 1 << (bits - 1);
+    const float *x = unit, *y = x + n * n, *z = y + n * n;
+    float xi, eta, most;
+    int i, j, k, best;
+    kvmem__oct_fold(t, &xi, &eta);
+    i = kvmem__cell_of(o->xi_mid, n, xi);
+    j = kvmem__cell_of(o->xi_mid, n, eta);
+    best = i + j * n;
+    if (!joint) most = sqrtf(t[0] * t[0] + t[1] * t[1] + t[2] * t[2]);
+    else {
+        const int i0 = i > 0 ? i - 1 : 0, i1 = i < n - 1 ? i + 1 : i, j1 = j < n - 1 ? j + 1 : j;
+        most = t[0] * x[best] + t[1] * y[best] + t[2] * z[best];
+        for (j = j > 0 ? j - 1 : 0; j <= j1; j++) {
+            for (k = i0 + j * n; k <= i1 + j * n; k++) {
+                const float along = t[0] * x[k] + t[1] * y[k] + t[2] * z[k];
+                if (along > most) { most = along; best = k; }
+            }
+        }
+    }
+    return best + kvmem__cell_of(o->rho_mid, lengths, most) * n * n;
+}
+/* Triplet k of a row of codes of `bits` bits; three bytes are read, the last ones may be gamma's. */
+static unsigned kvmem__oct_get(const uint8_t *row, int k, int bits) {
+    const size_t at = (size_t)k * (size_t)bits;
+    row += at / 8;
+    return ((unsigned)row[0] | (unsigned)row[1] << 8 | (unsigned)row[2] << 16) >> at % 8 & ((1u << bits) - 1);
+}
+static void kvmem__oct_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const kvmem__octo *o = (const kvmem__octo *)b->table;
+    const float *unit = kvmem__oct_unit(o);
+    const int d = b->d, bits = kvmem__oct_bits(b->par), width = 3 * bits + 1, pairs = 4 << 2 * bits;
+    const int qjl = b->par[KVMEM__OCT_QJL] > 0, joint = b->par[KVMEM__OCT_ROUNDING] <= 0;
+    const kvmem__rest rest = kvmem__oct_rest(b);
+    float *u = b->scratch, *y = u + d;
+    int t, c, k;
+    for (t = 0; t < n; t++, x += d) {
+        uint8_t *out = kvmem__row_at(b, t0 + t), *p = out;
+        const float gamma = kvmem__unit_row(u, x, d);
+        unsigned long hold = 0;
+        int held = 0;
+        memset(out, 0, b->row_bytes);
+        if (gamma <= 0) continue;
+        memcpy(y, u, (size_t)d * sizeof *y);
+        kvmem__spin(y, rest.spin, d);
+        for (c = 0; c < d; c += 3) {
+            float v[3] = { 0, 0, 0 };
+            int code, m = KVMEM__MIN(3, d - c);
+            memcpy(v, y + c, (size_t)m * sizeof *v);
+            code = kvmem__oct_code(o, unit, bits, joint, v);
+            for (k = 0; k < m; k++) y[c + k] = o->rho[code / pairs] * unit[k * pairs + code % pairs];
+            hold |= (unsigned long)code << held;
+            for (held += width; held >= 8; held -= 8, hold >>= 8) *p++ = (uint8_t)(hold & 255);
+        }
+        if (held) *p = (uint8_t)hold;
+        p = out + kvmem__oct_codes(b->par, d);
+        kvmem__put16(p, kvmem__half_sat(gamma));
+        if (qjl) {
+            const float g = kvmem__rest_encode(&rest, p + 2, u, y);
+            kvmem__put16(out + b->row_bytes - 2, kvmem__f32_to_f16(g));
+        }
+    }
+}
+static void kvmem__oct_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    const kvmem__octo *o = (const kvmem__octo *)b->table;
+    const int d = b->d, bits = kvmem__oct_bits(b->par), pairs = 4 << 2 * bits, width = kvmem__oct_width(b->par, d);
+    const float *unit = kvmem__oct_unit(o);
+    const kvmem__rest rest = kvmem__oct_rest(b);
+    int t, c, k;
+    for (t = 0; t < n; t++, out += width) {
+        const uint8_t *in = kvmem__row_at(b, t0 + t), *p = in + kvmem__oct_codes(b->par, d);
+        const float gamma = kvmem__f16_to_f32(kvmem__le16(p));
+        for (c = 0; c < d; c += 3) {
+            const int code = (int)kvmem__oct_get(in, c / 3, 3 * bits + 1);
+            const float r = gamma * o->rho[code / pairs];
+            for (k = 0; k < 3 && c + k < d; k++) out[c + k] = r * unit[k * pairs + code % pairs];
+        }
+        if (b->par[KVMEM__OCT_QJL] > 0) {
+            const float g = gamma * kvmem__f16_to_f32(kvmem__le16(in + b->row_bytes - 2));
+            kvmem__rest_expand(&rest, out, p + 2, g, width > d);
+        }
+    }
+}
+static void kvmem__oct_prepare(const kvmem_coded *b, float *out, const float *q) {
+    const kvmem__rest rest = kvmem__oct_rest(b);
+    kvmem__rest_prepare(&rest, out, q, kvmem__oct_wide(b->par, b->d));
+}
+static void kvmem__oct_finish(const kvmem_coded *b, float *out, const float *acc) {
+    const kvmem__rest rest = kvmem__oct_rest(b);
+    kvmem__rest_finish(&rest, out, acc, kvmem__oct_wide(b->par, b->d));
+}
+static const kvmem_param kvmem__oct_params[] = {
+    { "bits", 3, 1, 5, NULL, 1, "nominal bits: 3 bits + 1 for three coordinates" },
+    { "rounding", 0, 0, 1, "joint|plain", 1, "joint: the best of the nine code pairs around the nearest" },
+    { "qjl", 0, 0, 1, NULL, 1, "1: one more bit a coordinate, the sign of a sketch of the rest" },
+    { "seed", 1, 0, 1e9, NULL, 1, "of the signs" },
+    KVMEM__CODEC_COMMON };
+static const kvmem_codec kvmem__codec_octopus = {
+    { "octopus", "rotated coordinates in triplets, direction and length; b + (b + 1) / 3 + 16/d bits a value",
+      "Boss 2026, arXiv 2605.21226", kvmem__oct_params, 0 }, 0,
+    kvmem__oct_row_bytes, NULL, kvmem__oct_table_bytes, kvmem__oct_build, NULL, NULL, NULL, kvmem__tq_scratch,
+    kvmem__oct_width, NULL, kvmem__oct_encode, kvmem__oct_expand, kvmem__oct_finish, kvmem__oct_prepare, NULL, NULL,
+    NULL, NULL };
+
 /* ==== >>codec_table : all codecs, and what every codec may leave out ===============================
    Both codec stages choose from this table. f32, the exact one, is first. The loops below stand in for
    what a codec leaves NULL; they go through `expand`, KVMEM_MAX_WIDTH floats at a time. */
@@ -6971,7 +7191,7 @@ static const kvmem_codec *kvmem__codec_table(int i) {
         &kvmem__codec_kvquant,
         &kvmem__codec_kvquant_post,
         &kvmem__codec_kvquant_v, &kvmem__codec_turboquant,
-        &kvmem__codec_lowrank
+        &kvmem__codec_lowrank, &kvmem__codec_octopus
     };
     return i >= 0 && i < (int)(sizeof table / sizeof table[0]) ? table[i] : NULL;
 }
