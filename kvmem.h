@@ -4577,9 +4577,11 @@ typedef void (*kvmem__encode_fn)(kvmem__rows kind, void *rows, const float *x, i
 static void kvmem__rot_encode(const kvmem_coded *b, kvmem__encode_fn fn, kvmem__rows kind, const float *x, int t0,
                               int n) {
     float row[KVMEM_MAX_WIDTH];
-    int t;
-    for (t = 0; t < n; t++) {
-        kvmem__rot_row(b, row, x + (size_t)t * (size_t)b->d);
+    int t, c;
+    for (t = 0; t < n; t++, x += b->d) {
+        for (c = 0; c < b->d; c++) /* one bad value must not spoil the block: no NaN, no sum past FLT_MAX */
+            row[c] = x[c] == x[c] ? KVMEM__MIN(KVMEM__MAX(x[c], -3e34f), 3e34f) : 0.0f;
+        kvmem__rht(row, (const float *)b->table, b->d, kvmem__rot_block(b));
         fn(kind, kvmem__row_at(b, t0 + t), row, 1, b->d);
     }
 }
@@ -10569,6 +10571,12 @@ static const kvmem_preset kvmem__presets[] = {
       "score=snapkv(window=8,kernel=7,pool=avg) budget=pyramid(2048,beta=20) recent=8 when=prompt "
       "place=original",
       "snapkv with more entries for lower layers than for upper ones", "Cai 2024, arXiv 2406.02069" },
+    { "had", "codec=q4_0(rot=had)", "keys, queries and values turned by a Hadamard matrix before 4-bit coding",
+      "ikawrakow/ik_llama.cpp -khad -vhad" },
+    { "khad", "codec.k=q4_0(rot=had) codec.v=q4_0", "had for keys and queries only", "ikawrakow/ik_llama.cpp -khad" },
+    { "vhad", "codec.k=q4_0 codec.v=q4_0(rot=had)", "had for values only", "ikawrakow/ik_llama.cpp -vhad" },
+    { "attn_rot", "codec.k=q4_0(rot=had,least=64) codec.v=q4_0(rot=had,block=64)",
+      "had where 64 divides the head size; values in blocks of 64", "ggml-org/llama.cpp pull request 21038" },
     { "kvdirect", "score=recency budget=256 reduce=recompute when=block place=original",
       "newest tokens as rows, older ones as checkpoints from which rows are made again, bit for bit",
       "Qasim 2026, arXiv 2603.19664" },

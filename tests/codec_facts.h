@@ -2,9 +2,11 @@
    inputs give finite results, fast twins agree with the plain ones. Include test.h and coded.h first.
 
        codec_facts("kivi(bits=2)", 1e-3);           constant: relative error allowed on constant rows
-       codec_facts_at("kivi(bits=2)", 1e-3, 300);   at one head size */
+       codec_facts_at("kivi(bits=2)", 1e-3, 300);   at one head size
+       codec_facts_fast = 4e-5;                     where the avx512 path has queries and weights of 16 bits */
 #ifndef KVMEM_CODEC_FACTS_H
 #define KVMEM_CODEC_FACTS_H
+static KVMEM__UNUSED double codec_facts_fast = 1e-5; /* error allowed on avx512 */
 
 static KVMEM__UNUSED void codec_facts_fill(float *x, int n, int d, int kind) {
     int t, c;
@@ -26,6 +28,7 @@ static KVMEM__UNUSED void codec_facts_sums(const coded *c, const char *text, con
     float *y = (float *)coded_alloc((size_t)(n * d) * 4), *q = (float *)coded_alloc((size_t)(nq * d) * 4);
     float *s = (float *)coded_alloc((size_t)(nq * n) * 4), *w = (float *)coded_alloc((size_t)(nq * n) * 4);
     float *out = (float *)coded_alloc((size_t)(nq * d) * 4);
+    const double tol = strcmp(path, "avx512") ? 1e-5 : codec_facts_fast;
     double worst = 0, scale = 1e-30;
     int i, t, k;
     for (i = 0; i < nq * d; i++) q[i] = (float)test_normal();
@@ -44,7 +47,7 @@ static KVMEM__UNUSED void codec_facts_sums(const coded *c, const char *text, con
             scale = fmax(scale, m);
         }
     }
-    if (!(worst <= 1e-5 * scale)) FAIL_AT("%s on %s, d=%d: scores differ by %g of %g", text, path, d, worst, scale);
+    if (!(worst <= tol * scale)) FAIL_AT("%s on %s, d=%d: scores differ by %g of %g", text, path, d, worst, scale);
     worst = 0;
     scale = 1e-30;
     for (i = 0; i < nq; i++) {
@@ -58,7 +61,7 @@ static KVMEM__UNUSED void codec_facts_sums(const coded *c, const char *text, con
             scale = fmax(scale, m);
         }
     }
-    if (!(worst <= 1e-5 * scale)) FAIL_AT("%s on %s, d=%d: sums differ by %g of %g", text, path, d, worst, scale);
+    if (!(worst <= tol * scale)) FAIL_AT("%s on %s, d=%d: sums differ by %g of %g", text, path, d, worst, scale);
     free(y); free(q); free(s); free(w); free(out);
 }
 /* The block x (n, d) coded on a path; what plain learned, if it is given, is taken over. */
