@@ -61,6 +61,10 @@ bench: $(BENCHES) $(B)/mkgguf ## speed and memory tables of this machine
 claims: $(B)/bench_claims ## published claims about KV caches, measured on the default model, with verdicts (CLAIMS=options)
 	@$(B)/bench_claims $(CLAIMS)
 
+picture: $(B)/bench_codecs $(B)/picture ## measure every codec's quality and draw it: bench/codecs.svg (some minutes)
+	$(B)/bench_codecs --csv --no-speed > $(B)/codecs.csv
+	$(B)/picture $(B)/codecs.csv > $(B)/codecs.svg && cp $(B)/codecs.svg bench/codecs.svg
+
 tables: kvmem $(B)/bench_claims ## measure the tables of README.md again and put them there (some minutes)
 	@KVMEM=./kvmem B=$(B) sh tools/tables.sh write
 
@@ -98,4 +102,4 @@ $(B)/%: tools/%.c kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)
 
-.PHONY: all run train-tiny test testbins list-tests check sanitize portability bench claims tables fuzz clean help
+.PHONY: all run train-tiny test testbins list-tests check sanitize portability bench claims picture tables fuzz clean help

@@ -335,7 +335,8 @@ static void bench_line(const char *cells, int header) {
             int a = 0, z = n;
             while (a < z && (c[a] == ' ' || (header && c[a] == '<'))) a++;
             while (z > a && c[z - 1] == ' ') z--;
-            printf("%s%.*s", first ? "" : ",", z - a, c + a);
+            if (memchr(c + a, ',', (size_t)(z - a))) printf("%s\"%.*s\"", first ? "" : ",", z - a, c + a);
+            else printf("%s%.*s", first ? "" : ",", z - a, c + a);
         } else {
             const int skip = header && *c == '<', pad = wn - left - (n - skip);
             printf("%s", first ? "" : "  ");

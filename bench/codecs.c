@@ -66,9 +66,38 @@ static void add_row(const char *label, const char *text) {
     w->why[0] = 0;
     n_rows++;
 }
+/* Codecs whose K and V are stored in two ways, or that are for one side alone: how they are paired, at
+   2, 3 and 4 bits (%d). Words that stand here get no rows of their own. */
+static const struct { const char *words, *label, *text; } pairs[] = {
+    { " kivi ", "kivi", "codec.k=kivi(bits=%d) codec.v=kivi(bits=%d,axis=token) page=32" },
+    { " kvquant kvquant_v ", "kvquant", "codec.k=kvquant(bits=%d) codec.v=kvquant_v(bits=%d)" },
+    { " q4_0 ", "q4_0", "codec=q4_0" },
+    { " q4_0 ", "q4_0 had", "codec=q4_0(rot=had)" },
+    { " q8_0 ", "q8_0", "codec=q8_0" },
+    { " polarquant ", "polarquant(bits=2)", "codec=polarquant(first=3,bits=2)" },
+    { " polarquant ", "polarquant(bits=3)", "codec=polarquant(first=5,bits=3)" } };
+enum { PAIRS = sizeof pairs / sizeof *pairs };
+
+static int is_paired(const char *word) {
+    char find[64];
+    int i;
+    snprintf(find, sizeof find, " %.60s ", word);
+    for (i = 0; i < PAIRS; i++) if (strstr(pairs[i].words, find)) return 1;
+    return 0;
+}
+static void add_pairs(int i) {
+    char label[96], text[200];
+    const int one = !strchr(pairs[i].text, '%');
+    int b;
+    for (b = 2; b <= (one ? 2 : 4); b++) {
+        snprintf(label, sizeof label, one ? "%s" : "%s(bits=%d)", pairs[i].label, b);
+        snprintf(text, sizeof text, pairs[i].text, b, b);
+        add_row(label, text);
+    }
+}
 static void add_codec(const kvmem_entry *e, const char *params) {
     const unsigned flags = codec_of(e)->flags;
-    char spec[96], text[200];
+    char spec[96], text[240];
     snprintf(spec, sizeof spec, *params ? "%s(%s)" : "%s%s", e->word, params);
     if (flags & KVMEM_CODEC_KEYS) snprintf(text, sizeof text, "codec.k=%s codec.v=f16", spec);
     else if (flags & KVMEM_CODEC_VALUES) snprintf(text, sizeof text, "codec.k=f16 codec.v=%s", spec);
@@ -83,16 +112,16 @@ static void make_rows(const char *only) {
     int i, b, k;
     add_row("f16", "codec=f16");
     rows[0].coded[0] = rows[0].coded[1] = 1;
+    for (i = 0; i < PAIRS; i++) add_pairs(i);
     for (i = 0; (e = kvmem_stage_entry(KVMEM_CODEC_K, i)) != NULL; i++) {
         const kvmem_param *bits = find_param(e, "bits"), *center = find_param(e, "center");
-        if (!strcmp(e->word, "f32") || !strcmp(e->word, "f16")) continue;
+        if (!strcmp(e->word, "f32") || !strcmp(e->word, "f16") || is_paired(e->word)) continue;
         if (!bits) add_codec(e, "");
-        if (!bits && center) add_codec(e, "center=head");
-        for (b = 2; bits && b <= 4; b++)
-            for (k = 0; k < (center ? 2 : 1); k++) {
-                snprintf(params, sizeof params, "bits=%d%s", b, k ? ",center=head" : "");
-                add_codec(e, params);
-            }
+        for (b = 2; bits && b <= 4; b++) {
+            snprintf(params, sizeof params, "bits=%d", b);
+            add_codec(e, params);
+        }
+        if (bits && center && !(codec_of(e)->flags & KVMEM_CODEC_VALUES)) add_codec(e, "bits=2,center=head");
     }
     for (i = 0; (p = kvmem_preset_at(i)) != NULL; i++) {
         kvmem_recipe r;

@@ -129,17 +129,22 @@ static void put_codec(const kvmem_entry *e) {
     double par[KVMEM_MAX_PARAMS] = { 0 };
     const kvmem_preset *p;
     char label[32];
+    kvmem_codec_use u;
+    kvmem_coded b;
     int i, n = 0;
     for (i = 0; e->params && e->params[i].name && i < KVMEM_MAX_PARAMS; i++)
         par[i] = e->params[i].def;
+    kvmem__use_init(&u, c, par, 128, 0);
+    b = kvmem__coded_of(&u, NULL, NULL, 0, NULL, page);
     if (codec_formula(e->word)) put("  formula    %s\n", codec_formula(e->word));
     put("  stores     %s, %s%s%s\n",
         c->flags & KVMEM_CODEC_KEYS     ? "keys only"
         : c->flags & KVMEM_CODEC_VALUES ? "values only"
                                         : "keys and values",
-        c->head_bytes ? "a page at a time (its rows share a head)" : "row by row",
+        c->head_bytes && c->head_bytes(&b, NULL) ? "a page at a time (its rows share a head)"
+                                                 : "row by row",
         c->flags & KVMEM_CODEC_PRE_ROPE ? ", keys before RoPE" : "",
-        c->state_floats ? "; learns from the lane's first rows" : "");
+        u.state_floats ? "; learns from the lane's rows" : "");
     put("  bits       a value, all metadata of a page of %d rows counted\n", page);
     put_codec_bits(e, bits ? "usual" : "", par, page);
     for (i = 2; bits && i <= 4; i++) {
