@@ -26,8 +26,9 @@ int kvmem_main(int argc, char **argv);
 #define main kvmem_main
 #include "../tools/kvmem.c"
 #undef main
+#include "record.h"
 
-enum { MAX_ROWS = 160, FED = 960, SEEN = 64, MODELS = 2, DEPTH = 16384, HEADS = 16, KV = 4, DIM = 128 };
+enum { MAX_ROWS = 160, MODELS = 2, DEPTH = 16384, HEADS = 16, KV = 4, DIM = 128 };
 #define TINY_STORIES "../shared/data/tinystories_120k.txt"
 #define STORIES "../shared/models/stories260K.bin"
 #define STORIES_WORDS "../shared/models/tok512.bin"
@@ -137,115 +138,6 @@ static void make_rows(const char *only) {
 
 /* ==== >>quality : rows of real models through the cache ======================================= */
 
-/* What a model gives its cache, recorded on the way: k, v (layers, n, kv heads, d), q (.., heads, d). */
-typedef struct record {
-    kvmem_shape shape;
-    kvmem_session s;      /* of the exact run: keeps shape's arrays */
-    int n;
-    float *k, *v, *q;
-} record;
-static record recorded;
-static const kvmem_backend *real;
-
-static kvmem_status record_encode(kvmem_cache *c, int layer, int n, const float *k, const float *v) {
-    const size_t w = (size_t)c->shape.n_kv_heads * (size_t)c->shape.head_dim;
-    const size_t where = ((size_t)layer * (size_t)recorded.n + (size_t)c->tokens) * w;
-    memcpy(recorded.k + where, k, (size_t)n * w * sizeof *k);
-    memcpy(recorded.v + where, v, (size_t)n * w * sizeof *v);
-    return real->encode(c, layer, n, k, v);
-}
-static kvmem_status record_attend(kvmem_cache *c, int layer, int n, const float *q, float *o, float *lse) {
-    const size_t w = (size_t)c->shape.n_heads * (size_t)c->shape.head_dim;
-    memcpy(recorded.q + ((size_t)layer * (size_t)recorded.n + (size_t)c->tokens) * w, q,
-           (size_t)n * w * sizeof *q);
-    return real->attend(c, layer, n, q, o, lse);
-}
-/* FED + SEEN tokens through the model; the session stays open for its shape. */
-static int record_model(const loaded *l, const int *id) {
-    kvmem_session_config cfg = kvmem_session_config_default();
-    static kvmem_backend watch;
-    const kvmem_model *m = &l->model;
-    const size_t n = FED + SEEN, kv = (size_t)m->n_layers * n * (size_t)m->n_kv_heads * (size_t)m->head_dim;
-    watch = *real;
-    watch.encode = record_encode;
-    watch.attend = record_attend;
-    recorded.n = FED + SEEN;
-    recorded.k = (float *)grow(NULL, kv, sizeof(float));
-    recorded.v = (float *)grow(NULL, kv, sizeof(float));
-    recorded.q = (float *)grow(NULL, kv / (size_t)m->n_kv_heads * (size_t)m->n_heads, sizeof(float));
-    cfg.backend = &watch;
-    cfg.threads = 1;
-    cfg.n_ctx = FED + SEEN;
-    if (kvmem_session_init(&recorded.s, m, &cfg) ||
-        kvmem_session_feed(&recorded.s, id, FED + SEEN, KVMEM_PROMPT_END, NULL, NULL))
-        return fail("%s", recorded.s.error.text);
-    recorded.shape = recorded.s.cache.shape;
-    return OK;
-}
-static void record_free(void) {
-    kvmem_session_free(&recorded.s);
-    free(recorded.k);
-    free(recorded.v);
-    free(recorded.q);
-    memset(&recorded, 0, sizeof recorded);
-}
-/* Tokens [from, from + n) of the record as one block; out (layers, n, heads, d). */
-static int record_block(kvmem_cache *c, int from, int n, kvmem_phase phase, float *to) {
-    const size_t G = (size_t)c->shape.n_kv_heads, H = (size_t)c->shape.n_heads,
-                 d = (size_t)c->shape.head_dim;
-    int l;
-    for (l = 0; l < c->shape.n_layers; l++) {
-        const size_t where = (size_t)l * (size_t)recorded.n + (size_t)from;
-        if (kvmem_cache_append(c, l, n, recorded.k + where * G * d, recorded.v + where * G * d, NULL) ||
-            kvmem_cache_attend(c, l, n, recorded.q + where * H * d,
-                               to + (size_t)l * (size_t)n * H * d))
-            return 1;
-    }
-    return kvmem_cache_commit(c, phase) != KVMEM_OK;
-}
-typedef struct exact { float *k, *v, *o; } exact; /* (lanes, FED, d) as read; (layers, SEEN, heads, d) */
-
-static int record_run(const kvmem_recipe *r, kvmem_cache *c, exact *x, char *why, size_t size) {
-    kvmem_config cfg = kvmem_config_default();
-    const size_t H = (size_t)recorded.shape.n_heads, d = (size_t)recorded.shape.head_dim;
-    const int lanes = recorded.shape.n_layers * recorded.shape.n_kv_heads;
-    float *o;
-    int g, bad;
-    cfg.shape = recorded.shape;
-    cfg.recipe = r;
-    cfg.max_block = FED;
-    cfg.threads = 1;
-    cfg.backend = real;
-    x->k = (float *)grow(NULL, (size_t)lanes * FED * d, sizeof(float));
-    x->v = (float *)grow(NULL, (size_t)lanes * FED * d, sizeof(float));
-    x->o = (float *)grow(NULL, (size_t)recorded.shape.n_layers * SEEN * H * d, sizeof(float));
-    o = (float *)grow(NULL, (size_t)recorded.shape.n_layers * FED * H * d, sizeof(float));
-    bad = kvmem_cache_init(c, &cfg) || record_block(c, 0, FED, KVMEM_PROMPT_END, o);
-    for (g = 0; g < lanes && !bad; g++) {
-        const int layer = g / recorded.shape.n_kv_heads, head = g % recorded.shape.n_kv_heads;
-        if (kvmem_cache_lane_len(c, layer, head) != FED) continue; /* it drops: rows have no match */
-        bad = kvmem_cache_read(c, layer, head, 0, FED, x->k + (size_t)g * FED * d,
-                               x->v + (size_t)g * FED * d, NULL) != KVMEM_OK;
-    }
-    free(o);
-    if (bad) snprintf(why, size, "%s", c->error.text);
-    return bad;
-}
-static void exact_free(exact *x) {
-    free(x->k);
-    free(x->v);
-    free(x->o);
-}
-static double squares(const float *x, const float *y, size_t n) {
-    double e = 0, s = 0;
-    size_t i;
-    for (i = 0; i < n; i++) {
-        const double a = (double)x[i], diff = a - (double)y[i];
-        e += diff * diff;
-        s += a * a;
-    }
-    return s > 0 ? e / s : -1;
-}
 /* Bits a value of the lanes as they are after the prompt. */
 static void lane_bits(const kvmem_cache *c, double *bits) {
     size_t sum[2] = { 0, 0 };
@@ -475,35 +367,6 @@ static void show_rows(double one, double two) {
 
 /* ==== >>main ================================================================================== */
 
-static int of_model(int model, const char *path, const char *words, const char *text, const args *kl) {
-    loaded l;
-    args a = *kl;
-    ids list = { NULL, 0, 0 };
-    corpus_test t;
-    corpus_eval_params p;
-    int status;
-    memset(&l, 0, sizeof l);
-    memset(&t, 0, sizeof t);
-    memset(&p, 0, sizeof p);
-    a.model = path;
-    a.tokenizer = words;
-    a.prompt = NULL;
-    a.file = text;
-    status = load_model(&l, &a, text != NULL);
-    if (status == OK && text) status = tokenize_args(l.tokenizer, &a, KVMEM_ADD_SPECIAL, &list);
-    p.suite = CORPUS_PPL;
-    p.ctx = FED + SEEN;
-    p.seed = 77;
-    if (status == OK && !text && corpus_test_make(&t, &p)) status = fail("no text of the corpus");
-    if (status == OK && text && list.n < FED + SEEN) status = fail("%s: too short", text);
-    if (status == OK) status = record_model(&l, text ? list.id : t.ids);
-    if (status == OK) measure_rows(model);
-    record_free();
-    corpus_test_free(&t);
-    free(list.id);
-    unload(&l);
-    return status;
-}
 static int readable(const char *path) {
     FILE *f = fopen(path, "rb");
     if (f) fclose(f);
@@ -534,10 +397,14 @@ int main(int argc, char **argv) {
     a.threads = 1;
     a.model = model;
     a.backend = *path ? path : NULL;
-    if (of_model(0, model, NULL, NULL, &a)) return FAILED;
-    if (readable(STORIES) && readable(STORIES_WORDS) && readable(TINY_STORIES) &&
-        of_model(1, STORIES, STORIES_WORDS, TINY_STORIES, &a))
-        return FAILED;
+    if (record_open(model, NULL, NULL, real)) return FAILED;
+    measure_rows(0);
+    record_free();
+    if (readable(STORIES) && readable(STORIES_WORDS) && readable(TINY_STORIES)) {
+        if (record_open(STORIES, STORIES_WORDS, TINY_STORIES, real)) return FAILED;
+        measure_rows(1);
+        record_free();
+    }
     measure_kl(&a);
     if (speeds) {
         bench_threads = 1;
