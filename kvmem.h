@@ -10580,6 +10580,11 @@ static const kvmem_preset kvmem__presets[] = {
     { "kvdirect", "score=recency budget=256 reduce=recompute when=block place=original",
       "newest tokens as rows, older ones as checkpoints from which rows are made again, bit for bit",
       "Qasim 2026, arXiv 2603.19664" },
+    { "turboquant", "codec=turboquant(bits=4)",
+      "rotated rows and one codebook: 4.25 bits a value at d = 64, nothing learned", "Zandieh 2025, arXiv 2504.19874" },
+    { "turboquant-prod",
+      "codec.k=turboquant(bits=4,form=prod,sketch=gauss) codec.v=turboquant(bits=4)",
+      "turboquant whose scores are unbiased by a bit a coordinate of sketch", "Zandieh 2025, arXiv 2504.19874" },
     { "kivi",
       "codec.k=kivi(bits=2,axis=channel,residual=128,flush=1) codec.v=kivi(bits=2,axis=token,group=32,residual=128) "
       "page=32", "2-bit keys by channel and values by token, the last 128 rows exact",
