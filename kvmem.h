@@ -4511,6 +4511,40 @@ KVMEM__UNUSED static void kvmem__axpy_rows(kvmem__rows kind, float *acc, const v
     }
 }
 
+/* What stands in for a codec's dot and axpy where it has none, or none for this shape: rows of `width` floats
+   are expanded, KVMEM_MAX_WIDTH floats at a time. qf: floats of a prepared query. */
+typedef void (*kvmem__expand_fn)(const kvmem_coded *b, float *out, int t0, int n);
+KVMEM__UNUSED static void kvmem__dot_by_expand(kvmem__expand_fn expand, const kvmem_coded *b, int width, int qf, float *s,
+                                               int ld, int t0, int n, const float *q, int nq) {
+    float v[KVMEM_MAX_WIDTH];
+    const int m = KVMEM_MAX_WIDTH / width;
+    int t, i, j, k;
+    for (t = 0; t < n; t += m) {
+        k = KVMEM__MIN(m, n - t);
+        expand(b, v, t0 + t, k);
+        for (i = 0; i < nq; i++) {
+            for (j = 0; j < k; j++)
+                s[(size_t)i * (size_t)ld + (size_t)(t + j)] = kvmem__dot_plain(q + (size_t)i * (size_t)qf, v + j * width,
+                                                                               width);
+        }
+    }
+}
+KVMEM__UNUSED static void kvmem__axpy_by_expand(kvmem__expand_fn expand, const kvmem_coded *b, int width, float *acc,
+                                                int t0, int n, const float *w, int ld, int nq) {
+    float v[KVMEM_MAX_WIDTH];
+    const int m = KVMEM_MAX_WIDTH / width;
+    int t, i, j, k;
+    for (t = 0; t < n; t += m) {
+        k = KVMEM__MIN(m, n - t);
+        expand(b, v, t0 + t, k);
+        for (i = 0; i < nq; i++) {
+            for (j = 0; j < k; j++)
+                kvmem__axpy_plain(acc + (size_t)i * (size_t)width, w[(size_t)i * (size_t)ld + (size_t)(t + j)],
+                                  v + j * width, width);
+        }
+    }
+}
+
 /* Parameters that every codec of fewer bits takes; the cache does what they say. */
 #define KVMEM__CODEC_COMMON                                                                         \
     { "center", 0, 0, 2, "off|head|block", 1, "mean that is subtracted before coding: none, of the KV head, of the page" }, \
@@ -5846,6 +5880,520 @@ KVMEM__UNUSED static void kvmem__affine_cols_get(float *x, const uint8_t *head, 
     }
 }
 
+/* --- fast twins of >>affine ------------------------------------------------------------------------
+   Codes of 2, 4 and 8 bits are multiplied as integers; whatever they are multiplied with becomes a 16-bit
+   number first, one step for a query (and group) or for 64 rows. That rounding is the only error: at most
+   1.6e-5 max|q s| sum(code) a score, 1.6e-5 max|w s| 2^b a row and output. F = 8 / bits codes share a byte.
+   - dot: lanes are rows. One dword of 16 rows holds 4 code bytes, that is F times 4 codes: field f of the
+     bytes are channels f, F + f, 2F + f, 3F + f of the dword's 4F, and the query's bytes (16 bits as a signed
+     high and a low one) are put in this order, so that one instruction multiplies 4 codes of 16 rows. By
+     column the query is folded with the scales first, once a call; by row every group ends with a multiply-add
+     of its scale and minimum.
+   - axpy: lanes are channels. The 16-bit words of two rows are interleaved; field f of a dword is then code f
+     of both rows, one instruction adds the two products. Weights times scales of a group, two rows in a dword,
+     are made for 64 rows at a time.
+   Other shapes (odd bits, rows that are no whole 16 bytes) go through `expand`. */
+#if KVMEM__X86
+/* May the twins be used? group 0: by column. */
+static int kvmem__affine_fits(int bits, int group, int d) {
+    if ((bits != 2 && bits != 4 && bits != 8) || d * bits % 128 || d > 512) return 0;
+    if (group == 0 || group >= d) return 1;
+    return group % 32 == 0 && kvmem__affine_groups(group, d) <= (d * bits % 256 ? 4 : 8);
+}
+/* A prepared query: d high bytes, d low bytes, then for every group its step and its sum (by column: the step
+   and <q, m>). */
+static int kvmem__affine_q_size(int group, int d) {
+    return d / 2 + 2 * (group ? kvmem__affine_groups(group, d) : 1);
+}
+/* x (d0 .. d1), multiples of 16 but for the last -> bytes at out, out + d. Returns the step. */
+KVMEM__AVX512 KVMEM__INLINE float kvmem__affine_bytes(int bits, uint8_t *out, const float *x, int d0, int d1, int d) {
+    const __m128i order = bits == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
+                        : bits == 2 ? _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)
+                        : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512 most = _mm512_setzero_ps(), inv;
+    float step;
+    int c;
+    for (c = d0; c < d1; c += 16) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(x + c)));
+    step = _mm512_reduce_max_ps(most) / 32639.0f;
+    inv = _mm512_set1_ps(kvmem__inverse(step));
+    for (c = d0; c < d1; c += 16) {
+        const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + c), inv));
+        const __m128i hi = _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(a, _mm512_set1_epi32(128)), 8));
+        _mm_storeu_si128((__m128i *)(void *)(out + c), _mm_shuffle_epi8(hi, order));
+        _mm_storeu_si128((__m128i *)(void *)(out + d + c), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(a), order));
+    }
+    return step;
+}
+/* By column: fold q (d) with the head. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_fold(int bits, float *out, const uint8_t *head, const float *q, int d) {
+    __m512 beta = _mm512_setzero_ps();
+    float x[512];
+    int c;
+    for (c = 0; c < d; c += 16) {
+        const __m256i *s = (const __m256i *)(const void *)(head + 2 * c);
+        const __m256i *m = (const __m256i *)(const void *)(head + 2 * (d + c));
+        const __m512 v = _mm512_loadu_ps(q + c);
+        _mm512_storeu_ps(x + c, _mm512_mul_ps(v, _mm512_cvtph_ps(_mm256_loadu_si256(s))));
+        beta = _mm512_fmadd_ps(v, _mm512_cvtph_ps(_mm256_loadu_si256(m)), beta);
+    }
+    out[d / 2] = kvmem__affine_bytes(bits, (uint8_t *)out, x, 0, d, d);
+    out[d / 2 + 1] = _mm512_reduce_add_ps(beta);
+}
+/* By row: group by group. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_split(int bits, float *out, const float *q, int d, int group) {
+    const int groups = kvmem__affine_groups(group, d);
+    int g, c;
+    for (g = 0; g < groups; g++) {
+        const int from = g * group, to = g + 1 < groups ? from + group : d;
+        __m512 sum = _mm512_setzero_ps();
+        for (c = from; c < to; c += 16) sum = _mm512_add_ps(sum, _mm512_loadu_ps(q + c));
+        out[d / 2 + 2 * g] = kvmem__affine_bytes(bits, (uint8_t *)out, q, from, to, d);
+        out[d / 2 + 2 * g + 1] = _mm512_reduce_add_ps(sum);
+    }
+}
+/* 16 bytes at `at` of m <= 16 rows as words of 16 rows (the last row stands in for missing ones). */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_load(__m512i *w, const uint8_t *rows, size_t rb, int m, size_t at) {
+    __m512i z[4];
+    uint8_t tail[256];
+    int r;
+    if (m == 16) kvmem__rows16(z, rows + at, rb);
+    else {
+        for (r = 0; r < 16; r++) memcpy(tail + 16 * r, rows + at + rb * (size_t)KVMEM__MIN(r, m - 1), 16);
+        kvmem__rows16(z, tail, 16);
+    }
+    kvmem__words16(w, z);
+}
+/* Field at bit n of the 16-bit words; the compilers do not agree on the type of a shift. */
+KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__down_512(__m512i x, int n) {
+    switch (n) {
+    case 0: return x;
+    case 2: return _mm512_srli_epi16(x, 2);
+    case 4: return _mm512_srli_epi16(x, 4);
+    case 6: return _mm512_srli_epi16(x, 6);
+    case 8: return _mm512_srli_epi16(x, 8);
+    case 10: return _mm512_srli_epi16(x, 10);
+    case 12: return _mm512_srli_epi16(x, 12);
+    default: return _mm512_srli_epi16(x, 14);
+    }
+}
+/* Half a chunk (8 code bytes) of 16 rows: hi and lo gain the products, na sums a query. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_mul(int bits, int nq, int na, __m512i *hi, __m512i *lo,
+                                                   const __m512i *w, const uint8_t *q, size_t qf, int d) {
+    const int F = 8 / bits;
+    int k, f, i;
+    KVMEM__UNROLL
+    for (k = 0; k < 2; k++) {
+        KVMEM__UNROLL
+        for (f = 0; f < F; f++) {
+            const __m512i mask = _mm512_set1_epi8((char)((1 << bits) - 1));
+            const __m512i y = bits == 8 ? w[k] : _mm512_and_si512(kvmem__down_512(w[k], f * bits), mask);
+            KVMEM__UNROLL
+            for (i = 0; i < nq; i++) {
+                const uint8_t *p = q + qf * (size_t)i + 4 * (k * F + f);
+                const int j = i * na + (k * F + f) % na;
+                int a, b;
+                memcpy(&a, p, 4);
+                memcpy(&b, p + d, 4);
+                hi[j] = _mm512_dpbusd_epi32(hi[j], y, _mm512_set1_epi32(a));
+                lo[j] = _mm512_dpbusd_epi32(lo[j], y, _mm512_set1_epi32(b));
+            }
+        }
+    }
+}
+/* End of group g: tot gains its part. meta: the group's (s, m) of 16 rows; by column these are 1 and 1. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_flush(int nq, int na, __m512 *tot, __m512i *hi, __m512i *lo,
+                                                     const float *step, size_t qf, int by_row, __m512i meta) {
+    __m512 s = _mm512_setzero_ps(), m = s;
+    int i, j;
+    if (by_row) {
+        s = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(meta));
+        m = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(meta, 16)));
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < nq; i++) {
+        const float *p = step + (qf / 4) * (size_t)i;
+        __m512i a = hi[i * na], b = lo[i * na];
+        __m512 sum;
+        KVMEM__UNROLL
+        for (j = 1; j < na; j++) {
+            a = _mm512_add_epi32(a, hi[i * na + j]);
+            b = _mm512_add_epi32(b, lo[i * na + j]);
+        }
+        sum = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(a, 8), b));
+        if (by_row) {
+            tot[i] = _mm512_fmadd_ps(sum, _mm512_mul_ps(s, _mm512_set1_ps(p[0])), tot[i]);
+            tot[i] = _mm512_fmadd_ps(m, _mm512_set1_ps(p[1]), tot[i]);
+        } else tot[i] = _mm512_fmadd_ps(sum, _mm512_set1_ps(p[0]), _mm512_set1_ps(p[1]));
+        KVMEM__UNROLL
+        for (j = 0; j < na; j++) hi[i * na + j] = lo[i * na + j] = _mm512_setzero_si512();
+    }
+}
+/* m <= 16 rows against nq prepared queries, qf bytes apart. group 0: by column. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_dot16(int bits, int nq, float *s, size_t ld, const uint8_t *rows,
+                                                     size_t rb, int m, const uint8_t *q, size_t qf, int d, int group) {
+    const int F = 8 / bits, na = nq == 1 ? 4 : nq == 2 ? 2 : 1, by_row = group > 0;
+    const int groups = by_row ? kvmem__affine_groups(group, d) : 1, every = by_row ? KVMEM__MIN(group, d) : d;
+    const float *step = (const float *)(const void *)(q + 2 * d);
+    __m512i hi[4], lo[4], w[4], meta[4];
+    __m512 tot[4];
+    int c, g = 0, i, h;
+    KVMEM__UNROLL
+    for (i = 0; i < 4; i++) {
+        hi[i] = lo[i] = meta[i] = _mm512_setzero_si512();
+        tot[i] = _mm512_setzero_ps();
+    }
+    for (c = 0; c < d; c += 16 * F) {
+        kvmem__affine_load(w, rows + (by_row ? 4 * groups : 0), rb, m, (size_t)(c / F));
+        KVMEM__UNROLL
+        for (h = 0; h < 2; h++) {
+            const int to = c + 8 * F * (h + 1);
+            kvmem__affine_mul(bits, nq, na, hi, lo, w + 2 * h, q + c + 8 * F * h, qf, d);
+            if (to == d || to == (g + 1) * every) {
+                if (by_row && g % 4 == 0) kvmem__affine_load(meta, rows, rb, m, 4 * (size_t)g);
+                kvmem__affine_flush(nq, na, tot, hi, lo, step + 2 * g, qf, by_row, meta[0]);
+                meta[0] = meta[1];
+                meta[1] = meta[2];
+                meta[2] = meta[3];
+                g++;
+            }
+        }
+    }
+    for (i = 0; i < nq; i++) _mm512_mask_storeu_ps(s + (size_t)i * ld, (__mmask16)((1u << m) - 1), tot[i]);
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_dot_bits(int bits, float *s, int ld, const uint8_t *rows, size_t rb,
+                                                        int n, const float *q, size_t qf, int nq, int d, int group) {
+    const uint8_t *qb = (const uint8_t *)q;
+    size_t ahead;
+    int t;
+    for (t = 0; t < n; t += 16) {
+        const uint8_t *p = rows + rb * (size_t)t;
+        const int m = KVMEM__MIN(16, n - t);
+        for (ahead = 0; ahead < 16 * rb; ahead += 64) KVMEM__AHEAD(p, 64 * rb + ahead);
+        if (nq == 4) kvmem__affine_dot16(bits, 4, s + t, (size_t)ld, p, rb, m, qb, 4 * qf, d, group);
+        else if (nq == 3) kvmem__affine_dot16(bits, 3, s + t, (size_t)ld, p, rb, m, qb, 4 * qf, d, group);
+        else if (nq == 2) kvmem__affine_dot16(bits, 2, s + t, (size_t)ld, p, rb, m, qb, 4 * qf, d, group);
+        else kvmem__affine_dot16(bits, 1, s + t, (size_t)ld, p, rb, m, qb, 4 * qf, d, group);
+    }
+}
+/* n rows, rb apart, against nq <= 4 prepared queries, qf floats apart. */
+KVMEM__AVX512 static void kvmem__affine_dot_512(int bits, float *s, int ld, const uint8_t *rows, size_t rb, int n,
+                                                const float *q, size_t qf, int nq, int d, int group) {
+    if (bits == 2) kvmem__affine_dot_bits(2, s, ld, rows, rb, n, q, qf, nq, d, group);
+    else if (bits == 4) kvmem__affine_dot_bits(4, s, ld, rows, rb, n, q, qf, nq, d, group);
+    else kvmem__affine_dot_bits(8, s, ld, rows, rb, n, q, qf, nq, d, group);
+}
+/* By column: s[i*ld + t] = <q_i, row t>, q (nq, d). */
+KVMEM__AVX512 static void kvmem__affine_cols_dot_512(int bits, float *s, int ld, const uint8_t *head,
+                                                     const uint8_t *rows, size_t rb, int n, const float *q, int nq,
+                                                     int d) {
+    float f[4 * (256 + 2)];
+    const size_t qf = (size_t)(d / 2 + 2);
+    int i, k, j;
+    for (i = 0; i < nq; i += k) {
+        k = KVMEM__MIN(4, nq - i);
+        for (j = 0; j < k; j++) {
+            const float *x = q + (size_t)(i + j) * (size_t)d;
+            if (bits == 2) kvmem__affine_fold(2, f + qf * (size_t)j, head, x, d);
+            else if (bits == 4) kvmem__affine_fold(4, f + qf * (size_t)j, head, x, d);
+            else kvmem__affine_fold(8, f + qf * (size_t)j, head, x, d);
+        }
+        kvmem__affine_dot_512(bits, s + (size_t)i * (size_t)ld, ld, rows, rb, n, f, qf, k, d, 0);
+    }
+}
+KVMEM__AVX512 static void kvmem__affine_split_512(int bits, float *out, const float *q, int d, int group) {
+    if (bits == 2) kvmem__affine_split(2, out, q, d, group);
+    else if (bits == 4) kvmem__affine_split(4, out, q, d, group);
+    else kvmem__affine_split(8, out, q, d, group);
+}
+/* By row: the queries are prepared (affine_split). */
+KVMEM__AVX512 static void kvmem__affine_rows_dot_512(int bits, float *s, int ld, const uint8_t *rows, size_t rb, int n,
+                                                     const float *q, int nq, int d, int group) {
+    const size_t qf = (size_t)kvmem__affine_q_size(group, d);
+    int i;
+    for (i = 0; i < nq; i += 4)
+        kvmem__affine_dot_512(bits, s + (size_t)i * (size_t)ld, ld, rows, rb, n, q + qf * (size_t)i, qf,
+                              KVMEM__MIN(4, nq - i), d, group);
+}
+
+/* Weights of m <= 64 rows as 16-bit numbers: dword p * stride + g of `pair` is (w s_g) of rows 2p and 2p + 1
+   over the step, which is returned; zero past row m. bias[g] = sum w m_g. u: scratch. */
+KVMEM__AVX512 static float kvmem__affine_weigh_512(int32_t *pair, int stride, float *bias, float *u, const float *w,
+                                                   const uint8_t *rows, size_t rb, int m, int groups) {
+    const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+    __m512 most = _mm512_setzero_ps(), inv;
+    float step;
+    int g, t, k;
+    for (g = 0; g < groups; g += 4) { /* lanes: s, m of four groups of row t, then of row t + 1 */
+        const int here = KVMEM__MIN(4, groups - g);
+        const __mmask16 some = (__mmask16)(((1u << 2 * here) - 1) * 0x101u);
+        __m512 sum = _mm512_setzero_ps();
+        float all[16];
+        for (t = 0; t < m; t += 2) {
+            const uint8_t *p = rows + rb * (size_t)t + 4 * g, *next = t + 1 < m ? p + rb : p;
+            const __m128i h0 = _mm_loadu_si128((const __m128i *)(const void *)p);
+            const __m128i h1 = _mm_loadu_si128((const __m128i *)(const void *)next);
+            const __m256i h = _mm256_inserti128_si256(_mm256_castsi128_si256(h0), h1, 1);
+            const __m512 ws = _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(w[t]),
+                                                   _mm512_set1_ps(t + 1 < m ? w[t + 1] : 0));
+            const __m512 x = _mm512_maskz_mul_ps(some, _mm512_cvtph_ps(h), ws);
+            sum = _mm512_add_ps(sum, x);
+            most = _mm512_mask_max_ps(most, 0x5555, most, _mm512_abs_ps(x));
+            _mm512_storeu_ps(u + 16 * (g / 4 * 32 + t / 2), x);
+        }
+        _mm512_storeu_ps(all, sum);
+        for (k = 0; k < here; k++) bias[g + k] = all[2 * k + 1] + all[2 * k + 9];
+    }
+    step = _mm512_reduce_max_ps(most) / 32767.0f;
+    inv = _mm512_set1_ps(kvmem__inverse(step));
+    for (g = 0; g < groups; g += 4) {
+        for (t = 0; t < m; t += 2) {
+            const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(u + 16 * (g / 4 * 32 + t / 2)), inv));
+            const __m256i x = _mm256_or_si256(_mm256_and_si256(_mm512_castsi512_si256(a), _mm256_set1_epi32(0xffff)),
+                                              _mm256_slli_epi32(_mm512_extracti64x4_epi64(a, 1), 16));
+            _mm_storeu_si128((__m128i *)(void *)(pair + t / 2 * stride + g),
+                             _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(x, even)));
+        }
+    }
+    for (t = (m + 1) / 2; t < 32; t++) memset(pair + t * stride, 0, 4 * (size_t)stride);
+    return step;
+}
+/* By column: the weights alone. bias[0] = sum w. */
+KVMEM__AVX512 static float kvmem__affine_weigh_cols_512(int32_t *pair, float *bias, const float *w, int m) {
+    __m512 x[4], most = _mm512_setzero_ps(), sum = most, inv;
+    float step;
+    int j;
+    KVMEM__UNROLL
+    for (j = 0; j < 4; j++) {
+        const int left = m - 16 * j;
+        const __mmask16 some = (__mmask16)(left >= 16 ? 0xffffu : left > 0 ? (1u << left) - 1 : 0u);
+        x[j] = _mm512_maskz_loadu_ps(some, w + 16 * j);
+        most = _mm512_max_ps(most, _mm512_abs_ps(x[j]));
+        sum = _mm512_add_ps(sum, x[j]);
+    }
+    bias[0] = _mm512_reduce_add_ps(sum);
+    step = _mm512_reduce_max_ps(most) / 32767.0f;
+    inv = _mm512_set1_ps(kvmem__inverse(step));
+    KVMEM__UNROLL
+    for (j = 0; j < 4; j++)
+        _mm256_storeu_si256((__m256i *)(void *)(pair + 8 * j),
+                            _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x[j], inv))));
+    return step;
+}
+/* W code bytes of 64 / W pairs of rows from row t on: the first rows of the pairs, then the second ones. */
+KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__affine_units(int W, const uint8_t *p, size_t rb, int t, int m) {
+    const uint8_t *a = p + rb * (size_t)KVMEM__MIN(t, m - 1), *b = p + rb * (size_t)KVMEM__MIN(t + 2, m - 1), *c, *e;
+    __m512i x;
+    if (W == 64) return _mm512_loadu_si512((const void *)a);
+    if (W == 32)
+        return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)a)),
+                                  _mm256_loadu_si256((const __m256i *)(const void *)b), 1);
+    c = p + rb * (size_t)KVMEM__MIN(t + 4, m - 1);
+    e = p + rb * (size_t)KVMEM__MIN(t + 6, m - 1);
+    x = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)a));
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(const void *)b), 1);
+    x = _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(const void *)c), 2);
+    return _mm512_inserti32x4(x, _mm_loadu_si128((const __m128i *)(const void *)e), 3);
+}
+/* Four registers of four lanes each: lane l of x[j] -> lane j of x[l]. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__lanes4(__m512i *x) {
+    const __m512i a = _mm512_shuffle_i32x4(x[0], x[1], 0x44), b = _mm512_shuffle_i32x4(x[0], x[1], 0xee);
+    const __m512i c = _mm512_shuffle_i32x4(x[2], x[3], 0x44), e = _mm512_shuffle_i32x4(x[2], x[3], 0xee);
+    x[0] = _mm512_shuffle_i32x4(a, c, 0x88);
+    x[1] = _mm512_shuffle_i32x4(a, c, 0xdd);
+    x[2] = _mm512_shuffle_i32x4(b, e, 0x88);
+    x[3] = _mm512_shuffle_i32x4(b, e, 0xdd);
+}
+/* x: four registers whose lane l holds 4 neighbouring channels of 16 of them: acc at c0 + every * l gains
+   scale times their sums over the pairs that share a register. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_gain(int W, float *acc, int every, __m512i *x, __m512 scale) {
+    int l;
+    kvmem__lanes4(x);
+    if (W <= 32) {
+        x[0] = _mm512_add_epi32(x[0], x[2]);
+        x[1] = _mm512_add_epi32(x[1], x[3]);
+    }
+    if (W <= 16) x[0] = _mm512_add_epi32(x[0], x[1]);
+    KVMEM__UNROLL
+    for (l = 0; l < W / 16; l++)
+        _mm512_storeu_ps(acc + every * l, _mm512_fmadd_ps(_mm512_cvtepi32_ps(x[l]), scale,
+                                                          _mm512_loadu_ps(acc + every * l)));
+}
+/* dword i, field f of lane l -> dword f of x[i]: 4 x 4 in every lane. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__fields4(__m512i *x, const __m512i *a, int stride) {
+    __m512i z[4];
+    z[0] = a[0];
+    z[1] = a[stride];
+    z[2] = a[2 * stride];
+    z[3] = a[3 * stride];
+    kvmem__words16(x, z);
+}
+/* One unit of W code bytes of m <= 64 rows: acc (nq, d) at its channels gains the sums. pair (nq, 32 * stride
+   + 16), idx: for each half k of a lane, which of the dwords that begin at a pair belong to which lane. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_unit(int bits, int W, int nq, float *acc, size_t ld, const uint8_t *p,
+                                                    size_t rb, int m, const int32_t *pair, int stride, int room,
+                                                    const __m512i *idx, const float *step) {
+    const int F = 8 / bits, nf = 2 * F, nk = bits == 2 ? 1 : 2, pairs = 64 / W;
+    __m512i a[24], x[8];
+    int t, i, k, k0, f;
+    for (k0 = 0; k0 < 2; k0 += nk) {
+        KVMEM__UNROLL
+        for (i = 0; i < nk * nf * nq; i++) a[i] = _mm512_setzero_si512();
+        for (t = 0; t < m; t += 2 * pairs) {
+            const __m512i u = kvmem__affine_units(W, p, rb, t, m), v = kvmem__affine_units(W, p, rb, t + 1, m);
+            if (k0 == 0) {
+                KVMEM__AHEAD(p + rb * (size_t)t, 64 * rb);
+                if (W == 64) KVMEM__AHEAD(p + rb * (size_t)t, 65 * rb);
+            }
+            KVMEM__UNROLL
+            for (k = 0; k < nk; k++) {
+                const __m512i z = k + k0 ? _mm512_unpackhi_epi16(u, v) : _mm512_unpacklo_epi16(u, v);
+                __m512i ws[3];
+                KVMEM__UNROLL
+                for (i = 0; i < nq; i++)
+                    ws[i] = _mm512_permutexvar_epi32(idx[k + k0], _mm512_loadu_si512(
+                                (const void *)(pair + room * i + t / 2 * stride)));
+                KVMEM__UNROLL
+                for (f = 0; f < nf; f++) {
+                    const __m512i mask = _mm512_set1_epi16((short)((1 << bits) - 1));
+                    __m512i y = kvmem__down_512(z, f * bits);
+                    if (f < nf - 1) y = _mm512_and_si512(y, mask);
+                    KVMEM__UNROLL
+                    for (i = 0; i < nq; i++) KVMEM__DPWSSD(a[(k * nf + f) * nq + i], y, ws[i]);
+                }
+            }
+        }
+        KVMEM__UNROLL
+        for (i = 0; i < nq; i++) {
+            const __m512 scale = _mm512_set1_ps(step[i]);
+            float *o = acc + ld * (size_t)i;
+            if (bits == 8) {
+                x[0] = _mm512_unpacklo_epi32(a[i], a[nq + i]);
+                x[1] = _mm512_unpackhi_epi32(a[i], a[nq + i]);
+                x[2] = _mm512_unpacklo_epi32(a[2 * nq + i], a[3 * nq + i]);
+                x[3] = _mm512_unpackhi_epi32(a[2 * nq + i], a[3 * nq + i]);
+                kvmem__affine_gain(W, o, 16, x, scale);
+            } else if (bits == 4) {
+                KVMEM__UNROLL
+                for (k = 0; k < 2; k++) {
+                    kvmem__fields4(x, a + 4 * nq * k + i, nq);
+                    kvmem__affine_gain(W, o + 16 * k, 32, x, scale);
+                }
+            } else {
+                __m512i y[8];
+                kvmem__fields4(x, a + i, nq);
+                kvmem__fields4(x + 4, a + 4 * nq + i, nq);
+                y[0] = x[0]; y[1] = x[4]; y[2] = x[1]; y[3] = x[5];
+                y[4] = x[2]; y[5] = x[6]; y[6] = x[3]; y[7] = x[7];
+                kvmem__affine_gain(W, o + 32 * k0, 64, y, scale);
+                kvmem__affine_gain(W, o + 32 * k0 + 16, 64, y + 4, scale);
+            }
+        }
+    }
+}
+/* Code bytes that one register takes of a row. */
+static int kvmem__affine_width(int bytes) { return bytes % 64 == 0 ? 64 : bytes % 32 == 0 ? 32 : 16; }
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_sum(int bits, int W, int nq, float *acc, size_t ld, const uint8_t *p,
+                                                   size_t rb, int m, const int32_t *pair, int stride, int room,
+                                                   const float *step, int d, int group) {
+    const int F = 8 / bits;
+    int c, l, k;
+    for (c = 0; c < d; c += W * F, p += W) {
+        int32_t at[2][16];
+        __m512i idx[2];
+        for (k = 0; k < 2; k++) { /* lane l: 16 bytes of pair l / (W / 16), half k of them */
+            for (l = 0; l < 16; l++)
+                at[k][l] = l / 4 / (W / 16) * stride + (group ? (c + F * (l / 4 % (W / 16) * 16 + 8 * k)) / group : 0);
+            idx[k] = _mm512_loadu_si512((const void *)at[k]);
+        }
+        kvmem__affine_unit(bits, W, nq, acc + c, ld, p, rb, m, pair, stride, room, idx, step);
+    }
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_sum_w(int bits, int nq, float *acc, size_t ld, const uint8_t *p,
+                                                     size_t rb, int m, const int32_t *pair, int stride, int room,
+                                                     const float *step, int d, int group) {
+    const int W = kvmem__affine_width(d * bits / 8);
+    if (W == 64) kvmem__affine_sum(bits, 64, nq, acc, ld, p, rb, m, pair, stride, room, step, d, group);
+    else if (W == 32) kvmem__affine_sum(bits, 32, nq, acc, ld, p, rb, m, pair, stride, room, step, d, group);
+    else kvmem__affine_sum(bits, 16, nq, acc, ld, p, rb, m, pair, stride, room, step, d, group);
+}
+/* acc (nq <= 3, ld apart) += the sums of codes times weights of n rows; bias (nq, 8) += sum w m_g (by column:
+   sum w). codes: the first code byte of row 0, meta: the first byte of its groups, NULL: by column. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_axpy_512(int bits, int nq, float *acc, size_t ld, float *bias,
+                                                        const uint8_t *codes, const uint8_t *meta, size_t rb, int n,
+                                                        const float *w, size_t wl, int d, int group) {
+    const int groups = meta ? kvmem__affine_groups(group, d) : 1, stride = meta ? (groups + 3) / 4 * 4 : 1;
+    enum { ROOM = 32 * 8 + 16 };
+    int32_t pair[3 * ROOM];
+    float u[2 * 512], step[3], more[8];
+    int t, i, g;
+    for (t = 0; t < n; t += 64) {
+        const int m = KVMEM__MIN(64, n - t);
+        const size_t at = rb * (size_t)t;
+        for (i = 0; i < nq; i++) {
+            const float *wi = w + wl * (size_t)i + t;
+            step[i] = meta ? kvmem__affine_weigh_512(pair + ROOM * i, stride, more, u, wi, meta + at, rb, m, groups)
+                           : kvmem__affine_weigh_cols_512(pair + ROOM * i, more, wi, m);
+            for (g = 0; g < groups; g++) bias[8 * i + g] += more[g];
+        }
+        kvmem__affine_sum_w(bits, nq, acc, ld, codes + at, rb, m, pair, stride, ROOM, step, d, group);
+    }
+}
+#define KVMEM__AFFINE_AXPY(bits)                                                                    \
+    KVMEM__AVX512 static void kvmem__affine_axpy##bits##_512(float *acc, size_t ld, float *bias, const uint8_t *codes, \
+                                                             const uint8_t *meta, size_t rb, int n, const float *w, \
+                                                             size_t wl, int nq, int d, int group) { \
+        if (nq == 3) kvmem__affine_axpy_512(bits, 3, acc, ld, bias, codes, meta, rb, n, w, wl, d, group); \
+        else if (nq == 2) kvmem__affine_axpy_512(bits, 2, acc, ld, bias, codes, meta, rb, n, w, wl, d, group); \
+        else kvmem__affine_axpy_512(bits, 1, acc, ld, bias, codes, meta, rb, n, w, wl, d, group);   \
+    }
+KVMEM__AFFINE_AXPY(2)
+KVMEM__AFFINE_AXPY(4)
+KVMEM__AFFINE_AXPY(8)
+#undef KVMEM__AFFINE_AXPY
+static void kvmem__affine_axpy_any_512(int bits, float *acc, size_t ld, float *bias, const uint8_t *codes,
+                                       const uint8_t *meta, size_t rb, int n, const float *w, size_t wl, int nq, int d,
+                                       int group) {
+    if (bits == 2) kvmem__affine_axpy2_512(acc, ld, bias, codes, meta, rb, n, w, wl, nq, d, group);
+    else if (bits == 4) kvmem__affine_axpy4_512(acc, ld, bias, codes, meta, rb, n, w, wl, nq, d, group);
+    else kvmem__affine_axpy8_512(acc, ld, bias, codes, meta, rb, n, w, wl, nq, d, group);
+}
+/* acc (nq, d): acc_i += sum_t w[i*ld + t] row t. */
+static void kvmem__affine_rows_axpy_512(int bits, float *acc, const uint8_t *rows, size_t rb, int n, const float *w,
+                                        int ld, int nq, int d, int group) {
+    const int groups = kvmem__affine_groups(group, d);
+    int i, k, j, c;
+    for (i = 0; i < nq; i += k) {
+        float bias[3 * 8] = { 0 }, *a = acc + (size_t)i * (size_t)d;
+        k = nq - i == 4 ? 2 : KVMEM__MIN(3, nq - i);
+        kvmem__affine_axpy_any_512(bits, a, (size_t)d, bias, rows + 4 * groups, rows, rb, n,
+                                   w + (size_t)i * (size_t)ld, (size_t)ld, k, d, group);
+        for (j = 0; j < k; j++, a += d)
+            for (c = 0; c < d; c++) a[c] += bias[8 * j + c / KVMEM__MIN(group, d)];
+    }
+}
+KVMEM__AVX512 static void kvmem__affine_cols_axpy_512(int bits, float *acc, const uint8_t *head, const uint8_t *rows,
+                                                      size_t rb, int n, const float *w, int ld, int nq, int d) {
+    float sum[2 * 512];
+    int i, k, j, c;
+    for (i = 0; i < nq; i += k) {
+        float bias[3 * 8] = { 0 };
+        k = KVMEM__MIN(2, nq - i);
+        memset(sum, 0, sizeof(float) * (size_t)(k * d));
+        kvmem__affine_axpy_any_512(bits, sum, (size_t)d, bias, rows, NULL, rb, n, w + (size_t)i * (size_t)ld,
+                                   (size_t)ld, k, d, 0);
+        for (j = 0; j < k; j++) {
+            float *a = acc + (size_t)(i + j) * (size_t)d;
+            for (c = 0; c < d; c += 16) {
+                const __m512 s = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(head + 2 * c)));
+                const __m512 m = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(head + 2 * (d + c))));
+                const __m512 x = _mm512_fmadd_ps(s, _mm512_loadu_ps(sum + j * d + c), _mm512_loadu_ps(a + c));
+                _mm512_storeu_ps(a + c, _mm512_fmadd_ps(m, _mm512_set1_ps(bias[8 * j]), x));
+            }
+        }
+    }
+}
+#endif /* KVMEM__X86 */
+
 /* ==== >>codec_kivi : keys by channel, values by token, 2 or 4 bits. stage: codec; prefill and decode ====
    Liu et al. KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache. 2024. arXiv 2402.02750.
    Code: jy-yuan/KIVI models/llama_kivi.py (LlamaAttention_KIVI.forward), quant/new_pack.py.
@@ -5903,11 +6451,54 @@ static void kvmem__kivi_expand(const kvmem_coded *b, float *out, int t0, int n) 
             kvmem__affine_row_get(out + (size_t)t * (size_t)b->d, kvmem__row_at(b, t0 + t), b->d, bits,
                                   (int)b->par[KVMEM__KIVI_GROUP]);
 }
+#if KVMEM__X86
+static int kvmem__kivi_group(const double *par) { return kvmem__kivi_token(par) ? (int)par[KVMEM__KIVI_GROUP] : 0; }
+static int kvmem__kivi_fits(const double *par, int d) {
+    return kvmem__affine_fits((int)par[KVMEM__KIVI_BITS], kvmem__kivi_group(par), d);
+}
+static int kvmem__kivi_q_floats_512(const double *par, int d) {
+    return kvmem__kivi_token(par) && kvmem__kivi_fits(par, d) ? kvmem__affine_q_size(kvmem__kivi_group(par), d) : d;
+}
+static void kvmem__kivi_prepare_512(const kvmem_coded *b, float *out, const float *q) {
+    if (kvmem__kivi_token(b->par) && kvmem__kivi_fits(b->par, b->d))
+        kvmem__affine_split_512((int)b->par[KVMEM__KIVI_BITS], out, q, b->d, kvmem__kivi_group(b->par));
+    else memcpy(out, q, (size_t)b->d * sizeof(float));
+}
+static void kvmem__kivi_dot_512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
+    const int bits = (int)b->par[KVMEM__KIVI_BITS], d = b->d;
+    const uint8_t *rows = kvmem__row_at(b, t0);
+    if (!kvmem__kivi_fits(b->par, d)) kvmem__dot_by_expand(kvmem__kivi_expand, b, d, d, s, ld, t0, n, q, nq);
+    else if (kvmem__kivi_token(b->par))
+        kvmem__affine_rows_dot_512(bits, s, ld, rows, b->row_bytes, n, q, nq, d, kvmem__kivi_group(b->par));
+    else kvmem__affine_cols_dot_512(bits, s, ld, b->head, rows, b->row_bytes, n, q, nq, d);
+}
+static void kvmem__kivi_axpy_512(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
+    const int bits = (int)b->par[KVMEM__KIVI_BITS], d = b->d;
+    const uint8_t *rows = kvmem__row_at(b, t0);
+    if (!kvmem__kivi_fits(b->par, d)) kvmem__axpy_by_expand(kvmem__kivi_expand, b, d, acc, t0, n, w, ld, nq);
+    else if (kvmem__kivi_token(b->par))
+        kvmem__affine_rows_axpy_512(bits, acc, rows, b->row_bytes, n, w, ld, nq, d, kvmem__kivi_group(b->par));
+    else kvmem__affine_cols_axpy_512(bits, acc, b->head, rows, b->row_bytes, n, w, ld, nq, d);
+}
+#endif
+static void kvmem__kivi_fast(kvmem_codec *c, int isa) {
+#if KVMEM__X86
+    if (isa == 3) {
+        c->q_floats = kvmem__kivi_q_floats_512;
+        c->q_prepare = kvmem__kivi_prepare_512;
+        c->dot = kvmem__kivi_dot_512;
+        c->axpy = kvmem__kivi_axpy_512;
+    }
+#else
+    (void)c;
+    (void)isa;
+#endif
+}
 static const kvmem_codec kvmem__codec_kivi = {
     { "kivi", "keys by channel over a page, values by token over groups of channels, bits + 1",
       "Liu 2024, arXiv 2402.02750", kvmem__params_kivi, 0 }, 0, kvmem__kivi_row_bytes, kvmem__kivi_head_bytes,
     NULL, NULL, NULL, NULL, NULL, kvmem__kivi_scratch, NULL, NULL, kvmem__kivi_encode, kvmem__kivi_expand, NULL,
-    NULL, NULL, NULL, NULL, NULL };
+    NULL, NULL, NULL, NULL, kvmem__kivi_fast };
 
 /* ==== >>codec_kvquant : non-uniform levels from calibration, per-channel keys, sparse outliers =====
    Hooper, Kim, Mohammadzadeh, Mahoney, Shao, Keutzer, Gholami. KVQuant: Towards 10 Million Context Length
@@ -7268,35 +7859,13 @@ static void kvmem__coded_decode(const kvmem_codec_use *u, const kvmem_coded *b, 
 }
 static void kvmem__coded_dot(const kvmem_codec_use *u, const kvmem_coded *b, float *s, int ld, int t0, int n,
                              const float *q, int nq) {
-    float v[KVMEM_MAX_WIDTH];
-    const int w = u->width, m = KVMEM_MAX_WIDTH / w;
-    int t, i, j, k;
-    if (u->fn.dot) { u->fn.dot(b, s, ld, t0, n, q, nq); return; }
-    for (t = 0; t < n; t += m) {
-        k = KVMEM__MIN(m, n - t);
-        u->fn.expand(b, v, t0 + t, k);
-        for (i = 0; i < nq; i++) {
-            for (j = 0; j < k; j++)
-                s[(size_t)i * (size_t)ld + (size_t)(t + j)] = kvmem__dot_plain(q + (size_t)i * (size_t)u->q_floats,
-                                                                               v + j * w, w);
-        }
-    }
+    if (u->fn.dot) u->fn.dot(b, s, ld, t0, n, q, nq);
+    else kvmem__dot_by_expand(u->fn.expand, b, u->width, u->q_floats, s, ld, t0, n, q, nq);
 }
 static void kvmem__coded_axpy(const kvmem_codec_use *u, const kvmem_coded *b, float *acc, int t0, int n,
                               const float *w, int ld, int nq) {
-    float v[KVMEM_MAX_WIDTH];
-    const int m = KVMEM_MAX_WIDTH / u->width;
-    int t, i, j, k;
-    if (u->fn.axpy) { u->fn.axpy(b, acc, t0, n, w, ld, nq); return; }
-    for (t = 0; t < n; t += m) {
-        k = KVMEM__MIN(m, n - t);
-        u->fn.expand(b, v, t0 + t, k);
-        for (i = 0; i < nq; i++) {
-            for (j = 0; j < k; j++)
-                kvmem__axpy_plain(acc + (size_t)i * (size_t)u->width, w[(size_t)i * (size_t)ld + (size_t)(t + j)],
-                                  v + j * u->width, u->width);
-        }
-    }
+    if (u->fn.axpy) u->fn.axpy(b, acc, t0, n, w, ld, nq);
+    else kvmem__axpy_by_expand(u->fn.expand, b, u->width, acc, t0, n, w, ld, nq);
 }
 
 /* ==== >>cache : arena, pages, lanes ===============================================================

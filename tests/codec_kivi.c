@@ -141,6 +141,23 @@ TEST(kivi_reads_codes_as_decoded_at_odd_sizes) {
         }
     }
 }
+TEST(kivi_fast_twins_agree_with_the_decoded_rows) {
+    static const char *const path[2] = { "avx2", "avx512" };
+    static const int dims[7] = { 16, 32, 64, 80, 128, 192, 512 };
+    int i, p, bits, nq, axis;
+    for (p = 0; p < 2; p++)
+        for (i = 0; i < 7; i++)
+            for (bits = 2; bits <= 8; bits *= 2)
+                for (nq = 1; nq <= 7; nq += nq == 5 ? 2 : 1)
+                    for (axis = 0; axis < 4; axis++) {
+                        static const int group[4] = { 0, 32, 64, 4096 };
+                        char text[80];
+                        snprintf(text, sizeof text, axis ? "kivi(bits=%d,axis=token,group=%d)" : "kivi(bits=%d)", bits,
+                                 group[axis]);
+                        CHECK_READS(text, dims[i], nq * 29 % 67 + 1, nq, path[p], 1.5e-4);
+                        if (nq == 5) CHECK_READS(text, dims[i], 150, 1, path[p], 1.5e-4);
+                    }
+}
 TEST(kivi_cut_leaves_the_other_rows_as_they_were) {
     static const int kept[5] = { 0, 3, 4, 10, 31 };
     float *x = floats(32 * 48), *y = floats(32 * 48), *z = floats(32 * 48);
@@ -168,6 +185,7 @@ int main(int argc, char **argv) {
     RUN(kivi_key_codes_do_not_change_when_channels_are_scaled_and_shifted);
     RUN(kivi_any_input_gives_finite_rows);
     RUN(kivi_reads_codes_as_decoded_at_odd_sizes);
+    RUN(kivi_fast_twins_agree_with_the_decoded_rows);
     RUN(kivi_cut_leaves_the_other_rows_as_they_were);
     return test_end();
 }
