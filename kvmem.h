@@ -5894,11 +5894,18 @@ KVMEM__UNUSED static void kvmem__affine_cols_get(float *x, const uint8_t *head, 
      are made for 64 rows at a time.
    Other shapes (odd bits, rows that are no whole 16 bytes) go through `expand`. */
 #if KVMEM__X86
+/* Code bytes that one register takes of a row: they divide a row, and four groups (the rest of the row is
+   whole registers, too); 0: no such number. */
+static int kvmem__affine_width(int bits, int d, int group) {
+    const int F = 8 / bits, four = group && group < d ? 4 * group : d, rest = d % four;
+    int W = 64;
+    while (W >= 16 && (d % (W * F) || four % (W * F) || rest % (W * F))) W /= 2;
+    return W >= 16 ? W : 0;
+}
 /* May the twins be used? group 0: by column. */
 static int kvmem__affine_fits(int bits, int group, int d) {
-    if ((bits != 2 && bits != 4 && bits != 8) || d * bits % 128 || d > 512) return 0;
-    if (group == 0 || group >= d) return 1;
-    return group % 32 == 0 && kvmem__affine_groups(group, d) <= (d * bits % 256 ? 4 : 8);
+    if ((bits != 2 && bits != 4 && bits != 8) || d > 512 || (group && group < d && group % 32)) return 0;
+    return kvmem__affine_width(bits, d, group) > 0;
 }
 /* A prepared query: d high bytes, d low bytes, then for every group its step and its sum (by column: the step
    and <q, m>). */
@@ -6115,53 +6122,51 @@ KVMEM__AVX512 static void kvmem__affine_rows_dot_512(int bits, float *s, int ld,
                               KVMEM__MIN(4, nq - i), d, group);
 }
 
-/* Weights of m <= 64 rows as 16-bit numbers: dword p * stride + g of `pair` is (w s_g) of rows 2p and 2p + 1
-   over the step, which is returned; zero past row m. bias[g] = sum w m_g. u: scratch. */
-KVMEM__AVX512 static float kvmem__affine_weigh_512(int32_t *pair, int stride, float *bias, float *u, const float *w,
-                                                   const uint8_t *rows, size_t rb, int m, int groups) {
-    const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
-    __m512 most = _mm512_setzero_ps(), inv;
-    float step;
-    int g, t, k;
-    for (g = 0; g < groups; g += 4) { /* lanes: s, m of four groups of row t, then of row t + 1 */
-        const int here = KVMEM__MIN(4, groups - g);
-        const __mmask16 some = (__mmask16)(((1u << 2 * here) - 1) * 0x101u);
-        __m512 sum = _mm512_setzero_ps();
-        float all[16];
-        for (t = 0; t < m; t += 2) {
-            const uint8_t *p = rows + rb * (size_t)t + 4 * g, *next = t + 1 < m ? p + rb : p;
-            const __m128i h0 = _mm_loadu_si128((const __m128i *)(const void *)p);
-            const __m128i h1 = _mm_loadu_si128((const __m128i *)(const void *)next);
-            const __m256i h = _mm256_inserti128_si256(_mm256_castsi128_si256(h0), h1, 1);
-            const __m512 ws = _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(w[t]),
-                                                   _mm512_set1_ps(t + 1 < m ? w[t + 1] : 0));
-            const __m512 x = _mm512_maskz_mul_ps(some, _mm512_cvtph_ps(h), ws);
-            sum = _mm512_add_ps(sum, x);
-            most = _mm512_mask_max_ps(most, 0x5555, most, _mm512_abs_ps(x));
-            _mm512_storeu_ps(u + 16 * (g / 4 * 32 + t / 2), x);
-        }
-        _mm512_storeu_ps(all, sum);
-        for (k = 0; k < here; k++) bias[g + k] = all[2 * k + 1] + all[2 * k + 9];
+/* Weights of m <= 64 rows as 16-bit numbers: dword 4 p + g of pair (32, 4) is (w s_g) of rows 2p and 2p + 1
+   over the step, which is returned; zero past row m. bias[g] = sum w m_g. meta: (s, m) of up to 4 groups. */
+KVMEM__AVX512 KVMEM__INLINE float kvmem__affine_weigh(int32_t *pair, float *bias, const float *w, const uint8_t *meta,
+                                                      size_t rb, int m, int groups) {
+    const __mmask16 some = (__mmask16)(((1u << 2 * groups) - 1) * 0x101u);
+    /* words of two pairs: lanes are s, m of four groups of a row, then of the next row */
+    const __m512i order = _mm512_setr_epi32(0x100000, 0x140004, 0x180008, 0x1c000c, 0x300020, 0x340024, 0x380028,
+                                            0x3c002c, 0, 0, 0, 0, 0, 0, 0, 0);
+    __m512 most = _mm512_setzero_ps(), sum = most, inv;
+    float u[32 * 16], step;
+    int t, k;
+    for (t = 0; t < m; t += 2, meta += 2 * rb) {
+        const __m128i h0 = _mm_loadu_si128((const __m128i *)(const void *)meta);
+        const __m128i h1 = _mm_loadu_si128((const __m128i *)(const void *)(t + 1 < m ? meta + rb : meta));
+        const __m256i h = _mm256_inserti128_si256(_mm256_castsi128_si256(h0), h1, 1);
+        const __m512 ws = _mm512_mask_broadcastss_ps(_mm512_set1_ps(w[t]), 0xff00, _mm_set_ss(t + 1 < m ? w[t + 1] : 0));
+        const __m512 x = _mm512_maskz_mul_ps(some, _mm512_cvtph_ps(h), ws);
+        sum = _mm512_add_ps(sum, x);
+        most = _mm512_mask_max_ps(most, 0x5555, most, _mm512_abs_ps(x));
+        _mm512_storeu_ps(u + 8 * t, x);
     }
+    for (; t < 64 && t % 8; t += 2) _mm512_storeu_ps(u + 8 * t, _mm512_setzero_ps());
+    m = t;
     step = _mm512_reduce_max_ps(most) / 32767.0f;
     inv = _mm512_set1_ps(kvmem__inverse(step));
-    for (g = 0; g < groups; g += 4) {
-        for (t = 0; t < m; t += 2) {
-            const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(u + 16 * (g / 4 * 32 + t / 2)), inv));
-            const __m256i x = _mm256_or_si256(_mm256_and_si256(_mm512_castsi512_si256(a), _mm256_set1_epi32(0xffff)),
-                                              _mm256_slli_epi32(_mm512_extracti64x4_epi64(a, 1), 16));
-            _mm_storeu_si128((__m128i *)(void *)(pair + t / 2 * stride + g),
-                             _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(x, even)));
-        }
+    for (t = 0; t < m; t += 8) {
+        __m512i a[4];
+        KVMEM__UNROLL
+        for (k = 0; k < 4; k++) a[k] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(u + 8 * t + 16 * k), inv));
+        a[0] = _mm512_permutex2var_epi16(a[0], order, a[1]);
+        a[2] = _mm512_permutex2var_epi16(a[2], order, a[3]);
+        _mm512_storeu_si512((void *)(pair + 2 * t), _mm512_inserti64x4(a[0], _mm512_castsi512_si256(a[2]), 1));
     }
-    for (t = (m + 1) / 2; t < 32; t++) memset(pair + t * stride, 0, 4 * (size_t)stride);
+    for (; t < 64; t += 8) _mm512_storeu_si512((void *)(pair + 2 * t), _mm512_setzero_si512());
+    sum = _mm512_add_ps(sum, _mm512_shuffle_f32x4(sum, sum, 0x4e));
+    _mm512_storeu_ps(u, sum);
+    for (k = 0; k < groups; k++) bias[k] = u[2 * k + 1];
     return step;
 }
-/* By column: the weights alone. bias[0] = sum w. */
-KVMEM__AVX512 static float kvmem__affine_weigh_cols_512(int32_t *pair, float *bias, const float *w, int m) {
+/* By column: the weights alone, as those of one group. bias[0] = sum w. */
+KVMEM__AVX512 KVMEM__INLINE float kvmem__affine_weigh_cols(int32_t *pair, float *bias, const float *w, int m) {
     __m512 x[4], most = _mm512_setzero_ps(), sum = most, inv;
+    __m512i at = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     float step;
-    int j;
+    int j, k;
     KVMEM__UNROLL
     for (j = 0; j < 4; j++) {
         const int left = m - 16 * j;
@@ -6174,10 +6179,20 @@ KVMEM__AVX512 static float kvmem__affine_weigh_cols_512(int32_t *pair, float *bi
     step = _mm512_reduce_max_ps(most) / 32767.0f;
     inv = _mm512_set1_ps(kvmem__inverse(step));
     KVMEM__UNROLL
-    for (j = 0; j < 4; j++)
-        _mm256_storeu_si256((__m256i *)(void *)(pair + 8 * j),
-                            _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x[j], inv))));
+    for (j = 0; j < 4; j++) {
+        const __m256i h = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x[j], inv)));
+        KVMEM__UNROLL
+        for (k = 0; k < 2; k++) /* 4 pairs a store */
+            _mm512_storeu_si512((void *)(pair + 32 * j + 16 * k), _mm512_permutexvar_epi32(
+                _mm512_add_epi32(at, _mm512_set1_epi32(4 * k)), _mm512_castsi256_si512(h)));
+    }
     return step;
+}
+/* The dwords of the 64 / W pairs that begin at p. */
+KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__affine_pairs(int W, const int32_t *p) {
+    if (W == 64) return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)p));
+    if (W == 32) return _mm512_broadcast_i32x8(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    return _mm512_loadu_si512((const void *)p);
 }
 /* W code bytes of 64 / W pairs of rows from row t on: the first rows of the pairs, then the second ones. */
 KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__affine_units(int W, const uint8_t *p, size_t rb, int t, int m) {
@@ -6227,11 +6242,11 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__fields4(__m512i *x, const __m512i *a, in
     z[3] = a[3 * stride];
     kvmem__words16(x, z);
 }
-/* One unit of W code bytes of m <= 64 rows: acc (nq, d) at its channels gains the sums. pair (nq, 32 * stride
-   + 16), idx: for each half k of a lane, which of the dwords that begin at a pair belong to which lane. */
+/* One unit of W code bytes of m <= 64 rows: acc (nq, d) at its channels gains the sums. pair (nq, 32, 4), idx:
+   for each half k of a lane, which of the dwords that begin at a pair belong to which lane. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_unit(int bits, int W, int nq, float *acc, size_t ld, const uint8_t *p,
-                                                    size_t rb, int m, const int32_t *pair, int stride, int room,
-                                                    const __m512i *idx, const float *step) {
+                                                    size_t rb, int m, const int32_t *pair, const __m512i *idx,
+                                                    const float *step) {
     const int F = 8 / bits, nf = 2 * F, nk = bits == 2 ? 1 : 2, pairs = 64 / W;
     __m512i a[24], x[8];
     int t, i, k, k0, f;
@@ -6250,8 +6265,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_unit(int bits, int W, int nq, flo
                 __m512i ws[3];
                 KVMEM__UNROLL
                 for (i = 0; i < nq; i++)
-                    ws[i] = _mm512_permutexvar_epi32(idx[k + k0], _mm512_loadu_si512(
-                                (const void *)(pair + room * i + t / 2 * stride)));
+                    ws[i] = _mm512_permutexvar_epi32(idx[k + k0], kvmem__affine_pairs(W, pair + 128 * i + 2 * t));
                 KVMEM__UNROLL
                 for (f = 0; f < nf; f++) {
                     const __m512i mask = _mm512_set1_epi16((short)((1 << bits) - 1));
@@ -6290,52 +6304,56 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_unit(int bits, int W, int nq, flo
         }
     }
 }
-/* Code bytes that one register takes of a row. */
-static int kvmem__affine_width(int bytes) { return bytes % 64 == 0 ? 64 : bytes % 32 == 0 ? 32 : 16; }
+/* Channels c0 .. c1 of whole units, in four groups at most. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_sum(int bits, int W, int nq, float *acc, size_t ld, const uint8_t *p,
-                                                   size_t rb, int m, const int32_t *pair, int stride, int room,
-                                                   const float *step, int d, int group) {
+                                                   size_t rb, int m, const int32_t *pair, const float *step, int c0,
+                                                   int c1, int group) {
     const int F = 8 / bits;
     int c, l, k;
-    for (c = 0; c < d; c += W * F, p += W) {
+    for (c = c0; c < c1; c += W * F) {
         int32_t at[2][16];
         __m512i idx[2];
+        KVMEM__UNROLL
         for (k = 0; k < 2; k++) { /* lane l: 16 bytes of pair l / (W / 16), half k of them */
             for (l = 0; l < 16; l++)
-                at[k][l] = l / 4 / (W / 16) * stride + (group ? (c + F * (l / 4 % (W / 16) * 16 + 8 * k)) / group : 0);
+                at[k][l] = l / 4 / (W / 16) * 4 + (group ? (c - c0 + F * (l / 4 % (W / 16) * 16 + 8 * k)) / group : 0);
             idx[k] = _mm512_loadu_si512((const void *)at[k]);
         }
-        kvmem__affine_unit(bits, W, nq, acc + c, ld, p, rb, m, pair, stride, room, idx, step);
+        kvmem__affine_unit(bits, W, nq, acc + c, ld, p + c / F, rb, m, pair, idx, step);
     }
 }
-KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_sum_w(int bits, int nq, float *acc, size_t ld, const uint8_t *p,
-                                                     size_t rb, int m, const int32_t *pair, int stride, int room,
-                                                     const float *step, int d, int group) {
-    const int W = kvmem__affine_width(d * bits / 8);
-    if (W == 64) kvmem__affine_sum(bits, 64, nq, acc, ld, p, rb, m, pair, stride, room, step, d, group);
-    else if (W == 32) kvmem__affine_sum(bits, 32, nq, acc, ld, p, rb, m, pair, stride, room, step, d, group);
-    else kvmem__affine_sum(bits, 16, nq, acc, ld, p, rb, m, pair, stride, room, step, d, group);
-}
-/* acc (nq <= 3, ld apart) += the sums of codes times weights of n rows; bias (nq, 8) += sum w m_g (by column:
-   sum w). codes: the first code byte of row 0, meta: the first byte of its groups, NULL: by column. */
+/* acc (nq <= 3, ld apart) += the sums of codes times weights of n rows, and of m by row; bias[i] += sum w_i.
+   codes: the first code byte of row 0, meta: the first byte of its groups, NULL: by column. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_axpy_512(int bits, int nq, float *acc, size_t ld, float *bias,
                                                         const uint8_t *codes, const uint8_t *meta, size_t rb, int n,
                                                         const float *w, size_t wl, int d, int group) {
-    const int groups = meta ? kvmem__affine_groups(group, d) : 1, stride = meta ? (groups + 3) / 4 * 4 : 1;
-    enum { ROOM = 32 * 8 + 16 };
-    int32_t pair[3 * ROOM];
-    float u[2 * 512], step[3], more[8];
-    int t, i, g;
+    const int W = kvmem__affine_width(bits, d, group), every = meta ? KVMEM__MIN(4 * group, d) : d;
+    int32_t pair[3 * 128];
+    float step[3], more[4];
+    int t, i, c, k, x;
     for (t = 0; t < n; t += 64) {
         const int m = KVMEM__MIN(64, n - t);
         const size_t at = rb * (size_t)t;
-        for (i = 0; i < nq; i++) {
-            const float *wi = w + wl * (size_t)i + t;
-            step[i] = meta ? kvmem__affine_weigh_512(pair + ROOM * i, stride, more, u, wi, meta + at, rb, m, groups)
-                           : kvmem__affine_weigh_cols_512(pair + ROOM * i, more, wi, m);
-            for (g = 0; g < groups; g++) bias[8 * i + g] += more[g];
+        for (c = 0; c < d; c += every) {
+            const int to = KVMEM__MIN(c + every, d), groups = meta ? (to - c + group - 1) / group : 1;
+            for (i = 0; i < nq; i++) {
+                const float *wi = w + wl * (size_t)i + t;
+                if (!meta) {
+                    step[i] = kvmem__affine_weigh_cols(pair + 128 * i, more, wi, m);
+                    bias[i] += more[0];
+                    continue;
+                }
+                step[i] = kvmem__affine_weigh(pair + 128 * i, more, wi, meta + at + c / group * 4, rb, m, groups);
+                for (k = 0; k < groups; k++)
+                    for (x = c + k * group; x < KVMEM__MIN(c + (k + 1) * group, to); x += 16) {
+                        float *o = acc + ld * (size_t)i + x;
+                        _mm512_storeu_ps(o, _mm512_add_ps(_mm512_loadu_ps(o), _mm512_set1_ps(more[k])));
+                    }
+            }
+            if (W == 64) kvmem__affine_sum(bits, 64, nq, acc, ld, codes + at, rb, m, pair, step, c, to, meta ? group : 0);
+            else if (W == 32) kvmem__affine_sum(bits, 32, nq, acc, ld, codes + at, rb, m, pair, step, c, to, meta ? group : 0);
+            else kvmem__affine_sum(bits, 16, nq, acc, ld, codes + at, rb, m, pair, step, c, to, meta ? group : 0);
         }
-        kvmem__affine_sum_w(bits, nq, acc, ld, codes + at, rb, m, pair, stride, ROOM, step, d, group);
     }
 }
 #define KVMEM__AFFINE_AXPY(bits)                                                                    \
@@ -6361,14 +6379,12 @@ static void kvmem__affine_axpy_any_512(int bits, float *acc, size_t ld, float *b
 static void kvmem__affine_rows_axpy_512(int bits, float *acc, const uint8_t *rows, size_t rb, int n, const float *w,
                                         int ld, int nq, int d, int group) {
     const int groups = kvmem__affine_groups(group, d);
-    int i, k, j, c;
+    float none[3];
+    int i, k;
     for (i = 0; i < nq; i += k) {
-        float bias[3 * 8] = { 0 }, *a = acc + (size_t)i * (size_t)d;
         k = nq - i == 4 ? 2 : KVMEM__MIN(3, nq - i);
-        kvmem__affine_axpy_any_512(bits, a, (size_t)d, bias, rows + 4 * groups, rows, rb, n,
-                                   w + (size_t)i * (size_t)ld, (size_t)ld, k, d, group);
-        for (j = 0; j < k; j++, a += d)
-            for (c = 0; c < d; c++) a[c] += bias[8 * j + c / KVMEM__MIN(group, d)];
+        kvmem__affine_axpy_any_512(bits, acc + (size_t)i * (size_t)d, (size_t)d, none, rows + 4 * groups, rows, rb, n,
+                                   w + (size_t)i * (size_t)ld, (size_t)ld, k, d, KVMEM__MIN(group, d));
     }
 }
 KVMEM__AVX512 static void kvmem__affine_cols_axpy_512(int bits, float *acc, const uint8_t *head, const uint8_t *rows,
@@ -6376,7 +6392,7 @@ KVMEM__AVX512 static void kvmem__affine_cols_axpy_512(int bits, float *acc, cons
     float sum[2 * 512];
     int i, k, j, c;
     for (i = 0; i < nq; i += k) {
-        float bias[3 * 8] = { 0 };
+        float bias[3] = { 0, 0, 0 };
         k = KVMEM__MIN(2, nq - i);
         memset(sum, 0, sizeof(float) * (size_t)(k * d));
         kvmem__affine_axpy_any_512(bits, sum, (size_t)d, bias, rows, NULL, rb, n, w + (size_t)i * (size_t)ld,
@@ -6387,7 +6403,7 @@ KVMEM__AVX512 static void kvmem__affine_cols_axpy_512(int bits, float *acc, cons
                 const __m512 s = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(head + 2 * c)));
                 const __m512 m = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(head + 2 * (d + c))));
                 const __m512 x = _mm512_fmadd_ps(s, _mm512_loadu_ps(sum + j * d + c), _mm512_loadu_ps(a + c));
-                _mm512_storeu_ps(a + c, _mm512_fmadd_ps(m, _mm512_set1_ps(bias[8 * j]), x));
+                _mm512_storeu_ps(a + c, _mm512_fmadd_ps(m, _mm512_set1_ps(bias[j]), x));
             }
         }
     }
