@@ -6137,7 +6137,8 @@ KVMEM__AVX512 KVMEM__INLINE float kvmem__affine_weigh(int32_t *pair, float *bias
         const __m128i h0 = _mm_loadu_si128((const __m128i *)(const void *)meta);
         const __m128i h1 = _mm_loadu_si128((const __m128i *)(const void *)(t + 1 < m ? meta + rb : meta));
         const __m256i h = _mm256_inserti128_si256(_mm256_castsi128_si256(h0), h1, 1);
-        const __m512 ws = _mm512_mask_broadcastss_ps(_mm512_set1_ps(w[t]), 0xff00, _mm_set_ss(t + 1 < m ? w[t + 1] : 0));
+        const float next = t + 1 < m ? w[t + 1] : 0;
+        const __m512 ws = _mm512_mask_broadcastss_ps(_mm512_set1_ps(w[t]), 0xff00, _mm_set_ss(next));
         const __m512 x = _mm512_maskz_mul_ps(some, _mm512_cvtph_ps(h), ws);
         sum = _mm512_add_ps(sum, x);
         most = _mm512_mask_max_ps(most, 0x5555, most, _mm512_abs_ps(x));
@@ -6327,7 +6328,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_sum(int bits, int W, int nq, floa
 KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_axpy_512(int bits, int nq, float *acc, size_t ld, float *bias,
                                                         const uint8_t *codes, const uint8_t *meta, size_t rb, int n,
                                                         const float *w, size_t wl, int d, int group) {
-    const int W = kvmem__affine_width(bits, d, group), every = meta ? KVMEM__MIN(4 * group, d) : d;
+    const int W = kvmem__affine_width(bits, d, group), each = meta ? group : 0, every = meta ? KVMEM__MIN(4 * group, d) : d;
     int32_t pair[3 * 128];
     float step[3], more[4];
     int t, i, c, k, x;
@@ -6350,9 +6351,9 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_axpy_512(int bits, int nq, float 
                         _mm512_storeu_ps(o, _mm512_add_ps(_mm512_loadu_ps(o), _mm512_set1_ps(more[k])));
                     }
             }
-            if (W == 64) kvmem__affine_sum(bits, 64, nq, acc, ld, codes + at, rb, m, pair, step, c, to, meta ? group : 0);
-            else if (W == 32) kvmem__affine_sum(bits, 32, nq, acc, ld, codes + at, rb, m, pair, step, c, to, meta ? group : 0);
-            else kvmem__affine_sum(bits, 16, nq, acc, ld, codes + at, rb, m, pair, step, c, to, meta ? group : 0);
+            if (W == 64) kvmem__affine_sum(bits, 64, nq, acc, ld, codes + at, rb, m, pair, step, c, to, each);
+            else if (W == 32) kvmem__affine_sum(bits, 32, nq, acc, ld, codes + at, rb, m, pair, step, c, to, each);
+            else kvmem__affine_sum(bits, 16, nq, acc, ld, codes + at, rb, m, pair, step, c, to, each);
         }
     }
 }
@@ -6401,7 +6402,8 @@ KVMEM__AVX512 static void kvmem__affine_cols_axpy_512(int bits, float *acc, cons
             float *a = acc + (size_t)(i + j) * (size_t)d;
             for (c = 0; c < d; c += 16) {
                 const __m512 s = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(head + 2 * c)));
-                const __m512 m = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(head + 2 * (d + c))));
+                const uint8_t *mins = head + 2 * (d + c);
+                const __m512 m = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)mins));
                 const __m512 x = _mm512_fmadd_ps(s, _mm512_loadu_ps(sum + j * d + c), _mm512_loadu_ps(a + c));
                 _mm512_storeu_ps(a + c, _mm512_fmadd_ps(m, _mm512_set1_ps(bias[j]), x));
             }
