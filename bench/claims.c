@@ -13,6 +13,7 @@ int kvmem_main(int argc, char **argv);
 #define main kvmem_main
 #include "../tools/kvmem.c"
 #undef main
+#include "record.h"
 
 /* ==== >>claims : the rows ===================================================================== */
 
@@ -20,6 +21,11 @@ typedef enum claim_kind {
     BETTER,  /* `first` does better than `second`, on the same questions or texts */
     KNOWN,   /* `first` does better if the question is known when it compresses than if not */
     CLOSE,   /* `first` loses little against `second` */
+    SMALL,   /* the same, but a loss that its source calls small */
+    NEARER,  /* the next-token distribution under `first` is nearer to the full cache's */
+    MATCH,   /* `first` always has the full cache's likeliest token, `second` far from always */
+    LOWER,   /* rows coded by `first` have a lower error than by the best of `second` (a|b|c) */
+    BOUND,   /* the error of rows coded by `first` is below sqrt(3) pi / 2 4^-bits */
     SINK,    /* position 0 draws far more probability than its even share */
     NOT_HERE /* small scale cannot test it: `first` says why */
 } claim_kind;
@@ -29,6 +35,7 @@ typedef struct claim {
     int suite, aware;          /* aware: the question is known when the context is compressed */
     const char *first, *second;/* recipes; @ stands for --budget */
 } claim;
+#define ROWS(kind) ((kind) == LOWER || (kind) == BOUND) /* measured on rows, not by an evaluation */
 
 #define STREAMINGLLM "Xiao 2023, 2309.17453"
 #define H2O "Zhang 2023, 2306.14048"
@@ -37,6 +44,9 @@ typedef struct claim {
 #define PYRAMIDKV "Cai 2024, 2406.02069"
 #define KNORM "Devoto 2024, 2406.11430"
 #define FLEXGEN "Sheng 2023, 2303.06865"
+#define KIVI "Liu 2024, 2402.02750"
+#define TURBOQUANT "Zandieh 2025, 2504.19874"
+#define ROTATION(b) "codec=turboquant(bits=" b ")|codec=turboquant(bits=" b ",form=prod)"
 static const claim claims[] = {
     /* sinks */
     {"the first token draws attention far beyond its share", STREAMINGLLM, SINK, EVAL_PPL, 0,
@@ -105,11 +115,29 @@ static const claim claims[] = {
     {"4 bits a value lose little: prediction", FLEXGEN, CLOSE, EVAL_PPL, 0, "full codec=q4_0",
      "full"},
     {"4 bits a value lose little: answers", FLEXGEN, CLOSE, EVAL_CONV, 0, "full codec=q4_0",
-     "full"}};
+     "full"},
+    /* codecs: channels, rotations, centring */
+    {"keys: a scale a channel codes better than a scale a token", KIVI, LOWER, EVAL_PPL, 0,
+     "codec.k=kivi(bits=2,axis=channel) page=32", "codec.k=kivi(bits=2,axis=token)"},
+    {"the same seen in the predictions", KIVI, NEARER, EVAL_PPL, 0,
+     "full codec.k=kivi(bits=2,axis=channel) page=32", "full codec.k=kivi(bits=2,axis=token)"},
+    {"2 bits a code are within the stated bound", TURBOQUANT, BOUND, EVAL_PPL, 0,
+     "codec=turboquant(bits=2)", NULL},
+    {"4 bits a code are within the stated bound", TURBOQUANT, BOUND, EVAL_PPL, 0,
+     "codec=turboquant(bits=4)", NULL},
+    {"centring lowers the error of keys", "-", LOWER, EVAL_PPL, 0,
+     "codec.k=turboquant(bits=2,center=head)", "codec.k=turboquant(bits=2)"},
+    {"the same seen in the predictions", "-", NEARER, EVAL_PPL, 0,
+     "full codec.k=turboquant(bits=2,center=head)", "full codec.k=turboquant(bits=2)"},
+    {"a Hadamard rotation lowers the error of 4 bits", "llama.cpp PR 21038", LOWER, EVAL_PPL, 0,
+     "codec=q4_0(rot=had)", "codec=q4_0"},
+    {"the same seen in the predictions", "llama.cpp PR 21038", NEARER, EVAL_PPL, 0,
+     "full codec=q4_0(rot=had)", "full codec=q4_0"}};
 enum { N_CLAIMS = sizeof claims / sizeof *claims };
 
 /* What counts as little, as many and as too few; stated in the output. */
-static const double little_accuracy = 0.03, little_nll = 0.01, times_even = 10, needs = 0.5;
+static const double little_accuracy = 0.03, little_nll = 0.01, small_nll = 0.06, times_even = 10,
+                    needs = 0.5, far_from_all = 0.95;
 
 /* ==== >>claims_measure : one evaluation for each suite, with and without the question ========= */
 
@@ -126,7 +154,7 @@ typedef struct claim_run {
     int used;
 } claim_run;
 static claim_run runs[EVAL_SUITES][2];
-static char filled[N_CLAIMS][2][128]; /* @ filled in */
+static char filled[N_CLAIMS][2][256]; /* @ filled in */
 static int chosen[N_CLAIMS];
 
 static void fill_in(char *to, size_t size, const char *recipe, const char *budget) {
@@ -161,7 +189,7 @@ static int choose(const args *a) {
         if (!chosen[i] || c->kind == NOT_HERE) continue;
         for (j = 0; j < 2; j++)
             fill_in(filled[i][j], sizeof *filled[i], j ? c->second : c->first, a->budgets);
-        for (j = 0; j < 2; j++) {
+        for (j = 0; j < 2 && !ROWS(c->kind); j++) {
             claim_run *r = &runs[c->suite][j];
             if (c->kind != KNOWN && j != c->aware) continue;
             if (!r->used) { r->a = *a; r->a.kvs.n = 0; r->a.text = NULL; r->used = 1; }
@@ -311,12 +339,126 @@ static void judge_prediction(claim_result *r, const claim *c, const eval_cell *a
     r->of_diff = bootstrap(d, r->n);
     r->p = -1;
     if (r->n < 2) verdict(r, "not testable here: one text has no interval");
-    else if (c->kind == CLOSE)
-        verdict(r, r->of_diff.lo > -little_nll   ? "reproduced"
-                   : r->of_diff.hi < -little_nll ? "reversed"
-                                                 : "not seen");
+    else if (c->kind == CLOSE || c->kind == SMALL) {
+        const double little = c->kind == CLOSE ? little_nll : small_nll;
+        verdict(r, r->of_diff.lo > -little   ? "reproduced"
+                   : r->of_diff.hi < -little ? "reversed"
+                                             : "not seen");
+    }
     else verdict(r, r->of_diff.lo > 0 ? "reproduced" : r->of_diff.hi < 0 ? "reversed" : "not seen");
     free(d);
+}
+/* Divergences from the full cache; second - first, in nats a token. */
+static void judge_nearer(claim_result *r, const eval_cell *a, const eval_cell *b) {
+    double *d = (double *)grow(NULL, (size_t)a->n_s, sizeof *d);
+    int i;
+    for (i = 0; i < a->n_s; i++) d[i] = b->kl[i] - a->kl[i];
+    r->n = a->n_s;
+    r->first = mean_of(a->kl, a->n_s);
+    r->second = mean_of(b->kl, b->n_s);
+    r->of_first = bootstrap(a->kl, a->n_s);
+    r->of_second = bootstrap(b->kl, b->n_s);
+    r->diff = mean_of(d, r->n);
+    r->of_diff = bootstrap(d, r->n);
+    r->p = -1;
+    if (r->n < 2) verdict(r, "not testable here: one text has no interval");
+    else verdict(r, r->of_diff.lo > 0 ? "reproduced" : r->of_diff.hi < 0 ? "reversed" : "not seen");
+    free(d);
+}
+static void judge_match(claim_result *r, const eval_cell *a, const eval_cell *b) {
+    int i;
+    r->n = a->n_s;
+    r->first = mean_of(a->top1, a->n_s);
+    r->second = mean_of(b->top1, b->n_s);
+    r->of_first = bootstrap(a->top1, a->n_s);
+    r->of_second = bootstrap(b->top1, b->n_s);
+    r->diff = r->first - r->second;
+    r->of_diff.lo = r->of_first.lo - r->of_second.hi;
+    r->of_diff.hi = r->of_first.hi - r->of_second.lo;
+    r->p = -1;
+    for (i = 0; i < a->n_s && a->top1[i] == 1;) i++;
+    if (i < a->n_s) verdict(r, "not reproduced: %d of %d texts match", i, a->n_s);
+    else verdict(r, r->of_second.hi < far_from_all ? "reproduced" : "not seen");
+}
+
+/* ---- rows: errors of each lane's K and V, the same rows for every recipe */
+
+enum { MAX_LANES = 1024 };
+static const args *rows_of;
+static exact exact_rows; /* of the full cache */
+/* err (2 * lanes): K and V of each lane, 0 where nothing is lost. Bits a value of what is coded. */
+static int lane_errors(const char *text, double *err, double *bits, char *why, size_t size) {
+    kvmem_recipe r;
+    kvmem_cache c;
+    kvmem_error error;
+    exact x;
+    double sum = 0, values = 0;
+    int g, lanes, bad;
+    if (!recorded.n) {
+        const kvmem_backend *b;
+        const kvmem_recipe exactly = kvmem_recipe_default();
+        if (find_backend(rows_of, &b) || record_open(rows_of->model, NULL, NULL, b) ||
+            record_run(&exactly, &c, &exact_rows, why, size)) return 0;
+        kvmem_cache_free(&c);
+    }
+    lanes = recorded.shape.n_layers * recorded.shape.n_kv_heads;
+    if (lanes > MAX_LANES / 2) { snprintf(why, size, "more than %d lanes", MAX_LANES / 2); return 0; }
+    if (kvmem_recipe_parse(&r, text, &error) != KVMEM_OK) {
+        snprintf(why, size, "%s", error.text);
+        return 0;
+    }
+    bad = record_run(&r, &c, &x, why, size);
+    for (g = 0; g < 2 * lanes && !bad; g++) {
+        const size_t n = (size_t)FED * (size_t)recorded.shape.head_dim, at = (size_t)(g / 2) * n;
+        err[g] = g % 2 ? squares(exact_rows.v + at, x.v + at, n) : squares(exact_rows.k + at, x.k + at, n);
+        if (err[g] <= 0) continue;
+        sum += 8.0 * (double)codec_count(&c, g / 2, g % 2).total;
+        values += (double)n;
+    }
+    *bits = values > 0 ? sum / values : 0;
+    kvmem_cache_free(&c);
+    exact_free(&x);
+    return bad ? 0 : 2 * lanes;
+}
+static void judge_rows(claim_result *r, const claim *c, const char *first, const char *second) {
+    static double a[MAX_LANES], b[MAX_LANES], x[MAX_LANES], ratio[MAX_LANES];
+    double bits_a, bits = 0, bits_b = 0, width = 4;
+    char why[256], one[256];
+    int n = lane_errors(first, a, &bits_a, why, sizeof why), i, m = 0, many = 0;
+    const char *at = strstr(first, "bits=");
+    if (at) width = atof(at + 5);
+    for (i = 0; i < n; i++) b[i] = c->kind == BOUND ? sqrt(3) * 3.14159265358979 / 2 * pow(4, -width) : -1;
+    while (n && second && *second) { /* the best of them for each lane */
+        const size_t len = strcspn(second, "|");
+        snprintf(one, sizeof one, "%.*s", (int)len, second);
+        if (lane_errors(one, x, &bits, why, sizeof why) != n) n = 0;
+        for (i = 0; i < n; i++) if (b[i] < 0 || x[i] < b[i]) b[i] = x[i];
+        bits_b += bits;
+        many++;
+        second += len + (second[len] == '|');
+    }
+    if (!n) { verdict(r, "failed: %.180s", why); return; }
+    for (i = 0; i < n; i++)
+        if (a[i] > 0 && b[i] > 0) {
+            a[m] = a[i];
+            b[m] = b[i];
+            ratio[m] = log(b[i] / a[i]);
+            m++;
+        }
+    r->n = m;
+    if (!m) { verdict(r, "failed: no row loses anything"); return; }
+    r->first = mean_of(a, m);
+    r->second = mean_of(b, m);
+    r->of_first = bootstrap(a, m);
+    r->of_second = bootstrap(b, m);
+    r->diff = exp(mean_of(ratio, m));
+    r->of_diff = bootstrap(ratio, m);
+    r->of_diff.lo = exp(r->of_diff.lo);
+    r->of_diff.hi = exp(r->of_diff.hi);
+    r->p = -1;
+    if (many) snprintf(r->more, sizeof r->more, "%.2f bits a value against %.2f", bits_a, bits_b / many);
+    else snprintf(r->more, sizeof r->more, "%.2f bits a value", bits_a);
+    verdict(r, r->of_diff.lo > 1 ? "reproduced" : r->of_diff.hi < 1 ? "reversed" : "not seen");
 }
 static void judge(claim_result *r, int i) {
     const claim *c = claims + i;
@@ -325,12 +467,15 @@ static void judge(claim_result *r, int i) {
     memset(r, 0, sizeof *r);
     if (c->kind == NOT_HERE) { verdict(r, "not testable here: %s", c->first); return; }
     if (c->kind == SINK) { judge_sink(r, &run->e); return; }
+    if (ROWS(c->kind)) { judge_rows(r, c, filled[i][0], filled[i][1]); return; }
     a = cell_of(run, filled[i][0]);
     b = c->kind == KNOWN ? cell_of(&runs[c->suite][0], filled[i][0]) : cell_of(run, filled[i][1]);
     full = cell_of(&runs[c->suite][c->kind == KNOWN ? 0 : c->aware], "full");
     if (!a || !b || !full) verdict(r, "failed: a recipe was not run");
     else if (a->error[0] || b->error[0])
         verdict(r, "failed: %s", a->error[0] ? a->error : b->error);
+    else if (c->kind == NEARER) judge_nearer(r, a, b);
+    else if (c->kind == MATCH) judge_match(r, a, b);
     else if (c->suite == EVAL_PPL) judge_prediction(r, c, a, b);
     else judge_answers(r, c, a, b, full);
 }
@@ -343,6 +488,7 @@ static const char *short_name(const claim *c, int second, char *buf, size_t size
     size_t n = 0;
     if (c->kind == KNOWN) return second ? "unknown" : "known";
     if (c->kind == SINK) return second ? "even share" : "position 0";
+    if (c->kind == BOUND && second) return "bound";
     at = strstr(text, " budget=@");
     for (; *text && n + 1 < size; text++) {
         if (text == at) { text += strlen(" budget=@"); at = NULL; if (!*text) break; }
@@ -353,14 +499,20 @@ static const char *short_name(const claim *c, int second, char *buf, size_t size
 }
 static void figure(char *to, size_t size, const claim *c, double x, interval i) {
     if (c->kind == SINK && i.lo >= i.hi) snprintf(to, size, "%.2f %%", 100 * x);
+    else if (ROWS(c->kind)) snprintf(to, size, "error %.3g [%.3g, %.3g]", x, i.lo, i.hi);
+    else if (c->kind == NEARER) snprintf(to, size, "KL %.3g [%.3g, %.3g]", x, i.lo, i.hi);
+    else if (c->kind == MATCH)
+        snprintf(to, size, "%.1f %% the same [%.1f, %.1f]", 100 * x, 100 * i.lo, 100 * i.hi);
     else if (c->suite == EVAL_PPL && c->kind != SINK)
         snprintf(to, size, "ppl %.3f [%.3f, %.3f]", x, i.lo, i.hi);
     else snprintf(to, size, "%.1f %% [%.1f, %.1f]", 100 * x, 100 * i.lo, 100 * i.hi);
 }
 static void difference(char *to, size_t size, const claim *c, const claim_result *r) {
-    const int nats = c->suite == EVAL_PPL && c->kind != SINK;
+    const int nats = c->suite == EVAL_PPL && c->kind != SINK && c->kind != MATCH;
     const double k = nats ? 1 : 100;
-    snprintf(to, size, nats ? "%+.4f [%+.4f, %+.4f]" : "%+.1f [%+.1f, %+.1f]", k * r->diff,
+    if (ROWS(c->kind))
+        snprintf(to, size, "x %.2f [%.2f, %.2f]", r->diff, r->of_diff.lo, r->of_diff.hi);
+    else snprintf(to, size, nats ? "%+.4f [%+.4f, %+.4f]" : "%+.1f [%+.1f, %+.1f]", k * r->diff,
              k * r->of_diff.lo, k * r->of_diff.hi);
 }
 typedef struct claim_texts {
@@ -375,7 +527,9 @@ static void texts_of(claim_texts *t, const args *a, const claim *c, const claim_
                                              : ", question unknown";
     memset(t, 0, sizeof *t);
     if (none) return;
-    snprintf(t->where, sizeof t->where, "%s %s%s%s%s, n %d", eval_suites[c->suite].word, a->lengths,
+    if (ROWS(c->kind))
+        snprintf(t->where, sizeof t->where, "K and V of %d tokens, n %d lanes", FED, r->n);
+    else snprintf(t->where, sizeof t->where, "%s %s%s%s%s, n %d", eval_suites[c->suite].word, a->lengths,
              strchr(c->first, '@') ? ", " : "", strchr(c->first, '@') ? a->budgets : "", known,
              r->n);
     snprintf(t->name[0], sizeof *t->name, "%s", short_name(c, 0, buf, sizeof buf));
@@ -413,6 +567,13 @@ static void show_rule(const args *a, const char *line) {
     put("%s            \"lose little\": loss below %.0f points, or %.2f nats, with its whole "
         "interval;\n",
         line, 100 * little_accuracy, little_nll);
+    put("%s            \"small\": the same with %.2f nats; KL: paired bootstrap interval over texts;\n",
+        line, small_nll);
+    put("%s            errors of rows: sum of squares over that of the rows, in each lane; interval\n",
+        line);
+    put("%s            of the mean ratio over lanes beyond 1; the same token: in all texts, and the\n",
+        line);
+    put("%s            other recipe's interval below %.0f %%;\n", line, 100 * far_from_all);
     put("%s            first token: interval of its probability above %.0f times the even share\n",
         line, times_even);
     put("%sreversed    the same, in the other direction; not seen: neither\n", line);
@@ -452,7 +613,9 @@ static void show_md(const args *a, const claim_result *r) {
         put("| %s | %s | %s | ", claims[i].what, claims[i].source, t.where);
         if (*t.diff) put("`%s` %s, `%s` %s", t.name[0], t.fig[0], t.name[1], t.fig[1]);
         if (*t.p) put(", p %s", t.p);
-        else if (*t.diff && claims[i].kind != SINK) put(", difference %s nats", t.diff);
+        else if (*t.diff && ROWS(claims[i].kind)) put(", errors %s", t.diff);
+        else if (*t.diff && claims[i].kind != SINK && claims[i].kind != MATCH)
+            put(", difference %s nats", t.diff);
         if (*r[i].more) put("; %s", r[i].more);
         put(" | %s |\n", r[i].verdict);
     }
@@ -471,7 +634,7 @@ static void show_csv(const args *a, const claim_result *r) {
         texts_of(&t, a, c, r + i);
         csv_text(c->what);
         csv_text(c->source);
-        put("%s,%s,%s,", eval_suites[c->suite].word, a->lengths,
+        put("%s,%s,%s,", ROWS(c->kind) ? "rows" : eval_suites[c->suite].word, a->lengths,
             c->suite == EVAL_PPL ? "" : c->kind == KNOWN ? "both" : c->aware ? "known" : "unknown");
         csv_text(there ? filled[i][0] : "");
         csv_text(there ? filled[i][1] : "");
@@ -499,6 +662,7 @@ static int cmd_claims(const args *given) {
     char list[64];
     int i, s, k, ctx, status;
     default_model(&a);
+    rows_of = &a;
     a.depths = 1;
     if (a.csv && a.md) return misuse("--csv and --md cannot be given together");
     if (a.stream) { a.lengths = "512"; a.seeds = 3; } /* --quick */
@@ -517,6 +681,8 @@ static int cmd_claims(const args *given) {
     }
     for (s = 0; s < EVAL_SUITES; s++)
         for (k = 0; k < 2; k++) if (runs[s][k].used) eval_close(&runs[s][k].e);
+    exact_free(&exact_rows);
+    record_free();
     return status;
 }
 
