@@ -80,6 +80,8 @@
      >>codec_polarquant   a rotated row as a tree of angles
      >>codec_turboquant   one codebook for all rotated coordinates
      >>codec_octopus      triplets of rotated coordinates by direction and length
+     >>codec_polark       a pair of channels as radius and angle, by table
+     >>codec_qjl          the signs of a random sketch of a key, and its norm
      >>codec_table        all codecs, and what every codec may leave out
      >>cache              arena, pages, lanes
      >>attention          causal attention that reads the coded pages
@@ -3939,7 +3941,7 @@ KVMEM__UNUSED static void kvmem__rht_back(float *x, const float *signs, int d, i
     for (i = 0; i < d && signs; i++) x[i] *= signs[i];
 }
 
-/* Columns i and j of a (n, r): <i, j>; and a_j += by a_i. */
+/* Columns i and j of a (n rows, r apart): <i, j>; and a_j += by a_i. */
 KVMEM__UNUSED static double kvmem__col_dot(const float *a, int n, int r, int i, int j) {
     double dot = 0;
     int t;
@@ -3950,18 +3952,18 @@ KVMEM__UNUSED static void kvmem__col_add(float *a, int n, int r, int j, double b
     int t;
     for (t = 0; t < n; t++, a += r) a[j] = (float)((double)a[j] + by * (double)a[i]);
 }
-/* Orthonormal columns: a (n, r) in place. Gram-Schmidt, every column twice against those before it (once
+/* Orthonormal columns: a (n, r) in place, rows ld apart. Gram-Schmidt, every column twice against those before it (once
    loses orthogonality where columns are nearly parallel), sums in double. A column that depends on those
    before it, as any past the n-th does, becomes 0. */
-KVMEM__UNUSED static void kvmem__orthonormal(float *a, int n, int r) {
+KVMEM__UNUSED static void kvmem__orthonormal(float *a, int n, int r, int ld) {
     int i, j, round;
     for (j = 0; j < r; j++) {
-        const double before = kvmem__col_dot(a, n, r, j, j);
+        const double before = kvmem__col_dot(a, n, ld, j, j);
         double after;
         for (round = 0; round < 2; round++)
-            for (i = 0; i < j; i++) kvmem__col_add(a, n, r, j, -kvmem__col_dot(a, n, r, i, j), i);
-        after = kvmem__col_dot(a, n, r, j, j);
-        kvmem__col_add(a, n, r, j, (after > 1e-12 * before && after > 0 ? 1 / sqrt(after) : 0) - 1, j);
+            for (i = 0; i < j; i++) kvmem__col_add(a, n, ld, j, -kvmem__col_dot(a, n, ld, i, j), i);
+        after = kvmem__col_dot(a, n, ld, j, j);
+        kvmem__col_add(a, n, ld, j, (after > 1e-12 * before && after > 0 ? 1 / sqrt(after) : 0) - 1, j);
     }
 }
 /* out (n, k) += a (n, d) . b (d, k). */
@@ -3987,10 +3989,10 @@ KVMEM__UNUSED static void kvmem__low_rank(float *q, float *p, const float *e, in
     int i;
     for (i = 0; i < d * r; i++) p[i] = (float)kvmem__unit(kvmem__random(seed, (uint64_t)i, 0, 0));
     for (i = 0; i < loops; i++) {
-        kvmem__orthonormal(p, d, r);
+        kvmem__orthonormal(p, d, r, r);
         memset(q, 0, (size_t)n * (size_t)r * sizeof *q);
         kvmem__mul_add(q, e, p, n, d, r);
-        if (i == loops - 1) kvmem__orthonormal(q, n, r);
+        if (i == loops - 1) kvmem__orthonormal(q, n, r, r);
         memset(p, 0, (size_t)d * (size_t)r * sizeof *p);
         kvmem__mul_add_t(p, e, q, n, d, r);
     }
@@ -7023,33 +7025,37 @@ static const kvmem_codec kvmem__codec_lowrank = {
     kvmem__lowrank_axpy0, NULL, kvmem__lowrank_fast
 };
 
-/* ==== >>codec_polarquant : a rotated row as a tree of angles. stage: codec.k, codec.v =============
-   Insu Han, Praneeth Kacham, Amin Karbasi, Vahab Mirrokni, Amir Zandieh. PolarQuant: Quantizing KV Caches
-   with Polar Transformation. 2025. arXiv 2502.02617.                              Code: none found.
+/* ==== >>codec_polarquant : a rotated row as a tree of angles. stage: codec.k, codec.v ============
+   Insu Han, Praneeth Kacham, Amin Karbasi, Vahab Mirrokni, Amir Zandieh. PolarQuant: Quantizing KV
+   Caches with Polar Transformation. 2025. arXiv 2502.02617.        Code: none found.
    Another paper of the same name is >>codec_polark.
-   Idea: after a random rotation y = H (s * x) the values of a row look Gaussian, and the angles of such
-   values have known laws, so they can be coded by fixed books, without a scale for any group.
-     level 1      pairs (y_2j, y_2j+1): psi = atan2(y_2j+1, y_2j) in [0, 2 pi), r = length of the pair
-     level l      pairs of lengths:     psi = atan2(r_2j+1, r_2j) in [0, pi/2], r = length of the pair
-   and so on up a tree of `levels` levels; the ceil(d / 2^levels) lengths at its top are kept as halves.
-   Down again: r_2j = r cos psi, r_2j+1 = r sin psi. Nothing is lost but by the coding of the angles.
+   Idea: after a random rotation y = H (s * x) the values of a row look Gaussian, and the angles of
+   such values have known laws, so they can be coded by fixed books, without a scale for any group.
+     level 1   pairs (y_2j, y_2j+1):  psi = atan2(y_2j+1, y_2j) in [0, 2 pi),  r = their length
+     level l   pairs of lengths:      psi = atan2(r_2j+1, r_2j) in [0, pi/2],  r = their length
+   and so on up a tree of `levels` levels; the ceil(d / 2^levels) lengths at its top are kept as
+   halves. Down again: r_2j = r cos psi, r_2j+1 = r sin psi; only the coding of the angles errs.
    Laws for Gaussian y, all angles independent: level 1 is uniform, level l has the density
-   sin(2 psi)^(2^(l-1) - 1), which narrows round pi/4. Books: level 1 the midpoints (k + 1/2) 2 pi / 2^b,
-   above it the Lloyd-Max levels of the law (book=law), or k-means of the angles of the lane's own rows
-   (book=learnt: the lane's state).
-   row: top lengths (half each) | codes of level 1 | codes of the levels above, level by level, one stream.
-   bits/value: (first d/2 + bits (d/4 + d/8 + ..) + 16 d / 2^levels) / d, each stream up to a byte: 3.875
-   for the defaults; (bits (d - 1) + 16) / d for levels=0.
+   sin(2 psi)^(2^(l-1) - 1), which narrows round pi/4. Books: level 1 the midpoints
+   (k + 1/2) 2 pi / 2^b, above it the Lloyd-Max levels of the law (book=law), or k-means of the
+   angles of the lane's own rows (book=learnt: the lane's state).
+   row: top lengths (halves) | codes of level 1 | codes of the levels above, one level after another.
+   bits/value: (first d/2 + bits (d/4 + d/8 + ..) + 16 d / 2^levels) / d, both streams of codes in
+   whole bytes: 3.875 for the defaults; (bits (d - 1) + 16) / d for levels=0.
    defaults: levels=4 first=4 bits=2, the paper's.  seed: of the signs s.
-   reads: K after RoPE, V.   state: book=learnt only.   cost: d (books' log) to code, d products to decode.
-   choices: the rotation is a randomized Hadamard one (paper: any orthogonal matrix). Cells are found by the
-   signs of cross products with the cells' edges, the upper one on a tie, so no atan2 is needed. A number
-   without a partner at a level (d not a multiple of 2^levels) goes up as it is; at level 1 it
-   leaves its sign in a code of its own. Level 1 keeps its uniform book when the others are learnt.
-   guards: NaN counts as 0, values stop at +-65504; rows of zeros decode to zeros.   test: tests/codec_polarquant.c */
+   reads: K after RoPE, V.   state: book=learnt only.
+   cost: d times the bits of a code to encode, d products to decode, d / 2 2^first a query.
+   choices: the rotation is the spin of >>linear, H (s * x) for d = 2^k (paper: any orthogonal
+   matrix). Cells are found by the signs of cross products with the cells' edges, the upper one on a
+   tie, so no atan2 is needed. A number without a partner at a level (d not a multiple of 2^levels)
+   goes up as it is; at level 1 it leaves its sign in a code of its own. Level 1 keeps its uniform
+   book when the others are learnt.
+   guards: NaN counts as 0, values stop at +-65504; rows of zeros decode to zeros.
+   test: tests/codec_polarquant.c */
 enum { KVMEM__PQ_LEVELS, KVMEM__PQ_FIRST, KVMEM__PQ_BITS, KVMEM__PQ_BOOK, KVMEM__PQ_SEED };
 
-/* How a row of d values is cut. count[l] numbers enter level l + 1, the last are the lengths kept. */
+/* How a row of d values is cut. count[l] numbers enter level l + 1, the last are the lengths kept.
+   */
 #define KVMEM__PQ_MAX_LEVELS 12 /* d <= 4096 */
 typedef struct kvmem__polar {
     int d, levels, first, bits, upper; /* upper: codes above level 1 */
@@ -7077,8 +7083,8 @@ static kvmem__polar kvmem__polar_of(const double *par, int d) {
 }
 static size_t kvmem__polarquant_bytes(const double *par, int d) { return kvmem__polar_of(par, d).bytes; }
 
-/* The books of all levels, 4 * 2^bits floats each: cosines of the cells' upper edges, their sines, cosines
-   of the levels, their sines. The edges of level 1 are those of the upper half plane. */
+/* The books of all levels, 4 * 2^bits floats each: cosines of the cells' upper edges, their sines,
+   cosines of the levels, their sines. The edges of level 1 are those of the upper half plane. */
 static size_t kvmem__polar_book(const kvmem__polar *p, int level) { /* floats in front of a level's book */
     return level ? ((size_t)4 << p->first) + (size_t)(level - 1) * ((size_t)4 << p->bits) : 0;
 }
@@ -7097,9 +7103,9 @@ static double kvmem__polar_density(double psi, double power) { return pow(sin(2 
 #define KVMEM__PI 3.14159265358979323846
 static size_t kvmem__polarquant_table_bytes(const double *par, int d) {
     const kvmem__polar p = kvmem__polar_of(par, d);
-    return (kvmem__polar_book(&p, KVMEM__MAX(p.levels, 1)) + (size_t)d) * sizeof(float);
+    return (kvmem__polar_book(&p, KVMEM__MAX(p.levels, 1)) + 2 * (size_t)d) * sizeof(float);
 }
-/* table: books of all levels | signs (d). */
+/* table: books of all levels | signs (2 d). */
 static void kvmem__polarquant_build(const double *par, int d, void *table) {
     const kvmem__polar p = kvmem__polar_of(par, d);
     float *t = (float *)table;
@@ -7113,7 +7119,7 @@ static void kvmem__polarquant_build(const double *par, int d, void *table) {
                          KVMEM__PI / 4 + far); /* nine deviations */
         kvmem__polar_set_book(t + kvmem__polar_book(&p, l), 1 << p.bits, angle, 0);
     }
-    kvmem__signs(t + kvmem__polar_book(&p, KVMEM__MAX(p.levels, 1)), d, (uint64_t)par[KVMEM__PQ_SEED]);
+    kvmem__signs(t + kvmem__polar_book(&p, KVMEM__MAX(p.levels, 1)), 2 * d, (uint64_t)par[KVMEM__PQ_SEED]);
 }
 
 static const float *kvmem__polar_signs(const kvmem__polar *p, const kvmem_coded *b) {
@@ -7123,9 +7129,10 @@ static const float *kvmem__polar_signs(const kvmem__polar *p, const kvmem_coded 
 static void kvmem__polar_rotate(const kvmem__polar *p, const kvmem_coded *b, float *y, const float *x) {
     int i;
     for (i = 0; i < p->d; i++) y[i] = kvmem__finite(x[i]);
-    kvmem__rht(y, kvmem__polar_signs(p, b), p->d, kvmem__pow2_in(p->d));
+    kvmem__spin(y, kvmem__polar_signs(p, b), p->d);
 }
-/* The cell of (x, y): the last edge that is not to its left, among the first k - 1. k: a power of two. */
+/* The cell of (x, y): the last edge that is not to its left, among the first k - 1. k: a power of
+   two. */
 static int kvmem__polar_cell(const float *book, int k, int stride, float x, float y) {
     int cell = 0, step;
     for (step = k / 2; step; step /= 2) {
@@ -7198,16 +7205,16 @@ static void kvmem__polarquant_expand(const kvmem_coded *b, float *out, int t0, i
 static void kvmem__polarquant_q(const kvmem_coded *b, float *out, const float *q) {
     const kvmem__polar p = kvmem__polar_of(b->par, b->d);
     memcpy(out, q, (size_t)b->d * sizeof *out);
-    kvmem__rht(out, kvmem__polar_signs(&p, b), b->d, kvmem__pow2_in(b->d));
+    kvmem__spin(out, kvmem__polar_signs(&p, b), b->d);
 }
 static void kvmem__polarquant_finish(const kvmem_coded *b, float *out, const float *acc) {
     const kvmem__polar p = kvmem__polar_of(b->par, b->d);
     memcpy(out, acc, (size_t)b->d * sizeof *out);
-    kvmem__rht_back(out, kvmem__polar_signs(&p, b), b->d, kvmem__pow2_in(b->d));
+    kvmem__spin_back(out, kvmem__polar_signs(&p, b), b->d);
 }
 
-/* --- book=learnt: k-means of the angles of the lane's first rows. A level with few angles (8 a cell) keeps
-   the law's book. --- */
+/* --- book=learnt: k-means of the angles of the lane's first rows. A level with few angles (8 a
+   cell) keeps the law's book. --- */
 static int kvmem__polarquant_state(const double *par, int d) {
     const kvmem__polar p = kvmem__polar_of(par, d);
     return par[KVMEM__PQ_BOOK] > 0 ? (int)kvmem__polar_book(&p, KVMEM__MAX(p.levels, 1)) : 0;
@@ -7790,12 +7797,498 @@ static const kvmem_codec kvmem__codec_octopus = {
     kvmem__oct_width, NULL, kvmem__oct_encode, kvmem__oct_expand, kvmem__oct_finish, kvmem__oct_prepare, NULL, NULL,
     NULL, NULL };
 
+/* ==== >>codec_polark : a pair of channels as radius and angle, by table. stage: codec.k ==========
+   Songhao Wu et al. Leveraging Polar Transformation for Key Cache Quantization and Decoding
+   Acceleration. 2025 (NeurIPS). arXiv 2502.00527.   Code: ericshwu/PolarQuant
+   models/modeling_llama_polar.py (quantize_and_pack_nbit). Not the PolarQuant of
+   >>codec_polarquant.
+   Idea: RoPE turns pairs of channels, so a pair with a large constant part lies on a ring: its
+   radius hardly varies and its angle is what the position made of it. Both are coded by pair over
+   the tokens of a page:
+     phi = atan2(k_j+d/2, k_j) in [0, 2 pi),  rho = length        (pairs=norm: k_2j+1, k_2j)
+     sc = (max - min) / 2^b,  code = floor((v - min) / sc),  v^ = min + sc (code + 1/2)
+   Score by table: tp_j[i] = q_j cos(phi_i) + q_j+d/2 sin(phi_i) for the 2^angle angles of pair j,
+   once a page and query; then <q, row t> = sum_j rho_tj tp_j[code_tj].
+   head: sc, min of rho and of phi, halves, by pair.  row: codes of all angles | codes of all radii,
+   each a stream of its own.   bits/value: (angle + radius) / 2 + 32 / page; 4.25 for the defaults.
+   defaults: angle=4 radius=4, page 128, the newest 128 rows exact: preset polark.   reads: K after
+   RoPE.
+   state: none.   cost: d/2 2^angle products a page and query, d/2 look-ups a row; pays when 2^angle
+   << page.
+   choices: cut=gap, the angles of a pair are cut at their widest gap, where phi_min is put, so that
+   a ring round 0 does not span 2 pi; cut=zero is the released code's plain min and max (on keys
+   with large constant channels its error is four times larger). min is rounded down and sc up to a
+   half, codes come from what is stored: |phi - phi^| <= sc / 2 and |rho - rho^| <= sc / 2 up to
+   rounding. A pair of zeros has no say in the range of phi. Odd d: the last channel's partner is 0.
+   guards: NaN counts as 0, values stop at +-65504, so do radii; sc = 0 where all are equal.
+   test: tests/codec_polark.c */
+enum { KVMEM__PK_ANGLE, KVMEM__PK_RADIUS, KVMEM__PK_PAIRS, KVMEM__PK_CUT };
+#define KVMEM__PK_HEAD 8 /* bytes a pair */
+#define KVMEM__PK_ROOM 256 /* angles in a table on the stack */
+
+typedef struct kvmem__polark { int d, pairs, angle, radius, norm, zero; size_t at_radius; } kvmem__polark;
+static kvmem__polark kvmem__polark_of(const double *par, int d) {
+    kvmem__polark p;
+    p.d = d;
+    p.pairs = (d + 1) / 2;
+    p.angle = (int)par[KVMEM__PK_ANGLE];
+    p.radius = (int)par[KVMEM__PK_RADIUS];
+    p.norm = (int)par[KVMEM__PK_PAIRS];
+    p.zero = (int)par[KVMEM__PK_CUT];
+    p.at_radius = kvmem__bits_bytes(p.pairs, p.angle);
+    return p;
+}
+static size_t kvmem__polark_bytes(const double *par, int d) {
+    const kvmem__polark p = kvmem__polark_of(par, d);
+    return p.at_radius + kvmem__bits_bytes(p.pairs, p.radius);
+}
+static size_t kvmem__polark_head_bytes(const kvmem_coded *b, const float *x) {
+    (void)x;
+    return (size_t)KVMEM__PK_HEAD * (size_t)((b->d + 1) / 2);
+}
+/* The channels of pair j; *y = -1: none. */
+static void kvmem__polark_channels(const kvmem__polark *p, int j, int *x, int *y) {
+    const int half = p->d / 2;
+    if (j == half) { *x = p->d - 1; *y = -1; }
+    else if (p->norm) { *x = 2 * j; *y = 2 * j + 1; }
+    else { *x = j; *y = half + j; }
+}
+
+/* sin and cos of 0 <= x < 16, error below 2e-7: one polynomial for all paths. */
+KVMEM__UNUSED static void kvmem__sincos(float x, float *s, float *c) {
+    const int k = (int)(x * 0.63661977237f + 0.5f);
+    const float n = (float)k, r = ((x - n * 1.5703125f) - n * 4.837512969970703e-4f) - n * 7.549789948768648e-8f;
+    const float z = r * r;
+    const float u = r + r * z * (-1.6666654611e-1f + z * (8.3321608736e-3f - z * 1.9515295891e-4f));
+    const float v = 1 - 0.5f * z + z * z * (4.166664568298827e-2f + z * (-1.388731625493765e-3f +
+                    z * 2.443315711809948e-5f));
+    *s = k & 1 ? v : u;
+    *c = k & 1 ? u : v;
+    if (k & 2) *s = -*s;
+    if ((k + 1) & 2) *c = -*c;
+}
+/* Halves that do not exceed, that are not below a number 0 .. 65504. */
+static uint16_t kvmem__half_down(float x) {
+    const uint16_t h = kvmem__half_sat(x);
+    return (uint16_t)(h - (h && kvmem__f16_to_f32(h) > x));
+}
+static uint16_t kvmem__half_up(float x) {
+    const uint16_t h = kvmem__half_sat(x);
+    return (uint16_t)(h + (kvmem__f16_to_f32(h) < x && h < 0x7bff));
+}
+
+/* Where the n angles (in [0, 2 pi)) begin after their widest gap. lo, hi (n): the smallest and the
+   largest angle of each of n equal parts of the circle; the widest gap is never inside a part.
+   Ties: the later. */
+static float kvmem__polark_start(const float *phi, int n, float *lo, float *hi) {
+    const float turn = (float)(2 * KVMEM__PI);
+    float last = -1, widest = -1, start = 0, first = -1;
+    int t, i;
+    for (i = 0; i < n; i++) lo[i] = hi[i] = -1;
+    for (t = 0; t < n; t++) {
+        i = (int)(phi[t] / turn * (float)n);
+        i = KVMEM__MIN(i, n - 1);
+        if (lo[i] < 0 || phi[t] < lo[i]) lo[i] = phi[t];
+        if (phi[t] > hi[i]) hi[i] = phi[t];
+    }
+    for (i = 0; i < n; i++) {
+        if (lo[i] < 0) continue;
+        if (first < 0) first = lo[i];
+        else if (lo[i] - last >= widest) { widest = lo[i] - last; start = lo[i]; }
+        last = hi[i];
+    }
+    return first + turn - last >= widest ? KVMEM__MAX(first, 0.0f) : start;
+}
+/* Range lo..hi of values >= 0 in 2^bits steps -> stored at out; returns min and step as they read.
+   */
+static void kvmem__polark_fit(uint8_t *out, float lo, float hi, int bits, float *min, float *step) {
+    const uint16_t m = kvmem__half_down(lo);
+    *min = kvmem__f16_to_f32(m);
+    kvmem__put16(out + 2, m);
+    kvmem__put16(out, kvmem__half_up((hi - *min) / (float)(1 << bits)));
+    *step = kvmem__f16_to_f32(kvmem__le16(out));
+}
+static uint8_t kvmem__polark_code(float v, float step, int bits) {
+    const float c = step > 0 ? v / step : 0;
+    const int top = (1 << bits) - 1;
+    return (uint8_t)(c >= (float)top ? top : c > 0 ? (int)c : 0);
+}
+/* Pair j of n rows: its part of the head, and its codes (n, apart by `pairs`). */
+static void kvmem__polark_pair(const kvmem__polark *p, int j, const float *x, int n, uint8_t *head, uint8_t *angle,
+                               uint8_t *radius, float *room) {
+    float *phi = room, *rho = room + n, *some = rho + n, *lo = some + n, *hi = lo + n;
+    const float turn = (float)(2 * KVMEM__PI);
+    float start, min, step, most = 0, least = 65504, far = 0;
+    int t, m = 0, cx, cy;
+    kvmem__polark_channels(p, j, &cx, &cy);
+    for (t = 0; t < n; t++, x += p->d) {
+        const float a = kvmem__finite(x[cx]), b = cy < 0 ? 0.0f : kvmem__finite(x[cy]);
+        const float f = (float)atan2((double)b, (double)a);
+        phi[t] = f < 0 ? f + turn : f;
+        if (phi[t] >= turn) phi[t] = 0;
+        rho[t] = KVMEM__MIN(sqrtf(a * a + b * b), 65504.0f);
+        most = KVMEM__MAX(most, rho[t]);
+        least = KVMEM__MIN(least, rho[t]);
+        if (rho[t] > 0) some[m++] = phi[t];
+    }
+    kvmem__polark_fit(head, least, most, p->radius, &min, &step);
+    for (t = 0; t < n; t++) radius[(size_t)t * (size_t)p->pairs] = kvmem__polark_code(rho[t] - min, step, p->radius);
+    start = m == 0 ? 0 : p->zero ? some[0] : kvmem__polark_start(some, m, lo, hi);
+    for (t = 1; t < m && p->zero; t++) start = KVMEM__MIN(start, some[t]);
+    for (t = 0; t < n; t++) { /* from now on measured from the cut */
+        phi[t] = phi[t] >= start ? phi[t] - start : phi[t] + turn - start;
+        if (rho[t] > 0) far = KVMEM__MAX(far, phi[t]);
+    }
+    kvmem__polark_fit(head + 4, start, start + far, p->angle, &min, &step);
+    for (t = 0; t < n; t++)
+        angle[(size_t)t * (size_t)p->pairs] = kvmem__polark_code(phi[t] + (start - min), step, p->angle);
+}
+static int kvmem__polark_scratch(const double *par, int d, int n) { /* numbers of one pair, codes of all */
+    const kvmem__polark p = kvmem__polark_of(par, d);
+    return 5 * n + (2 * n * p.pairs + 3) / 4;
+}
+static void kvmem__polark_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const kvmem__polark p = kvmem__polark_of(b->par, b->d);
+    const size_t all = (size_t)n * (size_t)p.pairs;
+    uint8_t *angle = (uint8_t *)(b->scratch + 5 * n), *radius = angle + all, *row = kvmem__row_at(b, t0);
+    int j, t;
+    for (j = 0; j < p.pairs; j++)
+        kvmem__polark_pair(&p, j, x, n, b->head + KVMEM__PK_HEAD * j, angle + j, radius + j, b->scratch);
+    for (t = 0; t < n; t++, row += b->row_bytes, angle += p.pairs, radius += p.pairs) {
+        kvmem__bits_put(row, angle, p.pairs, p.angle);
+        kvmem__bits_put(row + p.at_radius, radius, p.pairs, p.radius);
+    }
+}
+
+/* Pairs j0 .. j0 + n of a head: cos and sin of their angles (n, 2^angle), radius of code 0 and step
+   (n, 2). */
+static void kvmem__polark_table(const kvmem__polark *p, const uint8_t *head, int j0, int n, float *c, float *s,
+                                float *r) {
+    int j, i;
+    for (j = 0, head += KVMEM__PK_HEAD * j0; j < n; j++, head += KVMEM__PK_HEAD) {
+        const float step = kvmem__f16_to_f32(kvmem__le16(head + 4)), min = kvmem__f16_to_f32(kvmem__le16(head + 6));
+        r[2 * j + 1] = kvmem__f16_to_f32(kvmem__le16(head));
+        r[2 * j] = kvmem__f16_to_f32(kvmem__le16(head + 2)) + 0.5f * r[2 * j + 1];
+        for (i = 0; i < 1 << p->angle; i++) kvmem__sincos(min + step * ((float)i + 0.5f), s++, c++);
+    }
+}
+static void kvmem__polark_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    const kvmem__polark p = kvmem__polark_of(b->par, b->d);
+    const int k = 1 << p.angle, most = KVMEM__PK_ROOM / k;
+    float c[KVMEM__PK_ROOM], s[KVMEM__PK_ROOM], r[KVMEM__PK_ROOM];
+    uint8_t angle[KVMEM__PK_ROOM], radius[KVMEM__PK_ROOM];
+    int j0, j, m, t, cx, cy;
+    for (j0 = 0; j0 < p.pairs; j0 += m) {
+        m = KVMEM__MIN(most, p.pairs - j0);
+        kvmem__polark_table(&p, b->head, j0, m, c, s, r);
+        for (t = 0; t < n; t++) {
+            const uint8_t *row = kvmem__row_at(b, t0 + t);
+            float *o = out + (size_t)t * (size_t)b->d;
+            kvmem__bits_get(angle, row, j0, m, p.angle);
+            kvmem__bits_get(radius, row + p.at_radius, j0, m, p.radius);
+            for (j = 0; j < m; j++) {
+                const float rho = r[2 * j] + r[2 * j + 1] * (float)radius[j];
+                kvmem__polark_channels(&p, j0 + j, &cx, &cy);
+                o[cx] = rho * c[j * k + angle[j]];
+                if (cy >= 0) o[cy] = rho * s[j * k + angle[j]];
+            }
+        }
+    }
+}
+/* tp (m, 2^angle) of pairs j0 .. j0 + m for one query. */
+static void kvmem__polark_query(const kvmem__polark *p, int j0, int m, const float *c, const float *s, const float *q,
+                                float *tp) {
+    const int k = 1 << p->angle;
+    int j, i, cx, cy;
+    for (j = 0; j < m; j++, c += k, s += k, tp += k) {
+        float a, b;
+        kvmem__polark_channels(p, j0 + j, &cx, &cy);
+        a = q[cx];
+        b = cy < 0 ? 0.0f : q[cy];
+        for (i = 0; i < k; i++) tp[i] = a * c[i] + b * s[i];
+    }
+}
+static void kvmem__polark_dot(const kvmem_coded *b, float *out, int ld, int t0, int n, const float *q, int nq) {
+    const kvmem__polark p = kvmem__polark_of(b->par, b->d);
+    const int k = 1 << p.angle, most = KVMEM__PK_ROOM / k;
+    float c[KVMEM__PK_ROOM], s[KVMEM__PK_ROOM], r[KVMEM__PK_ROOM], tp[KVMEM__PK_ROOM];
+    uint8_t angle[KVMEM__PK_ROOM], radius[KVMEM__PK_ROOM];
+    int j0, j, m, t, i;
+    for (j0 = 0; j0 < p.pairs; j0 += m) {
+        m = KVMEM__MIN(most, p.pairs - j0);
+        kvmem__polark_table(&p, b->head, j0, m, c, s, r);
+        for (i = 0; i < nq; i++) {
+            float *o = out + (size_t)i * (size_t)ld;
+            kvmem__polark_query(&p, j0, m, c, s, q + (size_t)i * (size_t)b->d, tp);
+            for (t = 0; t < n; t++) {
+                const uint8_t *row = kvmem__row_at(b, t0 + t);
+                float sum = 0;
+                kvmem__bits_get(angle, row, j0, m, p.angle);
+                kvmem__bits_get(radius, row + p.at_radius, j0, m, p.radius);
+                for (j = 0; j < m; j++)
+                    sum += (r[2 * j] + r[2 * j + 1] * (float)radius[j]) * tp[j * k + angle[j]];
+                o[t] = j0 ? o[t] + sum : sum;
+            }
+        }
+    }
+}
+static const kvmem_param kvmem__params_polark[] = {
+    { "angle", 4, 1, 8, NULL, 1, "bits of an angle" },
+    { "radius", 4, 1, 8, NULL, 1, "bits of a radius" },
+    { "pairs", 0, 0, 1, "neox|norm", 1, "channels that RoPE turns together: j and j + d/2; 2j and 2j + 1" },
+    { "cut", 0, 0, 1, "gap|zero", 1, "where angles begin: after their widest gap; at 0, as in the released code" },
+    KVMEM__CODEC_COMMON
+};
+static const kvmem_codec kvmem__codec_polark = {
+    { "polark", "RoPE pairs as radius and angle over a page, (angle + radius) / 2 + 32 / page bits a value",
+      "Wu et al. 2025, arXiv 2502.00527", kvmem__params_polark, 0 }, KVMEM_CODEC_KEYS,
+    kvmem__polark_bytes, kvmem__polark_head_bytes, NULL, NULL, NULL, NULL, NULL, kvmem__polark_scratch, NULL, NULL,
+    kvmem__polark_encode, kvmem__polark_expand, NULL, NULL, kvmem__polark_dot, NULL, NULL, NULL
+};
+
+/* ==== >>codec_qjl : the signs of a random sketch of a key, and its norm. stage: codec.k ==========
+   Amir Zandieh, Majid Daliri, Insu Han. QJL: 1-Bit Quantized JL Transform for KV Cache Quantization
+   with Zero Overhead. 2024. arXiv 2406.03482.   Code: amirzandieh/QJL models/llama2_utils_qjl.py,
+   qjl_kernel/csrc/qjl_quant_kernel.cu, qjl_score_kernel.cu.
+   Idea: of the sketch k S only the signs and |k| are kept; with the whole sketch of the query the
+   score comes out right on average over S, and no group needs a scale or a zero.
+     S (d, m)      d columns at a time a random orthogonal matrix times sqrt(d)    (sketch=orth)
+     score         sqrt(pi/2) / m |k| sum_j sign((k S)_j) (q S)_j,     E[score] = <q, k>
+   The `outliers` channels of largest norm over a page have a sketch of their own, of mo columns of
+   S: with q_out = q on the page's outlier channels, q_in the rest of q, and k likewise,
+     score = sqrt(pi/2) ( |k_in| <sign(k_in S), q_in S> / m + |k_out| <sign(k_out S), q_out S> / mo )
+   E (score - <q, k>)^2 = D |q|^2 |k|^2 / d with D = pi/2 d/m for sketch=gauss, (pi/2 - 1) d/m for
+   sketch=orth. m and mo are given as bits a channel: m=2 is a sketch of 2 d bits.
+   head: the outlier channels, a byte each (two for d > 256).  row: |k_in|, |k_out| (halves) | m
+   signs, each 1 for > 0 | mo signs.   bits/value: m + mo + (32 + 8 outliers / page) / d; 4.27 for
+   the defaults at d=128; outliers=0: m + 16 / d.
+   defaults: m=2 mo=2 outliers=8, the code's for d=128 (its first 15 layers: m=4 mo=1), page 32, the
+   newest 128 rows exact, V by kivi at 2 bits: preset qjl.   reads: K after RoPE.   state: none; S
+   is shared by all heads.
+   cost: d m products to code a key and to sketch a query, m + mo additions a key and query.
+   choices: |k_in| is stored, not |k| (same bytes; the difference of two large squares would lose
+   it). A page is the code's group of 32. Above d=256 the blocks of S are randomized Hadamard
+   rotations (sketch=rht; orthogonalising would take too long). The code's second rotation of S
+   changes nothing: its blocks are uniform already.
+   guards: NaN counts as 0, values and norms stop at +-65504; a row of zeros scores 0.
+   test: tests/codec_qjl.c */
+enum { KVMEM__QJL_M, KVMEM__QJL_MO, KVMEM__QJL_OUTLIERS, KVMEM__QJL_SKETCH, KVMEM__QJL_SEED };
+enum { KVMEM__QJL_ORTH, KVMEM__QJL_GAUSS, KVMEM__QJL_RHT };
+#define KVMEM__QJL_CHUNK 256 /* columns of S at a time; a multiple of 16 */
+
+typedef struct kvmem__qjl {
+    int d, m, mo, outliers;          /* columns of both sketches; channels of the second */
+    size_t at_in, at_out, bytes;     /* of a row: where the signs begin, its size */
+    float scale, scale_o;            /* sqrt(pi/2) / m, / mo */
+} kvmem__qjl;
+static kvmem__qjl kvmem__qjl_of(const double *par, int d) {
+    const double half = sqrt(KVMEM__PI / 2);
+    kvmem__qjl p;
+    p.d = d;
+    p.m = KVMEM__MAX((int)(par[KVMEM__QJL_M] * d + 0.5), 1);
+    p.mo = KVMEM__MIN((int)(par[KVMEM__QJL_MO] * d + 0.5), p.m);
+    p.outliers = p.mo ? KVMEM__MIN((int)par[KVMEM__QJL_OUTLIERS], d / 2) : 0;
+    if (!p.outliers) p.mo = 0;
+    p.at_in = p.outliers ? 4 : 2;
+    p.at_out = p.at_in + kvmem__bits_bytes(p.m, 1);
+    p.bytes = p.at_out + kvmem__bits_bytes(p.mo, 1);
+    p.scale = (float)(half / p.m);
+    p.scale_o = p.mo ? (float)(half / p.mo) : 0;
+    return p;
+}
+static size_t kvmem__qjl_bytes(const double *par, int d) { return kvmem__qjl_of(par, d).bytes; }
+static size_t kvmem__qjl_head_bytes(const kvmem_coded *b, const float *x) {
+    (void)x;
+    return (size_t)kvmem__qjl_of(b->par, b->d).outliers * (b->d > 256 ? 2 : 1);
+}
+static int kvmem__qjl_channel(const kvmem_coded *b, int i) { /* outlier i of the block */
+    return b->d > 256 ? (int)kvmem__le16(b->head + 2 * i) : b->head[i];
+}
+static size_t kvmem__qjl_table_bytes(const double *par, int d) {
+    return (size_t)d * (size_t)kvmem__qjl_of(par, d).m * sizeof(float);
+}
+static int kvmem__qjl_q_floats(const double *par, int d) { return d + kvmem__qjl_of(par, d).m; }
+
+/* table: S (d, m), d columns at a time. */
+static void kvmem__qjl_build(const double *par, int d, void *table) {
+    const kvmem__qjl p = kvmem__qjl_of(par, d);
+    const uint64_t seed = (uint64_t)par[KVMEM__QJL_SEED];
+    const int sketch = (int)par[KVMEM__QJL_SKETCH];
+    const int rht = sketch == KVMEM__QJL_RHT || (sketch == KVMEM__QJL_ORTH && d > 256);
+    const float scale = sqrtf((float)d);
+    float *s = (float *)table, unit[KVMEM_MAX_WIDTH], signs[2 * KVMEM_MAX_WIDTH];
+    int j0, c, j;
+    for (j0 = 0; j0 < p.m; j0 += d) {
+        const int n = KVMEM__MIN(d, p.m - j0);
+        float *block = s + j0;
+        if (rht) kvmem__signs(signs, 2 * d, seed + (uint64_t)(j0 / d));
+        for (c = 0; c < d; c++) {
+            memset(unit, 0, sizeof unit);
+            unit[c] = 1;
+            if (rht) kvmem__spin(unit, signs, d);
+            for (j = 0; j < n; j++)
+                block[(size_t)c * (size_t)p.m + (size_t)j] =
+                    rht ? unit[j] : kvmem__gauss(seed, (uint64_t)c * (uint64_t)p.m + (uint64_t)(j0 + j));
+        }
+        if (sketch == KVMEM__QJL_GAUSS) continue;
+        if (!rht) kvmem__orthonormal(block, d, n, p.m);
+        for (c = 0; c < d; c++)
+            for (j = 0; j < n; j++) block[(size_t)c * (size_t)p.m + (size_t)j] *= scale;
+    }
+}
+
+/* out (n) = columns j0 .. j0 + n of x S. */
+static void kvmem__qjl_sketch(const kvmem_coded *b, const kvmem__qjl *p, const float *x, int j0, int n, float *out) {
+    const float *s = (const float *)b->table + j0;
+    int c, j;
+    for (j = 0; j < n; j++) out[j] = 0;
+    for (c = 0; c < p->d; c++, s += p->m)
+        for (j = 0; j < n && x[c] != 0; j++) out[j] += x[c] * s[j];
+}
+/* The same of x on the block's outlier channels. */
+static void kvmem__qjl_sketch_out(const kvmem_coded *b, const kvmem__qjl *p, const float *x, int j0, int n,
+                                  float *out) {
+    int i, j;
+    for (j = 0; j < n; j++) out[j] = 0;
+    for (i = 0; i < p->outliers; i++) {
+        const int c = kvmem__qjl_channel(b, i);
+        const float *s = (const float *)b->table + (size_t)c * (size_t)p->m + (size_t)j0;
+        for (j = 0; j < n; j++) out[j] += x[c] * s[j];
+    }
+}
+/* sum of v (n), those whose bit is 0 with a minus. */
+static float kvmem__sign_sum(const uint8_t *bits, const float *v, int n) {
+    float sum = 0;
+    int j;
+    for (j = 0; j < n; j++) sum += bits[j / 8] >> (j % 8) & 1 ? v[j] : -v[j];
+    return sum;
+}
+/* The channels of largest norm over the rows, lower ones first where equal, into the head. */
+static void kvmem__qjl_find(const kvmem_coded *b, const kvmem__qjl *p, const float *x) {
+    float energy[KVMEM_MAX_WIDTH];
+    int t, c, i;
+    for (c = 0; c < p->d; c++) energy[c] = 0;
+    for (t = 0; t < b->n; t++, x += p->d)
+        for (c = 0; c < p->d; c++) energy[c] += kvmem__finite(x[c]) * kvmem__finite(x[c]);
+    for (i = 0; i < p->outliers; i++) {
+        int best = 0;
+        for (c = 1; c < p->d; c++)
+            if (energy[c] > energy[best]) best = c;
+        energy[best] = -1;
+        if (p->d > 256) kvmem__put16(b->head + 2 * i, (uint16_t)best);
+        else b->head[i] = (uint8_t)best;
+    }
+}
+/* Norm of x (d) as a half at `norm`, signs of its sketch of m columns at bits. */
+static void kvmem__qjl_put(const kvmem_coded *b, const kvmem__qjl *p, const float *x, int m, uint8_t *norm,
+                           uint8_t *bits) {
+    float y[KVMEM__QJL_CHUNK];
+    uint8_t bit[KVMEM__QJL_CHUNK];
+    int j0, j;
+    kvmem__put16(norm, kvmem__half_sat(sqrtf(kvmem__dot_plain(x, x, p->d))));
+    for (j0 = 0; j0 < m; j0 += KVMEM__QJL_CHUNK) {
+        const int n = KVMEM__MIN(KVMEM__QJL_CHUNK, m - j0);
+        kvmem__qjl_sketch(b, p, x, j0, n, y);
+        for (j = 0; j < n; j++) bit[j] = y[j] > 0;
+        kvmem__bits_put(bits + j0 / 8, bit, n, 1);
+    }
+}
+static void kvmem__qjl_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const kvmem__qjl p = kvmem__qjl_of(b->par, b->d);
+    float in[KVMEM_MAX_WIDTH], out[KVMEM_MAX_WIDTH];
+    int t, c, i;
+    if (p.outliers) kvmem__qjl_find(b, &p, x);
+    for (t = 0; t < n; t++, x += b->d) {
+        uint8_t *row = kvmem__row_at(b, t0 + t);
+        for (c = 0; c < b->d; c++) { in[c] = kvmem__finite(x[c]); out[c] = 0; }
+        for (i = 0; i < p.outliers; i++) {
+            c = kvmem__qjl_channel(b, i);
+            out[c] = in[c];
+            in[c] = 0;
+        }
+        kvmem__qjl_put(b, &p, in, p.m, row, row + p.at_in);
+        if (p.outliers) kvmem__qjl_put(b, &p, out, p.mo, row + 2, row + p.at_out);
+    }
+}
+/* Norms of a row times the factors of the estimate. */
+static void kvmem__qjl_norms(const kvmem__qjl *p, const uint8_t *row, float *in, float *out) {
+    *in = p->scale * kvmem__f16_to_f32(kvmem__le16(row));
+    *out = p->outliers ? p->scale_o * kvmem__f16_to_f32(kvmem__le16(row + 2)) : 0;
+}
+/* The vector whose products with queries the scores are: sqrt(pi/2)/m |k| S sign(k S) by channel.
+   */
+static void kvmem__qjl_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    const kvmem__qjl p = kvmem__qjl_of(b->par, b->d);
+    float in_norm, out_norm;
+    int t, c, i;
+    for (t = 0; t < n; t++, out += b->d) {
+        const uint8_t *row = kvmem__row_at(b, t0 + t);
+        const float *s = (const float *)b->table;
+        kvmem__qjl_norms(&p, row, &in_norm, &out_norm);
+        for (c = 0; c < b->d; c++, s += p.m) out[c] = in_norm * kvmem__sign_sum(row + p.at_in, s, p.m);
+        for (i = 0; i < p.outliers; i++) {
+            c = kvmem__qjl_channel(b, i);
+            s = (const float *)b->table + (size_t)c * (size_t)p.m;
+            out[c] = out_norm * kvmem__sign_sum(row + p.at_out, s, p.mo);
+        }
+    }
+}
+/* A query and its sketch: out (d + m). */
+static void kvmem__qjl_q(const kvmem_coded *b, float *out, const float *q) {
+    const kvmem__qjl p = kvmem__qjl_of(b->par, b->d);
+    memcpy(out, q, (size_t)b->d * sizeof *out);
+    kvmem__qjl_sketch(b, &p, q, 0, p.m, out + b->d);
+}
+/* Columns j0 .. j0 + n of both sketches of a prepared query: in (n), out (n; zeros past mo). */
+static void kvmem__qjl_split(const kvmem_coded *b, const kvmem__qjl *p, const float *q, int j0, int n, float *in,
+                             float *out) {
+    int j;
+    kvmem__qjl_sketch_out(b, p, q, j0, n, out);
+    for (j = 0; j < n; j++) in[j] = q[p->d + j0 + j] - out[j];
+}
+static void kvmem__qjl_dot(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
+    const kvmem__qjl p = kvmem__qjl_of(b->par, b->d);
+    float in[KVMEM__QJL_CHUNK], out[KVMEM__QJL_CHUNK], in_norm, out_norm;
+    int i, j0, t;
+    for (i = 0; i < nq; i++, s += ld, q += p.d + p.m) {
+        for (j0 = 0; j0 < p.m; j0 += KVMEM__QJL_CHUNK) {
+            const int m = KVMEM__MIN(KVMEM__QJL_CHUNK, p.m - j0);
+            const int mo = KVMEM__MAX(KVMEM__MIN(KVMEM__QJL_CHUNK, p.mo - j0), 0);
+            kvmem__qjl_split(b, &p, q, j0, m, in, out);
+            for (t = 0; t < n; t++) {
+                const uint8_t *row = kvmem__row_at(b, t0 + t);
+                float sum;
+                kvmem__qjl_norms(&p, row, &in_norm, &out_norm);
+                sum = in_norm * kvmem__sign_sum(row + p.at_in + j0 / 8, in, m);
+                if (mo) sum += out_norm * kvmem__sign_sum(row + p.at_out + j0 / 8, out, mo);
+                s[t] = j0 ? s[t] + sum : sum;
+            }
+        }
+    }
+}
+static const kvmem_param kvmem__params_qjl[] = {
+    { "m", 2, 0.125, 16, NULL, 0, "bits of the sketch, a channel" },
+    { "mo", 2, 0, 16, NULL, 0, "bits of the outlier channels' sketch, a channel; at most m" },
+    { "outliers", 8, 0, 64, NULL, 1, "channels of largest norm over a page that have a sketch of their own" },
+    { "sketch", 0, 0, 2, "orth|gauss|rht", 1, "S: random orthogonal; independent normal; randomized Hadamard" },
+    { "seed", 1, 0, 1e9, NULL, 1, "of S" },
+    KVMEM__CODEC_COMMON
+};
+static const kvmem_codec kvmem__codec_qjl = {
+    { "qjl", "signs of a random sketch and the norm, m + mo + 32 / d bits a value and the page's outlier channels",
+      "Zandieh et al. 2024, arXiv 2406.03482", kvmem__params_qjl, 0 }, KVMEM_CODEC_KEYS,
+    kvmem__qjl_bytes, kvmem__qjl_head_bytes, kvmem__qjl_table_bytes, kvmem__qjl_build, NULL, NULL, NULL, NULL, NULL,
+    kvmem__qjl_q_floats, kvmem__qjl_encode, kvmem__qjl_expand, NULL, kvmem__qjl_q, kvmem__qjl_dot, NULL, NULL, NULL
+};
+
 /* ==== >>codec_table : all codecs, and what every codec may leave out ===============================
    Both codec stages choose from this table. f32, the exact one, is first. The loops below stand in for
    what a codec leaves NULL; they go through `expand`, KVMEM_MAX_WIDTH floats at a time. */
 static const kvmem_codec *kvmem__codec_table(int i) {
     static const kvmem_codec *const table[] = {
         &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0,
+        &kvmem__codec_qjl,
+        &kvmem__codec_polark,
         &kvmem__codec_q4_1, &kvmem__codec_q5_0, &kvmem__codec_q5_1, &kvmem__codec_iq4_nl,
         &kvmem__codec_polarquant,
         &kvmem__codec_kivi,
@@ -11172,6 +11665,14 @@ static const kvmem_preset kvmem__presets[] = {
     { "turboquant-prod",
       "codec.k=turboquant(bits=4,form=prod,sketch=gauss) codec.v=turboquant(bits=4)",
       "turboquant whose scores are unbiased by a bit a coordinate of sketch", "Zandieh 2025, arXiv 2504.19874" },
+    { "polark",
+      "codec.k=polark(angle=4,radius=4,residual=128,flush=1) codec.v=f16 page=128",
+      "keys as radius and angle of RoPE pairs, 4.25 bits, the last 128 exact; values as halves",
+      "Wu 2025, arXiv 2502.00527" },
+    { "qjl",
+      "codec.k=qjl(m=2,mo=2,outliers=8,residual=128,flush=1) codec.v=kivi(bits=2,axis=token,group=32,residual=128) "
+      "page=32", "signs of a sketch of every key, 2-bit values by token, the last 128 rows exact",
+      "Zandieh 2024, arXiv 2406.03482" },
     { "kivi",
       "codec.k=kivi(bits=2,axis=channel,residual=128,flush=1) codec.v=kivi(bits=2,axis=token,group=32,residual=128) "
       "page=32", "2-bit keys by channel and values by token, the last 128 rows exact",

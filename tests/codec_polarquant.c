@@ -54,7 +54,7 @@ static void check_card_row(const char *text, const double *want, double rel) {
     coded c;
     int i;
     REQUIRE(coded_begin(&c, text, NULL, 8));
-    memcpy((float *)c.u.table + c.u.table_bytes / sizeof(float) - 8, card_signs, sizeof card_signs);
+    memcpy((float *)c.u.table + c.u.table_bytes / sizeof(float) - 16, card_signs, sizeof card_signs);
     coded_encode(&c, card_x, 1);
     coded_decode(&c, got);
     for (i = 0; want && i < 8; i++) CHECK_NEAR(got[i], want[i], 2e-5);
@@ -147,26 +147,28 @@ TEST(scores_and_sums_are_those_of_the_decoded_rows) {
         coded_check_sums("polarquant(levels=2,first=5,bits=1,book=learnt)", NULL, sizes[i], 40);
     }
 }
-TEST(a_value_without_a_partner_keeps_its_sign_and_size) { /* d=1: a half; d=3: alone at level 1 */
-    static const float x[3] = { -2.5f, 0, 0 };
-    float y[3];
+TEST(a_value_without_a_partner_keeps_its_sign_and_size) { /* d=1: a half; d=5: alone at level 1, then a length */
+    static const float x[1] = { -2.5f };
+    float y[5] = { 3, 4, 0, 2, -1.5f };
+    uint8_t code[3];
     coded c;
     REQUIRE(coded_make(&c, "polarquant", NULL, 1, x, 1));
-    coded_decode(&c, y);
-    CHECK(y[0] == -2.5f);
+    CHECK(c.b.row_bytes == 2);
+    coded_decode(&c, y + 1);
+    CHECK(fabs(fabs((double)y[1]) - 2.5) == 0 && y[1] == -2.5f);
     coded_free(&c);
-    REQUIRE(coded_make(&c, "polarquant(levels=1)", NULL, 3, x, 1));
-    coded_decode(&c, y);
-    CHECK_NEAR(y[0], -2.5, .05 * 2.5 + .26);
-    CHECK(y[2] == 0);
+    y[1] = 4;
+    REQUIRE(coded_begin(&c, "polarquant(levels=2)", NULL, 5));
+    CHECK(polar_of(&c).count[1] == 3 && polar_of(&c).count[2] == 2 && polar_of(&c).upper == 1);
+    kvmem__polar_up(y, code, 5, book_of(&c, 0), 16, 1);
+    CHECK(y[0] == 5 && y[1] == 2 && y[2] == 1.5f && code[2] == 8);
+    kvmem__polar_up(y, code, 3, book_of(&c, 1), 4, 0);
+    CHECK(y[1] == 1.5f && code[2] == 8);
+    kvmem__polar_down(y, code, 3, book_of(&c, 1), 4, 0);
+    CHECK(y[2] == 1.5f);
+    kvmem__polar_down(y, code, 5, book_of(&c, 0), 16, 1);
+    CHECK(y[4] == -1.5f);
     coded_free(&c);
-    {
-        static const float z[3] = { 0, 0, -1.5f };
-        REQUIRE(coded_make(&c, "polarquant(levels=1)", NULL, 3, z, 1));
-        coded_decode(&c, y);
-        CHECK(y[0] == 0 && y[1] == 0 && y[2] == -1.5f);
-        coded_free(&c);
-    }
 }
 TEST(bad_input_gives_finite_rows_and_zeros_stay) {
     size_t i;
