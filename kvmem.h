@@ -107,6 +107,9 @@
      >>place              at which RoPE position is a kept key read?
      >>commit             the end of a block: segment, score, budget, reduce
      >>persistence        save, load, inspect
+     >>entropy            arithmetic coding of symbols under 16-bit models
+     >>stream             a cache in a few bits a value, in chunks, at three levels
+     >>stream_plan        which level of which chunk comes in time
      >>recipes            one line of text composes the seven stages
      >>gguf               the GGUF container
      >>unicode            UTF-8 and general categories
@@ -569,9 +572,73 @@ typedef struct kvmem_cache_info {
     int64_t tokens;
     size_t entries, k_bytes, v_bytes, file_bytes;
     char recipe[512];
+    /* 0 where entries are as stored; else, of what kvmem_cache_save_level wrote: the finest level in the file,
+       to which k_bytes and v_bytes belong (page is 0), bit l - 1 for each level l, chunks */
+    int level, chunks;
+    unsigned levels;
 } kvmem_cache_info;
 KVMEM_API kvmem_status kvmem_cache_inspect(const void *bytes, size_t size, kvmem_cache_info *out,
                                            kvmem_error *err);
+
+/* A cache in a few bits a value, for disks and networks: chunks of tokens, each at one of three levels of
+   loss or at all of them (CacheGen; section stream). kvmem_cache_load and kvmem_cache_inspect know these
+   bytes, too; loading codes the entries again by the loading cache's own recipe, which may be another one. */
+typedef struct kvmem_level_options {
+    int level;      /* 1 smallest, 2, 3 finest; 0: entries as stored, what kvmem_cache_save writes */
+    int all;        /* 1: every chunk at all three levels, level is ignored */
+    int group;      /* 1: every token has a scale of its own (as released); 2..255: the paper's anchors, one in
+                       so many tokens, the others are differences. Default 10 */
+    int models;     /* distributions: 0 the smaller, 1 per channel, 2 per layer */
+    int chunk;      /* tokens of a chunk, 1..65536; default 1000 */
+    const int *ids; /* (n_ids) token ids by position, for those who rather compute a chunk; NULL: no text */
+    int n_ids;
+} kvmem_level_options;
+KVMEM_API kvmem_level_options kvmem_level_options_default(void); /* level 2 */
+KVMEM_API kvmem_status kvmem_cache_save_level(kvmem_cache *c, const kvmem_level_options *options,
+                                              kvmem_write_fn write, void *user);
+/* Such a file, opened: its head and index are checked. bytes are borrowed. On failure s is zeroed. */
+typedef struct kvmem_chunks {
+    int version, n_layers, n_heads, n_kv_heads, head_dim, group, chunk, n_chunks;
+    unsigned levels;        /* bit l - 1: level l is there */
+    uint64_t model_id;
+    int64_t tokens;
+    size_t entries;
+    const char *recipe;     /* borrowed, not NUL-terminated */
+    int recipe_len;
+    /* private */
+    const uint8_t *bytes;
+    size_t size, index_at;
+    uint64_t shape_hash;
+    int64_t since_reduce;
+    int32_t next_pos;
+    unsigned stats, ring_n, n_events;
+} kvmem_chunks;
+typedef struct kvmem_chunk {
+    size_t offset;          /* of its first byte */
+    int tokens;             /* positions that some lane has entries of */
+    int32_t first;          /* the first of them */
+    int32_t from, end;      /* the text: tokens from, ..., end - 1 */
+    size_t entries, text_bytes, place_bytes, level_bytes[3]; /* they follow each other in this order */
+} kvmem_chunk;
+KVMEM_API kvmem_status kvmem_chunks_open(kvmem_chunks *s, const void *bytes, size_t size, kvmem_error *err);
+KVMEM_API kvmem_status kvmem_chunks_at(const kvmem_chunks *s, int i, kvmem_chunk *out);
+/* Token ids of chunk i's text: *n, as snprintf; 0 if the file has no text. */
+KVMEM_API kvmem_status kvmem_chunks_text(const kvmem_chunks *s, int i, int *ids, size_t cap, size_t *n,
+                                         kvmem_error *err);
+/* Put the entries of chunk i, at a level that the file has, behind what is there. Its first position must not
+   be below the cache's next one. On failure the cache's entries are as before. */
+KVMEM_API kvmem_status kvmem_cache_load_chunk(kvmem_cache *c, const kvmem_chunks *s, int i, int level);
+/* Which level (1..3) of each chunk to fetch, or 0: compute it from its text; section stream_plan. Returns
+   the seconds that all of it takes. Pure. */
+typedef struct kvmem_plan_job {
+    int n;               /* chunks */
+    const size_t *bytes; /* (n, 3) of each chunk at level 1, 2, 3; 0: not there */
+    const double *gbps;  /* (n) 10^9 bits a second while chunk i is on its way */
+    const double *text;  /* (n) seconds to compute chunk i from its text; NULL: 0.2 each */
+    double slo;          /* seconds in which all should be there; INFINITY: any time */
+    int paper;           /* 0: the rule of the released code; 1: the paper's */
+} kvmem_plan_job;
+KVMEM_API double kvmem_chunks_plan(const kvmem_plan_job *job, int *choice);
 
 /* What stage functions call. Counts and positions of lane (v->layer, g), decoded rows, statistics. */
 KVMEM_API int kvmem_view_count(const kvmem_view *v, int g);
@@ -11368,10 +11435,8 @@ static kvmem_status kvmem__load_head(kvmem__in *in, kvmem__saved *h, const void 
         return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: a header field is out of range");
     return KVMEM_OK;
 }
-static kvmem_status kvmem__load_match(kvmem_cache *c, const kvmem__saved *h) {
+static kvmem_status kvmem__load_shape(kvmem_cache *c, const kvmem__saved *h) {
     const kvmem_shape *s = &c->shape;
-    char text[KVMEM__RECIPE_TEXT];
-    const size_t n = kvmem_recipe_print(&c->recipe, text, sizeof text);
     if ((int)h->layers != s->n_layers || (int)h->heads != s->n_heads || (int)h->kv_heads != s->n_kv_heads ||
         (int)h->head_dim != s->head_dim)
         return kvmem__fail(&c->error, KVMEM_MISMATCH,
@@ -11384,6 +11449,12 @@ static kvmem_status kvmem__load_match(kvmem_cache *c, const kvmem__saved *h) {
                            "saved cache: its scale, windows or RoPE differ from this cache's");
     if (h->model_id != c->model_id)
         return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: it was made with another model");
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__load_match(kvmem_cache *c, const kvmem__saved *h) {
+    char text[KVMEM__RECIPE_TEXT];
+    const size_t n = kvmem_recipe_print(&c->recipe, text, sizeof text);
+    KVMEM__TRY(kvmem__load_shape(c, h));
     if (n != h->recipe_len || memcmp(text, h->recipe, n))
         return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: its recipe is \"%.*s\"",
                            (int)h->recipe_len, h->recipe);
@@ -11504,6 +11575,10 @@ static kvmem_status kvmem__load_body(kvmem_cache *c, kvmem__in *in, const kvmem_
     c->ring_at = (int)h->ring_at;
     return KVMEM_OK;
 }
+/* The other container, section stream. */
+static int kvmem__is_chunks(const void *bytes, size_t size);
+static kvmem_status kvmem__chunks_load(kvmem_cache *c, const void *bytes, size_t size);
+static kvmem_status kvmem__chunks_inspect(const void *bytes, size_t size, kvmem_cache_info *out, kvmem_error *err);
 KVMEM_API kvmem_status kvmem_cache_load(kvmem_cache *c, const void *bytes, size_t size) {
     const kvmem_codec_use **codec;
     kvmem_bytes_part part;
@@ -11512,6 +11587,7 @@ KVMEM_API kvmem_status kvmem_cache_load(kvmem_cache *c, const void *bytes, size_
     kvmem_status st;
     int over;
     KVMEM__TRY(kvmem__check_layer(c, 0, "load"));
+    if (kvmem__is_chunks(bytes, size)) return kvmem__chunks_load(c, bytes, size);
     kvmem_cache_clear(c);
     KVMEM__TRY(kvmem__load_head(&in, &h, bytes, size, &c->error));
     KVMEM__TRY(kvmem__load_match(c, &h));
@@ -11535,6 +11611,7 @@ KVMEM_API kvmem_status kvmem_cache_inspect(const void *bytes, size_t size, kvmem
     kvmem__saved h;
     kvmem__in in;
     uint32_t i, row[64];
+    if (kvmem__is_chunks(bytes, size)) return kvmem__chunks_inspect(bytes, size, out, err);
     memset(out, 0, sizeof *out);
     KVMEM__TRY(kvmem__load_head(&in, &h, bytes, size, err));
     out->version = (int)h.version;
@@ -11615,6 +11692,1494 @@ KVMEM_API kvmem_status kvmem_cache_load_file(kvmem_cache *c, const char *path) {
     return st;
 }
 #endif
+
+/* ==== >>entropy : arithmetic coding of symbols under 16-bit models ================================
+   A coder narrows an interval [low, high] of 32-bit numbers, once a symbol, to the part that the model
+   gives it; bits on which both ends agree are written and the interval is widened again. A symbol of
+   probability p costs -log2 p bits, fractions of a bit included (Witten, Neal and Cleary 1987; the order
+   of operations is that of torchac, which CacheGen's released code runs on a GPU).
+   A model of n symbols is n + 1 rising numbers of 16 bits, made from counts whose sum is T:
+       cdf_i = floor((65535 - n) * (count_0 + ... + count_{i-1}) / T) + i
+   The `+ i` gives every symbol a width of 1 or more, so that one that was never counted can be coded. The
+   last symbol's upper end is read as 65536.
+       span = high - low + 1,   high = low - 1 + (span * c_hi >> 16),   low = low + (span * c_lo >> 16)
+   Worked example, also a test: symbols 1 0 1 1 2 1 0 1 have counts 2 5 1, cdf 0 0x4000 0xdffe 0xffff, and
+   become the bytes 5e 80: 10.39 bits of information, 9 bits of code and the end.
+   A model is stored as its counts, each plus one in Elias gamma code (as many zeros as there are bits behind
+   its first, then the bits): an absent symbol takes one bit, so 31 symbols of 256 values take near 120 bits
+   instead of the 480 of their cdf.
+   test: tests/stream.c */
+
+/* Bytes that grow, counted as the cache's scratch. After a failure nothing more is added. */
+typedef struct kvmem__bytes { kvmem_arena *arena; uint8_t *p; size_t n, cap; int failed, over; } kvmem__bytes;
+
+static void kvmem__bytes_init(kvmem__bytes *b, kvmem_arena *arena) {
+    memset(b, 0, sizeof *b);
+    b->arena = arena;
+}
+static void kvmem__bytes_free(kvmem__bytes *b) {
+    const kvmem_bytes_part part = kvmem__part(4, b->cap);
+    kvmem__arena_give(b->arena, b->p, &part);
+    kvmem__bytes_init(b, b->arena);
+}
+/* Room for n bytes more; 0 if there is none. */
+static int kvmem__bytes_room(kvmem__bytes *b, size_t n) {
+    size_t cap = b->cap ? b->cap : 256;
+    kvmem_bytes_part part, old = kvmem__part(4, b->cap);
+    uint8_t *p;
+    if (b->failed || n > SIZE_MAX / 4 - b->n) { b->failed = 1; return 0; }
+    if (n <= b->cap - b->n) return 1;
+    while (cap < b->n + n) cap += cap / 2;
+    part = kvmem__part(4, cap);
+    p = (uint8_t *)kvmem__arena_take(b->arena, &part, &b->over);
+    if (!p) { b->failed = 1; return 0; }
+    if (b->n) memcpy(p, b->p, b->n);
+    kvmem__arena_give(b->arena, b->p, &old);
+    b->p = p;
+    b->cap = cap;
+    return 1;
+}
+static void kvmem__bytes_add(kvmem__bytes *b, const void *p, size_t n) {
+    if (!n || !kvmem__bytes_room(b, n)) return;
+    memcpy(b->p + b->n, p, n);
+    b->n += n;
+}
+static void kvmem__bytes_u16(kvmem__bytes *b, unsigned v) {
+    uint8_t x[2];
+    kvmem__put16(x, (uint16_t)v);
+    kvmem__bytes_add(b, x, 2);
+}
+static void kvmem__bytes_u32(kvmem__bytes *b, uint32_t v) {
+    uint8_t x[4];
+    kvmem__put32(x, v);
+    kvmem__bytes_add(b, x, 4);
+}
+static void kvmem__bytes_f32(kvmem__bytes *b, float v) {
+    uint8_t x[4];
+    kvmem__putf32(x, v);
+    kvmem__bytes_add(b, x, 4);
+}
+/* 7 bits a byte, the lowest first; the top bit says that more follow. */
+static void kvmem__bytes_var(kvmem__bytes *b, uint32_t v) {
+    uint8_t x[5];
+    size_t n = 0;
+    for (; v > 127; v >>= 7) x[n++] = (uint8_t)(128u | (v & 127u));
+    x[n++] = (uint8_t)v;
+    kvmem__bytes_add(b, x, n);
+}
+static uint32_t kvmem__in_var(kvmem__in *in) {
+    uint32_t v = 0;
+    int i;
+    for (i = 0; i < 5; i++) {
+        const uint8_t *p = kvmem__in_bytes(in, 1);
+        if (!p || (i == 4 && *p > 15)) break;
+        v |= (uint32_t)(*p & 127u) << (7 * i);
+        if (*p < 128) return v;
+    }
+    in->bad = 1;
+    return 0;
+}
+static unsigned kvmem__in_u16(kvmem__in *in) {
+    const uint8_t *p = kvmem__in_bytes(in, 2);
+    return p ? kvmem__le16(p) : 0;
+}
+
+/* Bits, the first in a byte's highest place. */
+typedef struct kvmem__bit_out { kvmem__bytes *b; unsigned byte; int n; } kvmem__bit_out;
+typedef struct kvmem__bit_in { const uint8_t *p; size_t left; unsigned byte; int n, bad; } kvmem__bit_in;
+
+static void kvmem__bit_put(kvmem__bit_out *o, unsigned bit) {
+    o->byte = o->byte << 1 | bit;
+    if (++o->n < 8) return;
+    if (kvmem__bytes_room(o->b, 1)) o->b->p[o->b->n++] = (uint8_t)o->byte;
+    o->byte = 0;
+    o->n = 0;
+}
+static void kvmem__bit_end(kvmem__bit_out *o) { while (o->n) kvmem__bit_put(o, 0); }
+static unsigned kvmem__bit_get(kvmem__bit_in *in) { /* zeros past the end, and bad is set */
+    if (!in->n) {
+        in->byte = 0;
+        in->n = 8;
+        if (in->left) { in->byte = *in->p++; in->left--; }
+        else in->bad = 1;
+    }
+    return in->byte >> --in->n & 1u;
+}
+/* Elias gamma code of v >= 1. */
+static void kvmem__gamma_put(kvmem__bit_out *o, uint64_t v) {
+    int n = 0;
+    while (v >> n > 1) n++;
+    { int i; for (i = 0; i < n; i++) kvmem__bit_put(o, 0); }
+    for (; n >= 0; n--) kvmem__bit_put(o, (unsigned)(v >> n & 1));
+}
+static uint64_t kvmem__gamma_get(kvmem__bit_in *in) {
+    uint64_t v = 1;
+    int n = 0;
+    while (!kvmem__bit_get(in)) {
+        if (in->bad || ++n > 48) { in->bad = 1; return 1; }
+    }
+    for (; n > 0; n--) v = v << 1 | kvmem__bit_get(in);
+    return v;
+}
+static int kvmem__gamma_bits(uint64_t v) {
+    int n = 0;
+    while (v >> n > 1) n++;
+    return 2 * n + 1;
+}
+
+#define KVMEM__SYMBOLS 255 /* most symbols of a model */
+typedef struct kvmem__model { int n; uint32_t cdf[KVMEM__SYMBOLS + 1]; } kvmem__model;
+
+/* cdf (n + 1) of counts (n) whose sum is positive; cdf_n is read as 65536 by the coder. */
+static void kvmem__model_make(kvmem__model *m, const uint64_t *count, int n) {
+    uint64_t sum = 0, cum = 0;
+    int i;
+    for (i = 0; i < n; i++) sum += count[i];
+    m->n = n;
+    for (i = 0; i <= n; i++) {
+        m->cdf[i] = (uint32_t)((65535u - (unsigned)n) * cum / (sum ? sum : 1)) + (uint32_t)i;
+        if (i < n) cum += count[i];
+    }
+    m->cdf[n] = 65536;
+}
+static void kvmem__counts_put(kvmem__bit_out *o, const uint64_t *count, int n) {
+    int i;
+    for (i = 0; i < n; i++) kvmem__gamma_put(o, count[i] + 1);
+}
+/* Counts (n); 0 unless their sum is `sum`. */
+static int kvmem__counts_get(kvmem__bit_in *in, uint64_t *count, int n, uint64_t sum) {
+    uint64_t have = 0;
+    int i;
+    for (i = 0; i < n; i++) {
+        count[i] = kvmem__gamma_get(in) - 1;
+        have += count[i];
+    }
+    return !in->bad && have == sum;
+}
+/* Bits that symbols with these counts take under their own model, and the model as it is stored. */
+static double kvmem__counts_bits(const uint64_t *count, int n) {
+    kvmem__model m;
+    double bits = 0;
+    int i;
+    kvmem__model_make(&m, count, n);
+    for (i = 0; i < n; i++) {
+        bits += kvmem__gamma_bits(count[i] + 1);
+        if (count[i]) bits += (double)count[i] * (16 - log((double)(m.cdf[i + 1] - m.cdf[i])) / log(2.0));
+    }
+    return bits;
+}
+
+typedef struct kvmem__coder { uint32_t low, high, pending; kvmem__bit_out out; } kvmem__coder;
+
+static void kvmem__coder_begin(kvmem__coder *k, kvmem__bytes *b) {
+    memset(k, 0, sizeof *k);
+    k->high = 0xffffffffu;
+    k->out.b = b;
+}
+static void kvmem__coder_bit(kvmem__coder *k, unsigned bit) { /* and the ones that waited for it */
+    kvmem__bit_put(&k->out, bit);
+    for (; k->pending; k->pending--) kvmem__bit_put(&k->out, !bit);
+}
+static void kvmem__coder_put(kvmem__coder *k, const kvmem__model *m, int symbol) {
+    const uint64_t span = (uint64_t)k->high - k->low + 1;
+    k->high = k->low - 1 + (uint32_t)(span * m->cdf[symbol + 1] >> 16);
+    k->low += (uint32_t)(span * m->cdf[symbol] >> 16);
+    for (;;) {
+        if (k->high < 0x80000000u || k->low >= 0x80000000u) {
+            kvmem__coder_bit(k, k->low >> 31);
+            k->low <<= 1;
+            k->high = k->high << 1 | 1;
+        } else if (k->low >= 0x40000000u && k->high < 0xc0000000u) {
+            k->pending++; /* 01.. and 10..: the next differing bit decides */
+            k->low = k->low << 1 & 0x7fffffffu;
+            k->high = k->high << 1 | 0x80000001u;
+        } else return;
+    }
+}
+static void kvmem__coder_end(kvmem__coder *k) {
+    k->pending++;
+    kvmem__coder_bit(k, k->low >= 0x40000000u);
+    kvmem__bit_end(&k->out);
+}
+
+typedef struct kvmem__uncoder { uint32_t low, high, value; kvmem__bit_in in; } kvmem__uncoder;
+
+static void kvmem__uncoder_begin(kvmem__uncoder *k, const uint8_t *p, size_t n) {
+    int i;
+    memset(k, 0, sizeof *k);
+    k->high = 0xffffffffu;
+    k->in.p = p;
+    k->in.left = n;
+    for (i = 0; i < 32; i++) k->value = k->value << 1 | kvmem__bit_get(&k->in);
+}
+static int kvmem__uncoder_get(kvmem__uncoder *k, const kvmem__model *m) {
+    const uint64_t span = (uint64_t)k->high - k->low + 1;
+    const uint32_t at = (uint32_t)((((uint64_t)k->value - k->low + 1) * 65536u - 1) / span);
+    int s = 0, hi = m->n;
+    while (hi - s > 1) { /* the last symbol whose lower end is not above `at` */
+        const int mid = (s + hi) / 2;
+        if (m->cdf[mid] <= at) s = mid;
+        else hi = mid;
+    }
+    k->high = k->low - 1 + (uint32_t)(span * m->cdf[s + 1] >> 16);
+    k->low += (uint32_t)(span * m->cdf[s] >> 16);
+    for (;;) {
+        if (k->high < 0x80000000u || k->low >= 0x80000000u) {
+            k->value = k->value << 1 | kvmem__bit_get(&k->in);
+            k->low <<= 1;
+            k->high = k->high << 1 | 1;
+        } else if (k->low >= 0x40000000u && k->high < 0xc0000000u) {
+            k->value = (k->value - 0x40000000u) << 1 | kvmem__bit_get(&k->in);
+            k->low = k->low << 1 & 0x7fffffffu;
+            k->high = k->high << 1 | 0x80000001u;
+        } else return s;
+    }
+}
+
+/* ==== >>stream : a cache in a few bits a value, in chunks, at three levels ========================
+   cachegen: CacheGen, Yuhan Liu et al. 2023 (SIGCOMM 2024), 2310.07240. Official code: UChi-JCL/CacheGen.
+   A cache that is stored or sent is not read by attention, so it may be coded more tightly than any page:
+   few levels a value, then arithmetic coding under the distribution of each channel. Not a codec but a
+   save format; loading codes the entries again by the recipe of the cache that they come to.
+
+   A chunk is the entries of `chunk` successive positions. K and V of a layer in a chunk are a strip: rows
+   (tokens) times C = n_kv_heads * head_dim channels; lanes that have lost entries have fewer rows.
+     as released (group = 1)
+         m_t = max_c |x_tc|,   C_Q = Q / 2 - 1,   symbol = round(x C_Q / m_t) + C_Q in 0..2 C_Q
+         back: x = (symbol - C_Q) / C_Q * m_t
+     as in the paper (group = 10): of ten rows of a lane the first is the anchor, coded as above with
+         Q = 256 (8 bits); the others are their difference from the decoded anchor (not from the row
+         before, so that an error stays where it is made):
+         symbol = round((x - anchor) / step_c) + 15, cut to 0..30,   step_c = b * sqrt(mean difference^2)
+         Anchors and differences have distributions of their own. The released code has no anchors.
+   Levels, by layer l of L (the published thirds of 32 layers, by l * 32 / L):
+             Q of K: < 10  < 20  rest    Q of V: < 2  rest    b: first, middle, last third of the layers
+     level 1         16    16    12              16   12         1    1.5   2
+     level 2         32    16    16              32   16         .5   1     1.5  (the paper's)
+     level 3         32    32    32              32   32         .5   .5    .5
+   Distributions are counted in the strip, for each channel or for all together: per channel fits better,
+   together is smaller in short chunks; models = 0 takes the smaller for each strip.
+   Bits a value: entropy + 16 / C (m_t) + the models. As 16-bit cdfs, one a channel, models would take
+   16 (Q + 1) / T: at T = 1500 .35, at T = 256 2.06. Counts in gamma code are a quarter of that.
+
+   Where this differs from the released code: one coded stream for all channels of a lane instead of one for
+   each channel and 256 tokens (that is for a GPU's threads and costs 16 bits of length each); m_t is a half
+   relative to the strip's largest, so that no size of value overflows it; steps and levels of the paper's
+   way are our choice, the paper gives b = .5, 1, 1.5.
+
+   The file, little-endian:
+     head    "kvmem-s\n"  u32 version  layers  heads  kv_heads  head_dim  statistics (1 acc, 2 last)  levels
+             (bit l - 1: level l)  group  chunk  ring_n  n_events  recipe_len  u64 model_id  shape_hash
+             recipe text  events u64  ring: positions u32 (ring_n), queries f16 (layers, ring_n, heads, d)
+             u32 CRC-32 of all this
+     chunks  text:   ids of the tokens from the end of the chunk before to this one's, 7 bits a byte
+             places: positions as (gap, length) runs, then for each layer the lanes' masks over them (the
+                     bits that say which are there, arithmetic-coded given the bit before) and statistics
+             levels: for each level of the file the strips K, V of layer 0, K, V of layer 1, ...
+             each part ends with its CRC-32; a text of no ids is no bytes
+     strip   u32 bytes of what follows  u16 Q  u16 flags (1: model per channel of scaled values, 2: of
+             differences)  f32 unit  m_t / unit f16 (tokens that have one)  step_c / unit f16 (if group > 1)
+             shared models  for each lane: u32 model bytes  u32 code bytes  models  code
+     index   for each chunk: u64 offset  u32 tokens  first position  end  entries  bytes of text, places,
+             level 1, 2, 3;  u64 tokens seen  entries  since_reduce  u32 next_pos  CRC-32
+             u64 offset of the index  u32 chunks
+   Each chunk can be decoded without the others, so that a sender can pick a level for each as it goes
+   (kvmem_chunks_plan) and compute from its text what would come too late.
+   Random access needs the last 12 bytes first, as in a zip file; the writer needs no seeking, and memory for
+   one chunk.  test: tests/stream.c */
+#define KVMEM__STREAM_VERSION 1u
+#define KVMEM__STREAM_HEAD 72  /* bytes before the recipe text */
+#define KVMEM__STREAM_ROW 44   /* bytes of an index row */
+#define KVMEM__STREAM_END 44   /* bytes behind the rows */
+#define KVMEM__DELTA 15        /* differences are cut to +-15 steps */
+#define KVMEM__UNIT_MAX 1e36f  /* larger values are cut, so that nothing decodes to infinity */
+
+static int kvmem__level_bins(int level, int values, int l, int L) {
+    static const int k[3][3] = { { 16, 16, 12 }, { 32, 16, 16 }, { 32, 32, 32 } };
+    static const int v[3][2] = { { 16, 12 }, { 32, 16 }, { 32, 32 } };
+    const int at = l * 32 / L;
+    if (values) return v[level - 1][at >= 2];
+    return k[level - 1][at < 10 ? 0 : at < 20 ? 1 : 2];
+}
+static float kvmem__level_step(int level, int l, int L) {
+    static const float b[3][3] = { { 1.0f, 1.5f, 2.0f }, { 0.5f, 1.0f, 1.5f }, { 0.5f, 0.5f, 0.5f } };
+    return b[level - 1][l * 3 / L];
+}
+static int kvmem__is_finite(float x) { return x - x == 0.0f; }
+static int kvmem__rounded(float x, int most) { /* to the nearest, ties to even, within +-most; NaN: 0 */
+    if (!(x < (float)most)) return x >= (float)most ? most : 0;
+    return x > (float)-most ? (int)rintf(x) : -most;
+}
+static int kvmem__scaled_symbol(float x, float scale, int half) { /* half: C_Q */
+    return half + (scale > 0 && kvmem__is_finite(x) ? kvmem__rounded(x / scale * (float)half, half) : 0);
+}
+static float kvmem__scaled_value(int symbol, float scale, int half) {
+    return (float)(symbol - half) / (float)half * scale;
+}
+
+/* Scratch of one save or load. U: most tokens of a chunk. */
+typedef struct kvmem__work {
+    kvmem_cache *c;
+    int U, n;          /* room for tokens; those of this chunk */
+    int group;
+    int *start, *rows; /* (lanes) the chunk's entries: first index in the lane, number */
+    int32_t *pos;      /* (U) positions of the tokens, rising */
+    int *token;        /* (G, U) row r of lane g of the layer at hand is token[g * U + r] */
+    uint8_t *mark;     /* (U) the token has a scale */
+    float *x, *y;      /* (U, d) rows of a lane */
+    float *scale[2];   /* (U) of K, V */
+    float *step[2];    /* (G * d) */
+    uint8_t *symbol;   /* (G, d, U) rows of a channel side by side; NULL when loading */
+    void *mem;
+    size_t size;
+} kvmem__work;
+
+/* Two rounds: the first counts, the second hands out. */
+static void *kvmem__work_slice(uint8_t *mem, size_t *at, size_t count, size_t item, int *ok) {
+    void *p = mem ? mem + *at : NULL;
+    size_t bytes = 0;
+    *ok = *ok && kvmem__mul(count, item, &bytes) && bytes < SIZE_MAX / 2 && kvmem__add(*at, bytes + 15, at);
+    *at &= ~(size_t)15;
+    return p;
+}
+static kvmem_status kvmem__work_init(kvmem__work *w, kvmem_cache *c, int U, int group, int saving) {
+    const size_t G = (size_t)c->shape.n_kv_heads, d = (size_t)c->shape.head_dim, u = (size_t)U;
+    const size_t lanes = G * (size_t)c->shape.n_layers;
+    int round, ok = 1, i, over;
+    memset(w, 0, sizeof *w);
+    for (round = 0; round < 2 && ok; round++) {
+        uint8_t *m = (uint8_t *)w->mem;
+        size_t at = 0;
+        w->start = (int *)kvmem__work_slice(m, &at, lanes, sizeof(int), &ok);
+        w->rows = (int *)kvmem__work_slice(m, &at, lanes, sizeof(int), &ok);
+        w->pos = (int32_t *)kvmem__work_slice(m, &at, u, sizeof(int32_t), &ok);
+        w->token = (int *)kvmem__work_slice(m, &at, G * u, sizeof(int), &ok);
+        w->mark = (uint8_t *)kvmem__work_slice(m, &at, u, 1, &ok);
+        w->x = (float *)kvmem__work_slice(m, &at, u * d, sizeof(float), &ok);
+        if (!saving) w->y = (float *)kvmem__work_slice(m, &at, u * d, sizeof(float), &ok);
+        for (i = 0; i < 2; i++) {
+            w->scale[i] = (float *)kvmem__work_slice(m, &at, u, sizeof(float), &ok);
+            w->step[i] = (float *)kvmem__work_slice(m, &at, G * d, sizeof(float), &ok);
+        }
+        if (saving) w->symbol = (uint8_t *)kvmem__work_slice(m, &at, u * d, G, &ok);
+        if (!round && ok) {
+            const kvmem_bytes_part part = kvmem__part(4, at);
+            w->size = at;
+            w->mem = kvmem__arena_take(c->arena, &part, &over);
+            if (!w->mem) {
+                w->size = 0;
+                return kvmem__no_room(c, over, at, saving ? "saving a chunk (a shorter one needs less)"
+                                                          : "loading a chunk of the stream");
+            }
+        }
+    }
+    w->c = c;
+    w->U = U;
+    w->group = group;
+    if (!ok) return kvmem__fail(&c->error, KVMEM_NO_MEMORY, "a chunk of %d tokens is too large here", U);
+    memset(w->mem, 0, w->size);
+    return KVMEM_OK;
+}
+static void kvmem__work_free(kvmem__work *w) {
+    const kvmem_bytes_part part = kvmem__part(4, w->size);
+    if (w->c) kvmem__arena_give(w->c->arena, w->mem, &part);
+    memset(w, 0, sizeof *w);
+}
+static int32_t kvmem__pos_at(const kvmem_cache *c, const kvmem_lane *ln, int i) {
+    return ln->pages[i / c->recipe.page]->pos[i % c->recipe.page];
+}
+/* The next positions, at most U, that any lane has from start + rows on; 0: none is left. */
+static int kvmem__next_chunk(kvmem__work *w) {
+    kvmem_cache *c = w->c;
+    const int lanes = c->shape.n_layers * c->shape.n_kv_heads;
+    int i;
+    for (i = 0; i < lanes; i++) {
+        w->start[i] += w->rows[i];
+        w->rows[i] = 0;
+    }
+    for (w->n = 0; w->n < w->U; w->n++) {
+        int32_t least = INT32_MAX;
+        for (i = 0; i < lanes; i++) {
+            const int at = w->start[i] + w->rows[i];
+            if (at < c->lane[i].n) least = KVMEM__MIN(least, kvmem__pos_at(c, &c->lane[i], at));
+        }
+        if (least == INT32_MAX) break;
+        w->pos[w->n] = least;
+        for (i = 0; i < lanes; i++) {
+            const int at = w->start[i] + w->rows[i];
+            if (at < c->lane[i].n && kvmem__pos_at(c, &c->lane[i], at) == least) w->rows[i]++;
+        }
+    }
+    return w->n;
+}
+/* Which token each row of the layer's lanes is, from the positions in the cache. */
+static void kvmem__find_tokens(kvmem__work *w, int layer) {
+    const int G = w->c->shape.n_kv_heads;
+    int g, r, t;
+    for (g = 0; g < G; g++) {
+        const kvmem_lane *ln = kvmem__lane_at(w->c, layer, g);
+        const int i = layer * G + g;
+        for (r = t = 0; r < w->rows[i]; r++, t++) {
+            const int32_t p = kvmem__pos_at(w->c, ln, w->start[i] + r);
+            while (w->pos[t] < p) t++;
+            w->token[(size_t)g * (size_t)w->U + (size_t)r] = t;
+        }
+    }
+}
+/* Tokens of which some lane has a scaled row. */
+static int kvmem__mark_scaled(kvmem__work *w, int layer) {
+    const int G = w->c->shape.n_kv_heads;
+    int g, r, t, n = 0;
+    memset(w->mark, 0, (size_t)w->n);
+    for (g = 0; g < G; g++)
+        for (r = 0; r < w->rows[layer * G + g]; r += w->group)
+            w->mark[w->token[(size_t)g * (size_t)w->U + (size_t)r]] = 1;
+    for (t = 0; t < w->n; t++) n += w->mark[t];
+    return n;
+}
+
+/* --- a strip: K (values 0) or V (1) of one layer in one chunk --- */
+typedef struct kvmem__strip {
+    int values, layer, half;     /* half: C_Q */
+    unsigned flags;              /* bit p: models per channel of plane p: 0 scaled values, 1 differences */
+    float unit, *scale, *step;   /* of the tokens; of the channels */
+    kvmem__model model[2];       /* shared ones */
+    kvmem__in in;                /* at the next lane, when reading */
+} kvmem__strip;
+
+static int kvmem__plane_symbols(const kvmem__strip *s, int plane) {
+    return plane ? 2 * KVMEM__DELTA + 1 : 2 * s->half + 1;
+}
+/* Rows of a lane of n rows that plane 0 or 1 has. */
+static int kvmem__plane_rows(int n, int group, int plane) {
+    const int anchors = (n + group - 1) / group;
+    return plane ? n - anchors : anchors;
+}
+static int kvmem__in_plane(int r, int group, int plane) { return (r % group != 0) == plane; }
+
+static kvmem_status kvmem__strip_read(kvmem__work *w, const kvmem__strip *s, int g) { /* lane g's rows to x */
+    const int i = s->layer * w->c->shape.n_kv_heads + g;
+    const kvmem_status st = kvmem_cache_read(w->c, s->layer, g, w->start[i], w->rows[i], s->values ? NULL : w->x,
+                                             s->values ? w->x : NULL, NULL);
+    if (st == KVMEM_OK) return st;
+    return kvmem__fail(&w->c->error, st, "save: layer %d, KV head %d cannot be read", s->layer, g);
+}
+/* unit and the scales m_t, as they are stored; both are written to b. */
+static kvmem_status kvmem__strip_scales(kvmem__work *w, kvmem__strip *s, kvmem__bytes *b) {
+    const int G = w->c->shape.n_kv_heads, d = w->c->shape.head_dim;
+    int g, r, i, t;
+    memset(s->scale, 0, (size_t)w->n * sizeof(float));
+    s->unit = 0;
+    for (g = 0; g < G; g++) {
+        KVMEM__TRY(kvmem__strip_read(w, s, g));
+        for (r = 0; r < w->rows[s->layer * G + g]; r += w->group) {
+            const float *x = w->x + (size_t)r * (size_t)d;
+            float *m = &s->scale[w->token[(size_t)g * (size_t)w->U + (size_t)r]];
+            for (i = 0; i < d; i++)
+                if (kvmem__is_finite(x[i])) *m = KVMEM__MAX(*m, fabsf(x[i]));
+            s->unit = KVMEM__MAX(s->unit, *m);
+        }
+    }
+    s->unit = KVMEM__MIN(s->unit, KVMEM__UNIT_MAX);
+    kvmem__bytes_f32(b, s->unit);
+    for (t = 0; t < w->n; t++) {
+        uint16_t code;
+        if (!w->mark[t]) continue;
+        code = kvmem__f32_to_f16(s->unit > 0 ? KVMEM__MIN(s->scale[t] / s->unit, 1.0f) : 0.0f);
+        s->scale[t] = kvmem__f16_to_f32(code) * s->unit;
+        kvmem__bytes_u16(b, code);
+    }
+    return KVMEM_OK;
+}
+/* Differences of channel i of the lane whose rows are in x: their step to b, their symbols to col (n). */
+static void kvmem__strip_deltas(kvmem__work *w, kvmem__strip *s, kvmem__bytes *b, int g, int i, float beta,
+                                uint8_t *col, int n) {
+    const int d = w->c->shape.head_dim, *token = w->token + (size_t)g * (size_t)w->U;
+    double sum = 0;
+    float step, a = 0;
+    uint16_t code;
+    int r;
+    for (r = 0; r < n; r++) {
+        const float x = w->x[(size_t)r * (size_t)d + (size_t)i];
+        if (r % w->group == 0) a = kvmem__scaled_value(col[r], s->scale[token[r]], s->half);
+        else if (kvmem__is_finite(x)) sum += (double)(x - a) * (double)(x - a);
+    }
+    step = beta * (float)sqrt(sum / KVMEM__MAX(1, kvmem__plane_rows(n, w->group, 1)));
+    code = kvmem__f32_to_f16(s->unit > 0 ? KVMEM__MIN(step / s->unit, 4.0f) : 0.0f);
+    kvmem__bytes_u16(b, code);
+    step = kvmem__f16_to_f32(code) * s->unit;
+    s->step[g * d + i] = step;
+    for (r = 0; r < n; r++) {
+        const float x = w->x[(size_t)r * (size_t)d + (size_t)i];
+        if (r % w->group == 0) a = kvmem__scaled_value(col[r], s->scale[token[r]], s->half);
+        else col[r] = (uint8_t)(KVMEM__DELTA + (step > 0 && kvmem__is_finite(x)
+                                                    ? kvmem__rounded((x - a) / step, KVMEM__DELTA) : 0));
+    }
+}
+/* Symbols of all lanes; the steps are written to b. */
+static kvmem_status kvmem__strip_symbols(kvmem__work *w, kvmem__strip *s, kvmem__bytes *b, float beta) {
+    const int G = w->c->shape.n_kv_heads, d = w->c->shape.head_dim;
+    int g, i, r;
+    for (g = 0; g < G; g++) {
+        const int n = w->rows[s->layer * G + g], *token = w->token + (size_t)g * (size_t)w->U;
+        KVMEM__TRY(kvmem__strip_read(w, s, g));
+        for (i = 0; i < d && n; i++) {
+            uint8_t *col = w->symbol + ((size_t)g * (size_t)d + (size_t)i) * (size_t)w->U;
+            for (r = 0; r < n; r += w->group)
+                col[r] = (uint8_t)kvmem__scaled_symbol(w->x[(size_t)r * (size_t)d + (size_t)i],
+                                                       s->scale[token[r]], s->half);
+            if (w->group > 1) kvmem__strip_deltas(w, s, b, g, i, beta, col, n);
+        }
+    }
+    return KVMEM_OK;
+}
+/* Counts of the symbols of one channel (i >= 0) or of all channels of all lanes, added to count. */
+static void kvmem__strip_count(const kvmem__work *w, const kvmem__strip *s, int plane, int g, int i,
+                               uint64_t *count) {
+    const int d = w->c->shape.head_dim, n = w->rows[s->layer * w->c->shape.n_kv_heads + g];
+    const uint8_t *col = w->symbol + ((size_t)g * (size_t)d + (size_t)i) * (size_t)w->U;
+    int r;
+    memset(count, 0, KVMEM__SYMBOLS * sizeof *count);
+    for (r = 0; r < n; r++) count[col[r]] += (unsigned)kvmem__in_plane(r, w->group, plane);
+}
+/* Per channel or shared, as `models` says (0: the smaller); a shared model is written to o. */
+static void kvmem__strip_models(kvmem__work *w, kvmem__strip *s, int plane, int models, kvmem__bit_out *o) {
+    const int G = w->c->shape.n_kv_heads, d = w->c->shape.head_dim, n = kvmem__plane_symbols(s, plane);
+    uint64_t one[KVMEM__SYMBOLS], all[KVMEM__SYMBOLS];
+    double bits = 0;
+    int g, i, j, any = 0;
+    memset(all, 0, sizeof all);
+    for (g = 0; g < G; g++)
+        for (i = 0; i < d && kvmem__plane_rows(w->rows[s->layer * G + g], w->group, plane); i++) {
+            kvmem__strip_count(w, s, plane, g, i, one);
+            if (!models) bits += kvmem__counts_bits(one, n);
+            for (j = 0; j < n; j++) all[j] += one[j];
+            any = 1;
+        }
+    if (models == 1 || (!models && any && bits < kvmem__counts_bits(all, n))) s->flags |= 1u << plane;
+    else if (any) {
+        kvmem__model_make(&s->model[plane], all, n);
+        kvmem__counts_put(o, all, n);
+    }
+}
+/* The lane's models, if they are its own, and its code. */
+static void kvmem__strip_lane(kvmem__work *w, const kvmem__strip *s, kvmem__bytes *b, int g) {
+    const int d = w->c->shape.head_dim, n = w->rows[s->layer * w->c->shape.n_kv_heads + g];
+    const size_t at = b->n;
+    uint64_t count[KVMEM__SYMBOLS];
+    kvmem__model own;
+    kvmem__bit_out o;
+    kvmem__coder k;
+    int i, plane, r;
+    size_t mid;
+    if (!n) return;
+    kvmem__bytes_u32(b, 0);
+    kvmem__bytes_u32(b, 0);
+    memset(&o, 0, sizeof o);
+    o.b = b;
+    for (i = 0; i < 2 * d; i++) {
+        plane = i % 2;
+        if (!(s->flags >> plane & 1) || !kvmem__plane_rows(n, w->group, plane)) continue;
+        kvmem__strip_count(w, s, plane, g, i / 2, count);
+        kvmem__counts_put(&o, count, kvmem__plane_symbols(s, plane));
+    }
+    kvmem__bit_end(&o);
+    mid = b->n;
+    kvmem__coder_begin(&k, b);
+    for (i = 0; i < 2 * d; i++) {
+        const uint8_t *col = w->symbol + ((size_t)g * (size_t)d + (size_t)(i / 2)) * (size_t)w->U;
+        const kvmem__model *m = &own;
+        plane = i % 2;
+        if (!kvmem__plane_rows(n, w->group, plane)) continue;
+        if (s->flags >> plane & 1) {
+            kvmem__strip_count(w, s, plane, g, i / 2, count);
+            kvmem__model_make(&own, count, kvmem__plane_symbols(s, plane));
+        } else m = &s->model[plane];
+        for (r = 0; r < n; r++)
+            if (kvmem__in_plane(r, w->group, plane)) kvmem__coder_put(&k, m, col[r]);
+    }
+    kvmem__coder_end(&k);
+    if (b->failed) return;
+    kvmem__put32(b->p + at, (uint32_t)(mid - at - 8));
+    kvmem__put32(b->p + at + 4, (uint32_t)(b->n - mid));
+}
+static kvmem_status kvmem__strip_save(kvmem__work *w, kvmem__bytes *b, int layer, int values, int level, int models) {
+    const int L = w->c->shape.n_layers;
+    const size_t at = b->n;
+    kvmem__bit_out o;
+    kvmem__strip s;
+    int bins = w->group > 1 ? 256 : kvmem__level_bins(level, values, layer, L), g;
+    memset(&s, 0, sizeof s);
+    s.values = values;
+    s.layer = layer;
+    s.half = bins / 2 - 1;
+    s.scale = w->scale[0];
+    s.step = w->step[0];
+    kvmem__bytes_u32(b, 0);
+    kvmem__bytes_u16(b, (unsigned)bins);
+    kvmem__bytes_u16(b, 0);
+    KVMEM__TRY(kvmem__strip_scales(w, &s, b));
+    KVMEM__TRY(kvmem__strip_symbols(w, &s, b, kvmem__level_step(level, layer, L)));
+    memset(&o, 0, sizeof o);
+    o.b = b;
+    kvmem__strip_models(w, &s, 0, models, &o);
+    if (w->group > 1) kvmem__strip_models(w, &s, 1, models, &o);
+    kvmem__bit_end(&o);
+    for (g = 0; g < w->c->shape.n_kv_heads; g++) kvmem__strip_lane(w, &s, b, g);
+    if (b->failed) return KVMEM_OK; /* told by the caller */
+    if (b->n - at > 0xffffffffu)
+        return kvmem__fail(&w->c->error, KVMEM_UNSUPPORTED, "save: a strip of %zu bytes; take shorter chunks", b->n - at);
+    kvmem__put32(b->p + at, (uint32_t)(b->n - at - 4));
+    kvmem__put16(b->p + at + 6, (uint16_t)s.flags);
+    return KVMEM_OK;
+}
+
+/* --- places: positions, which lane has which, statistics --- */
+static void kvmem__mask_save(const kvmem__work *w, kvmem__bytes *b, int g, int n) {
+    uint64_t count[2][2];
+    kvmem__model m[2];
+    kvmem__bytes one;
+    kvmem__bit_out o;
+    kvmem__coder k;
+    int round, t, r, last;
+    kvmem__bytes_init(&one, b->arena);
+    memset(count, 0, sizeof count);
+    memset(&o, 0, sizeof o);
+    o.b = &one;
+    for (round = 0; round < 2 && n; round++) {
+        if (round) {
+            for (t = 0; t < 2; t++) {
+                kvmem__model_make(&m[t], count[t], 2);
+                kvmem__counts_put(&o, count[t], 2);
+            }
+            kvmem__bit_end(&o);
+            kvmem__coder_begin(&k, &one);
+        }
+        for (t = r = 0, last = 1; t < w->n; t++) {
+            const int here = r < n && w->token[(size_t)g * (size_t)w->U + (size_t)r] == t;
+            if (round) kvmem__coder_put(&k, &m[last], here);
+            else count[last][here]++;
+            r += here;
+            last = here;
+        }
+        if (round) kvmem__coder_end(&k);
+    }
+    kvmem__bytes_var(b, (uint32_t)one.n);
+    kvmem__bytes_add(b, one.p, one.n);
+    if (one.failed) {
+        b->failed = 1;
+        b->over = one.over;
+    }
+    kvmem__bytes_free(&one);
+}
+static void kvmem__stats_save(const kvmem__work *w, kvmem__bytes *b, int layer, int g, unsigned which) {
+    const kvmem_cache *c = w->c;
+    const int i = layer * c->shape.n_kv_heads + g, P = c->recipe.page;
+    float most = 0;
+    int round, r;
+    if (!(c->reads & which) || !w->rows[i]) return;
+    for (round = 0; round < 2; round++) {
+        for (r = w->start[i]; r < w->start[i] + w->rows[i]; r++) {
+            const float x = kvmem__stat(c, c->lane[i].pages[r / P], which)[r % P];
+            if (!round) most = x > most && kvmem__is_finite(x) ? x : most;
+            else kvmem__bytes_u16(b, kvmem__f32_to_f16(most > 0 && x > 0 ? KVMEM__MIN(x / most, 1.0f) : 0.0f));
+        }
+        if (!round) kvmem__bytes_f32(b, most);
+    }
+}
+static void kvmem__places_save(kvmem__work *w, kvmem__bytes *b) {
+    const int G = w->c->shape.n_kv_heads;
+    int32_t end = 0;
+    int l, g, t, m;
+    for (t = 0; t < w->n; t += m) {
+        for (m = 1; t + m < w->n && w->pos[t + m] == w->pos[t] + m;) m++;
+        kvmem__bytes_var(b, (uint32_t)(w->pos[t] - end));
+        kvmem__bytes_var(b, (uint32_t)m);
+        end = w->pos[t] + m;
+    }
+    for (l = 0; l < w->c->shape.n_layers; l++) {
+        uint8_t full = 1;
+        kvmem__find_tokens(w, l);
+        for (g = 0; g < G; g++) full = full && w->rows[l * G + g] == w->n;
+        kvmem__bytes_add(b, &full, 1);
+        for (g = 0; g < G && !full; g++) kvmem__mask_save(w, b, g, w->rows[l * G + g]);
+        for (g = 0; g < G; g++) kvmem__stats_save(w, b, l, g, KVMEM_READS_ACC);
+        for (g = 0; g < G; g++) kvmem__stats_save(w, b, l, g, KVMEM_READS_LAST);
+    }
+}
+
+/* --- saving --- */
+KVMEM_API kvmem_level_options kvmem_level_options_default(void) {
+    kvmem_level_options o;
+    memset(&o, 0, sizeof o);
+    o.level = 2;
+    o.group = 10;
+    o.chunk = 1000;
+    return o;
+}
+static kvmem_status kvmem__chunks_check(kvmem_cache *c, const kvmem_level_options *o) {
+    kvmem_error *e = &c->error;
+    int i;
+    if (o->level < 0 || o->level > 3)
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: level %d; 1, 2, 3, or 0 for entries as stored", o->level);
+    if (o->group < 1 || o->group > 255)
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: group %d; 1 (no anchors) to 255 tokens", o->group);
+    if (o->chunk < 1 || o->chunk > 65536)
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: chunk %d; 1 to 65536 tokens", o->chunk);
+    if (o->models < 0 || o->models > 2)
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: models %d; 0 the smaller, 1 per channel, 2 shared", o->models);
+    if (o->n_ids < 0 || (o->ids && o->n_ids < c->next_pos))
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: %d token ids for positions below %d", o->n_ids, (int)c->next_pos);
+    for (i = 0; o->ids && i < o->n_ids; i++)
+        if (o->ids[i] < 0) return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: token id %d of position %d", o->ids[i], i);
+    return KVMEM_OK;
+}
+/* Bytes of the head with its checksum; row: floats of one token's queries in a layer. */
+static uint64_t kvmem__chunks_head_bytes(int L, int row, unsigned ring_n, unsigned n_events, size_t recipe_len) {
+    return KVMEM__STREAM_HEAD + (uint64_t)recipe_len + 8 * (uint64_t)n_events +
+           (uint64_t)ring_n * (4 + 2 * (uint64_t)L * (uint64_t)row) + 4;
+}
+static void kvmem__part_end(kvmem__bytes *b, size_t from) { /* the part's checksum */
+    if (!b->failed) kvmem__bytes_u32(b, kvmem__crc32(0, b->p + from, b->n - from));
+}
+static void kvmem__chunks_head(const kvmem_cache *c, const kvmem_level_options *o, kvmem__out *out, const char *recipe) {
+    const kvmem_shape *s = &c->shape;
+    const size_t row = (size_t)s->n_heads * (size_t)s->head_dim;
+    uint8_t h[2];
+    size_t x;
+    int i, l;
+    kvmem__out_bytes(out, "kvmem-s\n", 8);
+    kvmem__out_u32(out, KVMEM__STREAM_VERSION);
+    kvmem__out_u32(out, (uint32_t)s->n_layers);
+    kvmem__out_u32(out, (uint32_t)s->n_heads);
+    kvmem__out_u32(out, (uint32_t)s->n_kv_heads);
+    kvmem__out_u32(out, (uint32_t)s->head_dim);
+    kvmem__out_u32(out, !!(c->reads & KVMEM_READS_ACC) + 2u * !!(c->reads & KVMEM_READS_LAST));
+    kvmem__out_u32(out, o->all ? 7u : 1u << (o->level - 1));
+    kvmem__out_u32(out, (uint32_t)o->group);
+    kvmem__out_u32(out, (uint32_t)o->chunk);
+    kvmem__out_u32(out, (uint32_t)c->ring_n);
+    kvmem__out_u32(out, (uint32_t)c->n_events);
+    kvmem__out_u32(out, (uint32_t)strlen(recipe));
+    kvmem__out_u64(out, c->model_id);
+    kvmem__out_u64(out, kvmem__shape_hash(s));
+    kvmem__out_bytes(out, recipe, strlen(recipe));
+    for (i = 0; i < c->n_events; i++) kvmem__out_u64(out, (uint64_t)c->event[i]);
+    for (i = 0; i < c->ring_n; i++)
+        kvmem__out_u32(out, (uint32_t)c->ring_pos[(c->ring_at + c->ring - c->ring_n + i) % c->ring]);
+    for (l = 0; l < s->n_layers; l++)
+        for (i = 0; i < c->ring_n; i++) {
+            const int slot = (c->ring_at + c->ring - c->ring_n + i) % c->ring;
+            const float *q = c->ring_q + ((size_t)l * (size_t)c->ring + (size_t)slot) * row;
+            for (x = 0; x < row; x++) {
+                kvmem__put16(h, kvmem__f32_to_f16(KVMEM__MAX(-65504.0f, KVMEM__MIN(q[x], 65504.0f))));
+                kvmem__out_bytes(out, h, 2);
+            }
+        }
+    kvmem__out_u32(out, out->crc);
+}
+/* The parts of one chunk to b, its row to index. from: where the text of the chunk before ended. */
+static kvmem_status kvmem__chunks_add(kvmem__work *w, const kvmem_level_options *o, kvmem__bytes *b,
+                                        kvmem__bytes *index, uint64_t offset, int32_t from, int32_t end) {
+    const kvmem_cache *c = w->c;
+    uint32_t size[5];
+    uint64_t entries = 0;
+    uint8_t x[8];
+    size_t at = b->n;
+    int i, l;
+    memset(size, 0, sizeof size);
+    for (; o->ids && from < end; from++) kvmem__bytes_var(b, (uint32_t)o->ids[from]);
+    if (b->n > at) kvmem__part_end(b, at);
+    size[0] = (uint32_t)(b->n - at);
+    at = b->n;
+    kvmem__places_save(w, b);
+    kvmem__part_end(b, at);
+    size[1] = (uint32_t)(b->n - at);
+    for (i = 1; i <= 3; i++) {
+        if (!o->all && o->level != i) continue;
+        at = b->n;
+        for (l = 0; l < c->shape.n_layers; l++) {
+            kvmem__find_tokens(w, l);
+            kvmem__mark_scaled(w, l);
+            KVMEM__TRY(kvmem__strip_save(w, b, l, 0, i, o->models));
+            KVMEM__TRY(kvmem__strip_save(w, b, l, 1, i, o->models));
+        }
+        kvmem__part_end(b, at);
+        size[1 + i] = (uint32_t)(b->n - at);
+    }
+    if (b->n > 0x7fffffffu)
+        return kvmem__fail(&w->c->error, KVMEM_UNSUPPORTED, "save: a chunk of %zu bytes; take shorter ones", b->n);
+    for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) entries += (uint64_t)w->rows[i];
+    kvmem__put64(x, offset);
+    kvmem__bytes_add(index, x, 8);
+    kvmem__bytes_u32(index, (uint32_t)w->n);
+    kvmem__bytes_u32(index, (uint32_t)w->pos[0]);
+    kvmem__bytes_u32(index, (uint32_t)end);
+    kvmem__bytes_u32(index, (uint32_t)entries);
+    for (i = 0; i < 5; i++) kvmem__bytes_u32(index, size[i]);
+    return KVMEM_OK;
+}
+static int kvmem__more_entries(const kvmem__work *w) {
+    int i, more = 0;
+    for (i = 0; i < w->c->shape.n_layers * w->c->shape.n_kv_heads; i++)
+        more = more || w->start[i] + w->rows[i] < w->c->lane[i].n;
+    return more;
+}
+/* Chunks, one at a time in b, and the index. */
+static kvmem_status kvmem__chunks_save(kvmem__work *w, const kvmem_level_options *o, kvmem__out *out, uint64_t at) {
+    kvmem_cache *c = w->c;
+    kvmem__bytes b, index;
+    kvmem_status st = KVMEM_OK;
+    uint64_t entries = 0;
+    int32_t from = 0;
+    uint32_t n = 0;
+    int i;
+    kvmem__bytes_init(&b, c->arena);
+    kvmem__bytes_init(&index, c->arena);
+    while (st == KVMEM_OK && !out->failed && !b.failed && !index.failed && kvmem__next_chunk(w)) {
+        const int32_t end = kvmem__more_entries(w) ? w->pos[w->n - 1] + 1 : c->next_pos;
+        b.n = 0;
+        st = kvmem__chunks_add(w, o, &b, &index, at, from, end);
+        if (st == KVMEM_OK && !b.failed) kvmem__out_bytes(out, b.p, b.n);
+        at += b.n;
+        from = end;
+        n++;
+    }
+    if (st == KVMEM_OK && (b.failed || index.failed)) st = kvmem__no_room(c, b.over || index.over, 2 * b.cap,
+                                                                          "the bytes of a chunk (a shorter one has fewer)");
+    if (st == KVMEM_OK) {
+        for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) entries += (uint64_t)c->lane[i].n;
+        out->crc = 0;
+        kvmem__out_bytes(out, index.p, index.n);
+        kvmem__out_u64(out, (uint64_t)c->tokens);
+        kvmem__out_u64(out, entries);
+        kvmem__out_u64(out, (uint64_t)c->since_reduce);
+        kvmem__out_u32(out, (uint32_t)c->next_pos);
+        kvmem__out_u32(out, out->crc);
+        kvmem__out_u64(out, at);
+        kvmem__out_u32(out, n);
+    }
+    kvmem__bytes_free(&b);
+    kvmem__bytes_free(&index);
+    return st;
+}
+KVMEM_API kvmem_status kvmem_cache_save_level(kvmem_cache *c, const kvmem_level_options *options,
+                                              kvmem_write_fn write, void *user) {
+    const kvmem_level_options o = options ? *options : kvmem_level_options_default();
+    char text[KVMEM__RECIPE_TEXT];
+    kvmem__work w;
+    kvmem__out out;
+    kvmem_status st;
+    uint64_t at;
+    KVMEM__TRY(kvmem__check_layer(c, 0, "save"));
+    if (!write) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "save: no function to write with");
+    if (c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "save in the middle of a block: commit first");
+    KVMEM__TRY(kvmem__chunks_check(c, &o));
+    if (!o.level && !o.all) return kvmem_cache_save(c, write, user);
+    if (kvmem_recipe_print(&c->recipe, text, sizeof text) >= sizeof text)
+        return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "save: the recipe's text is too long");
+    at = kvmem__chunks_head_bytes(c->shape.n_layers, c->shape.n_heads * c->shape.head_dim, (unsigned)c->ring_n,
+                                  (unsigned)c->n_events, strlen(text));
+    out.write = write;
+    out.user = user;
+    out.crc = 0;
+    out.failed = 0;
+    KVMEM__TRY(kvmem__work_init(&w, c, KVMEM__MIN(o.chunk, KVMEM__MAX(1, c->next_pos)), o.group, 1));
+    kvmem__chunks_head(c, &o, &out, text);
+    st = kvmem__chunks_save(&w, &o, &out, at);
+    kvmem__work_free(&w);
+    if (st != KVMEM_OK) return st;
+    return out.failed ? kvmem__fail(&c->error, KVMEM_IO, "save: the writer refused bytes") : KVMEM_OK;
+}
+
+/* --- reading: nothing is believed before its checksum fits, and hostile numbers are checked after it --- */
+KVMEM_API kvmem_status kvmem_chunks_at(const kvmem_chunks *s, int i, kvmem_chunk *out) {
+    const uint8_t *p;
+    int l;
+    memset(out, 0, sizeof *out);
+    if (!s->bytes || i < 0 || i >= s->n_chunks) return KVMEM_BAD_ARGUMENT;
+    p = s->bytes + s->index_at + (size_t)i * KVMEM__STREAM_ROW;
+    out->offset = (size_t)kvmem__le64(p);
+    out->tokens = (int)kvmem__le32(p + 8);
+    out->first = (int32_t)kvmem__le32(p + 12);
+    out->from = i ? (int32_t)kvmem__le32(p - KVMEM__STREAM_ROW + 16) : 0;
+    out->end = (int32_t)kvmem__le32(p + 16);
+    out->entries = kvmem__le32(p + 20);
+    out->text_bytes = kvmem__le32(p + 24);
+    out->place_bytes = kvmem__le32(p + 28);
+    for (l = 0; l < 3; l++) out->level_bytes[l] = kvmem__le32(p + 32 + 4 * l);
+    return KVMEM_OK;
+}
+static int kvmem__in_int(kvmem__in *in) { /* what is above INT32_MAX cannot be meant */
+    const uint32_t v = kvmem__in_u32(in);
+    if (v > INT32_MAX) in->bad = 1;
+    return v > INT32_MAX ? 0 : (int)v;
+}
+static kvmem_status kvmem__chunks_cut(size_t size, kvmem_error *e) {
+    return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: cut off or changed: a file of %zu bytes has no room for what "
+                       "its head says", size);
+}
+/* The head and its checksum; *at is set to its end. */
+static kvmem_status kvmem__chunks_open_head(kvmem_chunks *s, kvmem__in *in, size_t *at, kvmem_error *e) {
+    uint64_t end;
+    unsigned version, recipe_len;
+    kvmem__in_bytes(in, 8);
+    version = (unsigned)kvmem__in_u32(in);
+    if (version != KVMEM__STREAM_VERSION)
+        return kvmem__fail(e, KVMEM_UNSUPPORTED, "saved cache: stream format version %u, this library reads %u",
+                           version, KVMEM__STREAM_VERSION);
+    s->version = (int)version;
+    s->n_layers = kvmem__in_int(in);
+    s->n_heads = kvmem__in_int(in);
+    s->n_kv_heads = kvmem__in_int(in);
+    s->head_dim = kvmem__in_int(in);
+    s->stats = (unsigned)kvmem__in_u32(in);
+    s->levels = (unsigned)kvmem__in_u32(in);
+    s->group = kvmem__in_int(in);
+    s->chunk = kvmem__in_int(in);
+    s->ring_n = (unsigned)kvmem__in_u32(in);
+    s->n_events = (unsigned)kvmem__in_u32(in);
+    recipe_len = (unsigned)kvmem__in_u32(in);
+    s->model_id = kvmem__in_u64(in);
+    s->shape_hash = kvmem__in_u64(in);
+    if (in->bad || s->n_layers < 1 || s->n_layers > 4096 || s->n_kv_heads < 1 || s->n_kv_heads > 4096 ||
+        s->n_heads < 1 || s->n_heads > 65536 || s->head_dim < 1 || s->head_dim > 4096 || s->stats > 3 ||
+        !s->levels || s->levels > 7 || s->group < 1 || s->group > 255 || s->chunk < 1 || s->chunk > 65536 ||
+        s->ring_n > 65536 || recipe_len >= KVMEM__RECIPE_TEXT)
+        return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: a header field is out of range");
+    end = kvmem__chunks_head_bytes(s->n_layers, s->n_heads * s->head_dim, s->ring_n, s->n_events, recipe_len);
+    if (end > s->size) return kvmem__chunks_cut(s->size, e);
+    *at = (size_t)end;
+    if (kvmem__crc32(0, s->bytes, *at - 4) != kvmem__le32(s->bytes + *at - 4))
+        return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: the head's checksum does not fit; the file is changed");
+    s->recipe = (const char *)s->bytes + KVMEM__STREAM_HEAD;
+    s->recipe_len = (int)recipe_len;
+    return KVMEM_OK;
+}
+/* Chunks must follow each other from the head's end to the index, with rising positions. */
+static kvmem_status kvmem__chunks_check_rows(const kvmem_chunks *s, size_t at, kvmem_error *e) {
+    uint64_t entries = 0;
+    int i, l;
+    for (i = 0; i < s->n_chunks; i++) {
+        uint64_t bytes;
+        kvmem_chunk ch;
+        int bad;
+        kvmem_chunks_at(s, i, &ch);
+        bytes = (uint64_t)ch.text_bytes + ch.place_bytes;
+        bad = ch.offset != at || ch.tokens < 1 || ch.tokens > s->chunk || ch.first < ch.from ||
+              ch.end > s->next_pos || ch.end - ch.first < ch.tokens || ch.place_bytes < 4 ||
+              (ch.text_bytes && ch.text_bytes < 5);
+        for (l = 0; l < 3; l++) {
+            bad = bad || !!ch.level_bytes[l] != (int)(s->levels >> l & 1) || (ch.level_bytes[l] && ch.level_bytes[l] < 4);
+            bytes += ch.level_bytes[l];
+        }
+        if (bad || bytes > s->index_at - at)
+            return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: the index says of chunk %d what cannot be", i);
+        at += (size_t)bytes;
+        entries += ch.entries;
+    }
+    if (at != s->index_at || entries != s->entries)
+        return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: its chunks do not add up to the whole");
+    return KVMEM_OK;
+}
+static int kvmem__is_chunks(const void *bytes, size_t size) {
+    return bytes && size >= 8 && !memcmp(bytes, "kvmem-s\n", 8);
+}
+KVMEM_API kvmem_status kvmem_chunks_open(kvmem_chunks *s, const void *bytes, size_t size, kvmem_error *e) {
+    const uint8_t *p;
+    kvmem__in in;
+    kvmem_status st;
+    uint64_t at, rows, v[3];
+    size_t head = 0;
+    memset(s, 0, sizeof *s);
+    if (!kvmem__is_chunks(bytes, size))
+        return kvmem__fail(e, KVMEM_BAD_FILE, "not a cache saved in chunks: the first bytes are not \"kvmem-s\"");
+    s->bytes = (const uint8_t *)bytes;
+    s->size = size;
+    in.p = s->bytes;
+    in.left = size;
+    in.bad = 0;
+    st = size < KVMEM__STREAM_HEAD ? kvmem__chunks_cut(size, e) : kvmem__chunks_open_head(s, &in, &head, e);
+    if (st == KVMEM_OK && size - head < KVMEM__STREAM_END) st = kvmem__chunks_cut(size, e);
+    if (st == KVMEM_OK) {
+        p = s->bytes + size - KVMEM__STREAM_END;
+        at = kvmem__le64(p + 32);
+        rows = (uint64_t)kvmem__le32(p + 40) * KVMEM__STREAM_ROW;
+        if (at < head || at > size - KVMEM__STREAM_END || rows != size - KVMEM__STREAM_END - at ||
+            kvmem__crc32(0, s->bytes + at, (size_t)rows + 28) != kvmem__le32(p + 28))
+            st = kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: no index at its end; the file is cut or changed");
+        v[0] = kvmem__le64(p);
+        v[1] = kvmem__le64(p + 8);
+        v[2] = kvmem__le64(p + 16);
+        if (st == KVMEM_OK && (v[0] > INT64_MAX || v[1] > SIZE_MAX || v[2] > INT64_MAX ||
+                               kvmem__le32(p + 24) > INT32_MAX || rows / KVMEM__STREAM_ROW > INT32_MAX))
+            st = kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: a number behind its index is out of range");
+        if (st == KVMEM_OK) {
+            s->index_at = (size_t)at;
+            s->n_chunks = (int)(rows / KVMEM__STREAM_ROW);
+            s->tokens = (int64_t)v[0];
+            s->entries = (size_t)v[1];
+            s->since_reduce = (int64_t)v[2];
+            s->next_pos = (int32_t)kvmem__le32(p + 24);
+            st = kvmem__chunks_check_rows(s, head, e);
+        }
+    }
+    if (st != KVMEM_OK) memset(s, 0, sizeof *s);
+    return st;
+}
+/* A part of chunk i, without its checksum, which is verified: 0 text, 1 places, 1 + l level l. */
+static kvmem_status kvmem__chunks_part(const kvmem_chunks *s, int i, int part, kvmem__in *in, kvmem_error *e) {
+    static const char *const name[] = { "text", "places", "level 1", "level 2", "level 3" };
+    kvmem_chunk ch;
+    size_t at, size[5];
+    int j;
+    memset(in, 0, sizeof *in);
+    if (kvmem_chunks_at(s, i, &ch) != KVMEM_OK)
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "chunk %d: the file has %d", i, s->n_chunks);
+    size[0] = ch.text_bytes;
+    size[1] = ch.place_bytes;
+    for (j = 0; j < 3; j++) size[2 + j] = ch.level_bytes[j];
+    for (at = ch.offset, j = 0; j < part; j++) at += size[j];
+    if (!size[part]) return KVMEM_OK;
+    in->p = s->bytes + at;
+    in->left = size[part] - 4;
+    if (kvmem__crc32(0, in->p, in->left) == kvmem__le32(in->p + in->left)) return KVMEM_OK;
+    return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: chunk %d, %s: the checksum over %zu bytes does not fit", i,
+                       name[part], in->left);
+}
+/* The checksums of all parts. */
+static kvmem_status kvmem__chunks_verify(const kvmem_chunks *s, kvmem_error *e) {
+    kvmem__in in;
+    int i, part;
+    for (i = 0; i < s->n_chunks; i++)
+        for (part = 0; part < 5; part++) KVMEM__TRY(kvmem__chunks_part(s, i, part, &in, e));
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_chunks_text(const kvmem_chunks *s, int i, int *ids, size_t cap, size_t *n,
+                                         kvmem_error *err) {
+    kvmem_chunk ch;
+    kvmem__in in;
+    *n = 0;
+    KVMEM__TRY(kvmem__chunks_part(s, i, 0, &in, err));
+    kvmem_chunks_at(s, i, &ch);
+    while (in.left) {
+        const uint32_t id = kvmem__in_var(&in);
+        if (in.bad || id > INT32_MAX || *n >= (size_t)(ch.end - ch.from))
+            return kvmem__fail(err, KVMEM_BAD_FILE, "saved cache: chunk %d: its text is not %d token ids", i,
+                               (int)(ch.end - ch.from));
+        if (*n < cap) ids[*n] = (int)id;
+        ++*n;
+    }
+    if (!*n) return KVMEM_OK;
+    return *n == (size_t)(ch.end - ch.from) ? KVMEM_OK
+        : kvmem__fail(err, KVMEM_BAD_FILE, "saved cache: chunk %d: %zu token ids for %d positions", i, *n,
+                      (int)(ch.end - ch.from));
+}
+
+static kvmem_status kvmem__chunk_bad(const kvmem__work *w, const char *what, int layer) {
+    return kvmem__fail(&w->c->error, KVMEM_BAD_FILE, "saved cache: %s of layer %d cannot be as the chunk says", what,
+                       layer);
+}
+/* Positions of the chunk's tokens. */
+static kvmem_status kvmem__places_open(kvmem__work *w, const kvmem_chunk *ch, kvmem__in *in) {
+    int64_t end = 0;
+    for (w->n = 0; w->n < ch->tokens && !in->bad;) {
+        const int64_t gap = kvmem__in_var(in), m = kvmem__in_var(in);
+        int64_t i;
+        if (m < 1 || m > ch->tokens - w->n || end + gap + m > ch->end) break;
+        for (i = 0; i < m; i++) w->pos[w->n++] = (int32_t)(end + gap + i);
+        end += gap + m;
+    }
+    if (in->bad || w->n != ch->tokens || w->pos[0] != ch->first)
+        return kvmem__fail(&w->c->error, KVMEM_BAD_FILE, "saved cache: positions of the chunk at %d are not %d rising ones",
+                           (int)ch->first, ch->tokens);
+    return KVMEM_OK;
+}
+/* Which tokens lane g has: its rows, or -1. */
+static int kvmem__mask_load(kvmem__work *w, kvmem__in *in, int g) {
+    int *token = w->token + (size_t)g * (size_t)w->U;
+    const uint32_t bytes = kvmem__in_var(in);
+    const uint8_t *p = kvmem__in_bytes(in, bytes);
+    uint64_t count[4], sum = 0;
+    kvmem__model m[2];
+    kvmem__bit_in b;
+    kvmem__uncoder k;
+    int i, t, r = 0, last = 1;
+    if (!bytes || !p) return in->bad ? -1 : 0;
+    memset(&b, 0, sizeof b);
+    b.p = p;
+    b.left = bytes;
+    for (i = 0; i < 4; i++) sum += count[i] = kvmem__gamma_get(&b) - 1;
+    if (b.bad || sum != (uint64_t)w->n) return -1;
+    for (i = 0; i < 2; i++) kvmem__model_make(&m[i], count + 2 * i, 2);
+    kvmem__uncoder_begin(&k, b.p, b.left);
+    for (t = 0; t < w->n; t++) {
+        last = kvmem__uncoder_get(&k, &m[last]);
+        if (last) token[r++] = t;
+    }
+    return r;
+}
+static kvmem_status kvmem__places_layer(kvmem__work *w, kvmem__in *in, int layer) {
+    const int G = w->c->shape.n_kv_heads;
+    const uint8_t *full = kvmem__in_bytes(in, 1);
+    int g, t;
+    if (!full || *full > 1) return kvmem__chunk_bad(w, "entries", layer);
+    for (g = 0; g < G; g++) {
+        int *n = &w->rows[layer * G + g];
+        if (*full) {
+            *n = w->n;
+            for (t = 0; t < w->n; t++) w->token[(size_t)g * (size_t)w->U + (size_t)t] = t;
+        } else if ((*n = kvmem__mask_load(w, in, g)) < 0) return kvmem__chunk_bad(w, "entries", layer);
+    }
+    return KVMEM_OK;
+}
+/* The layer's statistics: passed over, or put into the rows that were just added to its lanes. */
+static kvmem_status kvmem__stats_load(kvmem__work *w, kvmem__in *in, unsigned stats, int layer, int put) {
+    kvmem_cache *c = w->c;
+    const int G = c->shape.n_kv_heads, P = c->recipe.page;
+    int s, g, r;
+    for (s = 0; s < 2; s++) {
+        const unsigned which = s ? KVMEM_READS_LAST : KVMEM_READS_ACC;
+        for (g = 0; g < G && (stats >> s & 1); g++) {
+            const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+            const int n = w->rows[layer * G + g];
+            float most = 0;
+            if (!n) continue;
+            kvmem__in_f32s(in, &most, 1);
+            if (!(most >= 0) || !kvmem__is_finite(most)) return kvmem__chunk_bad(w, "statistics", layer);
+            for (r = 0; r < n; r++) {
+                const unsigned code = kvmem__in_u16(in);
+                const int t = ln->n - n + r;
+                if (in->bad || code > 0x3c00u) return kvmem__chunk_bad(w, "statistics", layer);
+                if (put && (c->reads & which))
+                    kvmem__stat(c, ln->pages[t / P], which)[t % P] = kvmem__f16_to_f32((uint16_t)code) * most;
+            }
+        }
+    }
+    return KVMEM_OK;
+}
+/* A strip up to its lanes. */
+static kvmem_status kvmem__strip_open(kvmem__work *w, kvmem__strip *s, kvmem__in *in, int layer, int values) {
+    const int G = w->c->shape.n_kv_heads, d = w->c->shape.head_dim;
+    const char *const what = values ? "values" : "keys";
+    const uint32_t size = kvmem__in_u32(in);
+    uint64_t count[KVMEM__SYMBOLS];
+    kvmem__bit_in b;
+    unsigned bins, code;
+    int g, i, t, plane;
+    memset(s, 0, sizeof *s);
+    s->values = values;
+    s->layer = layer;
+    s->scale = w->scale[values];
+    s->step = w->step[values];
+    s->in.p = kvmem__in_bytes(in, size);
+    if (!s->in.p) return kvmem__chunk_bad(w, what, layer);
+    s->in.left = size;
+    bins = kvmem__in_u16(&s->in);
+    s->flags = kvmem__in_u16(&s->in);
+    kvmem__in_f32s(&s->in, &s->unit, 1);
+    if (bins < 4 || bins > 256 || s->flags > 3 || !(s->unit >= 0 && s->unit <= KVMEM__UNIT_MAX))
+        return kvmem__chunk_bad(w, what, layer);
+    s->half = (int)bins / 2 - 1;
+    for (t = 0; t < w->n; t++) {
+        code = w->mark[t] ? kvmem__in_u16(&s->in) : 0;
+        if (code > 0x3c00u) return kvmem__chunk_bad(w, what, layer); /* at most 1 */
+        s->scale[t] = kvmem__f16_to_f32((uint16_t)code) * s->unit;
+    }
+    for (g = 0; g < G && w->group > 1; g++)
+        for (i = 0; i < d && w->rows[layer * G + g]; i++) {
+            code = kvmem__in_u16(&s->in);
+            if (code > 0x4400u) return kvmem__chunk_bad(w, what, layer); /* at most 4 */
+            s->step[g * d + i] = kvmem__f16_to_f32((uint16_t)code) * s->unit;
+        }
+    memset(&b, 0, sizeof b);
+    b.p = s->in.p;
+    b.left = s->in.left;
+    for (plane = 0; plane < 2; plane++) {
+        uint64_t n = 0;
+        for (g = 0; g < G; g++) n += (uint64_t)kvmem__plane_rows(w->rows[layer * G + g], w->group, plane) * (unsigned)d;
+        if ((s->flags >> plane & 1) || !n) continue;
+        if (!kvmem__counts_get(&b, count, kvmem__plane_symbols(s, plane), n)) return kvmem__chunk_bad(w, what, layer);
+        kvmem__model_make(&s->model[plane], count, kvmem__plane_symbols(s, plane));
+    }
+    s->in.p = b.p;
+    s->in.left = b.left;
+    return s->in.bad ? kvmem__chunk_bad(w, what, layer) : KVMEM_OK;
+}
+/* Rows of lane g to x (rows, d). */
+static kvmem_status kvmem__strip_rows(kvmem__work *w, kvmem__strip *s, int g, float *x) {
+    const int d = w->c->shape.head_dim, n = w->rows[s->layer * w->c->shape.n_kv_heads + g];
+    const int *token = w->token + (size_t)g * (size_t)w->U;
+    const char *const what = s->values ? "values" : "keys";
+    uint64_t count[KVMEM__SYMBOLS];
+    uint32_t model_bytes, code_bytes;
+    const uint8_t *code;
+    kvmem__model own;
+    kvmem__bit_in b;
+    kvmem__uncoder k;
+    int i, r;
+    if (!n) return KVMEM_OK;
+    model_bytes = kvmem__in_u32(&s->in);
+    code_bytes = kvmem__in_u32(&s->in);
+    memset(&b, 0, sizeof b);
+    b.p = kvmem__in_bytes(&s->in, model_bytes);
+    b.left = model_bytes;
+    code = kvmem__in_bytes(&s->in, code_bytes);
+    if (s->in.bad) return kvmem__chunk_bad(w, what, s->layer);
+    kvmem__uncoder_begin(&k, code, code_bytes);
+    for (i = 0; i < 2 * d; i++) {
+        const int plane = i % 2, rows = kvmem__plane_rows(n, w->group, plane);
+        const kvmem__model *m = &s->model[plane];
+        float *y = x + i / 2;
+        if (!rows) continue;
+        if (s->flags >> plane & 1) {
+            if (!kvmem__counts_get(&b, count, kvmem__plane_symbols(s, plane), (uint64_t)rows))
+                return kvmem__chunk_bad(w, what, s->layer);
+            kvmem__model_make(&own, count, kvmem__plane_symbols(s, plane));
+            m = &own;
+        }
+        for (r = 0; r < n; r++) {
+            if (!kvmem__in_plane(r, w->group, plane)) continue;
+            if (!plane) y[(size_t)r * (size_t)d] = kvmem__scaled_value(kvmem__uncoder_get(&k, m), s->scale[token[r]], s->half);
+            else y[(size_t)r * (size_t)d] = y[(size_t)(r - r % w->group) * (size_t)d] +
+                    (float)(kvmem__uncoder_get(&k, m) - KVMEM__DELTA) * s->step[g * d + i / 2];
+        }
+    }
+    return KVMEM_OK;
+}
+/* Entries with these rows and the tokens' positions behind lane (layer, g); statistics zero. */
+static kvmem_status kvmem__lane_put(kvmem__work *w, int layer, int g, const float *k, const float *v) {
+    kvmem_cache *c = w->c;
+    kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+    const int d = c->shape.head_dim, P = c->recipe.page, n = w->rows[layer * c->shape.n_kv_heads + g];
+    int r, s;
+    if (!n) return KVMEM_OK;
+    KVMEM__TRY(kvmem__lane_grow(c, ln, n));
+    for (r = 0; r < n; r++) {
+        kvmem_page *p = ln->pages[(ln->n + r) / P];
+        const int row = (ln->n + r) % P;
+        const kvmem_coded kc = kvmem__page_k(p, p->cap), vc = kvmem__page_v(p, p->cap);
+        p->pos[row] = w->pos[w->token[(size_t)g * (size_t)w->U + (size_t)r]];
+        for (s = 0; s < c->n_stats; s++) p->stats[s * p->cap + row] = 0;
+        p->kc->fn.encode(&kc, k + (size_t)r * (size_t)d, row, 1);
+        p->vc->fn.encode(&vc, v + (size_t)r * (size_t)d, row, 1);
+    }
+    ln->n += n;
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__chunk_load(kvmem__work *w, const kvmem_chunks *s, int i, int level) {
+    const int G = w->c->shape.n_kv_heads;
+    kvmem_error *const e = &w->c->error;
+    uint64_t entries = 0;
+    kvmem__in places, strips, stats;
+    kvmem__strip k, v;
+    kvmem_chunk ch;
+    int l, g;
+    KVMEM__TRY(kvmem__chunks_part(s, i, 1, &places, e));
+    KVMEM__TRY(kvmem__chunks_part(s, i, 1 + level, &strips, e));
+    kvmem_chunks_at(s, i, &ch);
+    KVMEM__TRY(kvmem__places_open(w, &ch, &places));
+    for (l = 0; l < s->n_layers; l++) {
+        KVMEM__TRY(kvmem__places_layer(w, &places, l));
+        stats = places;
+        KVMEM__TRY(kvmem__stats_load(w, &places, s->stats, l, 0));
+        kvmem__mark_scaled(w, l);
+        KVMEM__TRY(kvmem__strip_open(w, &k, &strips, l, 0));
+        KVMEM__TRY(kvmem__strip_open(w, &v, &strips, l, 1));
+        for (g = 0; g < G; g++) {
+            KVMEM__TRY(kvmem__strip_rows(w, &k, g, w->x));
+            KVMEM__TRY(kvmem__strip_rows(w, &v, g, w->y));
+            KVMEM__TRY(kvmem__lane_put(w, l, g, w->x, w->y));
+            entries += (uint64_t)w->rows[l * G + g];
+        }
+        KVMEM__TRY(kvmem__stats_load(w, &stats, s->stats, l, 1));
+        if (k.in.left || v.in.left) return kvmem__chunk_bad(w, "bytes", l);
+    }
+    if (places.bad || places.left || strips.left || entries != ch.entries)
+        return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: chunk %d has bytes or entries too many or too few", i);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__chunks_match(kvmem_cache *c, const kvmem_chunks *s) {
+    kvmem__saved h;
+    memset(&h, 0, sizeof h);
+    h.layers = (unsigned)s->n_layers;
+    h.heads = (unsigned)s->n_heads;
+    h.kv_heads = (unsigned)s->n_kv_heads;
+    h.head_dim = (unsigned)s->head_dim;
+    h.shape_hash = s->shape_hash;
+    h.model_id = s->model_id;
+    KVMEM__TRY(kvmem__load_shape(c, &h));
+    if (((c->reads & KVMEM_READS_ACC) && !(s->stats & 1)) || ((c->reads & KVMEM_READS_LAST) && !(s->stats & 2)))
+        return kvmem__fail(&c->error, KVMEM_MISMATCH,
+                           "saved cache: it has not the attention sums that this recipe reads; it was saved by \"%.*s\"",
+                           s->recipe_len, s->recipe);
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_cache_load_chunk(kvmem_cache *c, const kvmem_chunks *s, int i, int level) {
+    kvmem_chunk ch;
+    kvmem__work w;
+    kvmem_status st;
+    kvmem_error e;
+    int j, lanes;
+    KVMEM__TRY(kvmem__check_layer(c, 0, "load"));
+    if (c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "load in the middle of a block: commit first");
+    if (!s || kvmem_chunks_at(s, i, &ch) != KVMEM_OK)
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "load: there is no chunk %d", i);
+    if (level < 1 || level > 3 || !(s->levels >> (level - 1) & 1))
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "load: chunk %d is not in the file at level %d", i, level);
+    if (ch.first < c->next_pos)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "load: chunk %d begins at position %d, the cache goes on at %d", i,
+                           (int)ch.first, (int)c->next_pos);
+    KVMEM__TRY(kvmem__chunks_match(c, s));
+    KVMEM__TRY(kvmem__work_init(&w, c, ch.tokens, s->group, 0));
+    lanes = s->n_layers * s->n_kv_heads;
+    for (j = 0; j < lanes; j++) w.start[j] = c->lane[j].n;
+    st = kvmem__chunk_load(&w, s, i, level);
+    if (st == KVMEM_OK) {
+        c->tokens += ch.end - ch.from;
+        c->since_reduce += ch.end - ch.from;
+        c->next_pos = ch.end;
+    }
+    for (j = 0; j < lanes; j++) {
+        if (st != KVMEM_OK) kvmem__lane_cut(c, &c->lane[j], w.start[j]);
+        else kvmem__tell(c, j, w.start[j], c->lane[j].n, KVMEM_FATE_KEPT);
+    }
+    e = c->error;
+    kvmem__work_free(&w);
+    if (st != KVMEM_OK) c->error = e;
+    return st;
+}
+/* What is not in the chunks: events, the newest queries, counters. */
+static kvmem_status kvmem__chunks_state(kvmem_cache *c, const kvmem_chunks *s) {
+    const size_t row = (size_t)s->n_heads * (size_t)s->head_dim;
+    const unsigned m = KVMEM__MIN(s->ring_n, (unsigned)c->ring), skip = s->ring_n - m;
+    const uint8_t *p = s->bytes + KVMEM__STREAM_HEAD + s->recipe_len, *q;
+    unsigned i;
+    size_t x;
+    int l;
+    for (i = 0; i < s->n_events; i++, p += 8) KVMEM__TRY(kvmem__add_event(c, (int64_t)kvmem__le64(p)));
+    q = p + 4 * (size_t)s->ring_n;
+    for (i = 0; i < m; i++) c->ring_pos[i] = (int32_t)(kvmem__le32(p + 4 * (size_t)(skip + i)) & 0x7fffffffu);
+    for (l = 0; l < s->n_layers; l++)
+        for (i = 0; i < m; i++) {
+            const uint8_t *from = q + 2 * row * ((size_t)l * s->ring_n + skip + i);
+            float *to = c->ring_q + ((size_t)l * (size_t)c->ring + i) * row;
+            for (x = 0; x < row; x++) {
+                to[x] = kvmem__f16_to_f32(kvmem__le16(from + 2 * x));
+                if (!kvmem__is_finite(to[x])) to[x] = 0;
+            }
+        }
+    c->ring_n = (int)m;
+    c->ring_at = c->ring ? (int)m % c->ring : 0;
+    c->tokens = s->tokens;
+    c->next_pos = s->next_pos;
+    c->since_reduce = s->since_reduce;
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__chunks_load(kvmem_cache *c, const void *bytes, size_t size) {
+    kvmem_chunks s;
+    kvmem_status st;
+    int i, level;
+    kvmem_cache_clear(c);
+    KVMEM__TRY(kvmem_chunks_open(&s, bytes, size, &c->error));
+    level = s.levels & 4 ? 3 : s.levels & 2 ? 2 : 1;
+    st = kvmem__chunks_match(c, &s);
+    if (st == KVMEM_OK) st = kvmem__chunks_verify(&s, &c->error);
+    for (i = 0; st == KVMEM_OK && i < s.n_chunks; i++) st = kvmem_cache_load_chunk(c, &s, i, level);
+    if (st == KVMEM_OK) st = kvmem__chunks_state(c, &s);
+    if (st != KVMEM_OK) {
+        const kvmem_error e = c->error;
+        kvmem_cache_clear(c);
+        c->error = e;
+    }
+    return st;
+}
+/* Checksums of all parts; bytes of K and V at the finest level. */
+static kvmem_status kvmem__chunks_inspect(const void *bytes, size_t size, kvmem_cache_info *out, kvmem_error *err) {
+    kvmem_chunks s;
+    kvmem__in in;
+    int i, j;
+    memset(out, 0, sizeof *out);
+    KVMEM__TRY(kvmem_chunks_open(&s, bytes, size, err));
+    out->level = s.levels & 4 ? 3 : s.levels & 2 ? 2 : 1;
+    KVMEM__TRY(kvmem__chunks_verify(&s, err));
+    for (i = 0; i < s.n_chunks; i++) {
+        KVMEM__TRY(kvmem__chunks_part(&s, i, 1 + out->level, &in, err));
+        for (j = 0; j < 2 * s.n_layers; j++) {
+            const uint32_t n = kvmem__in_u32(&in);
+            if (!kvmem__in_bytes(&in, n))
+                return kvmem__fail(err, KVMEM_BAD_FILE, "saved cache: chunk %d has not K and V of %d layers", i,
+                                   s.n_layers);
+            *(j % 2 ? &out->v_bytes : &out->k_bytes) += n + 4u;
+        }
+    }
+    out->version = s.version;
+    out->n_layers = s.n_layers;
+    out->n_heads = s.n_heads;
+    out->n_kv_heads = s.n_kv_heads;
+    out->head_dim = s.head_dim;
+    out->model_id = s.model_id;
+    out->tokens = s.tokens;
+    out->entries = s.entries;
+    out->chunks = s.n_chunks;
+    out->levels = s.levels;
+    out->file_bytes = size;
+    memcpy(out->recipe, s.recipe, KVMEM__MIN((size_t)s.recipe_len, sizeof out->recipe - 1));
+    return KVMEM_OK;
+}
+
+/* ==== >>stream_plan : which level of which chunk comes in time =====================================
+   The controller of cachegen. n chunks are to be there after `slo` seconds; chunk i is fetched while the
+   bandwidth is gbps_i (10^9 bits a second), or its text is, which is next to nothing, and the model computes
+   it: text_i seconds, without loss.
+     as released: chunk i has slo / n seconds. From level 3 down the first with bytes * 8 / 10^9 / gbps_i
+         below that; none: text.
+     paper: the bandwidth of chunk i - 1 is all that is known. In order of quality (text, level 3, 2, 1) the
+         first way in which *all* chunks still to come would be there in time; the first chunk, of which
+         nothing is known, comes at level 2 unless text is in time. If nothing is: what is quickest.
+   A chunk that would never come (bandwidth 0) is computed from its text. With slo = INFINITY the released
+   rule takes level 3 throughout, the paper's takes the text. */
+static double kvmem__fetch_seconds(const kvmem_plan_job *j, int i, int level, double gbps) {
+    size_t bytes;
+    if (!level) return j->text ? j->text[i] : 0.2;
+    bytes = j->bytes[3 * (size_t)i + (size_t)level - 1];
+    if (!bytes || !(gbps > 0)) return (double)INFINITY; /* not in the file, or never */
+    return (double)bytes * 8e-9 / gbps;
+}
+static int kvmem__choose_as_released(const kvmem_plan_job *j, int i) {
+    int level;
+    for (level = 3; level; level--)
+        if (kvmem__fetch_seconds(j, i, level, j->gbps[i]) < j->slo / j->n) break;
+    return level;
+}
+static int kvmem__choose_as_paper(const kvmem_plan_job *j, int i, double left) {
+    static const int order[4] = { 0, 3, 2, 1 };
+    int o, k, best = 0;
+    for (o = 0; o < 4; o++) {
+        const int level = order[o];
+        double sum = 0;
+        if (!i && level) break;
+        for (k = i; k < j->n; k++) sum += kvmem__fetch_seconds(j, k, level, i ? j->gbps[i - 1] : 0);
+        if (sum <= left) return level;
+    }
+    if (!i) {
+        for (o = 0; o < 3; o++) if (j->bytes[(o + 1) % 3]) return (o + 1) % 3 + 1; /* 2, 3, 1 */
+        return 0;
+    }
+    for (o = 1; o < 4; o++)
+        if (kvmem__fetch_seconds(j, i, o, j->gbps[i - 1]) < kvmem__fetch_seconds(j, i, best, j->gbps[i - 1])) best = o;
+    return best;
+}
+KVMEM_API double kvmem_chunks_plan(const kvmem_plan_job *job, int *choice) {
+    double elapsed = 0;
+    int i;
+    for (i = 0; i < job->n; i++) {
+        choice[i] = job->paper ? kvmem__choose_as_paper(job, i, job->slo - elapsed) : kvmem__choose_as_released(job, i);
+        if (!(kvmem__fetch_seconds(job, i, choice[i], job->gbps[i]) < (double)INFINITY)) choice[i] = 0;
+        elapsed += kvmem__fetch_seconds(job, i, choice[i], job->gbps[i]);
+    }
+    return elapsed;
+}
 
 /* ==== >>recipes : one line of text composes the seven stages =====================================
    recipe  = [preset] { term }                       words are separated by white space
