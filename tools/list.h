@@ -92,7 +92,26 @@ static const struct { const char *word, *formula; } codec_formulas[] = {
     { "bf16", "the upper 16 bits of x, rounded to nearest even" },
     { "q8_0", "32 channels share s = max|x| / 127; code = round(x / s), x^ = s code" },
     { "q4_0", "32 channels share s = m / -8, m the value of largest |x|; "
-              "code = floor(x / s + 8.5) in 0..15, x^ = s (code - 8)" } };
+              "code = floor(x / s + 8.5) in 0..15, x^ = s (code - 8)" },
+    { "q4_1", "32 channels share m = min, s = (max - min) / 15; code = round((x - m) / s), x^ = s code + m" },
+    { "q5_0", "as q4_0 with 5 bits: s = m / -16, code = floor(x / s + 16.5) in 0..31, x^ = s (code - 16)" },
+    { "q5_1", "as q4_1 with 5 bits: s = (max - min) / 31" },
+    { "iq4_nl", "32 channels share s; code = nearest of 16 fixed uneven levels t to x / s, x^ = s t[code]; "
+                "s is fitted again with weights x^2" },
+    { "kivi", "code = round((x - m) / s), x^ = s code + m, m and s from min and max: of each channel over the "
+              "rows of a page (axis=channel), or of each row over groups of channels (axis=token)" },
+    { "kvquant", "z = (x - off_c) / rg_c with channel ranges from quantiles; code = nearest of 2^bits levels "
+                 "placed by k-means; |z| > 1: an outlier, kept as a half in a list" },
+    { "kvquant_post", "as kvquant, on keys after RoPE" },
+    { "kvquant_v", "as kvquant with a range for each token, its largest and smallest values in the row" },
+    { "lowrank", "y = U_r x, U_r (r, d) the leading eigenvectors of the lane's x^T x; y in the format `store`, "
+                 "x^ = U_r^T y; <q, x^> = <U_r q, y>" },
+    { "polarquant", "y = H (s * x); pairs to angle and length, lengths again in pairs, `levels` times: codes of "
+                    "the angles by fixed books, the lengths on top as halves" },
+    { "turboquant", "gamma = |x|, y = R x / gamma (R: random signs and Hadamard), code_j = nearest Lloyd-Max level "
+                    "to y_j; x^ = gamma R^T c[code]; form=prod adds the signs of a sketch of the rest" },
+    { "octopus", "gamma = |x|, y = R x / gamma; triplets of y: octahedral coordinates xi, eta (bits + 1 each) and "
+                 "length rho (bits - 1), the best of 9 neighbours" } };
 
 static const char *codec_formula(const char *word) {
     size_t i;
@@ -118,6 +137,16 @@ static const kvmem_param *find_param(const kvmem_entry *e, const char *name) {
     for (p = e->params; p && p->name; p++) if (!strcmp(p->name, name)) return p;
     return NULL;
 }
+/* A label, then the text in lines of at most 100 columns under each other; NULL: nothing. */
+static void put_wrapped(const char *label, const char *text) {
+    const int room = 100 - (int)strlen(label);
+    for (; text && *text; label = "") {
+        int n = (int)strlen(text);
+        if (n > room) for (n = room; n > 1 && text[n] != ' ';) n--;
+        put("%-*s%.*s\n", 100 - room, label, n, text);
+        text += n + (text[n] == ' ');
+    }
+}
 static void put_codec_bits(const kvmem_entry *e, const char *label, const double *par, int page) {
     put("  %-10s d=64: %.4g, d=128: %.4g\n", label, codec_bits(codec_of(e), par, 64, page),
         codec_bits(codec_of(e), par, 128, page));
@@ -136,7 +165,7 @@ static void put_codec(const kvmem_entry *e) {
         par[i] = e->params[i].def;
     kvmem__use_init(&u, c, par, 128, 0);
     b = kvmem__coded_of(&u, NULL, NULL, 0, NULL, page);
-    if (codec_formula(e->word)) put("  formula    %s\n", codec_formula(e->word));
+    put_wrapped("  formula    ", codec_formula(e->word));
     put("  stores     %s, %s%s%s\n",
         c->flags & KVMEM_CODEC_KEYS     ? "keys only"
         : c->flags & KVMEM_CODEC_VALUES ? "values only"
@@ -153,6 +182,10 @@ static void put_codec(const kvmem_entry *e) {
         snprintf(label, sizeof label, "bits=%d", i);
         put_codec_bits(e, label, par, page);
     }
+    if (u.state_floats)
+        put("  learns     %d bytes a lane at d=128, once\n", 4 * u.state_floats);
+    if (u.table_bytes)
+        put("  constants  %lu bytes at d=128, one copy for all lanes\n", (unsigned long)u.table_bytes);
     for (i = 0; (p = kvmem_preset_at(i)) != NULL; i++) {
         kvmem_recipe r;
         if (kvmem_recipe_parse(&r, p->word, NULL) != KVMEM_OK) continue;
