@@ -5224,9 +5224,8 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__dot_avx2_nq(kvmem__rows kind, int nq, floa
             KVMEM__UNROLL
             for (r = 0; r < nr; r++) {
                 const uint8_t *p = row[r] + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32);
-                scale[r] = min[r] = _mm256_setzero_ps();
-                if (kvmem__is_coded(kind)) scale[r] = _mm256_set1_ps(kvmem__scale_f16c(p));
-                if (kvmem__has_min(kind)) min[r] = _mm256_set1_ps(kvmem__scale_f16c(p + 2));
+                scale[r] = kvmem__is_coded(kind) ? _mm256_set1_ps(kvmem__scale_f16c(p)) : _mm256_setzero_ps();
+                min[r] = kvmem__has_min(kind) ? _mm256_set1_ps(kvmem__scale_f16c(p + 2)) : _mm256_setzero_ps();
             }
             for (j = 0; j < b; j += 8) {
                 KVMEM__UNROLL
@@ -5346,8 +5345,8 @@ KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__bf16_avx2(const float *x) { /* 16 bfloa
     }
     return _mm256_permute4x64_epi64(_mm256_packus_epi32(u[0], u[1]), 0xd8);
 }
-/* The first of 32 values that has the largest finite |x| (0 if all are 0). */
-KVMEM__AVX2 KVMEM__INLINE float kvmem__extreme_avx2(const __m256 *v, const float *x) {
+/* Largest finite |x| of 32 values and, in *at, the first value that has it (0 if all are 0). */
+KVMEM__AVX2 KVMEM__INLINE float kvmem__most_avx2(const __m256 *v, float *at, const float *x) {
     const __m256 sign = _mm256_set1_ps(-0.0f), limit = _mm256_set1_ps(FLT_MAX);
     __m256 m = _mm256_setzero_ps(), a[4];
     __m128 h;
@@ -5366,7 +5365,8 @@ KVMEM__AVX2 KVMEM__INLINE float kvmem__extreme_avx2(const __m256 *v, const float
     m = _mm256_set1_ps(most);
     KVMEM__UNROLL
     for (i = 0; i < 4; i++) hit |= (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a[i], m, _CMP_EQ_OQ)) << (8 * i);
-    return most > 0 ? x[__builtin_ctz(hit)] : 0.0f;
+    *at = most > 0 ? x[__builtin_ctz(hit)] : 0.0f;
+    return most;
 }
 /* 32 numbers of at most 8 bits as bytes. */
 KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__bytes_avx2(const __m256i *n) {
@@ -5393,7 +5393,8 @@ KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__times_avx2(__m256 x, float id) {
     return _mm256_and_ps(x, _mm256_cmp_ps(x, x, _CMP_ORD_Q));
 }
 KVMEM__AVX2 KVMEM__INLINE void kvmem__q8_0_avx2(uint8_t *out, const float *x, const __m256 *v) {
-    const float s = fabsf(kvmem__extreme_avx2(v, x)) / 127.0f, id = kvmem__inverse(s);
+    float at;
+    const float s = kvmem__most_avx2(v, &at, x) / 127.0f, id = kvmem__inverse(s);
     __m256i n[4];
     int i;
     KVMEM__UNROLL
@@ -5410,9 +5411,12 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__q8_0_avx2(uint8_t *out, const float *x, co
 }
 KVMEM__AVX2 KVMEM__INLINE void kvmem__signed_avx2(kvmem__rows kind, uint8_t *out, const float *x, const __m256 *v) {
     const int zero = kvmem__code_zero(kind);
-    const float s = kvmem__extreme_avx2(v, x) / (float)-zero, id = kvmem__inverse(s);
     __m256i n[4];
+    float s, id;
     int i;
+    kvmem__most_avx2(v, &s, x);
+    s /= (float)-zero;
+    id = kvmem__inverse(s);
     KVMEM__UNROLL
     for (i = 0; i < 4; i++) {
         const __m256 w = _mm256_add_ps(kvmem__times_avx2(v[i], id), _mm256_set1_ps((float)zero + 0.5f));
@@ -5454,12 +5458,14 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__min_avx2(kvmem__rows kind, uint8_t *out, c
 }
 KVMEM__AVX2 KVMEM__INLINE void kvmem__iq4_nl_avx2(uint8_t *out, const float *x, const __m256 *v) {
     static const float level[16] = { KVMEM__IQ4_LEVELS };
-    const float s0 = kvmem__extreme_avx2(v, x) / -127.0f, id = kvmem__inverse(s0);
     const __m128i levels = _mm_setr_epi8(KVMEM__IQ4_LEVELS);
     __m256 num = _mm256_setzero_ps(), den = _mm256_setzero_ps(), w[4];
     __m256i n[4];
-    float sums[16];
+    float sums[16], s0, id;
     int i, k;
+    kvmem__most_avx2(v, &s0, x);
+    s0 /= -127.0f;
+    id = kvmem__inverse(s0);
     KVMEM__UNROLL
     for (i = 0; i < 4; i++) {
         w[i] = kvmem__times_avx2(v[i], id);
@@ -5505,10 +5511,11 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__piece_avx2(kvmem__rows kind, uint8_t *out,
 KVMEM__AVX2 KVMEM__INLINE void kvmem__encode_avx2(kvmem__rows kind, void *rows, const float *x, int n, int d) {
     uint8_t *out = (uint8_t *)rows;
     int t, c;
+    if (kind == KVMEM__ROWS_F32) { memcpy(rows, x, sizeof *x * (size_t)n * (size_t)d); return; }
     for (t = 0; t < n; t++, x += d) {
         for (c = 0; c < d; c += KVMEM__PIECE) {
             const int b = KVMEM__MIN(KVMEM__PIECE, d - c);
-            if (b < 32 || kind == KVMEM__ROWS_F32) kvmem__encode_piece(kind, out, x + c, b);
+            if (b < 32) kvmem__encode_piece(kind, out, x + c, b);
             else if (kvmem__is_coded(kind)) kvmem__piece_avx2(kind, out, x + c);
             else {
                 const int half = kind == KVMEM__ROWS_F16;

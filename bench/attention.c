@@ -181,7 +181,7 @@ int main(int argc, char **argv) {
     bench_header("<codec |<op  |   d| nq|<data  |   GB/s| of read|Mrow/s|  error");
     for (i = 0; i < 4096 * 128; i++) x[i] = (float)kvmem__unit(kvmem__mix((uint64_t)i)) - 0.5f;
     for (i = 0; i < 8 * 128; i++) q[i] = (float)kvmem__unit(kvmem__mix((uint64_t)i + 77)) - 0.5f;
-    for (k = 0; k < 5; k++) { /* those of the plain rows; bench/codecs has the others */
+    for (k = 0; k < 9; k++) { /* f32 to iq4_nl; bench/codecs has the others */
         const kvmem_codec *plain = kvmem__codec_table(k);
         if (*only && strcmp(only, plain->e.word)) continue;
         for (m = 0; m < 2; m++) {
