@@ -58,6 +58,7 @@
      >>api_tokenizer      text to token ids and back
      >>api_model          model files
      >>api_session        decoder, sampling
+     >>api_flash          neurons of a feed-forward layer on flash
      >>api_train          training
      >>platform           compiler, libc, SIMD detection
      >>errors             status texts, formatted detail, allocation
@@ -121,6 +122,7 @@
      >>model              architectures, llama2.c checkpoints
      >>decoder            the forward pass and the session
      >>direct             a session that makes evicted keys and values again
+     >>flash              neurons of a ReLU layer read when they fire
      >>sampling           from logits to a token
      >>train              the llama family learns
 
@@ -1067,6 +1069,83 @@ KVMEM_API void kvmem_sampler_free(kvmem_sampler *s);
 KVMEM_API void kvmem_sampler_accept(kvmem_sampler *s, int id);
 /* Choose from logits (n_vocab). -INFINITY is never chosen; NaN is KVMEM_BAD_VALUE. Does not accept. */
 KVMEM_API kvmem_status kvmem_sample(kvmem_sampler *s, const float *logits, int *id);
+
+/* ==== >>api_flash : neurons of a feed-forward layer on flash ===================================== */
+
+/* KVMEM_EXPERIMENTAL: one ReLU layer out = down relu(up x + bias) whose F neurons lie in a file and
+   are read when they fire, see >>flash. Neuron i is a record of 2 D values, the row of up and the
+   column of down that belong to it, so that one read brings both. Models with SwiGLU have no such
+   sparsity. */
+typedef int (*kvmem_read_fn)(void *user, size_t offset, void *out, size_t size); /* 0 to go on */
+typedef struct kvmem_flash_config {
+    int n_embd, n_ff;         /* D, F */
+    kvmem_type type;          /* of the values in the file: KVMEM_F32, KVMEM_F16 or KVMEM_BF16 */
+    int split;                /* 1: no records: all of up, then all of down, two reads a neuron */
+    const float *bias;        /* (F) of up, borrowed; or NULL */
+    int window;               /* k: a neuron stays k tokens from its last use on; 0: for ever */
+    int max_rows;             /* neurons there is memory for, 1..F; 0: F */
+    int gap;                  /* neurons that nobody needs are read along to bridge so wide a gap */
+    kvmem_read_fn read;       /* NULL: nothing is read, only counted */
+    void *user;
+    kvmem_allocator allocator; /* zero: malloc */
+} kvmem_flash_config;
+typedef struct kvmem_flash_counts {
+    int64_t tokens, loaded, dropped; /* neurons */
+    int64_t early;                   /* of those dropped: before their window was over */
+    int64_t reads;                   /* calls of read */
+    uint64_t bytes_read;             /* from the file */
+    uint64_t bytes_moved;            /* into rows, and to fill holes */
+    uint64_t products;               /* multiply-adds */
+} kvmem_flash_counts;
+typedef struct kvmem_flash {
+    kvmem_error error;
+    kvmem_flash_config config;
+    kvmem_flash_counts count;
+    int n_rows;               /* num_used: neurons in memory, in the rows 0.. of the table */
+    float *rows;              /* (max_rows, 2 D) */
+    int *pointer;             /* (max_rows) neuron of a row */
+    int *row_of;              /* (F) row of a neuron, -1: not here */
+    int64_t *last;            /* (F) token at which it was last used, from 1 on; 0: never */
+    uint8_t *chunk;           /* what one read brings, at most chunk_rows records */
+    int chunk_rows;
+    void *block;
+    size_t block_size;
+} kvmem_flash;
+/* What a machine takes: seconds = (reads * latency + bytes_read / flash) / threads
+   + bytes_moved / memory + products / compute. */
+typedef struct kvmem_flash_machine {
+    double latency, flash, threads, memory, compute;
+} kvmem_flash_machine;
+
+KVMEM_API kvmem_status kvmem_flash_init(kvmem_flash *f, const kvmem_flash_config *cfg);
+KVMEM_API void kvmem_flash_free(kvmem_flash *f);
+/* One token: the n neurons in active (rising) are brought in if they are not here, those whose window
+   is over leave, and out (D) = down relu(up x + bias) over all neurons in memory. x, out (D); with
+   read NULL they may be NULL. On failure of a read the neurons read so far stay. */
+KVMEM_API kvmem_status kvmem_flash_step(kvmem_flash *f, const int *active, int n, const float *x,
+                                        float *out);
+KVMEM_API double kvmem_flash_seconds(const kvmem_flash_counts *c, const kvmem_flash_machine *m);
+/* Predictors: which neurons fire? Those with a score above the threshold into active (F), rising;
+   returns their number. Scores are pre-activations, up (F, D): the oracle, with threshold 0; or
+   b (F, r) (transposed a (D, r) x), r <= 256: two small matrices that stay in memory, trained, or made
+   by low_rank. A sigmoid's threshold p is log(p / (1 - p)) here. -1: r is out of range. */
+KVMEM_API int kvmem_flash_oracle(const float *up, const float *bias, int n_ff, int n_embd,
+                                 const float *x, float threshold, int *active);
+KVMEM_API int kvmem_flash_predict(const float *a, const float *b, const float *bias, int n_ff,
+                                  int n_embd, int r, const float *x, float threshold, int *active);
+/* a (D, r), b (F, r) whose product b a^T is the nearest to up (F, D), r <= D, F: a predictor without
+   training. */
+KVMEM_API void kvmem_flash_low_rank(float *a, float *b, const float *up, int n_ff, int n_embd, int r);
+/* The file of a layer: records (or, with split, up and then down), n_ff * 2 * D values of cfg->type
+   into out. up (F, D), down (D, F), as a matrix product's weights. */
+KVMEM_API kvmem_status kvmem_flash_write(const kvmem_flash_config *cfg, const float *up,
+                                         const float *down, void *out);
+/* The window 1..most with the fewest seconds for recorded sets of active neurons (n_tokens, rising,
+   one after the other in active, count[t] each), such that the table of max_rows suffices and none
+   leaves early; 0: none. *seconds: its time. */
+KVMEM_API int kvmem_flash_best_window(const kvmem_flash_config *cfg, const kvmem_flash_machine *m,
+                                      const int *active, const int *count, int n_tokens, int most,
+                                      double *seconds);
 
 #ifdef KVMEM_TRAIN
 /* ==== >>api_train : training ====================================================================== */
@@ -17686,6 +17765,257 @@ static size_t kvmem__direct_estimate(const kvmem_model *m, const kvmem_config *c
     return (all + page - 1) / page * page * kvmem__direct_row_bytes(m, par) +
            sizeof(struct kvmem_direct) + layers * sizeof(kvmem_cache) + (size_t)cfg->max_block * sizeof(int32_t) +
            (size_t)KVMEM__MIN(cfg->max_block, (int)KVMEM__DIRECT_ROWS) * e * sizeof(float);
+}
+
+/* ==== >>flash : neurons of a ReLU layer read when they fire ======================================
+   Alizadeh et al. LLM in a flash: Efficient Large Language Model Inference with Limited Memory.
+   2023. arXiv 2312.11514.   Code: none found.
+   In a ReLU layer out = sum_i down_i relu(up_i x + bias_i) most neurons i are 0 for a given x (97 %
+   in OPT 6.7B). So the layer can stay in a file, and memory holds the union of what fired lately:
+     1. predict the active set A_t           oracle, or two small matrices in memory
+     2. window U_t = A_(t-k+1) + ... + A_t   neurons whose last use is k tokens ago leave
+     3. load A_t \ U_(t-1)                   bundled: row of up | column of down, one read each;
+                                             neighbours (and gaps up to `gap`) come in one read
+     4. compute over the rows in memory; a neuron there that does not fire adds relu(..) = 0
+   Memory is one table of max_rows rows, never resized: row r holds neuron pointer[r]; a neuron
+   leaves by moving the last row into its place and comes by taking the next row, so pointer stays a
+   bijection onto 0..n_rows-1 and the work is that of the rows that change.
+   Example F=6, k=2: A = {0,1}, {1,2}, {2,5} loads 2, 1, 1 neurons; {1,2,5} are left.
+   reads: nothing of the cache; weights, not K and V, so it is no recipe entry.
+   SwiGLU and GeGLU models (every architecture of >>model) have no such zeros: about half of their
+   neurons would count as active, and leaving the others out changes the result.
+   cost: |A_t \ U_(t-1)| records read, 2 D n_rows products a token.   defaults of the paper: k=5 (4
+   in its memory budget), reads of 32 KiB and more, several threads, no cache of the system's.
+   departs: a full table drops the neurons used longest ago early instead of growing (counted);
+   training a predictor is the caller's, low_rank makes one without.        test: tests/flash.c */
+enum { KVMEM__FLASH_RANK = 256 };
+static size_t kvmem__flash_value(const kvmem_flash_config *c) {
+    return c->type == KVMEM_F32 ? 4 : 2;
+}
+
+static kvmem_status kvmem__flash_check(const kvmem_flash_config *c, kvmem_error *e) {
+    if (c->n_embd < 1 || c->n_embd > 1 << 20 || c->n_ff < 1 || c->n_ff > 1 << 24)
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "flash: a layer of %d times %d values", c->n_ff,
+                           c->n_embd);
+    if (c->type != KVMEM_F32 && c->type != KVMEM_F16 && c->type != KVMEM_BF16)
+        return kvmem__fail(e, KVMEM_UNSUPPORTED, "flash: values of type %d; f32, f16 or bf16",
+                           (int)c->type);
+    if (c->window < 0 || c->gap < 0 || c->max_rows < 0 || c->max_rows > c->n_ff)
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT,
+                           "flash: window %d, gap %d or max_rows %d of %d neurons", c->window,
+                           c->gap, c->max_rows, c->n_ff);
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_flash_init(kvmem_flash *f, const kvmem_flash_config *cfg) {
+    const size_t d = (size_t)cfg->n_embd, n = (size_t)cfg->n_ff;
+    size_t rows, table, chunk, size;
+    kvmem_allocator a;
+    char *p;
+    int i;
+    memset(f, 0, sizeof *f);
+    KVMEM__TRY(kvmem__flash_check(cfg, &f->error));
+    f->config = *cfg;
+    if (!cfg->max_rows) f->config.max_rows = cfg->n_ff;
+    rows = (size_t)f->config.max_rows;
+    chunk = 2 * d * kvmem__flash_value(cfg);
+    f->chunk_rows = (int)KVMEM__MIN(rows, 65536 / chunk + 1);
+    chunk *= (size_t)f->chunk_rows;
+    if (!kvmem__mul(cfg->read ? rows : 0, 2 * d * sizeof(float), &table) ||
+        !kvmem__add(table, chunk, &size) ||
+        !kvmem__add(size, n * (sizeof *f->last + sizeof *f->row_of) + rows * sizeof *f->pointer,
+                    &size))
+        return kvmem__fail(&f->error, KVMEM_BAD_ARGUMENT, "flash: the table overflows");
+    a = kvmem__allocator(&cfg->allocator);
+    f->config.allocator = a;
+    p = (char *)kvmem__alloc(&a, size);
+    if (!p) return kvmem__fail(&f->error, KVMEM_NO_MEMORY, "flash: no memory for %zu bytes", size);
+    f->block = p;
+    f->block_size = size;
+    f->last = (int64_t *)(void *)p;
+    f->rows = (float *)(void *)(p + n * sizeof *f->last);
+    f->row_of = (int *)(void *)((char *)f->rows + table);
+    f->pointer = f->row_of + n;
+    f->chunk = (uint8_t *)(f->pointer + rows);
+    memset(f->last, 0, n * sizeof *f->last);
+    for (i = 0; i < cfg->n_ff; i++) f->row_of[i] = -1;
+    return KVMEM_OK;
+}
+KVMEM_API void kvmem_flash_free(kvmem_flash *f) {
+    if (!f) return;
+    kvmem__release(&f->config.allocator, f->block, f->block_size);
+    memset(f, 0, sizeof *f);
+}
+
+/* The neuron of row r leaves; the last row takes its place. */
+static void kvmem__flash_drop(kvmem_flash *f, int r) {
+    const size_t width = 2 * (size_t)f->config.n_embd;
+    const int end = --f->n_rows;
+    f->row_of[f->pointer[r]] = -1;
+    f->count.dropped++;
+    if (r == end) return;
+    f->count.bytes_moved += width * sizeof(float);
+    if (f->config.read)
+        memcpy(f->rows + (size_t)r * width, f->rows + (size_t)end * width, width * sizeof(float));
+    f->pointer[r] = f->pointer[end];
+    f->row_of[f->pointer[r]] = r;
+}
+/* Those whose window is over leave; then, while `more` do not fit, those used longest ago. */
+static void kvmem__flash_expire(kvmem_flash *f, int more) {
+    const int64_t now = f->count.tokens;
+    int r;
+    for (r = f->n_rows - 1; r >= 0 && f->config.window; r--)
+        if (f->last[f->pointer[r]] <= now - f->config.window) kvmem__flash_drop(f, r);
+    while (f->n_rows + more > f->config.max_rows) {
+        int oldest = 0;
+        for (r = 1; r < f->n_rows; r++)
+            if (f->last[f->pointer[r]] < f->last[f->pointer[oldest]]) oldest = r;
+        kvmem__flash_drop(f, oldest);
+        f->count.early++;
+    }
+}
+/* n neighbours from neuron i0 on come in one read, or two if split; want[] of them get rows. */
+static kvmem_status kvmem__flash_read(kvmem_flash *f, int i0, int n, const int *want, int n_want) {
+    const kvmem_flash_config *c = &f->config;
+    const size_t d = (size_t)c->n_embd, value = kvmem__flash_value(c);
+    const size_t width = (c->split ? d : 2 * d) * value, all = (size_t)c->n_ff * width;
+    int part, j;
+    for (part = 0; part <= c->split; part++) {
+        f->count.reads++;
+        f->count.bytes_read += (size_t)n * width;
+        f->count.bytes_moved += (size_t)n_want * (width / value) * sizeof(float);
+        if (!c->read) continue;
+        if (c->read(c->user, (size_t)part * all + (size_t)i0 * width, f->chunk, (size_t)n * width))
+            return kvmem__fail(&f->error, KVMEM_IO, "flash: neurons %d to %d cannot be read", i0,
+                               i0 + n - 1);
+        for (j = 0; j < n_want; j++) {
+            float *to = f->rows + (size_t)(f->n_rows + j) * 2 * d + (size_t)part * d;
+            kvmem_dequantize(c->type, to, f->chunk + (size_t)(want[j] - i0) * width, width / value);
+        }
+    }
+    for (j = 0; j < n_want; j++) {
+        f->pointer[f->n_rows] = want[j];
+        f->row_of[want[j]] = f->n_rows++;
+        f->count.loaded++;
+    }
+    return KVMEM_OK;
+}
+/* The active neurons that are missing, in runs with gaps of at most config.gap. */
+static kvmem_status kvmem__flash_load(kvmem_flash *f, const int *active, int n) {
+    int want[64], m = 0, i;
+    for (i = 0; i <= n; i++) {
+        const int id = i < n ? active[i] : INT_MAX;
+        if (i < n && f->row_of[id] >= 0) continue;
+        if (m && (i == n || m == 64 || id - want[m - 1] - 1 > f->config.gap ||
+                  id - want[0] >= f->chunk_rows)) {
+            KVMEM__TRY(kvmem__flash_read(f, want[0], want[m - 1] - want[0] + 1, want, m));
+            m = 0;
+        }
+        if (i < n) want[m++] = id;
+    }
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_flash_step(kvmem_flash *f, const int *active, int n, const float *x,
+                                        float *out) {
+    const kvmem_flash_config *c = &f->config;
+    const kvmem_backend *b = kvmem_backend_cpu(NULL);
+    const size_t d = (size_t)c->n_embd;
+    int i, missing = 0;
+    if (!f->block) return KVMEM_BAD_STATE;
+    if (n < 0 || (n && !active) || (c->read && (!x || !out)))
+        return kvmem__fail(&f->error, KVMEM_BAD_ARGUMENT,
+                           "flash: %d neurons, or an array is missing", n);
+    for (i = 0; i < n; i++)
+        if (active[i] < 0 || active[i] >= c->n_ff || (i && active[i] <= active[i - 1]))
+            return kvmem__fail(&f->error, KVMEM_BAD_ARGUMENT,
+                               "flash: neuron %d at index %d is out of range or "
+                               "order",
+                               active[i], i);
+    if (n > c->max_rows)
+        return kvmem__fail(&f->error, KVMEM_OVER_BUDGET, "flash: %d active neurons and room for %d",
+                           n, c->max_rows);
+    f->count.tokens++;
+    for (i = 0; i < n; i++) {
+        f->last[active[i]] = f->count.tokens;
+        missing += f->row_of[active[i]] < 0;
+    }
+    kvmem__flash_expire(f, missing);
+    KVMEM__TRY(kvmem__flash_load(f, active, n));
+    f->count.products += (uint64_t)f->n_rows * 2 * d;
+    if (!c->read) return KVMEM_OK;
+    memset(out, 0, d * sizeof(float));
+    for (i = 0; i < f->n_rows; i++) {
+        const float *row = f->rows + (size_t)i * 2 * d;
+        float v = b->dot(row, x, c->n_embd);
+        if (c->bias) v += c->bias[f->pointer[i]];
+        if (v > 0) b->axpy(out, v, row + d, c->n_embd);
+    }
+    return KVMEM_OK;
+}
+KVMEM_API double kvmem_flash_seconds(const kvmem_flash_counts *c, const kvmem_flash_machine *m) {
+    return ((double)c->reads * m->latency + (double)c->bytes_read / m->flash) / m->threads +
+           (double)c->bytes_moved / m->memory + (double)c->products / m->compute;
+}
+
+KVMEM_API int kvmem_flash_oracle(const float *up, const float *bias, int n_ff, int n_embd,
+                                 const float *x, float threshold, int *active) {
+    const kvmem_backend *b = kvmem_backend_cpu(NULL);
+    int i, n = 0;
+    for (i = 0; i < n_ff; i++)
+        if (b->dot(up + (size_t)i * (size_t)n_embd, x, n_embd) + (bias ? bias[i] : 0) > threshold)
+            active[n++] = i;
+    return n;
+}
+KVMEM_API int kvmem_flash_predict(const float *a, const float *b, const float *bias, int n_ff,
+                                  int n_embd, int r, const float *x, float threshold, int *active) {
+    const kvmem_backend *be = kvmem_backend_cpu(NULL);
+    float z[KVMEM__FLASH_RANK];
+    int i;
+    if (r < 1 || r > KVMEM__FLASH_RANK) return -1;
+    memset(z, 0, sizeof z);
+    for (i = 0; i < n_embd; i++) be->axpy(z, x[i], a + (size_t)i * (size_t)r, r);
+    return kvmem_flash_oracle(b, bias, n_ff, r, z, threshold, active);
+}
+KVMEM_API void kvmem_flash_low_rank(float *a, float *b, const float *up, int n_ff, int n_embd,
+                                    int r) {
+    kvmem__low_rank(b, a, up, n_ff, n_embd, r, 20, 1);
+}
+KVMEM_API kvmem_status kvmem_flash_write(const kvmem_flash_config *cfg, const float *up,
+                                         const float *down, void *out) {
+    const size_t d = (size_t)cfg->n_embd, n = (size_t)cfg->n_ff, value = kvmem__flash_value(cfg);
+    size_t i, j;
+    KVMEM__TRY(kvmem__flash_check(cfg, NULL));
+    for (i = 0; i < n; i++) {
+        uint8_t *p = (uint8_t *)out + i * (cfg->split ? d : 2 * d) * value;
+        uint8_t *second = p + (cfg->split ? n : 1) * d * value;
+        KVMEM__TRY(kvmem_quantize(cfg->type, p, up + i * d, d));
+        for (j = 0; j < d; j++)
+            KVMEM__TRY(kvmem_quantize(cfg->type, second + j * value, down + j * n + i, 1));
+    }
+    return KVMEM_OK;
+}
+KVMEM_API int kvmem_flash_best_window(const kvmem_flash_config *cfg, const kvmem_flash_machine *m,
+                                      const int *active, const int *count, int n_tokens, int most,
+                                      double *seconds) {
+    int k, t, best = 0;
+    for (k = 1; k <= most; k++) {
+        kvmem_flash_config c = *cfg;
+        kvmem_flash f;
+        const int *at = active;
+        kvmem_status status;
+        double took;
+        c.window = k;
+        c.read = NULL;
+        status = kvmem_flash_init(&f, &c);
+        for (t = 0; t < n_tokens && status == KVMEM_OK; at += count[t++])
+            status = kvmem_flash_step(&f, at, count[t], NULL, NULL);
+        took = kvmem_flash_seconds(&f.count, m);
+        if (status == KVMEM_OK && !f.count.early && (!best || took < *seconds)) {
+            best = k;
+            *seconds = took;
+        }
+        kvmem_flash_free(&f);
+    }
+    return best;
 }
 
 /* ==== >>sampling : from logits to a token =========================================================
