@@ -7178,6 +7178,172 @@ static const kvmem_codec kvmem__codec_lowrank = {
     kvmem__lowrank_axpy0, NULL, kvmem__lowrank_fast
 };
 
+/* ==== >>codec_rotatekv : Hadamard rotation, channels in learned order, clipped ranges, 2 bits =======
+   Su, Zhou, Zhang, Wang, Zhang, Zhao, Yu, Yuan. RotateKV: Accurate and Robust 2-Bit KV Cache Quantization
+   for LLMs via Outlier-Aware Adaptive Rotations. 2025. arXiv 2501.16383.
+   Code: ZunhaiSu/RotateKV fuse_weights.py, k_reordering_calibration.py, RotateKV_fake_quant/fake_quant.py.
+   A rotation spreads the few large channels over all; keys are taken before RoPE, where those channels are
+   the same in every token. Channels that stay large after it stand next to each other, so that a group of
+   channels with one range is of one kind. A range a little too small costs its ends and gains elsewhere.
+     turn     y = H x, blocks of the largest power of two in d, no signs
+     lesson   order = channels by their sum of y over the lane's rows, rising (signed sums, as released)
+     group    mx = clip max y, mn = clip min y over `group` channels of one token in that order
+              sc = (mx - mn) / (2^bits - 1) as a half, z = round(-mn / sc)
+     code     clamp(round(y / sc) + z, 0, 2^bits - 1), half to even;    decode sc (code - z), turned back
+   In its own space a row is turned and ordered: for values the way back is gone once an output. Keys before
+   RoPE must be turned back one by one, since RoPE stands between: O(d log d) a row and read.
+   stage: both.   reads: keys before RoPE, values.   state: d floats a lane (order).
+   bits/value: bits + 32 / min(group, d) (half scale, 16-bit zero point): 2.5 at d = 64, 2.25 at d = 128.
+   defaults: bits=2 group=128 clip=0 (0.8 up to 2 bits, 1 above) order=1 zero=whole.
+   preset: values without order, 20 sinks.   ties: lower channel.
+   guards: a group whose range is 0, or so small that z would not fit, gets one that includes 0; NaN is 0.
+   departs: the paper turns 4 KV heads at once; a lane here is one head and may lose entries that the next
+   one keeps, so heads are turned apart (head group 1). 2^bits - 1 stands for the released bits^2 - 1, which
+   is its error at 3 bits. Tokens with massive activations are taken to be the first ones (`sinks`): the
+   layer's input is not the memory's to see. zero=half, ours, keeps the minimum as a half instead of z in
+   the same bytes: the rounding of z costs 3 to 9 % of the error at 2 bits.  test: tests/codec_rotatekv.c */
+enum { KVMEM__ROTATEKV_BITS, KVMEM__ROTATEKV_GROUP, KVMEM__ROTATEKV_CLIP, KVMEM__ROTATEKV_ORDER,
+       KVMEM__ROTATEKV_ZERO };
+static int kvmem__rotatekv_bits(const double *par) { return (int)par[KVMEM__ROTATEKV_BITS]; }
+static int kvmem__rotatekv_group(const double *par, int d) {
+    return KVMEM__MIN((int)par[KVMEM__ROTATEKV_GROUP], d);
+}
+static size_t kvmem__rotatekv_codes(const double *par, int d) { /* where the codes begin: 4 bytes a group */
+    const int group = kvmem__rotatekv_group(par, d);
+    return 4 * (size_t)((d + group - 1) / group);
+}
+static size_t kvmem__rotatekv_row_bytes(const double *par, int d) {
+    return kvmem__rotatekv_codes(par, d) + kvmem__bits_bytes(d, kvmem__rotatekv_bits(par));
+}
+static int kvmem__rotatekv_state(const double *par, int d) { return par[KVMEM__ROTATEKV_ORDER] > 0 ? d : 0; }
+static int kvmem__rotatekv_scratch(const double *par, int d, int n) {
+    (void)par;
+    (void)n;
+    return 2 * d;
+}
+/* The channel that stands at place i; always one of the row's. */
+static int kvmem__rotatekv_channel(const kvmem_coded *b, int i) {
+    const float c = b->par[KVMEM__ROTATEKV_ORDER] > 0 ? b->state[i] : (float)i;
+    return c >= 0 && c < (float)b->d ? (int)c : i;
+}
+static void kvmem__rotatekv_turn(float *y, const float *x, int d) {
+    int c;
+    for (c = 0; c < d; c++) y[c] = kvmem__tame(x[c]);
+    kvmem__rht(y, NULL, d, kvmem__pow2_in(d));
+}
+static void kvmem__rotatekv_learn(const kvmem_coded *b, float *state, const float *x, int n) {
+    float *sum = b->scratch, *y = sum + b->d;
+    int t, c, i;
+    if (!kvmem__rotatekv_state(b->par, b->d)) return;
+    memset(sum, 0, (size_t)b->d * sizeof(float));
+    for (t = 0; t < n; t++) {
+        kvmem__rotatekv_turn(y, x + (size_t)t * (size_t)b->d, b->d);
+        for (c = 0; c < b->d; c++) sum[c] += y[c];
+    }
+    for (c = 0; c < b->d; c++) { /* insertion keeps equal sums in the order of their channels */
+        for (i = c; i > 0 && sum[(int)state[i - 1]] > sum[c]; i--) state[i] = state[i - 1];
+        state[i] = (float)c;
+    }
+}
+/* A group as it is stored, a half and 16 bits: decoded values are sc (code + base) + add. */
+typedef struct kvmem__rotatekv_scale { float sc, base, add; } kvmem__rotatekv_scale;
+static kvmem__rotatekv_scale kvmem__rotatekv_read(const double *par, const uint8_t *in) {
+    const uint16_t place = kvmem__le16(in + 2);
+    kvmem__rotatekv_scale s;
+    s.sc = kvmem__f16_to_f32(kvmem__le16(in));
+    s.base = par[KVMEM__ROTATEKV_ZERO] > 0 ? 0.0f : (float)(0x8000 - (place ^ 0x8000));
+    s.add = par[KVMEM__ROTATEKV_ZERO] > 0 ? kvmem__f16_to_f32(place) : 0.0f;
+    return s;
+}
+/* The range of a group x (n), stored at out. */
+static void kvmem__rotatekv_range(const double *par, const float *x, int n, uint8_t *out) {
+    const float top = (float)((1 << kvmem__rotatekv_bits(par)) - 1);
+    const double auto_clip = kvmem__rotatekv_bits(par) > 2 ? 1.0 : 0.8;
+    const float clip = (float)(par[KVMEM__ROTATEKV_CLIP] > 0 ? par[KVMEM__ROTATEKV_CLIP] : auto_clip);
+    float lo = x[0], hi = x[0], sc, z;
+    int i;
+    for (i = 1; i < n; i++) { lo = KVMEM__MIN(lo, x[i]); hi = KVMEM__MAX(hi, x[i]); }
+    sc = kvmem__f16_to_f32(kvmem__half_sat((hi * clip - lo * clip) / top));
+    z = sc > 0 ? rintf(-(lo * clip) / sc) : 65536.0f;
+    if (z > 32767 || z < -32767) { /* too narrow for its place: a range from 0 on */
+        lo = KVMEM__MIN(lo, 0.0f) / clip;
+        hi = KVMEM__MAX(hi, 0.0f) / clip;
+        sc = kvmem__f16_to_f32(kvmem__half_sat((hi * clip - lo * clip) / top));
+        z = sc > 0 ? rintf(-(lo * clip) / sc) : 0.0f;
+    }
+    kvmem__put16(out, kvmem__f32_to_f16(sc));
+    kvmem__put16(out + 2, par[KVMEM__ROTATEKV_ZERO] > 0 ? kvmem__half_sat(lo * clip)
+                                                         : (uint16_t)((int)KVMEM__MIN(z, 32767.0f) & 0xffff));
+}
+static void kvmem__rotatekv_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const int d = b->d, bits = kvmem__rotatekv_bits(b->par), group = kvmem__rotatekv_group(b->par, d);
+    const float top = (float)((1 << bits) - 1);
+    float *turned = b->scratch, *y = turned + d;
+    uint8_t code[KVMEM_MAX_WIDTH];
+    int t, i, j;
+    for (t = t0; t < t0 + n; t++, x += d) {
+        uint8_t *out = kvmem__row_at(b, t);
+        kvmem__rotatekv_turn(turned, x, d);
+        for (i = 0; i < d; i++) y[i] = turned[kvmem__rotatekv_channel(b, i)];
+        for (i = 0; i < d; i += group) {
+            const int m = KVMEM__MIN(group, d - i);
+            kvmem__rotatekv_scale s;
+            kvmem__rotatekv_range(b->par, y + i, m, out + i / group * 4);
+            s = kvmem__rotatekv_read(b->par, out + i / group * 4);
+            for (j = 0; j < m; j++) {
+                const float q = s.sc > 0 ? rintf((y[i + j] - s.add) / s.sc) - s.base : 0.0f;
+                code[i + j] = (uint8_t)(q > 0 ? KVMEM__MIN(q, top) : 0.0f);
+            }
+        }
+        kvmem__bits_put(out + kvmem__rotatekv_codes(b->par, d), code, d, bits);
+    }
+}
+static void kvmem__rotatekv_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    const int d = b->d, bits = kvmem__rotatekv_bits(b->par), group = kvmem__rotatekv_group(b->par, d);
+    const size_t codes = kvmem__rotatekv_codes(b->par, d);
+    uint8_t code[64];
+    int t, i, j, k;
+    for (t = t0; t < t0 + n; t++, out += d) {
+        const uint8_t *in = kvmem__row_at(b, t);
+        for (i = 0; i < d; i += group) {
+            const int end = KVMEM__MIN(i + group, d);
+            const kvmem__rotatekv_scale s = kvmem__rotatekv_read(b->par, in + i / group * 4);
+            for (j = i; j < end; j += 64) {
+                const int m = KVMEM__MIN(64, end - j);
+                kvmem__bits_get(code, in + codes, j, m, bits);
+                for (k = 0; k < m; k++) out[j + k] = s.sc * ((float)code[k] + s.base) + s.add;
+            }
+        }
+    }
+}
+static void kvmem__rotatekv_prepare(const kvmem_coded *b, float *out, const float *q) {
+    float y[KVMEM_MAX_WIDTH];
+    int i;
+    memcpy(y, q, (size_t)b->d * sizeof(float));
+    kvmem__rht(y, NULL, b->d, kvmem__pow2_in(b->d));
+    for (i = 0; i < b->d; i++) out[i] = y[kvmem__rotatekv_channel(b, i)];
+}
+static void kvmem__rotatekv_finish(const kvmem_coded *b, float *out, const float *acc) {
+    int i;
+    for (i = 0; i < b->d; i++) out[kvmem__rotatekv_channel(b, i)] = acc[i];
+    kvmem__rht_back(out, NULL, b->d, kvmem__pow2_in(b->d));
+}
+static const kvmem_param kvmem__rotatekv_params[] = {
+    { "bits", 2, 1, 8, NULL, 1, "bits of a code" },
+    { "group", 128, 1, 4096, NULL, 1, "channels with one range" },
+    { "clip", 0, 0, 1, NULL, 0, "share of the range that codes cover; 0: 0.8 up to 2 bits, 1 above" },
+    { "order", 1, 0, 1, NULL, 1, "1: channels in the learned order" },
+    { "zero", 0, 0, 1, "whole|half", 1, "a range begins at a whole number of steps, or at any half float" },
+    KVMEM__CODEC_COMMON
+};
+static const kvmem_codec kvmem__codec_rotatekv = {
+    { "rotatekv", "rows turned by Hadamard, keys before RoPE, channels in learned order; 2.25 bits a value at d = 128",
+      "Su 2025, arXiv 2501.16383", kvmem__rotatekv_params, 0 },
+    KVMEM_CODEC_PRE_ROPE, kvmem__rotatekv_row_bytes, NULL, NULL, NULL, kvmem__rotatekv_state, NULL,
+    kvmem__rotatekv_learn, kvmem__rotatekv_scratch, NULL, NULL, kvmem__rotatekv_encode, kvmem__rotatekv_expand,
+    kvmem__rotatekv_finish, kvmem__rotatekv_prepare, NULL, NULL, NULL, NULL
+};
+
 /* ==== >>codec_polarquant : a rotated row as a tree of angles. stage: codec.k, codec.v ============
    Insu Han, Praneeth Kacham, Amin Karbasi, Vahab Mirrokni, Amir Zandieh. PolarQuant: Quantizing KV
    Caches with Polar Transformation. 2025. arXiv 2502.02617.        Code: none found.
@@ -8448,7 +8614,8 @@ static const kvmem_codec *kvmem__codec_table(int i) {
         &kvmem__codec_kvquant,
         &kvmem__codec_kvquant_post,
         &kvmem__codec_kvquant_v, &kvmem__codec_turboquant,
-        &kvmem__codec_lowrank, &kvmem__codec_octopus
+        &kvmem__codec_lowrank, &kvmem__codec_octopus,
+        &kvmem__codec_rotatekv
     };
     return i >= 0 && i < (int)(sizeof table / sizeof table[0]) ? table[i] : NULL;
 }
