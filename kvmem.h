@@ -78,6 +78,7 @@
      >>codec_kivi         keys by channel, values by token, 2 or 4 bits
      >>codec_kvquant      non-uniform levels from calibration, per-channel keys, sparse outliers
      >>codec_lowrank      the leading principal directions of a lane, then any row codec
+     >>codec_rotatekv     Hadamard rotation, channels in learned order, clipped ranges, 2 bits
      >>codec_polarquant   a rotated row as a tree of angles
      >>codec_turboquant   one codebook for all rotated coordinates
      >>codec_octopus      triplets of rotated coordinates by direction and length
