@@ -76,6 +76,7 @@
      >>codecs             how the rows of K and V are stored
      >>affine             a scale and a minimum for a group of values, shared by codecs
      >>codec_kivi         keys by channel, values by token, 2 or 4 bits
+     >>codec_gear         low bits, a low-rank correction and a few exact outliers
      >>codec_kvquant      non-uniform levels from calibration, per-channel keys, sparse outliers
      >>codec_lowrank      the leading principal directions of a lane, then any row codec
      >>codec_rotatekv     Hadamard rotation, channels in learned order, clipped ranges, 2 bits
@@ -6484,7 +6485,8 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_sum(int bits, int W, int nq, floa
 KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_axpy_512(int bits, int nq, float *acc, size_t ld, float *bias,
                                                         const uint8_t *codes, const uint8_t *meta, size_t rb, int n,
                                                         const float *w, size_t wl, int d, int group) {
-    const int W = kvmem__affine_width(bits, d, group), each = meta ? group : 0, every = meta ? KVMEM__MIN(4 * group, d) : d;
+    const int W = kvmem__affine_width(bits, d, group), each = meta ? group : 0;
+    const int every = meta ? KVMEM__MIN(4 * group, d) : d;
     int32_t pair[3 * 128];
     float step[3], more[4];
     int t, i, c, k, x;
@@ -6673,6 +6675,245 @@ static const kvmem_codec kvmem__codec_kivi = {
       "Liu 2024, arXiv 2402.02750", kvmem__params_kivi, 0 }, 0, kvmem__kivi_row_bytes, kvmem__kivi_head_bytes,
     NULL, NULL, NULL, NULL, NULL, kvmem__kivi_scratch, NULL, NULL, kvmem__kivi_encode, kvmem__kivi_expand, NULL,
     NULL, NULL, NULL, NULL, kvmem__kivi_fast };
+
+/* ==== >>codec_gear : low bits, a low-rank correction and a few exact outliers. stage: codec ====
+   Kang et al. GEAR: An Efficient KV Cache Compression Recipe for Near-Lossless Generative Inference of LLM. 2024.
+   arXiv 2403.05527.    Code: opengear-project/GEAR GenerationBench/.../Simulated/compress_function.py.
+   A backbone of low bits leaves an error that has two parts: single entries that no scale fits, and a part of
+   low rank that rows have in common. Both are stored beside it. For a block X (T, d) of one KV head:
+     1. outliers: of each vector (axis=channel: a channel over the T tokens; axis=token: a token over the d
+        channels) the k largest and k smallest, k = length s / 2 rounded; they become the vector's mean;
+     2. D = the backbone of what is left: >>affine by channel over `group` tokens, or by token over `group`
+        channels; group=0 takes all tokens (channels) of the block: KCVT;
+     3. E = X - D, 0 at outliers;   E ~ Q P^T by `loops` rounds of power iteration, Q (T, r), P (d, r);
+     4. x^ = D + Q P^T, and X - D more at outliers.
+   <q, row_t> = <q, D_t> + <P^T q, Q_t> + the outliers of t: the low rank contracts the query first.
+   Layout. head: T, rows left in every group (u16 each); scales and minima (axis=channel); P (half); outliers of
+   the channels, u16 row and half difference. Row: outliers of the token, u16 channel and half difference
+   (axis=token); Q (half); the backbone's row. A cut empties outliers (row 0xffff) and lowers the counts.
+   bits a value: b + 32/group + s 32 + 16 r (1/d + 1/T), where s is 2 k over the vector's length.
+   reads: K after RoPE, V.   state: none.   cost: O(loops T d r) to code; r (d + T) more a block to read.
+   defaults: bits=2 group=64 rank=4 sparse=2 (percent) loops=3. Presets gear (page=128: d=64, 4.5 bits), gear-l
+   (sparse=0: 4 bits), gear-kcvt (bits=4 group=0). The code codes a prompt as one block with r=4 and every 64
+   generated tokens as one with r=2; here every page is a block.
+   departs: k is per vector (the code derives a channel's from H d s / 2); 2^b - 1 levels also for 3 bits (the
+   simulation has b^2 - 1); p is made orthonormal in every round (>>linear); outliers are stored as differences,
+   so that scores add up, and the low rank shifts them a little, as in the code. Infinities and what no half can
+   hold count as +-65504, NaN as 0.
+   test: tests/codec_gear.c */
+enum {
+    KVMEM__GEAR_BITS, KVMEM__GEAR_AXIS, KVMEM__GEAR_GROUP, KVMEM__GEAR_RANK, KVMEM__GEAR_SPARSE, KVMEM__GEAR_LOOPS,
+    KVMEM__GEAR_SEED
+};
+static const kvmem_param kvmem__params_gear[] = {
+    { "bits", 2, 1, 8, NULL, 1, "bits of a code of the backbone" },
+    { "axis", 0, 0, 1, "channel|token", 1, "scales and outliers by channel over a page, or by token" },
+    { "group", 64, 0, 4096, NULL, 1, "tokens (axis=token: channels) that share a scale; 0: all" },
+    { "rank", 4, 0, 64, NULL, 1, "columns of the low-rank correction" },
+    { "sparse", 2, 0, 100, NULL, 0, "percent of the values that are stored as outliers" },
+    { "loops", 3, 1, 100, NULL, 1, "rounds of power iteration" },
+    { "seed", 0, 0, 1e9, NULL, 1, "where the power iteration starts" },
+    KVMEM__CODEC_COMMON };
+/* What the parameters mean for rows of d values and a block that had T rows when it was coded. */
+typedef struct kvmem__gear {
+    int bits, token, group, groups, rank, k; /* group: of the backbone; k outliers at either end of a vector */
+    size_t at_cols, at_p, at_out, head;      /* parts of the head */
+    size_t at_q, at_row, row;                /* parts of a row: outliers are first */
+} kvmem__gear;
+static kvmem__gear kvmem__gear_of(const double *par, int d, int T) {
+    kvmem__gear g;
+    int length;
+    g.bits = (int)par[KVMEM__GEAR_BITS];
+    g.token = par[KVMEM__GEAR_AXIS] > 0;
+    length = g.token ? d : T;
+    g.group = (int)par[KVMEM__GEAR_GROUP];
+    if (g.group <= 0 || g.group > length) g.group = length;
+    g.groups = g.token ? 0 : (T + g.group - 1) / KVMEM__MAX(g.group, 1);
+    g.rank = KVMEM__MIN((int)par[KVMEM__GEAR_RANK], d);
+    g.k = KVMEM__MIN((int)(length * par[KVMEM__GEAR_SPARSE] / 200 + 0.5), length / 2);
+    g.at_cols = 2 + 2 * (size_t)g.groups;
+    g.at_p = g.at_cols + 4 * (size_t)d * (size_t)g.groups;
+    g.at_out = g.at_p + 2 * (size_t)d * (size_t)g.rank;
+    g.head = g.at_out + (g.token ? 0 : 8 * (size_t)g.k * (size_t)d);
+    g.at_q = g.token ? 8 * (size_t)g.k : 0;
+    g.at_row = g.at_q + 2 * (size_t)g.rank;
+    g.row = g.at_row + (g.token ? kvmem__affine_row_bytes(g.bits, g.group, d) : kvmem__bits_bytes(d, g.bits));
+    if (g.token && !g.rank) g.head = 0; /* rows of their own */
+    return g;
+}
+/* The same of a coded block. A head that is not as long as it says (a file can be made to say anything) is read
+   as one without parts: nothing past the end is touched. */
+static kvmem__gear kvmem__gear_at(const kvmem_coded *b) {
+    kvmem__gear g = kvmem__gear_of(b->par, b->d, b->head_bytes >= 2 ? kvmem__le16(b->head) : 1);
+    if (g.head != b->head_bytes) g.groups = g.k = g.rank = 0;
+    return g;
+}
+static size_t kvmem__gear_row_bytes(const double *par, int d) { return kvmem__gear_of(par, d, 1).row; }
+static size_t kvmem__gear_head_bytes(const kvmem_coded *b, const float *x) {
+    (void)x;
+    return kvmem__gear_of(b->par, b->d, b->n).head;
+}
+/* The block with its outliers replaced, then its error; q and p; one vector, its order, two lists. */
+static int kvmem__gear_scratch(const double *par, int d, int n) {
+    return n * d + (n + d) * (int)par[KVMEM__GEAR_RANK] + 5 * KVMEM__MAX(n, d);
+}
+static float kvmem__gear_clean(float x) {
+    return x != x ? 0.0f : x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x;
+}
+/* Step 1 on one vector: x (length values, `stride` apart in clean) loses its 2 k outliers to the mean; their
+   indices go to list (u16, 4 bytes apart). room: 3 * length floats. */
+static void kvmem__gear_outliers(uint8_t *list, float *x, int length, size_t stride, int k, float *room) {
+    int *out = (int *)(void *)(room + length), *idx = out + length;
+    double mean = 0;
+    int i, side, j;
+    if (!k) return;
+    for (i = 0; i < length; i++) {
+        room[i] = x[stride * (size_t)i];
+        mean += (double)room[i];
+    }
+    mean /= length;
+    for (side = 0; side < 2; side++) {
+        kvmem__topk(out, room, length, k, idx);
+        for (i = 0; i < k; i++) {
+            j = out[i];
+            kvmem__put16(list + 4 * (side * k + i), (uint16_t)j);
+            x[stride * (size_t)j] = (float)mean;
+            room[j] = -INFINITY; /* not chosen again from the other end */
+        }
+        for (i = 0; i < length; i++) room[i] = room[i] == -INFINITY ? room[i] : -room[i];
+    }
+}
+/* rows t0 .. t0 + n of the backbone. */
+static void kvmem__gear_backbone(const kvmem_coded *b, const kvmem__gear *g, float *out, int t0, int n) {
+    int t, i = 0, first = 0;
+    if (g->token) {
+        for (t = 0; t < n; t++)
+            kvmem__affine_row_get(out + (size_t)t * (size_t)b->d, kvmem__row_at(b, t0 + t) + g->at_row, b->d, g->bits,
+                                  g->group);
+        return;
+    }
+    if (!g->groups) memset(out, 0, (size_t)n * (size_t)b->d * sizeof *out);
+    for (t = t0; t < t0 + n && g->groups; t++) { /* runs of rows that share a group */
+        int to = t0 + n;
+        while (i + 1 < g->groups && t >= first + kvmem__le16(b->head + 2 + 2 * i))
+            first += kvmem__le16(b->head + 2 + 2 * i++);
+        if (i + 1 < g->groups) to = KVMEM__MIN(to, first + kvmem__le16(b->head + 2 + 2 * i));
+        kvmem__affine_cols_get(out + (size_t)(t - t0) * (size_t)b->d, b->head + g->at_cols + 4 * (size_t)b->d * (size_t)i,
+                               kvmem__row_at(b, t) + g->at_row, b->row_bytes, to - t, b->d, g->bits);
+        t = to - 1;
+    }
+}
+/* Step 2: the backbone of f (n, d); room: 2 d floats. */
+static void kvmem__gear_code(const kvmem_coded *b, const kvmem__gear *g, const float *f, int t0, int n, float *room) {
+    int t;
+    for (t = 0; t < n && g->token; t++)
+        kvmem__affine_row_put(kvmem__row_at(b, t0 + t) + g->at_row, f + (size_t)t * (size_t)b->d, b->d, g->bits, g->group);
+    for (t = 0; t < n && !g->token; t += g->group) {
+        const int m = KVMEM__MIN(g->group, n - t), i = t / g->group;
+        kvmem__put16(b->head + 2 + 2 * i, (uint16_t)m);
+        kvmem__affine_cols_put(b->head + g->at_cols + 4 * (size_t)b->d * (size_t)i, kvmem__row_at(b, t) + g->at_row,
+                               b->row_bytes, f + (size_t)t * (size_t)b->d, m, b->d, g->bits, room);
+    }
+}
+static void kvmem__gear_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const int d = b->d;
+    const kvmem__gear g = kvmem__gear_of(b->par, d, n);
+    float *e = b->scratch, *q = e + (size_t)n * (size_t)d, *p = q + (size_t)n * (size_t)g.rank;
+    float *room = p + (size_t)d * (size_t)g.rank;
+    int t, c, i;
+    if (g.head) kvmem__put16(b->head, (uint16_t)n);
+    for (i = 0; i < n * d; i++) e[i] = kvmem__gear_clean(x[i]);
+    for (t = 0; t < n && g.token; t++) /* 1 */
+        kvmem__gear_outliers(kvmem__row_at(b, t0 + t), e + (size_t)t * (size_t)d, d, 1, g.k, room);
+    for (c = 0; c < d && !g.token; c++)
+        kvmem__gear_outliers(b->head + g.at_out + 8 * (size_t)g.k * (size_t)c, e + c, n, (size_t)d, g.k, room);
+    kvmem__gear_code(b, &g, e, t0, n, room); /* 2 */
+    for (t = 0; t < n; t++) { /* 3 */
+        float *row = e + (size_t)t * (size_t)d;
+        kvmem__gear_backbone(b, &g, room, t0 + t, 1);
+        for (c = 0; c < d; c++) row[c] = kvmem__gear_clean(x[(size_t)t * (size_t)d + (size_t)c]) - room[c];
+    }
+    for (i = 0; i < (g.token ? n : d); i++) {
+        uint8_t *list = g.token ? kvmem__row_at(b, t0 + i) : b->head + g.at_out + 8 * (size_t)g.k * (size_t)i;
+        for (c = 0; c < 2 * g.k; c++, list += 4) {
+            float *at = g.token ? e + (size_t)i * (size_t)d + kvmem__le16(list) : e + (size_t)kvmem__le16(list) * (size_t)d + i;
+            kvmem__put16(list + 2, kvmem__half_sat(*at));
+            *at = 0;
+        }
+    }
+    if (!g.rank) return;
+    kvmem__low_rank(q, p, e, n, d, g.rank, (int)b->par[KVMEM__GEAR_LOOPS], (uint64_t)b->par[KVMEM__GEAR_SEED]);
+    for (i = 0; i < d * g.rank; i++) kvmem__put16(b->head + g.at_p + 2 * i, kvmem__half_sat(p[i]));
+    for (t = 0; t < n; t++)
+        for (i = 0; i < g.rank; i++)
+            kvmem__put16(kvmem__row_at(b, t0 + t) + g.at_q + 2 * i, kvmem__half_sat(q[t * g.rank + i]));
+}
+/* What is added to the backbone of rows t0 .. t0 + n. */
+static void kvmem__gear_low_rank(const kvmem_coded *b, const kvmem__gear *g, float *out, int t0, int n) {
+    const int r = g->rank;
+    float p[64], q[16 * 64];
+    int t, c, i, j, m;
+    for (t = 0; t < n; t += m) {
+        m = KVMEM__MIN(16, n - t);
+        for (j = 0; j < m; j++)
+            for (i = 0; i < r; i++)
+                q[j * r + i] = kvmem__f16_to_f32(kvmem__le16(kvmem__row_at(b, t0 + t + j) + g->at_q + 2 * i));
+        for (c = 0; c < b->d && r; c++) {
+            for (i = 0; i < r; i++) p[i] = kvmem__f16_to_f32(kvmem__le16(b->head + g->at_p + 2 * (c * r + i)));
+            for (j = 0; j < m; j++) out[(size_t)(t + j) * (size_t)b->d + (size_t)c] += kvmem__dot_plain(p, q + j * r, r);
+        }
+    }
+}
+static void kvmem__gear_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    const kvmem__gear g = kvmem__gear_at(b);
+    const uint8_t *list = b->head + g.at_out;
+    int t, c, i;
+    kvmem__gear_backbone(b, &g, out, t0, n);
+    kvmem__gear_low_rank(b, &g, out, t0, n);
+    for (t = 0; t < n && g.token; t++) {
+        list = kvmem__row_at(b, t0 + t);
+        for (i = 0; i < 2 * g.k; i++, list += 4) {
+            c = kvmem__le16(list);
+            if (c < b->d) out[(size_t)t * (size_t)b->d + (size_t)c] += kvmem__f16_to_f32(kvmem__le16(list + 2));
+        }
+    }
+    for (c = 0; c < b->d && !g.token; c++) {
+        for (i = 0; i < 2 * g.k; i++, list += 4) {
+            t = kvmem__le16(list) - t0;
+            if (t >= 0 && t < n) out[(size_t)t * (size_t)b->d + (size_t)c] += kvmem__f16_to_f32(kvmem__le16(list + 2));
+        }
+    }
+}
+/* Rows go, counts and outliers follow. */
+static void kvmem__gear_cut(const kvmem_coded *to, const kvmem_coded *from, const int *kept) {
+    const kvmem__gear g = kvmem__gear_at(from);
+    uint8_t *list = to->head + g.at_out;
+    int t, i, first, next = 0;
+    size_t j;
+    if (from->head_bytes) memcpy(to->head, from->head, from->head_bytes);
+    for (t = 0; t < to->n; t++) memcpy(kvmem__row_at(to, t), kvmem__row_at(from, kept[t]), from->row_bytes);
+    for (i = 0, first = 0; i < g.groups; i++) {
+        const int last = first + kvmem__le16(from->head + 2 + 2 * i), start = next;
+        while (next < to->n && kept[next] < last) next++;
+        kvmem__put16(to->head + 2 + 2 * i, (uint16_t)(next - start));
+        first = last;
+    }
+    for (j = 0; !g.token && j < 2 * (size_t)g.k * (size_t)to->d; j++, list += 4) {
+        const int row = kvmem__le16(list);
+        int lo = 0, hi = to->n; /* the first kept row that is not below row */
+        while (lo < hi) {
+            const int mid = (lo + hi) / 2;
+            if (kept[mid] < row) lo = mid + 1;
+            else hi = mid;
+        }
+        kvmem__put16(list, (uint16_t)(lo < to->n && kept[lo] == row ? lo : 0xffff));
+    }
+}
+static const kvmem_codec kvmem__codec_gear = {
+    { "gear", "low bits plus a low-rank correction plus a few percent exact outliers",
+      "Kang 2024, arXiv 2403.05527", kvmem__params_gear, 0 }, 0, kvmem__gear_row_bytes, kvmem__gear_head_bytes, NULL,
+    NULL, NULL, NULL, NULL, kvmem__gear_scratch, NULL, NULL, kvmem__gear_encode, kvmem__gear_expand, NULL, NULL, NULL,
+    NULL, kvmem__gear_cut, NULL };
 
 /* ==== >>codec_kvquant : non-uniform levels from calibration, per-channel keys, sparse outliers =====
    Hooper, Kim, Mohammadzadeh, Mahoney, Shao, Keutzer, Gholami. KVQuant: Towards 10 Million Context Length
@@ -8611,7 +8852,7 @@ static const kvmem_codec *kvmem__codec_table(int i) {
         &kvmem__codec_polark,
         &kvmem__codec_q4_1, &kvmem__codec_q5_0, &kvmem__codec_q5_1, &kvmem__codec_iq4_nl,
         &kvmem__codec_polarquant,
-        &kvmem__codec_kivi,
+        &kvmem__codec_kivi, &kvmem__codec_gear,
         &kvmem__codec_kvquant,
         &kvmem__codec_kvquant_post,
         &kvmem__codec_kvquant_v, &kvmem__codec_turboquant,
@@ -13495,7 +13736,17 @@ static const kvmem_preset kvmem__presets[] = {
     { "kivi",
       "codec.k=kivi(bits=2,axis=channel,residual=128,flush=1) codec.v=kivi(bits=2,axis=token,group=32,residual=128) "
       "page=32", "2-bit keys by channel and values by token, the last 128 rows exact",
-      "Liu 2024, arXiv 2402.02750" } };
+      "Liu 2024, arXiv 2402.02750" },
+    { "gear", "codec.k=gear(bits=2,axis=channel,group=64,rank=4,sparse=2) "
+      "codec.v=gear(bits=2,axis=token,group=64,rank=4,sparse=2) page=128",
+      "2-bit codes corrected by rank 4 and 2 % outliers", "Kang 2024, arXiv 2403.05527" },
+    { "gear-l", "codec.k=gear(bits=2,axis=channel,group=64,rank=4,sparse=0) "
+      "codec.v=gear(bits=2,axis=token,group=64,rank=4,sparse=0) page=128",
+      "gear without outliers", "Kang 2024, arXiv 2403.05527" },
+    { "gear-kcvt", "codec.k=gear(bits=4,axis=channel,group=0,rank=4,sparse=2) "
+      "codec.v=gear(bits=4,axis=token,group=0,rank=4,sparse=2) page=128",
+      "gear over 4-bit codes with one scale for each key channel of a page and each value row",
+      "Kang 2024, arXiv 2403.05527" } };
 
 #define KVMEM__COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
 
