@@ -80,6 +80,7 @@
      >>codec_kvquant      non-uniform levels from calibration, per-channel keys, sparse outliers
      >>codec_lowrank      the leading principal directions of a lane, then any row codec
      >>codec_rotatekv     Hadamard rotation, channels in learned order, clipped ranges, 2 bits
+     >>codec_vq           a row as indices into learned codebooks, in the metric of the queries
      >>codec_polarquant   a rotated row as a tree of angles
      >>codec_turboquant   one codebook for all rotated coordinates
      >>codec_octopus      triplets of rotated coordinates by direction and length
@@ -7586,6 +7587,207 @@ static const kvmem_codec kvmem__codec_rotatekv = {
     kvmem__rotatekv_finish, kvmem__rotatekv_prepare, NULL, NULL, NULL, NULL
 };
 
+/* ==== >>codec_vq : a row as indices into learned codebooks, in the metric of the queries ============
+   He, Xing, Wang, Xu, Wu, Zhou, Liu, Xue, Li. A^2ATS: Retrieval-Based KV Cache Reduction via Windowed
+   Rotary Position Embedding and Query-Aware Vector Quantization. ACL Findings 2025. arXiv 2502.12665.
+   Code: junhuihe-hjh/A2ATS vqkey/notebooks/construct_codebooks.py, vqkey/models/llama_masked.py.
+   Product quantization: Jegou, Douze, Schmid. Product Quantization for Nearest Neighbor Search. 2011.
+   A key matters by its inner product with queries, so a codebook is good if (k - c) H (k - c)^T is small,
+   H = sum q^T q: the expected squared error of a score. Before RoPE keys do not depend on their place, so
+   that one codebook serves all of them.
+     split    a row of d values into `parts` pieces, each with its own codebook of K = `centroids` rows
+     watch    H of a piece += q^T q over the queries of the lane's heads
+     lesson   H / (rms of its entries) + 1e-6 I = L L^T (Cholesky); k-means++ and 16 rounds of Lloyd on the
+              rows k L: |k L - c L|^2 = (k - c) H (k - c)^T; codebook = the centres, times L^-1
+     code     argmin over c of c H c^T - 2 k H c^T (the lower one on a tie): log2 K bits a piece
+   stage: both.   reads: keys before RoPE, values; queries (weight=query).
+   state: K d + K parts floats a lane, and H (the squares of the pieces' lengths) with weight=query.
+   bits/value: parts log2(K) / d, without the codebook (K d floats a lane): 12 / d = 0.19 for the paper's one
+   index of 12 bits at d = 64; 2 for the default there.   cost: lesson O(16 n K d), code O(K d), read a copy.
+   defaults: centroids=256 (a power of two, else the next lower one) parts=16 weight=query.
+   preset a2ats: K in pieces, the last 64 and first 8 tokens exact. In the paper the one index only finds
+   the 3 % of keys that are then read exactly (parts=1, 4096 centroids): that is the retrieve stage's, which
+   this codec does not do; here the codes replace the keys.
+   guards: no queries seen: H = I; fewer rows than centres: every row is one; NaN is 0.
+   departs: the paper learns offline on 80k tokens, here the lane's own rows; k-means runs 16 rounds, not 300.
+   test: tests/codec_vq.c */
+enum { KVMEM__VQ_CENTROIDS, KVMEM__VQ_PARTS, KVMEM__VQ_WEIGHT, KVMEM__VQ_ROUNDS = 16 };
+typedef struct kvmem__vq { int k, bits, parts, d, h; } kvmem__vq; /* h: floats of all pieces' H */
+static kvmem__vq kvmem__vq_of(const double *par, int d) {
+    kvmem__vq v;
+    int p;
+    v.d = d;
+    v.parts = KVMEM__MIN((int)par[KVMEM__VQ_PARTS], d);
+    for (v.bits = 1; 2 << v.bits <= (int)par[KVMEM__VQ_CENTROIDS]; v.bits++) {}
+    v.k = 1 << v.bits;
+    v.h = 0;
+    for (p = 0; p < v.parts && par[KVMEM__VQ_WEIGHT] == 0; p++) {
+        const int n = (p + 1) * d / v.parts - p * d / v.parts;
+        v.h += n * n;
+    }
+    return v;
+}
+/* Piece p: its channels from c0 on, its codebook c (k, n), bias (k) = c H c^T, H (n, n) or NULL. */
+typedef struct kvmem__vq_piece { int c0, n; size_t c, bias, h; } kvmem__vq_piece;
+static kvmem__vq_piece kvmem__vq_at(const kvmem__vq *v, int p) {
+    const int longer = v->d % v->parts ? v->d / v->parts + 1 : 0; /* pieces have this length or one less */
+    const int len = v->d / v->parts;
+    kvmem__vq_piece a;
+    int many;
+    a.c0 = p * v->d / v->parts;
+    a.n = (p + 1) * v->d / v->parts - a.c0;
+    a.c = (size_t)v->k * (size_t)a.c0;
+    a.bias = (size_t)v->k * (size_t)v->d + (size_t)v->k * (size_t)p;
+    many = a.c0 - p * len; /* longer pieces before this one */
+    a.h = (size_t)v->k * (size_t)(v->d + v->parts) + (size_t)(p - many) * (size_t)len * (size_t)len +
+          (size_t)many * (size_t)longer * (size_t)longer;
+    return a;
+}
+static int kvmem__vq_state(const double *par, int d) {
+    const kvmem__vq v = kvmem__vq_of(par, d);
+    return v.k * (d + v.parts) + v.h;
+}
+static size_t kvmem__vq_row_bytes(const double *par, int d) { /* low 8 bits of the indices, then the rest */
+    const kvmem__vq v = kvmem__vq_of(par, d);
+    return kvmem__bits_bytes(v.parts, KVMEM__MIN(v.bits, 8)) +
+           (v.bits > 8 ? kvmem__bits_bytes(v.parts, v.bits - 8) : 0);
+}
+static int kvmem__vq_scratch(const double *par, int d, int n) {
+    const kvmem__vq v = kvmem__vq_of(par, d);
+    const int len = (d + v.parts - 1) / v.parts;
+    return n * len + 2 * len * len + 2 * len + kvmem__kmeans_floats(v.k, n);
+}
+static void kvmem__vq_watch(const kvmem_coded *b, float *state, const float *q, int n) {
+    const kvmem__vq v = kvmem__vq_of(b->par, b->d);
+    int t, p, i, j;
+    if (!v.h) return;
+    for (t = 0; t < n; t++, q += b->d) {
+        for (p = 0; p < v.parts; p++) {
+            const kvmem__vq_piece a = kvmem__vq_at(&v, p);
+            float *h = state + a.h;
+            for (i = 0; i < a.n; i++)
+                for (j = 0; j < a.n; j++)
+                    h[i * a.n + j] += kvmem__tame(q[a.c0 + i]) * kvmem__tame(q[a.c0 + j]);
+        }
+    }
+}
+/* H (n, n) in place by its rms; its factor to l. 0 if nothing was seen. */
+static int kvmem__vq_metric(float *l, float *h, int n) {
+    double sum = 0;
+    int i;
+    for (i = 0; i < n * n; i++) sum += (double)h[i] * (double)h[i];
+    if (!(sum > 0 && sum <= DBL_MAX)) return 0;
+    sum = sqrt(sum / ((double)n * n));
+    for (i = 0; i < n * n; i++) h[i] = (float)((double)h[i] / sum);
+    sum = kvmem__cholesky(l, h, n, 1e-6);
+    for (i = 0; i < n; i++) h[i * n + i] += (float)sum;
+    return 1;
+}
+/* g (n) = k H, or k itself without a metric. */
+static void kvmem__vq_times_h(float *g, const float *k, const float *h, int n) {
+    int i;
+    memcpy(g, k, (size_t)n * sizeof(float));
+    if (!h) return;
+    memset(g, 0, (size_t)n * sizeof(float));
+    for (i = 0; i < n; i++) kvmem__axpy_plain(g, k[i], h + (size_t)i * (size_t)n, n);
+}
+static void kvmem__vq_learn(const kvmem_coded *b, float *state, const float *x, int n) {
+    const kvmem__vq v = kvmem__vq_of(b->par, b->d);
+    int p, t, i;
+    for (p = 0; p < v.parts; p++) {
+        const kvmem__vq_piece a = kvmem__vq_at(&v, p);
+        const size_t len = (size_t)a.n;
+        float *rows = b->scratch, *l = rows + (size_t)n * len, *g = l + len * len, *work = g + len;
+        float *c = state + a.c, *h = v.h ? state + a.h : NULL;
+        const int weighted = h && kvmem__vq_metric(l, h, a.n);
+        if (h && !weighted) {
+            memset(h, 0, len * len * sizeof(float));
+            for (i = 0; i < a.n; i++) h[i * a.n + i] = 1;
+        }
+        for (t = 0; t < n; t++) {
+            float *row = rows + (size_t)t * len;
+            for (i = 0; i < a.n; i++) row[i] = kvmem__tame(x[(size_t)t * (size_t)b->d + (size_t)(a.c0 + i)]);
+            if (weighted) kvmem__lower_mul(row, row, l, a.n);
+        }
+        kvmem__kmeans(c, v.k, rows, n, a.n, KVMEM__VQ_ROUNDS, (uint64_t)p + 1, work);
+        for (t = 0; t < v.k; t++, c += a.n) {
+            if (weighted) kvmem__lower_solve(c, c, l, a.n);
+            kvmem__vq_times_h(g, c, h, a.n);
+            state[a.bias + (size_t)t] = kvmem__dot_plain(g, c, a.n);
+        }
+    }
+}
+/* The index of the codebook row nearest to k (n) in the metric. */
+static int kvmem__vq_nearest(const kvmem_coded *b, const kvmem__vq *v, int p, const float *k, float *g) {
+    const kvmem__vq_piece a = kvmem__vq_at(v, p);
+    const float *c = b->state + a.c, *bias = b->state + a.bias;
+    float least = INFINITY;
+    int i, best = 0;
+    kvmem__vq_times_h(g, k, v->h ? b->state + a.h : NULL, a.n);
+    for (i = 0; i < v->k; i++, c += a.n) {
+        const float s = bias[i] - 2 * kvmem__dot_plain(g, c, a.n);
+        if (s < least) { least = s; best = i; }
+    }
+    return best;
+}
+static void kvmem__vq_encode(const kvmem_coded *b, const float *x, int t0, int n) {
+    const kvmem__vq v = kvmem__vq_of(b->par, b->d);
+    const int low = KVMEM__MIN(v.bits, 8), len = (b->d + v.parts - 1) / v.parts;
+    float *k = b->scratch, *g = k + len;
+    uint8_t lo[64], hi[64];
+    int t, p, j, i;
+    for (t = t0; t < t0 + n; t++, x += b->d) {
+        uint8_t *out = kvmem__row_at(b, t), *more = out + kvmem__bits_bytes(v.parts, low);
+        for (p = 0; p < v.parts; p += 64) {
+            const int m = KVMEM__MIN(64, v.parts - p);
+            for (j = 0; j < m; j++) {
+                const kvmem__vq_piece a = kvmem__vq_at(&v, p + j);
+                for (i = 0; i < a.n; i++) k[i] = kvmem__tame(x[a.c0 + i]);
+                i = kvmem__vq_nearest(b, &v, p + j, k, g);
+                lo[j] = (uint8_t)(i & 255);
+                hi[j] = (uint8_t)(i >> 8);
+            }
+            kvmem__bits_put(out + p / 8 * low, lo, m, low);
+            if (v.bits > 8) kvmem__bits_put(more + p / 8 * (v.bits - 8), hi, m, v.bits - 8);
+        }
+    }
+}
+static void kvmem__vq_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    const kvmem__vq v = kvmem__vq_of(b->par, b->d);
+    const int low = KVMEM__MIN(v.bits, 8);
+    uint8_t lo[64], hi[64];
+    int t, p, j, m;
+    for (p = 0; p < v.parts; p += 64) {
+        m = KVMEM__MIN(64, v.parts - p);
+        memset(hi, 0, sizeof hi);
+        for (t = 0; t < n; t++) {
+            const uint8_t *in = kvmem__row_at(b, t0 + t);
+            float *y = out + (size_t)t * (size_t)b->d;
+            kvmem__bits_get(lo, in, p, m, low);
+            if (v.bits > 8) kvmem__bits_get(hi, in + kvmem__bits_bytes(v.parts, low), p, m, v.bits - 8);
+            for (j = 0; j < m; j++) {
+                const kvmem__vq_piece a = kvmem__vq_at(&v, p + j);
+                const size_t row = (size_t)lo[j] | (size_t)hi[j] << 8;
+                memcpy(y + a.c0, b->state + a.c + row * (size_t)a.n, (size_t)a.n * sizeof(float));
+            }
+        }
+    }
+}
+static const kvmem_param kvmem__vq_params[] = {
+    { "centroids", 256, 2, 4096, NULL, 1, "rows of a codebook; the next lower power of two" },
+    { "parts", 16, 1, 4096, NULL, 1, "pieces of a row, each with an index and a codebook of its own" },
+    { "weight", 0, 0, 1, "query|plain", 1, "distance: as the queries seen so far weigh it, or Euclid's" },
+    KVMEM__CODEC_COMMON
+};
+static const kvmem_codec kvmem__codec_vq = {
+    { "vq", "rows in pieces, each an index into a learned codebook; 2 bits a value at d = 64",
+      "He 2025 (A2ATS), arXiv 2502.12665", kvmem__vq_params, 0 },
+    KVMEM_CODEC_PRE_ROPE, kvmem__vq_row_bytes, NULL, NULL, NULL, kvmem__vq_state, kvmem__vq_watch,
+    kvmem__vq_learn, kvmem__vq_scratch, NULL, NULL, kvmem__vq_encode, kvmem__vq_expand, NULL, NULL, NULL, NULL,
+    NULL, NULL
+};
+
+
 /* ==== >>codec_polarquant : a rotated row as a tree of angles. stage: codec.k, codec.v ============
    Insu Han, Praneeth Kacham, Amin Karbasi, Vahab Mirrokni, Amir Zandieh. PolarQuant: Quantizing KV
    Caches with Polar Transformation. 2025. arXiv 2502.02617.        Code: none found.
@@ -8857,7 +9059,8 @@ static const kvmem_codec *kvmem__codec_table(int i) {
         &kvmem__codec_kvquant_post,
         &kvmem__codec_kvquant_v, &kvmem__codec_turboquant,
         &kvmem__codec_lowrank, &kvmem__codec_octopus,
-        &kvmem__codec_rotatekv
+        &kvmem__codec_rotatekv,
+        &kvmem__codec_vq
     };
     return i >= 0 && i < (int)(sizeof table / sizeof table[0]) ? table[i] : NULL;
 }

@@ -121,7 +121,8 @@ TEST(errors_are_those_of_the_card) { /* rotation and affine per token, clipped a
     NEAR_CARD("rotatekv(order=0,zero=half,bits=4,group=32)", 'O', 128, .0060);
 }
 TEST(a_whole_zero_point_costs_a_few_percent) {
-    const double whole = signed_error("rotatekv(order=0)", 'G', 64), half = signed_error("rotatekv(order=0,zero=half)", 'G', 64);
+    const double whole = signed_error("rotatekv(order=0)", 'G', 64);
+    const double half = signed_error("rotatekv(order=0,zero=half)", 'G', 64);
     CHECK(whole > 1.03 * half && whole < 1.15 * half);
 }
 TEST(order_helps_where_turned_channels_keep_their_means) {
