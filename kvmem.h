@@ -77,6 +77,9 @@
      >>affine             a scale and a minimum for a group of values, shared by codecs
      >>codec_kivi         keys by channel, values by token, 2 or 4 bits
      >>codec_gear         low bits, a low-rank correction and a few exact outliers
+     >>scaled             rows whose channels are scaled before they are coded by groups; for zip and mikv
+     >>codec_zip          values with normalised channels, one scale a token
+     >>codec_mikv         keys balanced against their queries, for tokens that nobody looks at
      >>codec_kvquant      non-uniform levels from calibration, per-channel keys, sparse outliers
      >>codec_lowrank      the leading principal directions of a lane, then any row codec
      >>codec_rotatekv     Hadamard rotation, channels in learned order, clipped ranges, 2 bits
@@ -6916,6 +6919,186 @@ static const kvmem_codec kvmem__codec_gear = {
     NULL, NULL, NULL, NULL, kvmem__gear_scratch, NULL, NULL, kvmem__gear_encode, kvmem__gear_expand, NULL, NULL, NULL,
     NULL, kvmem__gear_cut, NULL };
 
+/* ==== >>scaled : rows whose channels are scaled before they are coded by groups; for zip and mikv ===
+   The lane's state is f (d), one factor a channel, above 0. Coded is x f, by >>affine in groups of a row; the
+   own space is that of x f, so the query is divided by f once, and so is the output.
+   test: tests/codec_zipcache.c, tests/codec_mikv.c */
+enum { KVMEM__SCALED_BITS, KVMEM__SCALED_GROUP };
+KVMEM__UNUSED static void kvmem__scaled_put(const kvmem_coded *b, const float *x, int t0, int n, int group) {
+    float row[KVMEM_MAX_WIDTH];
+    int t, c;
+    for (t = 0; t < n; t++, x += b->d) {
+        for (c = 0; c < b->d; c++) row[c] = x[c] * b->state[c];
+        kvmem__affine_row_put(kvmem__row_at(b, t0 + t), row, b->d, (int)b->par[KVMEM__SCALED_BITS], group);
+    }
+}
+KVMEM__UNUSED static void kvmem__scaled_get(const kvmem_coded *b, float *out, int t0, int n, int group) {
+    int t;
+    for (t = 0; t < n; t++)
+        kvmem__affine_row_get(out + (size_t)t * (size_t)b->d, kvmem__row_at(b, t0 + t), b->d,
+                              (int)b->par[KVMEM__SCALED_BITS], group);
+}
+/* Both ways of a vector: the query in, the output back. */
+static void kvmem__scaled_back(const kvmem_coded *b, float *out, const float *x) {
+    int c;
+    for (c = 0; c < b->d; c++) out[c] = x[c] / b->state[c];
+}
+/* most (d) grows to the largest finite |x| of every channel over rows x (n, d). */
+KVMEM__UNUSED static void kvmem__channel_most(float *most, const float *x, int n, int d) {
+    int t, c;
+    for (t = 0; t < n; t++, x += d) {
+        for (c = 0; c < d; c++) {
+            const float a = x[c] < 0 ? -x[c] : x[c];
+            if (a > most[c] && a <= FLT_MAX) most[c] = a;
+        }
+    }
+}
+/* The functions of a codec with this state, whose groups are kvmem__word_group(par, d) channels. */
+#define KVMEM__SCALED(word)                                                                         \
+    static size_t kvmem__##word##_row_bytes(const double *par, int d) {                             \
+        return kvmem__affine_row_bytes((int)par[KVMEM__SCALED_BITS], kvmem__##word##_group(par, d), d); \
+    }                                                                                               \
+    static void kvmem__##word##_encode(const kvmem_coded *b, const float *x, int t0, int n) {       \
+        kvmem__scaled_put(b, x, t0, n, kvmem__##word##_group(b->par, b->d));                        \
+    }                                                                                               \
+    static void kvmem__##word##_expand(const kvmem_coded *b, float *out, int t0, int n) {           \
+        kvmem__scaled_get(b, out, t0, n, kvmem__##word##_group(b->par, b->d));                      \
+    }
+#if KVMEM__X86
+#define KVMEM__SCALED_FAST(word)                                                                    \
+    static int kvmem__##word##_q_floats_512(const double *par, int d) {                             \
+        const int group = kvmem__##word##_group(par, d);                                            \
+        return kvmem__affine_fits((int)par[KVMEM__SCALED_BITS], group, d) ? kvmem__affine_q_size(group, d) : d; \
+    }                                                                                               \
+    static void kvmem__##word##_prepare_512(const kvmem_coded *b, float *out, const float *q) {     \
+        const int bits = (int)b->par[KVMEM__SCALED_BITS], group = kvmem__##word##_group(b->par, b->d); \
+        float x[512];                                                                               \
+        if (!kvmem__affine_fits(bits, group, b->d)) { kvmem__scaled_back(b, out, q); return; }      \
+        kvmem__scaled_back(b, x, q);                                                                \
+        kvmem__affine_split_512(bits, out, x, b->d, group);                                         \
+    }                                                                                               \
+    static void kvmem__##word##_dot_512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, \
+                                        int nq) {                                                   \
+        const int bits = (int)b->par[KVMEM__SCALED_BITS], d = b->d, group = kvmem__##word##_group(b->par, d); \
+        if (!kvmem__affine_fits(bits, group, d))                                                    \
+            kvmem__dot_by_expand(kvmem__##word##_expand, b, d, d, s, ld, t0, n, q, nq);             \
+        else kvmem__affine_rows_dot_512(bits, s, ld, kvmem__row_at(b, t0), b->row_bytes, n, q, nq, d, group); \
+    }                                                                                               \
+    static void kvmem__##word##_axpy_512(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, \
+                                         int nq) {                                                  \
+        const int bits = (int)b->par[KVMEM__SCALED_BITS], d = b->d, group = kvmem__##word##_group(b->par, d); \
+        if (!kvmem__affine_fits(bits, group, d))                                                    \
+            kvmem__axpy_by_expand(kvmem__##word##_expand, b, d, acc, t0, n, w, ld, nq);             \
+        else kvmem__affine_rows_axpy_512(bits, acc, kvmem__row_at(b, t0), b->row_bytes, n, w, ld, nq, d, group); \
+    }                                                                                               \
+    static void kvmem__##word##_fast(kvmem_codec *c, int isa) {                                     \
+        if (isa != 3) return;                                                                       \
+        c->q_floats = kvmem__##word##_q_floats_512;                                                 \
+        c->q_prepare = kvmem__##word##_prepare_512;                                                 \
+        c->dot = kvmem__##word##_dot_512;                                                           \
+        c->axpy = kvmem__##word##_axpy_512;                                                         \
+    }
+#else
+#define KVMEM__SCALED_FAST(word)                                                                    \
+    static void kvmem__##word##_fast(kvmem_codec *c, int isa) {                                     \
+        (void)c;                                                                                    \
+        (void)isa;                                                                                  \
+    }
+#endif
+
+/* ==== >>codec_zip : values with normalised channels, one scale a token. stage: codec ====
+   He et al. ZipCache: Accurate and Efficient KV Cache Quantization with Salient Token Identification. 2024.
+   arXiv 2405.14256.   Code: ThisisBillhe/ZipCache zipcache/models/modeling_llama.py, CompressUtils/
+   compress_function.py ("channel-separable tokenwise").
+   A scale for every few channels of a token costs as much as a bit. Divided by c_i = sqrt(max_t |V_ti|) the
+   channels are of one size, and one scale for the whole row is enough:
+       v = V / c,   code = round((v - min v) / s), s = (max v - min v) / (2^b - 1),   V^ = (code s + min v) c
+   f = 1 / c of >>scaled, learned from the lane's rows (at most 1024) when the first of them is coded.
+   bits a value: b + 32/d, and 32 d bits a lane for c. d=64: b + .5, d=128: b + .25.
+   reads: V (keys of zipcache are coded by channel: kivi).   state: f.   cost: O(n d).
+   defaults: bits=4 group=0 (the whole row). Preset zipcache: see >>score_zipcache.
+   departs: one scale a token and KV head (the code: over all heads); c from 1024 rows at most; a channel of zeros
+   has c = 1 (the code divides by 0).   test: tests/codec_zipcache.c */
+static const kvmem_param kvmem__params_zip[] = {
+    { "bits", 4, 1, 8, NULL, 1, "bits of a code" },
+    { "group", 0, 0, 4096, NULL, 1, "channels of a row that share a scale; 0: all" },
+    KVMEM__CODEC_COMMON };
+static int kvmem__zip_group(const double *par, int d) {
+    return par[KVMEM__SCALED_GROUP] > 0 ? (int)par[KVMEM__SCALED_GROUP] : d;
+}
+KVMEM__SCALED(zip)
+KVMEM__SCALED_FAST(zip)
+static int kvmem__zip_state(const double *par, int d) {
+    (void)par;
+    return d;
+}
+static void kvmem__zip_learn(const kvmem_coded *b, float *state, const float *x, int n) {
+    int c;
+    memset(state, 0, (size_t)b->d * sizeof *state);
+    kvmem__channel_most(state, x, n, b->d);
+    for (c = 0; c < b->d; c++) state[c] = state[c] > FLT_MIN ? 1.0f / sqrtf(state[c]) : 1.0f;
+}
+static const kvmem_codec kvmem__codec_zip = {
+    { "zip", "channels divided by the root of their largest value, one scale a row: b + 32/d bits",
+      "He 2024, arXiv 2405.14256", kvmem__params_zip, 0 }, 0, kvmem__zip_row_bytes, NULL, NULL, NULL, kvmem__zip_state,
+    NULL, kvmem__zip_learn, NULL, NULL, NULL, kvmem__zip_encode, kvmem__zip_expand, kvmem__scaled_back,
+    kvmem__scaled_back, NULL, NULL, NULL, kvmem__zip_fast };
+
+/* ==== >>codec_mikv : keys balanced against their queries, for tokens that nobody looks at. stage: codec ====
+   Yang et al. No Token Left Behind: Reliable KV Cache Compression via Importance-Aware Mixed Precision
+   Quantization. 2024. arXiv 2402.18096.   Code: none found.
+   Tokens that an eviction policy would drop are kept in 2 to 4 bits. A channel in which keys are large and
+   queries small makes every group's range wide for nothing; so it is scaled by the balancer
+       bal_c = sqrt(max_i |q_ic| / max_j |k_jc|),   coded: k bal, scored with q / bal: <q / bal, k bal> = <q, k>
+   by >>affine in groups of a row. f = bal of >>scaled: the queries of the lane's group are watched as they come
+   (those of the prompt), the keys are learned when the first one is coded (1024 at most); then bal stays.
+   bits a value: b + 32/group, and 32 d bits a lane for the balancer. group = d/2: b=2, d=64: 3.0, d=128: 2.5.
+   reads: K after RoPE with its queries; V has no balancer: kivi(axis=token,group=d/2).   state: bal.   cost: O(n d).
+   defaults: bits=2 group=0 (half the row). Preset mikv: score h2o, a share r of the tokens in float16 (half of it
+   the newest), the rest demoted to this codec; 16 r + (1 - r)(b + 32/g) bits a value: r=.2, b=2, d=64: 5.6.
+   departs: no official code; the maximum over a group's query heads is our choice. Where no query was seen, all
+   channels count as equally asked; a channel that no query uses counts as asked a thousandth of the most used one;
+   a channel without keys has bal = 1.   test: tests/codec_mikv.c */
+static const kvmem_param kvmem__params_mikv[] = {
+    { "bits", 2, 1, 8, NULL, 1, "bits of a code" },
+    { "group", 0, 0, 4096, NULL, 1, "channels of a row that share a scale; 0: half of them" },
+    KVMEM__CODEC_COMMON };
+static int kvmem__mikv_group(const double *par, int d) {
+    return par[KVMEM__SCALED_GROUP] > 0 ? (int)par[KVMEM__SCALED_GROUP] : (d + 1) / 2;
+}
+KVMEM__SCALED(mikv)
+KVMEM__SCALED_FAST(mikv)
+/* max |q| while queries are watched, then the balancer. */
+static int kvmem__mikv_state(const double *par, int d) {
+    (void)par;
+    return d;
+}
+static void kvmem__mikv_watch(const kvmem_coded *b, float *state, const float *q, int n) {
+    kvmem__channel_most(state, q, n, b->d);
+}
+static int kvmem__mikv_scratch(const double *par, int d, int n) {
+    (void)par;
+    (void)n;
+    return d;
+}
+static void kvmem__mikv_learn(const kvmem_coded *b, float *state, const float *x, int n) {
+    float *key = b->scratch, most = 0;
+    int c;
+    memset(key, 0, (size_t)b->d * sizeof *key);
+    kvmem__channel_most(key, x, n, b->d);
+    for (c = 0; c < b->d; c++) most = KVMEM__MAX(most, state[c]);
+    for (c = 0; c < b->d; c++) {
+        const float asked = most > 0 ? KVMEM__MAX(state[c], 1e-3f * most) : 1.0f;
+        const float f = key[c] > FLT_MIN ? sqrtf(asked) / sqrtf(key[c]) : 1.0f;
+        state[c] = f > FLT_MIN && f <= FLT_MAX ? f : 1.0f;
+    }
+}
+static const kvmem_codec kvmem__codec_mikv = {
+    { "mikv", "keys balanced channel by channel against the prompt's queries, then low bits in groups of d/2",
+      "Yang 2024, arXiv 2402.18096", kvmem__params_mikv, 0 }, KVMEM_CODEC_KEYS, kvmem__mikv_row_bytes, NULL, NULL, NULL,
+    kvmem__mikv_state, kvmem__mikv_watch, kvmem__mikv_learn, kvmem__mikv_scratch, NULL, NULL, kvmem__mikv_encode,
+    kvmem__mikv_expand, kvmem__scaled_back, kvmem__scaled_back, NULL, NULL, NULL, kvmem__mikv_fast };
+
 /* ==== >>codec_kvquant : non-uniform levels from calibration, per-channel keys, sparse outliers =====
    Hooper, Kim, Mohammadzadeh, Mahoney, Shao, Keutzer, Gholami. KVQuant: Towards 10 Million Context Length
    LLM Inference with KV Cache Quantization. 2024. arXiv 2401.18079.
@@ -9054,7 +9237,8 @@ static const kvmem_codec *kvmem__codec_table(int i) {
         &kvmem__codec_polark,
         &kvmem__codec_q4_1, &kvmem__codec_q5_0, &kvmem__codec_q5_1, &kvmem__codec_iq4_nl,
         &kvmem__codec_polarquant,
-        &kvmem__codec_kivi, &kvmem__codec_gear,
+        &kvmem__codec_kivi, &kvmem__codec_gear, &kvmem__codec_zip,
+        &kvmem__codec_mikv,
         &kvmem__codec_kvquant,
         &kvmem__codec_kvquant_post,
         &kvmem__codec_kvquant_v, &kvmem__codec_turboquant,
