@@ -4,7 +4,7 @@
 #include "test.h"
 #include "coded.h"
 #include "figures.h"
-#include "codec_facts.h"
+#include "coded_check.h"
 
 /* A codec whose state is set by hand: the card's levels and one range for all channels. */
 static int by_hand(coded *c, const char *text, int d, float off, float rg) {
@@ -120,7 +120,8 @@ TEST(qnorm_keeps_mean_and_deviation) {
         int i;
         coded c;
         figure_rows(x, 'G', 1024, 16, 8);
-        REQUIRE(coded_make(&c, k ? "kvquant(bits=2,qnorm=1,sparse=0)" : "kvquant(bits=2,sparse=0)", NULL, 16, x, 1024));
+        REQUIRE(coded_make(&c, k ? "kvquant(bits=2,qnorm=1,sparse=0)" : "kvquant(bits=2,sparse=0)", NULL, 16, x,
+                           1024));
         coded_decode(&c, y);
         for (i = 0; i < 1024 * 16; i++) { s += (double)p[i]; ss += (double)p[i] * (double)p[i]; }
         mean[k] = s / (1024 * 16);
@@ -194,6 +195,19 @@ TEST(cut_blocks_keep_the_outliers_of_their_rows) {
     for (t = 0; t < 5; t++) CHECK(!memcmp(y + t * 33, z + 2 * t * 33, 33 * sizeof(float)));
     coded_free(&c);
 }
+TEST(constant_channels_come_back) {
+    const char *const texts[3] = { "kvquant(bits=2)", "kvquant_v(bits=2)", "kvquant(bits=3,qnorm=1,sparse=0)" };
+    float x[16 * 24], y[16 * 24];
+    int k, i;
+    for (k = 0; k < 3; k++) {
+        coded c;
+        for (i = 0; i < 16 * 24; i++) x[i] = k == 1 ? 3.25f : (float)(i % 24) - 7;
+        REQUIRE(coded_make(&c, texts[k], NULL, 24, x, 16));
+        coded_decode(&c, y);
+        for (i = 0; i < 16 * 24; i++) CHECK(y[i] == x[i]);
+        coded_free(&c);
+    }
+}
 TEST(damaged_heads_read_nothing_beyond_them) {
     static float x[8 * 16], y[8 * 16];
     int i;
@@ -208,11 +222,25 @@ TEST(damaged_heads_read_nothing_beyond_them) {
     coded_decode(&c, y);
     coded_free(&c);
 }
+/* What holds for every codec: odd sizes, hard inputs, cut blocks, fast twins. */
+static const char *const checked[6] = { "kvquant(bits=2)",
+                                         "kvquant(bits=3,sparse=5,cap=1)",
+                                         "kvquant_post(bits=4)",
+                                         "kvquant_v(bits=2)",
+                                         "kvquant_v(bits=3,sparse=20)",
+                                         "kvquant(bits=8,qnorm=1)" };
 TEST(facts_of_every_codec) {
-    const char *const texts[6] = { "kvquant(bits=2)", "kvquant(bits=3,sparse=5,cap=1)", "kvquant_post(bits=4)",
-                                   "kvquant_v(bits=2)", "kvquant_v(bits=3,sparse=20)", "kvquant(bits=8,qnorm=1)" };
-    int i;
-    for (i = 0; i < 6; i++) { codec_facts(texts[i], 6e-4); codec_facts_at(texts[i], 6e-4, 300); }
+    static const int dims[7] = { 1, 7, 33, 64, 80, 128, 300 };
+    int k, s;
+    for (k = 0; k < 6; k++) {
+        for (s = 0; s < 7; s++) {
+            coded_check_sums(checked[k], NULL, dims[s], 37);
+            coded_check_bad(checked[k], dims[s]);
+            coded_check_twin(checked[k], "neon", dims[s], 37);
+            coded_check_twin(checked[k], "avx2", dims[s], 37);
+            coded_check_twin(checked[k], "avx512", dims[s], 37);
+        }
+    }
 }
 
 int main(int argc, char **argv) {
@@ -228,6 +256,7 @@ int main(int argc, char **argv) {
     RUN(bits_are_those_of_the_card);
     RUN(errors_are_those_of_the_card);
     RUN(cut_blocks_keep_the_outliers_of_their_rows);
+    RUN(constant_channels_come_back);
     RUN(damaged_heads_read_nothing_beyond_them);
     RUN(facts_of_every_codec);
     return test_end();

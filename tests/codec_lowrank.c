@@ -2,7 +2,7 @@
 #define KVMEM_NO_DECODER /* the memory layer alone */
 #include "test.h"
 #include "coded.h"
-#include "codec_facts.h"
+#include "coded_check.h"
 
 /* Rows that lie near a few directions: energy of direction i falls as 2^-i. */
 static void rows_near(float *x, int n, int d, int directions) {
@@ -57,7 +57,9 @@ TEST(error_is_the_sum_of_the_eigenvalues_left_out) {
     int r, t, i, j;
     rows_near(x, N, D, 6);
     memset(m, 0, sizeof m);
-    for (t = 0; t < N; t++) for (i = 0; i < D; i++) for (j = 0; j < D; j++) m[i * D + j] += x[t * D + i] * x[t * D + j];
+    for (t = 0; t < N; t++)
+        for (i = 0; i < D; i++)
+            for (j = 0; j < D; j++) m[i * D + j] += x[t * D + i] * x[t * D + j];
     kvmem__eigen(u, e, m, D);
     for (r = 2; r <= D; r++) {
         double want = 0, got;
@@ -120,12 +122,25 @@ TEST(a_lesson_of_fewer_rows_than_directions_is_exact_on_them) {
     }
     coded_free(&c);
 }
+/* What holds for every codec: odd sizes, hard inputs, cut blocks, fast twins. */
+static const char *const checked[5] = { "lowrank(rank=1,store=f32)",
+                                         "lowrank",
+                                         "lowrank(rank=48,store=q8_0)",
+                                         "lowrank(rank=0.3,store=q4_0)",
+                                         "lowrank(store=bf16)" };
 TEST(facts_of_every_codec) {
-    codec_facts("lowrank(rank=1,store=f32)", 1e-5);
-    codec_facts("lowrank", 1e-3);
-    codec_facts("lowrank(rank=48,store=q8_0)", 1e-2);
-    codec_facts("lowrank(rank=0.3,store=q4_0)", 2e-2);
-    codec_facts("lowrank(store=bf16)", 5e-3);
+    static const int dims[6] = { 1, 7, 33, 64, 80, 128 };
+    int k, s;
+    check_fast = 1e-4; /* 16-bit queries and weights */
+    for (k = 0; k < 5; k++) {
+        for (s = 0; s < 6; s++) {
+            coded_check_sums(checked[k], NULL, dims[s], 37);
+            coded_check_bad(checked[k], dims[s]);
+            coded_check_twin(checked[k], "neon", dims[s], 37);
+            coded_check_twin(checked[k], "avx2", dims[s], 37);
+            coded_check_twin(checked[k], "avx512", dims[s], 37);
+        }
+    }
 }
 
 int main(int argc, char **argv) {

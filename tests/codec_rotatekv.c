@@ -4,7 +4,7 @@
 #include "test.h"
 #include "coded.h"
 #include "figures.h"
-#include "codec_facts.h"
+#include "coded_check.h"
 
 TEST(example_of_the_card) { /* in the codec's own space: turned rows are what the group sees */
     const float row[4] = { -1, .2f, .9f, 2 }, want[4] = { -.8f, 0, .8f, 1.6f };
@@ -156,12 +156,24 @@ TEST(damaged_orders_stay_inside_the_row) {
     coded_decode(&c, y);
     coded_free(&c);
 }
+/* What holds for every codec: odd sizes, hard inputs, cut blocks, fast twins. */
+static const char *const checked[5] = { "rotatekv",
+                                         "rotatekv(zero=half)",
+                                         "rotatekv(bits=3,group=5)",
+                                         "rotatekv(bits=8,order=0,group=16)",
+                                         "rotatekv(bits=4)" };
 TEST(facts_of_every_codec) {
-    codec_facts("rotatekv", 0.21); /* a constant row turns into one spike, and the range is clipped */
-    codec_facts("rotatekv(zero=half)", 0.21);
-    codec_facts("rotatekv(bits=3,group=5)", 0.02);
-    codec_facts("rotatekv(bits=8,order=0,group=16)", 0.01);
-    codec_facts_at("rotatekv(bits=4)", 0.01, 300);
+    static const int dims[7] = { 1, 7, 33, 64, 80, 128, 300 };
+    int k, s;
+    for (k = 0; k < 5; k++) {
+        for (s = 0; s < 7; s++) {
+            coded_check_sums(checked[k], NULL, dims[s], 37);
+            coded_check_bad(checked[k], dims[s]);
+            coded_check_twin(checked[k], "neon", dims[s], 37);
+            coded_check_twin(checked[k], "avx2", dims[s], 37);
+            coded_check_twin(checked[k], "avx512", dims[s], 37);
+        }
+    }
 }
 
 int main(int argc, char **argv) {

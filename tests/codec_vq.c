@@ -3,7 +3,7 @@
 #include "test.h"
 #include "coded.h"
 #include "figures.h"
-#include "codec_facts.h"
+#include "coded_check.h"
 
 /* One piece of 2 channels, two centres and a metric, set by hand: which one is taken for k? */
 static int taken(const char *text, const float *h, float k0, float k1, const float *c) {
@@ -15,7 +15,8 @@ static int taken(const char *text, const float *h, float k0, float k1, const flo
     if (h) memcpy(v.state + 6, h, 4 * sizeof(float));
     for (i = 0; i < 2; i++) {
         const float *y = c + 2 * i;
-        v.state[4 + i] = h ? y[0] * y[0] * h[0] + 2 * y[0] * y[1] * h[1] + y[1] * y[1] * h[3] : y[0] * y[0] + y[1] * y[1];
+        v.state[4 + i] = h ? y[0] * y[0] * h[0] + 2 * y[0] * y[1] * h[1] + y[1] * y[1] * h[3]
+                           : y[0] * y[0] + y[1] * y[1];
     }
     coded_encode(&v, x, 1);
     r = v.b.rows[0] & 1;
@@ -43,7 +44,9 @@ TEST(metric_is_that_of_the_queries) {
     coded_learn(&c, q, N);
     memcpy(h, c.state + 4 * D + 4, sizeof h);
     memset(want, 0, sizeof want);
-    for (t = 0; t < N; t++) for (i = 0; i < D; i++) for (j = 0; j < D; j++) want[i * D + j] += q[t * D + i] * q[t * D + j];
+    for (t = 0; t < N; t++)
+        for (i = 0; i < D; i++)
+            for (j = 0; j < D; j++) want[i * D + j] += q[t * D + i] * q[t * D + j];
     for (i = 0; i < D * D; i++) rms += (double)want[i] * (double)want[i] / (D * D);
     for (i = 0; i < D * D; i++) CHECK_NEAR(h[i], (double)want[i] / sqrt(rms), 1e-4);
     CHECK(kvmem__cholesky(l, h, D, 0) == 0);
@@ -82,8 +85,8 @@ TEST(coding_decoded_rows_again_changes_nothing) {
 }
 TEST(bits_are_those_of_the_indices) {
     static float x[4 * 64];
-    const char *const texts[5] = { "vq(centroids=4096,parts=1)", "vq(centroids=4096,parts=16)", "vq(centroids=256,parts=16)",
-                                   "vq(centroids=300,parts=16)", "vq(centroids=16,parts=64)" };
+    const char *const texts[5] = { "vq(centroids=4096,parts=1)", "vq(centroids=4096,parts=16)",
+                                   "vq(centroids=256,parts=16)", "vq(centroids=300,parts=16)", "vq(centroids=16,parts=64)" };
     const size_t bytes[5] = { 2, 24, 16, 16, 32 }; /* 12 bits a piece; a row is whole bytes */
     int k;
     for (k = 0; k < 5; k++) {
@@ -112,7 +115,8 @@ TEST(query_weight_lowers_the_error_of_scores) {
     }
     for (k = 0; k < 2; k++) {
         coded c;
-        REQUIRE(coded_begin(&c, k ? "vq(centroids=64,parts=2,weight=plain)" : "vq(centroids=64,parts=2)", NULL, D));
+        REQUIRE(coded_begin(&c, k ? "vq(centroids=64,parts=2,weight=plain)" : "vq(centroids=64,parts=2)", NULL,
+                            D));
         coded_watch(&c, q, N);
         coded_learn(&c, x, N);
         coded_encode(&c, x, N);
@@ -128,11 +132,23 @@ TEST(query_weight_lowers_the_error_of_scores) {
     }
     CHECK(err[0] < .5 * err[1]);
 }
+/* What holds for every codec: odd sizes, hard inputs, cut blocks, fast twins. */
+static const char *const checked[4] = { "vq(centroids=16)",
+                                         "vq(centroids=8,parts=3,weight=plain)",
+                                         "vq(centroids=2,parts=1)",
+                                         "vq(centroids=1024,parts=100)" };
 TEST(facts_of_every_codec) {
-    codec_facts("vq(centroids=16)", 1e-4);
-    codec_facts("vq(centroids=8,parts=3,weight=plain)", 1e-6);
-    codec_facts("vq(centroids=2,parts=1)", 1e-4);
-    codec_facts_at("vq(centroids=1024,parts=100)", 1e-4, 300);
+    static const int dims[7] = { 1, 7, 33, 64, 80, 128, 300 };
+    int k, s;
+    for (k = 0; k < 4; k++) {
+        for (s = 0; s < 7; s++) {
+            coded_check_sums(checked[k], NULL, dims[s], 37);
+            coded_check_bad(checked[k], dims[s]);
+            coded_check_twin(checked[k], "neon", dims[s], 37);
+            coded_check_twin(checked[k], "avx2", dims[s], 37);
+            coded_check_twin(checked[k], "avx512", dims[s], 37);
+        }
+    }
 }
 
 int main(int argc, char **argv) {
