@@ -79,6 +79,9 @@ $(B)/test_%: tests/%.c tests/test.h kvmem.h
 	$(COMPILE_TEST) -ffp-contract=off -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/test_mkgguf $(B)/test_peer $(B)/test_decoder: tools/mkgguf.c tools/gguf_write.h tools/corpus.h
 $(B)/test_train: tools/gguf_write.h
+$(B)/test_transform: tools/transform.c tools/gguf_write.h
+$(B)/transform: tools/gguf_write.h
+$(B)/bench_direct: tools/corpus.h tools/gguf_write.h
 $(B)/test_corpus $(B)/corpus $(B)/train: tools/corpus.h tools/gguf_write.h
 $(B)/mkgguf: tools/gguf_write.h tools/corpus.h
 $(B)/test_report: tools/report.h
