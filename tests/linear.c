@@ -72,6 +72,17 @@ TEST(rotation_is_its_own_inverse_and_keeps_inner_products) {
         for (i = 0; i < d; i++) CHECK_NEAR(a[i], x[i], 4e-6);
     }
 }
+TEST(four_lanes_give_the_bits_of_the_plain_sums) {
+    static float a[4096], b[4096];
+    int n;
+    for (n = 1; n <= 4096; n *= 2) {
+        normals(a, n);
+        memcpy(b, a, sizeof a);
+        kvmem__fwht(a, n);
+        kvmem__fwht_plain(b, n);
+        CHECK(!memcmp(a, b, (size_t)n * sizeof *a));
+    }
+}
 TEST(block_is_the_largest_power_of_two_in_d) {
     CHECK(kvmem__pow2_in(1) == 1 && kvmem__pow2_in(7) == 1 && kvmem__pow2_in(80) == 16);
     CHECK(kvmem__pow2_in(64) == 64 && kvmem__pow2_in(96) == 32 && kvmem__pow2_in(4096) == 4096);
@@ -87,9 +98,9 @@ TEST(blocks_do_not_mix) {
 TEST(codes_are_packed_from_the_lowest_bit_and_nothing_else_is_touched) {
     int bits, n, i;
     for (bits = 1; bits <= 8; bits++) {
-        for (n = 0; n <= 67; n++) {
+        for (n = 0; n <= 150; n += n < 67 ? 1 : 7) {
             const size_t size = kvmem__bits_bytes(n, bits);
-            unsigned char code[67], got[67 + 1], *out = (unsigned char *)malloc(size + 1);
+            unsigned char code[151], got[151 + 1], *out = (unsigned char *)malloc(size + 1);
             CHECK(size == (size_t)((n * bits + 7) / 8));
             REQUIRE(out);
             for (i = 0; i < n; i++)
@@ -119,9 +130,9 @@ TEST(codes_are_packed_from_the_lowest_bit_and_nothing_else_is_touched) {
 TEST(reading_codes_touches_only_their_bytes) {
     int bits, n;
     for (bits = 1; bits <= 8; bits++) {
-        for (n = 1; n <= 40; n++) { /* the sanitizers see one byte too many */
+        for (n = 1; n <= 100; n++) { /* the sanitizers see one byte too many */
             const size_t size = kvmem__bits_bytes(n, bits);
-            unsigned char got[40], *row = (unsigned char *)malloc(size);
+            unsigned char got[100], *row = (unsigned char *)malloc(size);
             REQUIRE(row);
             memset(row, 255, size);
             kvmem__bits_get(got, row, 0, n, bits);
@@ -222,6 +233,7 @@ int main(int argc, char **argv) {
     RUN(rotation_example_of_the_card);
     RUN(hadamard_is_the_sylvester_matrix);
     RUN(rotation_is_its_own_inverse_and_keeps_inner_products);
+    RUN(four_lanes_give_the_bits_of_the_plain_sums);
     RUN(block_is_the_largest_power_of_two_in_d);
     RUN(blocks_do_not_mix);
     RUN(codes_are_packed_from_the_lowest_bit_and_nothing_else_is_touched);
