@@ -191,7 +191,7 @@ TEST(gram_schmidt_makes_columns_orthonormal_and_drops_dependent_ones) {
             a[t * R + 9] = 0;
             a[t * R + 7] = a[t * R + 2] + 1e-3f * a[t * R + 7]; /* nearly parallel */
         }
-        kvmem__orthonormal(a, N, R);
+        kvmem__orthonormal(a, N, R, R);
         for (i = 0; i < R; i++) {
             for (j = 0; j <= i; j++) {
                 const int gone = some && (i == 5 || i == 9);
