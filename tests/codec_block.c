@@ -3,7 +3,6 @@
 #include "test.h"
 #include "coded.h"
 #include "figures.h"
-#include "codec_facts.h"
 #include "coded_check.h"
 
 static const char *const words[6] = { "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl" };
@@ -149,27 +148,64 @@ TEST(errors_are_those_of_the_reference_table) {
         }
     }
 }
-TEST(hard_inputs_give_finite_results_on_every_path) {
+static const char *const paths[3] = { "neon", "avx2", "avx512" };
+static const int dims[9] = { 1, 7, 33, 48, 64, 80, 96, 128, 300 };
+
+TEST(hard_inputs_give_finite_results) {
     static const char *const rots[4] = { "", "(rot=had)", "(rot=signs,seed=5)", "(rot=had,block=64)" };
-    int k, r;
-    codec_facts_fast = 4e-5;
+    int k, r, i;
     for (k = 0; k < 6; k++) {
-        for (r = 0; r < 4; r++) { /* a constant turns into one spike, which no level but 0 and itself fits */
+        for (r = 0; r < 4; r++) {
             char text[64];
             snprintf(text, sizeof text, "%s%s", words[k], rots[r]);
-            codec_facts(text, r ? 1 : k == 0 || k == 2 || k == 4 ? .005 : .01);
-            coded_check_bad(text, 33);
-            coded_check_bad(text, 64);
+            for (i = 0; i < 9; i++) coded_check_bad(text, dims[i]);
+        }
+    }
+}
+TEST(constant_rows_stay_constant) {
+    int k, j;
+    for (k = 0; k < 6; k++) {
+        float x[80], y[80];
+        coded c;
+        for (j = 0; j < 80; j++) x[j] = 3.5f;
+        REQUIRE(coded_make(&c, words[k], NULL, 80, x, 1));
+        coded_decode(&c, y);
+        for (j = 0; j < 80; j++) CHECK_NEAR(y[j], 3.5, .005);
+        coded_free(&c);
+    }
+}
+TEST(fast_encoders_code_hard_rows_as_plain_does) {
+    static const float put[8] = { NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e-42f, -0.0f, 65519.0f };
+    int k, i, p, m, j;
+    for (k = 0; k < 6; k++) {
+        for (m = 0; m < 24; m++) { /* 1 to 3 kinds of bad value, or rows of nothing else */
+            enum { D = 96, N = 4 };
+            const int every = m % 3 == 0 ? 1 : 7;
+            float x[N * D];
+            coded a, b;
+            char text[64];
+            for (j = 0; j < N * D; j++) {
+                x[j] = (float)(test_normal() * (m % 2 ? 1 : 1e-3));
+                if (j % every == 0) x[j] = put[(m / 3 + (j % 2 ? m : 0)) % 8];
+            }
+            for (i = 0; i < 2; i++) {
+                snprintf(text, sizeof text, "%s(rot=%s)", words[k], i ? "had" : "none");
+                REQUIRE(coded_make(&a, text, NULL, D, x, N));
+                for (p = 0; p < 3; p++) {
+                    if (!coded_make(&b, text, paths[p], D, x, N)) continue;
+                    if (memcmp(a.b.rows, b.b.rows, N * a.b.row_bytes)) FAIL_AT("%s on %s, rows %d", text, paths[p], m);
+                    coded_free(&b);
+                }
+                coded_free(&a);
+            }
         }
     }
 }
 TEST(fast_paths_and_cut_rows_equal_plain) {
-    static const char *const paths[3] = { "neon", "avx2", "avx512" };
-    static const int dims[8] = { 1, 7, 33, 48, 64, 80, 96, 128 };
     int k, i, p;
     check_fast = 2e-4;
     for (k = 0; k < 6; k++) {
-        for (i = 0; i < 8; i++) {
+        for (i = 0; i < 9; i++) {
             char text[64];
             snprintf(text, sizeof text, "%s(rot=%s)", words[k], i % 2 ? "had" : "signs");
             coded_check_sums(text, NULL, dims[i], 21);
@@ -181,7 +217,7 @@ TEST(fast_paths_and_cut_rows_equal_plain) {
 /* --- rotation --- */
 TEST(turned_queries_and_keys_have_the_same_products) {
     static const char *const texts[4] = { "q8_0(rot=had)", "q8_0(rot=signs)", "q8_0(rot=had,block=32)", "q8_0" };
-    const int dims[4] = { 64, 96, 128, 80 };
+    const int size_of[4] = { 64, 96, 128, 80 };
     int i, k, j;
     for (i = 0; i < 4; i++) {
         for (k = 0; k < 4; k++) {
@@ -189,17 +225,17 @@ TEST(turned_queries_and_keys_have_the_same_products) {
             double s = 0, t = 0, size = 0;
             coded c;
             for (j = 0; j < 128; j++) { q[j] = (float)test_normal(); x[j] = (float)(test_normal() * (j % 9 ? 1 : 9)); }
-            REQUIRE(coded_begin(&c, texts[i], NULL, dims[k]));
+            REQUIRE(coded_begin(&c, texts[i], NULL, size_of[k]));
             kvmem__rot_row(&c.b, a, q);
             kvmem__rot_row(&c.b, b, x);
-            for (j = 0; j < dims[k]; j++) {
+            for (j = 0; j < size_of[k]; j++) {
                 s += (double)q[j] * (double)x[j];
                 t += (double)a[j] * (double)b[j];
                 size += fabs((double)q[j] * (double)x[j]);
             }
             CHECK_NEAR(s, t, 1e-5 * size);
             kvmem__rot_finish(&c.b, a, b);
-            for (j = 0; j < dims[k]; j++) CHECK_NEAR(a[j], x[j], 1e-5);
+            for (j = 0; j < size_of[k]; j++) CHECK_NEAR(a[j], x[j], 1e-5);
             coded_free(&c);
         }
     }
@@ -274,7 +310,9 @@ int main(int argc, char **argv) {
     RUN(row_bytes_are_ggufs_and_bits_count_everything);
     RUN(pieces_equal_ggmls_bytes);
     RUN(errors_are_those_of_the_reference_table);
-    RUN(hard_inputs_give_finite_results_on_every_path);
+    RUN(hard_inputs_give_finite_results);
+    RUN(constant_rows_stay_constant);
+    RUN(fast_encoders_code_hard_rows_as_plain_does);
     RUN(fast_paths_and_cut_rows_equal_plain);
     RUN(turned_queries_and_keys_have_the_same_products);
     RUN(hadamard_of_one_channel_is_flat_over_its_block);
