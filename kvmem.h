@@ -102,6 +102,7 @@
      >>score_h2o          attention received so far
      >>score_tova         attention of the newest query, one set for the layer
      >>score_snapkv       entries the last queries looked at
+     >>score_zipcache     the mean attention of those that could see an entry
      >>budget             how many entries may each lane keep?
      >>budget_uniform     every lane the same
      >>budget_pyramid     much for the lower layers, little for the upper
@@ -11593,6 +11594,34 @@ static kvmem_status kvmem__score_snapkv(const kvmem_view *v, int g, float *score
     return KVMEM_OK;
 }
 
+/* ==== >>score_zipcache : the mean attention of those that could see an entry. stage: score ====
+   He et al. ZipCache: Accurate and Efficient KV Cache Quantization with Salient Token Identification. 2024.
+   arXiv 2405.14256.   Code: ThisisBillhe/ZipCache zipcache/models/modeling_llama.py (MyLlamaAttention.forward).
+   A sum of attention favours early entries, which more queries could see: divide by their number,
+       s[t] = (sum over probe queries i of P[i][t]) / (l - t),   t counted from 0, l tokens told
+   with P averaged over the group. The divisor counts all queries, the sum only the probes (as in the code), so
+   s orders entries of like age truly and old ones a little low. Example, rows (1), (.6 .4), (.5 .2 .3),
+   (.4 .1 .2 .3), all of them probes: sums 2.5 .7 .5 .3 rank 0 1 2 3; s = .625 .2333 .25 .3 ranks 0 3 2 1.
+   Preset zipcache: the 60 % that score best stay in 4 bits, the others go to 2 (keys by channel, values by zip).
+   reads: QUERIES (w).   state: the ring.   cost: O(H w n d) time, n positions.
+   defaults: window=64.   ties: lower index.
+   departs: probes are the last w queries; the code adds as many random earlier ones, which no cache keeps (it would
+   take a second ring). score=h2o(normalize=1) is the same mean with every query as a probe.
+   test: tests/codec_zipcache.c score_* */
+static const kvmem_param kvmem__params_zipcache[] = {
+    { "window", 64, 1, 4096, NULL, 1, "how many of the last queries are probes" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__score_zipcache(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g);
+    int32_t *pos = (int32_t *)(void *)kvmem__view_scratch(v, (size_t)n);
+    int t;
+    if (!pos) return v->cache->error.status;
+    KVMEM__TRY(kvmem_view_attention(v, g, (int)v->par[0], score));
+    kvmem_view_positions(v, g, pos);
+    for (t = 0; t < n; t++) score[t] /= (float)(pos[n - 1] - pos[t] + 1);
+    return KVMEM_OK;
+}
+
 static const kvmem_score_entry kvmem__scores[] = {
     { { "recency", "newest entries; with sinks and place=cache StreamingLLM",
         "Xiao 2023, arXiv 2309.17453", NULL, 0 }, kvmem__score_recency },
@@ -11605,7 +11634,9 @@ static const kvmem_score_entry kvmem__scores[] = {
     { { "tova", "attention of the newest query, mean over the layer's heads",
         "Oren 2024, arXiv 2401.06104", NULL, KVMEM_READS_LAST | KVMEM_READS_LANES }, kvmem__score_tova },
     { { "snapkv", "pooled attention of the last queries", "Li 2024, arXiv 2404.14469",
-        kvmem__params_snapkv, KVMEM_READS_QUERIES }, kvmem__score_snapkv } };
+        kvmem__params_snapkv, KVMEM_READS_QUERIES }, kvmem__score_snapkv },
+    { { "zipcache", "attention of the last queries over the number of queries that could see the entry",
+        "He 2024, arXiv 2405.14256", kvmem__params_zipcache, KVMEM_READS_QUERIES }, kvmem__score_zipcache } };
 
 /* ==== >>budget : how many entries may each lane keep? ============================================
    A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
