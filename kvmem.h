@@ -595,8 +595,8 @@ KVMEM_API kvmem_status kvmem_cache_inspect(const void *bytes, size_t size, kvmem
 typedef struct kvmem_level_options {
     int level;      /* 1 smallest, 2, 3 finest; 0: entries as stored, what kvmem_cache_save writes */
     int all;        /* 1: every chunk at all three levels, level is ignored */
-    int group;      /* 1: every token has a scale of its own (as released); 2..255: the paper's anchors, one in
-                       so many tokens, the others are differences. Default 10 */
+    int group;      /* 1: every token has a scale of its own (as released); 2..255: the paper's
+                       anchors, one in so many tokens (10), the others are differences. Default 1 */
     int models;     /* distributions: 0 the smaller, 1 per channel, 2 per layer */
     int chunk;      /* tokens of a chunk, 1..65536; default 1000 */
     const int *ids; /* (n_ids) token ids by position, for those who rather compute a chunk; NULL: no text */
@@ -13439,7 +13439,7 @@ KVMEM_API kvmem_level_options kvmem_level_options_default(void) {
     kvmem_level_options o;
     memset(&o, 0, sizeof o);
     o.level = 2;
-    o.group = 10;
+    o.group = 1;
     o.chunk = 1000;
     return o;
 }

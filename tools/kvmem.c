@@ -244,13 +244,13 @@ typedef struct texts { const char *item[MAX_LIST]; int n; } texts;
 typedef struct args {
     const char *model, *tokenizer, *prompt, *file, *kv, *save, *load, *backend, *output, *tokens,
         *tokens_file, *cache, *shape, *system, *chat_template, *suite, *lengths, *budgets, *text,
-        *report, *input, *as, *query, *positions, *dots;
+        *report, *input, *as, *query, *positions, *dots, *models, *levels, *gbps, *rule;
     texts kvs, audits;
     int64_t n, ctx, threads, top_k, repeat_last, chunk, first, block, decode, seed, seeds,
-        questions, depths;
-    double temp, top_p, min_p, repeat, rope_base;
+        questions, depths, level, group;
+    double temp, top_p, min_p, repeat, rope_base, slo, delay;
     size_t max_bytes;
-    int json, csv, md, stream, no_bos, pieces, special, use_chunk, aware, pairs, matrix, pre_rope, neox;
+    int json, csv, md, stream, no_bos, pieces, special, use_chunk, aware, pairs, matrix, pre_rope, neox, all, no_text;
     char line[1024];  /* the whole command, for reports */
     const char **word; /* what is no option */
     int n_words;
@@ -1849,6 +1849,7 @@ static void default_model(args *a) {
 #include "eval.h"
 #include "eval_show.h"
 #include "demo.h"
+#include "cache.h"
 
 /* ==== >>commands : the table, the top level =================================================== */
 
@@ -1957,6 +1958,25 @@ static const option demo_options[] = {
     O_TEXT_OF("--report", report, "FILE", "report.html", "the HTML report; \"\": none"),
     O_THREADS, O_BACKEND, O_END };
 
+static const option cache_options[] = {
+    O_DEFAULT_MODEL, O_TOKENIZER, O_PROMPT, O_FILE(0, "the text, from a file; - is stdin"),
+    O_TEXT("-o", output, "FILE", "write: where the cache goes"),
+    O_INT("--level", level, "L", "2", 0, 3, "write: 1 smallest, 3 finest, 0 entries as stored"),
+    O_FLAG("--all", all, "write: every chunk at all three levels, to choose from"),
+    O_INT("--group", group, "N", "1", 1, 255, "1: as released; 10: an anchor in 10 tokens, the paper's"),
+    O_TEXT_OF("--models", models, "WAY", "smaller", "distributions: per channel, per layer, or the smaller"),
+    O_INT("--chunk", chunk, "N", "1000", 1, 65536, "tokens of a chunk"),
+    O_FLAG("--no-text", no_text, "write: leave the token ids out"),
+    O_TEXT("--levels", levels, "LIST", "read: level of each chunk, 0: from its text; the last goes on"),
+    O_TEXT("--gbps", gbps, "LIST", "plan: 10^9 bits a second for each chunk, or uniform (.1 to 10)"),
+    O_REAL("--slo", slo, "S", "2", 0, 1e9, "plan: seconds in which all should be there"),
+    O_REAL("--text-seconds", delay, "S", "0.2", 0, 1e9, "plan: to compute a chunk from its text"),
+    O_TEXT_OF("--rule", rule, "NAME", "released", "plan: released, or paper (looks ahead)"),
+    { "-n", "--count", INTEGER, AT(n), "N", NULL, 1, BIG, 0,
+      "tokens: of the text (levels: default 1024), to write (read: default 64)" },
+    O_INT("--prompt-tokens", first, "N", NULL, 1, BIG, "levels: tokens that are saved (default half)"),
+    O_KV, O_ROPE_CTX, O_MAX_BYTES, O_SAMPLING, O_NO_BOS, O_SPECIAL, O_THREADS, O_BACKEND, O_JSON, O_END };
+
 static const command commands[] = {
     { "run", cmd_run, run_options, 0, 0, "-m MODEL (-p TEXT | -f FILE) [options]",
       "continue a text, remembering it as a recipe says",
@@ -2020,6 +2040,17 @@ static const command commands[] = {
       "Shape, tokenizer, what a token's keys and values take as f32, f16, q8_0 and q4_0, and the\n"
       "table of tensors; for a saved cache its recipe, shape, tokens and bytes.",
       { "kvmem inspect -m model.gguf", "kvmem inspect --cache story.kv --json" } },
+    { "cache", cmd_cache, cache_options, 1, 2,
+      "write -o FILE (-p TEXT | -f FILE) | inspect FILE | read FILE | plan FILE --gbps LIST | levels -f FILE",
+      "caches in files: few bits a value, in chunks, at three levels",
+      "A context that was read once can be stored and loaded instead of read again (CacheGen). Values\n"
+      "are quantized by layer and level, then arithmetic-coded with a distribution for each channel.\n"
+      "A file has chunks of tokens that load one by one, each at its own level or computed from its\n"
+      "text. write reads a text and saves its cache; inspect shows chunks and bits a value; read loads\n"
+      "a file, under any codec, and goes on with the text; plan says which level of each chunk to\n"
+      "fetch so that all is there in time; levels measures what each level costs beside q8_0.",
+      { "kvmem cache write -f book.txt -o book.kvs --all --chunk 256",
+        "kvmem cache plan book.kvs --gbps 0.01,0.002 --slo 0.5 --rule paper" } },
     { "list", cmd_list, list_options, 0, 1, "[KEY | --matrix]",
       "presets and the entries of the seven stages",
       "One line each: key, what it is, paper, sentence. With a key, all there is to say about it:\n"
