@@ -1,5 +1,5 @@
-/* direct.c - the 20-turn experiment of KV-Direct (arXiv 2603.19664): one growing conversation, twenty
-   user turns, each answered greedily with a fixed number of tokens.
+/* direct.c - the 20-turn experiment of KV-Direct (arXiv 2603.19664): one growing conversation,
+   twenty user turns, each answered greedily with a fixed number of tokens.
 
    First table: bytes after each turn and the highest so far, for the full cache and for kvdirect.
    Second: the share of answer tokens that equal the full cache's at the same token budget, for
@@ -7,7 +7,8 @@
    run's tokens so far. "free": the method's own tokens stay in its conversation.
 
    Build  make build/bench_direct        Run  build/bench_direct [--model F] [--turns N]
-   [--tokens N] [--csv]. The text is the corpus language of the default model (tools/corpus.h). */
+   [--tokens N] [--table memory|match] [--csv]. The text is the corpus language of the default model
+   (tools/corpus.h). */
 #include "bench.h"
 #include "../tools/corpus.h"
 
@@ -92,7 +93,7 @@ static const char *with_budget(const char *text, int budget, char *out, size_t s
 
 static const char *const methods[] = {
     "kvdirect budget=@ codec=f16 reduce=recompute(hold=1)",
-    "kvdirect budget=@ codec=f16 reduce=recompute(checkpoint=f32,every=1)",
+    "kvdirect budget=@ codec=f16 reduce=recompute(checkpoint=f32,every=1,hold=1)",
     "h2o budget=@ codec=f16",
     "streamingllm budget=@ codec=f16",
     "snapkv budget=@ codec=f16",
@@ -125,12 +126,15 @@ static void match_table(const talk *full) {
         }
 }
 static void memory_table(const talk *full) {
+    static const char *const kinds[3] = {
+        "kvdirect budget=@ codec=f16", "kvdirect budget=@ codec=f16 reduce=recompute(hold=1)",
+        "kvdirect budget=@ codec=f16 reduce=recompute(checkpoint=f32,every=1)" };
     talk t[3];
     char text[160];
     int i, turn;
     for (i = 0; i < 3; i++) {
         t[i] = talk_new();
-        with_budget(i == 0 ? "kvdirect budget=@ codec=f16" : methods[i - 1], 64, text, sizeof text);
+        with_budget(kinds[i], 64, text, sizeof text);
         play(text, full->token, &t[i]);
         if (memcmp(t[i].token, full->token, (size_t)(n_turns * n_answer) * sizeof(int)))
             die(text, "its tokens are not those of the full cache");
@@ -183,8 +187,8 @@ int main(int argc, char **argv) {
     play("full codec=f16", NULL, &full);
     printf("# %s: %d turns of %d tokens and a question, %d tokens answered each\n", path, n_turns,
            USER_TOKENS, n_answer);
-    memory_table(&full);
-    match_table(&full);
+    if (strcmp(bench_option("--table", "both"), "match")) memory_table(&full);
+    if (strcmp(bench_option("--table", "both"), "memory")) match_table(&full);
     talk_free(&full);
     corpus_test_free(&test);
     kvmem_model_close(&model);

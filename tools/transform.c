@@ -5,17 +5,17 @@
 
    kvheads: t = --group KV heads become one (Yu et al. Effectively Compress KV Heads for LLM. 2024.
    arXiv 2406.07056; no code found). With the t heads' rows side by side, x (t d), and the Gram
-   matrix M = sum x x^T over calibration text (svd-a) or over the weights' columns (svd-w), the heads
-   are replaced by c = D x, x ~ D^T c, where D (d, t d) has orthonormal rows:
+   matrix M = sum x x^T over calibration text (svd-a) or the weights' columns (svd-w), the heads are
+   replaced by c = D x, x ~ D^T c, where D (d, t d) has orthonormal rows:
        W_K' = D W_K    q_h' = D_i q_h       as q . (D_i^T c) = (D_i q) . c; i: h's head in the group
        W_V' = D W_V    W_O,h' = W_O,h D_i^T
    so the result is a GQA model that runs anywhere; biases are one more column. For V, and for
-   channels of K without RoPE, the rows of D are the d leading eigenvectors of M. Rotated channels may
-   only be mixed so that rotating commutes with mixing: the pair (a, b) of head i is a complex number
-   z_i = a_i + i b_i, RoPE multiplies all z_i by the same e^(i angle), so c = sum conj(u_i) z_i,
-   z_i ~ u_i c, with u the leading eigenvector of the Hermitian matrix sum z z^H (t, t). (The paper's
-   way for RoPE keys is not public; this one is ours. The other, to keep c before RoPE and rebuild
-   every head when it is read, costs d^2 products a head and token: the codec lowrank.)
+   channels of K without RoPE, the rows of D are the d leading eigenvectors of M. Rotated channels
+   may only be mixed so that rotating commutes with mixing: the pair (a, b) of head i is a complex
+   number z_i = a_i + i b_i, RoPE multiplies all z_i by the same e^(i angle), so c = sum conj(u_i)
+   z_i, z_i ~ u_i c, with u the leading eigenvector of the Hermitian matrix sum z z^H (t, t). (The
+   paper's way for RoPE keys is not public; this one is ours. The other, to keep c before RoPE and
+   rebuild every head when it is read, costs d^2 products a head and token: the codec lowrank.)
    mean: the mean of the heads, that is u = 1/sqrt(t). Captured energy: trace(D M D^T) / trace(M),
    the largest that any D of its kind has for svd-a on the text; 1 minus it is the relative error.
 
@@ -537,9 +537,11 @@ int main(int argc, char **argv) {
     if (!ok) return transform_die(in, a.why);
     if (a.by == TRANSFORM_SHARE) printf("%s: %s share one projection\n", out, what);
     else
-        printf("%s: %d KV heads instead of %d, %s%s; energy kept: K %.4f, V %.4f\n", out,
+        printf("%s: %d KV heads instead of %d, %s%s kept: K %.4f, V %.4f\n", out,
                m.n_kv_heads / a.group, m.n_kv_heads, ways[a.by],
-               a.n_ids ? " (measured on the text)" : "", a.kept_k, a.kept_v);
+               a.n_ids && a.by != TRANSFORM_SVD_W ? ", energy of the text"
+                                                  : ", energy of the weights",
+               a.kept_k, a.kept_v);
     kvmem_model_close(&m);
     free(bytes);
     free(words);
