@@ -220,6 +220,17 @@ TEST(bad_input_gives_finite_rows_and_zeros_stay) {
         coded_check_bad("polark(angle=8,radius=8,cut=zero)", sizes[i]);
     }
 }
+TEST(fast_twins_give_the_plain_ones_scores) {
+    static const char *const text[] = { "polark", "polark(pairs=norm)", "polark(angle=3)" };
+    static const char *const path[] = { "avx2", "avx512" };
+    static const int rows[] = { 1, 5, 16, 31, 32, 50, 128 };
+    int d, i, k, p, found = 0;
+    for (p = 0; p < 2; p++)
+        for (k = 0; k < 3; k++)
+            for (d = 16; d <= 192; d += d < 64 ? 24 : 32)
+                for (i = 0; i < 7; i++) found += coded_check_twin(text[k], path[p], d, rows[i]);
+    if (!found) SKIP("no AVX2 here");
+}
 TEST(it_is_for_keys_only) { CHECK(check_is("polark", KVMEM_CODEC_KEYS, 64)); }
 TEST(the_preset_is_the_card_s_composition) {
     kvmem_recipe r = kvmem_recipe_default();
@@ -243,6 +254,7 @@ int main(int argc, char **argv) {
     RUN(scores_are_those_of_the_decoded_rows);
     RUN(neighbours_are_pairs_with_pairs_norm);
     RUN(bad_input_gives_finite_rows_and_zeros_stay);
+    RUN(fast_twins_give_the_plain_ones_scores);
     RUN(it_is_for_keys_only);
     RUN(the_preset_is_the_card_s_composition);
     return test_end();

@@ -141,6 +141,19 @@ TEST(bad_input_gives_finite_rows_and_zeros_stay) {
     size_t i;
     for (i = 0; i < sizeof sizes / sizeof sizes[0]; i++) coded_check_bad("qjl(m=1,mo=1)", sizes[i]);
 }
+TEST(fast_twins_give_the_plain_ones_scores) {
+    static const char *const text[] = { "qjl(sketch=rht)", "qjl(m=4,mo=1,sketch=rht)",
+                                        "qjl(m=1,outliers=0,sketch=rht)", "qjl(m=5,mo=3,sketch=rht)",
+                                        "qjl(m=1.3,mo=0.7,sketch=rht)" };
+    static const char *const path[] = { "avx2", "avx512" };
+    static const int rows[] = { 1, 5, 16, 31, 32, 50, 128 };
+    int d, i, k, p, found = 0;
+    for (p = 0; p < 2; p++)
+        for (k = 0; k < 5; k++)
+            for (d = 16; d <= 192; d += d < 64 ? 24 : 32)
+                for (i = 0; i < 7; i++) found += coded_check_twin(text[k], path[p], d, rows[i]);
+    if (!found) SKIP("no AVX2 here");
+}
 TEST(it_is_for_keys_only) { CHECK(check_is("qjl", KVMEM_CODEC_KEYS, 64)); }
 TEST(the_preset_is_the_card_s_composition) {
     kvmem_recipe r = kvmem_recipe_default();
@@ -160,6 +173,7 @@ int main(int argc, char **argv) {
     RUN(the_head_names_the_channels_of_largest_norm);
     RUN(scores_are_those_of_the_decoded_rows);
     RUN(bad_input_gives_finite_rows_and_zeros_stay);
+    RUN(fast_twins_give_the_plain_ones_scores);
     RUN(it_is_for_keys_only);
     RUN(the_preset_is_the_card_s_composition);
     return test_end();

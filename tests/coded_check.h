@@ -2,7 +2,8 @@
 
        coded_check_sums(text, path, d, n);  scores = <q, decoded>, sums = decoded then added, rows cut out
        coded_check_bad(text, d);            zeros, constants, NaN, infinity, denormals, huge: finite results
-       coded_check_twin(text, path, d, n);  the path's scores and sums against the plain twins; 0: no such path
+       coded_check_twin(text, path, d, n);  the path's scores and sums of the same bytes against the plain twins';
+                                            0: no such path
 */
 #ifndef KVMEM_CODED_CHECK_H
 #define KVMEM_CODED_CHECK_H
@@ -110,7 +111,9 @@ static KVMEM__UNUSED int coded_check_twin(const char *text, const char *path, in
     coded a, b;
     if (!coded_make(&a, text, NULL, d, r.x, n)) { test_bad++; check_free(&r); return 1; }
     there = coded_make(&b, text, path, d, r.x, n);
+    if (there && a.b.head_bytes) memcpy(b.b.head, a.b.head, a.b.head_bytes); /* the same bytes for both */
     if (there) {
+        memcpy(b.b.rows, a.b.rows, a.b.row_bytes * (size_t)n);
         coded_dot(&a, r.s, r.q, CHECK_NQ);
         coded_dot(&b, r.s2, r.q, CHECK_NQ);
         check_close("fast scores", text, d, r.s2, r.s, CHECK_NQ * n, check_fast);
