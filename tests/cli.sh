@@ -30,7 +30,7 @@ same() { [ "$1" = "$2" ] || { echo "'$1'"; echo "is not '$2'"; return 1; }; }
 json() { tr -d '\n' | tr '{,' '\n\n' | sed -n "s/.*\"$1\":\([^}]*\).*/\1/p" | sed -n "${2:-1}p" | tr -d ']}"'; }
 
 # ---- the top level and help
-COMMANDS="run chat measure eval demo logits tokenize detokenize inspect list codec estimate"
+COMMANDS="run chat measure eval demo logits tokenize detokenize inspect list codec estimate cache"
 check version prints '^kvmem [0-9]*\.[0-9]*\.[0-9]*$' $KVMEM --version
 check help_names_every_command sh -c "for c in $COMMANDS; do $KVMEM --help | grep -q \"^  \$c \" || exit 1; done"
 for c in $COMMANDS; do
@@ -124,6 +124,51 @@ check failed_logits_leave_no_file test ! -e "$TMP/never"
 check inspect_garbage_cache fails 1 "$TMP/text: ." $KVMEM inspect --cache "$TMP/text"
 check inspect_empty_cache fails 1 "$TMP/empty: ." $KVMEM inspect --cache "$TMP/empty"
 check inspect_needs_one_file fails 2 either $KVMEM inspect
+
+# ---- caches in files of few bits
+if [ -r examples/models/tiny.gguf ]; then
+    { for i in 1 2 3 4 5 6; do echo "Ana: the city of Mia is Paris."; echo "Ben: we often watered the tulip."; done
+        echo "Dan: what is the city of Mia?"; } > "$TMP/talk"
+    KVS=$TMP/talk.kvs
+    next() { $KVMEM cache read "$KVS" --temp 0 -n 6 "$@" 2> "$TMP/stderr"; }
+    check cache_write_tells_what_it_wrote prints '^.*talk.kvs: [0-9]* tokens' $KVMEM cache write -f "$TMP/talk" -o "$KVS" --all --chunk 40
+    check cache_write_json prints '"file_bytes":' $KVMEM cache write -f "$TMP/talk" -o "$TMP/one.kvs" --level 3 --group 10 --json
+    check cache_inspect_shows_chunks_and_bits prints '^layer   K bits a value' $KVMEM cache inspect "$KVS"
+    check cache_inspect_json prints '"chunks":\[{"offset":' $KVMEM cache inspect "$KVS" --json
+    check inspect_knows_the_file_too prints 'finest level 3' $KVMEM inspect --cache "$KVS"
+    finer_is_larger() { $KVMEM cache inspect "$KVS" | awk '$1 == 0 && NF == 9 { exit !($7 < $8 && $8 < $9) }' ; }
+    check cache_finer_levels_are_larger finer_is_larger
+    $KVMEM run -m examples/models/tiny.gguf -f "$TMP/talk" --temp 0 -n 6 2> /dev/null | tail -n +14 > "$TMP/exact"
+    text_is_exact() { next --levels 0 > "$TMP/a" && cat "$TMP/a" "$TMP/exact" && [ "$(cat "$TMP/a")" = "$(cat "$TMP/exact")" ]; }
+    check cache_all_text_is_as_if_never_saved text_is_exact
+    check cache_read_goes_on_at_chosen_levels next --levels 3,0,2
+    check cache_read_takes_any_codec next --kv "full codec=q8_0"
+    check cache_read_with_a_prompt prints 'Ana: ' $KVMEM cache read "$KVS" -p "Ana: the" -n 3
+    check cache_plan_chooses prints 'level 3' $KVMEM cache plan "$KVS" --gbps 5
+    check cache_plan_without_bandwidth_is_text prints '"choice":\[0,' $KVMEM cache plan "$KVS" --gbps 0 --json
+    check cache_plan_of_the_paper prints 'asked for: 0.1 s' $KVMEM cache plan "$KVS" --gbps 0.01,0.001 --slo 0.1 --rule paper
+    check cache_plan_uniform_is_seeded same "$($KVMEM cache plan "$KVS" --gbps uniform --seed 3)" "$($KVMEM cache plan "$KVS" --gbps uniform --seed 3)"
+    check cache_levels_measures_all_forms sh -c "$KVMEM cache levels -f $TMP/talk --json | grep -q '\"form\":\"paper 1\"'"
+    check cache_level_0_is_the_plain_save sh -c "$KVMEM cache write -f $TMP/talk --level 0 -o $TMP/zero.kv > /dev/null && $KVMEM cache inspect $TMP/zero.kv | grep -q '^tokens' && $KVMEM cache read $TMP/zero.kv -p x -n 2 2> /dev/null"
+    check cache_write_without_text sh -c "$KVMEM cache write -f $TMP/talk --no-text -o $TMP/dumb.kvs > /dev/null"
+    check cache_no_text_cannot_be_computed fails 1 'the file has no text' $KVMEM cache read "$TMP/dumb.kvs" --levels 0
+    check cache_no_text_says_so fails 1 'has no text' $KVMEM cache read "$TMP/dumb.kvs"
+    head -c 3000 "$KVS" > "$TMP/cut.kvs"
+    check cache_cut_file fails 1 "$TMP/cut.kvs: saved cache: no index" $KVMEM cache inspect "$TMP/cut.kvs"
+    check cache_missing_file fails 1 '/nowhere/x: cannot open' $KVMEM cache read /nowhere/x
+    check cache_garbage fails 1 "$TMP/text: not a saved cache" $KVMEM cache inspect "$TMP/text"
+    check cache_plan_of_a_plain_save fails 1 'without levels' $KVMEM cache plan "$TMP/zero.kv" --gbps 1
+    check cache_level_that_is_not_there fails 1 'not in the file at level 1' $KVMEM cache read "$TMP/one.kvs" --levels 1
+    check cache_write_to_a_folder fails 1 'cannot open for writing' $KVMEM cache write -f "$TMP/talk" -o tests
+    check cache_other_sum_recipe fails 1 'attention sums' $KVMEM cache read "$KVS" --kv h2o
+fi
+check cache_unknown_subcommand fails 2 'did you mean inspect' $KVMEM cache inspec x
+check cache_needs_a_subcommand fails 2 'argument is missing' $KVMEM cache
+check cache_inspect_needs_a_file fails 2 'which FILE' $KVMEM cache inspect
+check cache_write_needs_a_file fails 2 '-o FILE is needed' $KVMEM cache write -p x
+check cache_plan_needs_bandwidths fails 2 'gbps' $KVMEM cache plan x
+check cache_bad_level fails 2 'outside of 0 to 3' $KVMEM cache write --level 4
+check cache_bad_models fails 2 'not smaller, channel or layer' $KVMEM cache write -p x -o "$TMP/never" --models some
 
 # ---- a real model
 M=$SHARED/models/stories260K.bin T=$SHARED/models/tok512.bin

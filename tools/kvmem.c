@@ -1686,6 +1686,8 @@ static int inspect_cache(const args *a) {
         json_int("kv_heads", c.n_kv_heads);
         json_int("head_dim", c.head_dim);
         json_int("page", c.page);
+        json_int("level", c.level);
+        json_int("chunks", c.chunks);
         json_key("model_id");
         put("\"%08lx%08lx\"", (unsigned long)(c.model_id >> 32),
             (unsigned long)(c.model_id & 0xffffffffu));
@@ -1699,14 +1701,16 @@ static int inspect_cache(const args *a) {
         return OK;
     }
     put("file       %s, %s, saved cache version %d\n", a->cache, human(c.file_bytes), c.version);
+    if (c.level) put("chunks     %d, finest level %d: kvmem cache inspect says more\n", c.chunks, c.level);
     put("recipe     %s\n", c.recipe);
     put("shape      %d layers, %d heads, %d KV heads, head size %d\n", c.n_layers, c.n_heads,
         c.n_kv_heads, c.head_dim);
     put("model      %08lx%08lx\n", (unsigned long)(c.model_id >> 32),
         (unsigned long)(c.model_id & 0xffffffffu));
-    put("tokens     %lld seen, %lu entries kept (%.1f a lane), pages of %d\n", (long long)c.tokens,
-        (unsigned long)c.entries, (double)c.entries / ((double)c.n_layers * (double)c.n_kv_heads),
-        c.page);
+    put("tokens     %lld seen, %lu entries kept (%.1f a lane)", (long long)c.tokens,
+        (unsigned long)c.entries, (double)c.entries / ((double)c.n_layers * (double)c.n_kv_heads));
+    if (c.page) put(", pages of %d", c.page);
+    put("\n");
     put("bytes      K %s, V %s\n", human(c.k_bytes), human(c.v_bytes));
     return OK;
 }
