@@ -7213,7 +7213,7 @@ static const kvmem_codec kvmem__codec_mikv = {
     kvmem__mikv_state, kvmem__mikv_watch, kvmem__mikv_learn, kvmem__mikv_scratch, NULL, NULL, kvmem__mikv_encode,
     kvmem__mikv_expand, kvmem__scaled_back, kvmem__scaled_back, NULL, NULL, NULL, kvmem__mikv_fast };
 
-/* ==== >>codec_kvquant : non-uniform levels from calibration, per-channel keys, sparse outliers =====
+/* ==== >>codec_kvquant : non-uniform levels from calibration, per-channel keys, sparse outliers. stage: codec ==
    Hooper, Kim, Mohammadzadeh, Mahoney, Shao, Keutzer, Gholami. KVQuant: Towards 10 Million Context Length
    LLM Inference with KV Cache Quantization. 2024. arXiv 2401.18079.
    Code: SqueezeAILab/KVQuant quant/kvquant/simquant_module_quantizer.py (SimQuant, quant_fn_nuq_recon).
@@ -7257,10 +7257,6 @@ static int kvmem__kvquant_scratch(const double *par, int d, int n) {
     (void)par;
     return (int)KVMEM__MIN((double)n * d, (double)KVMEM__KVQUANT_POOL) + KVMEM__MAX(n, d);
 }
-/* What a codec works with: finite, small enough for a half. NaN becomes 0. */
-static float kvmem__tame(float x) {
-    return x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x == x ? x : 0.0f;
-}
 /* A value as a share of its range; beyond +-1 for an outlier. */
 static float kvmem__kvquant_z(float x, float off, float rg) {
     const float z = rg > 0 ? (x - off) / rg : 0.0f;
@@ -7292,6 +7288,51 @@ static size_t kvmem__kvquant_pick(size_t i, size_t count) {
     return count <= KVMEM__KVQUANT_POOL ? i : (size_t)(kvmem__mix(i) % count);
 }
 
+/* out (n) = level[code] scale + offset for n <= 64 codes; step 0: one scale and offset for all of them.
+   The fast twins take at most 16 levels: they stand in one or two registers, and a permute looks up 16 or 8
+   codes at once. code has room for 64. */
+typedef void (*kvmem__levels_fn)(float *out, const uint8_t *code, int n, const float *level, const float *scale,
+                                 const float *offset, int step);
+static void kvmem__levels_plain(float *out, const uint8_t *code, int n, const float *level, const float *scale,
+                                const float *offset, int step) {
+    int j;
+    for (j = 0; j < n; j++) out[j] = level[code[j]] * scale[j * step] + offset[j * step];
+}
+#if KVMEM__X86
+KVMEM__AVX512 static void kvmem__levels_avx512(float *out, const uint8_t *code, int n, const float *level,
+                                               const float *scale, const float *offset, int step) {
+    const __m512 lv = _mm512_loadu_ps(level);
+    __m512 s = _mm512_set1_ps(scale[0]), o = _mm512_set1_ps(offset[0]);
+    int j;
+    for (j = 0; j < n; j += 16) {
+        const __mmask16 m = (__mmask16)(n - j < 16 ? (1 << (n - j)) - 1 : 0xffff);
+        const __m512i c = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(code + j)));
+        if (step) {
+            s = _mm512_maskz_loadu_ps(m, scale + j);
+            o = _mm512_maskz_loadu_ps(m, offset + j);
+        }
+        _mm512_mask_storeu_ps(out + j, m, _mm512_fmadd_ps(_mm512_permutexvar_ps(c, lv), s, o));
+    }
+}
+KVMEM__AVX2 static void kvmem__levels_avx2(float *out, const uint8_t *code, int n, const float *level,
+                                           const float *scale, const float *offset, int step) {
+    const __m256 lo = _mm256_loadu_ps(level), hi = _mm256_loadu_ps(level + 8);
+    __m256 s = _mm256_set1_ps(scale[0]), o = _mm256_set1_ps(offset[0]);
+    int j;
+    for (j = 0; j + 8 <= n; j += 8) {
+        const __m256i c = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(code + j)));
+        const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(c, 28)); /* bit 3 of the code as the sign */
+        const __m256 v = _mm256_blendv_ps(_mm256_permutevar8x32_ps(lo, c), _mm256_permutevar8x32_ps(hi, c), upper);
+        if (step) {
+            s = _mm256_loadu_ps(scale + j);
+            o = _mm256_loadu_ps(offset + j);
+        }
+        _mm256_storeu_ps(out + j, _mm256_fmadd_ps(v, s, o));
+    }
+    if (j < n) kvmem__levels_plain(out + j, code + j, n - j, level, scale + j * step, offset + j * step, step);
+}
+#endif
+
 /* --- keys --- */
 static void kvmem__kvquant_learn(const kvmem_coded *b, float *state, const float *x, int n) {
     const int d = b->d, pool = (int)KVMEM__MIN((double)n * d, (double)KVMEM__KVQUANT_POOL);
@@ -7301,7 +7342,7 @@ static void kvmem__kvquant_learn(const kvmem_coded *b, float *state, const float
     int c, t, i, m = 0;
     for (c = 0; c < d; c++) {
         float lo, hi;
-        for (t = 0; t < n; t++) sorted[t] = kvmem__tame(x[(size_t)t * (size_t)d + (size_t)c]);
+        for (t = 0; t < n; t++) sorted[t] = kvmem__finite(x[(size_t)t * (size_t)d + (size_t)c]);
         kvmem__sort_floats(sorted, NULL, n);
         hi = n ? kvmem__percentile(sorted, n, top) : 0;
         lo = n ? kvmem__percentile(sorted, n, 1 - top) : 0;
@@ -7310,7 +7351,7 @@ static void kvmem__kvquant_learn(const kvmem_coded *b, float *state, const float
     }
     for (i = 0; i < pool; i++) {
         const size_t at = kvmem__kvquant_pick((size_t)i, (size_t)n * (size_t)d);
-        const float v = kvmem__kvquant_z(kvmem__tame(x[at]), off[at % (size_t)d], rg[at % (size_t)d]);
+        const float v = kvmem__kvquant_z(kvmem__finite(x[at]), off[at % (size_t)d], rg[at % (size_t)d]);
         if (v >= -1 && v <= 1) z[m++] = v;
     }
     kvmem__kvquant_levels(b->par, state, z, m);
@@ -7318,12 +7359,12 @@ static void kvmem__kvquant_learn(const kvmem_coded *b, float *state, const float
 /* Is channel c of key x an outlier that the list keeps? */
 static int kvmem__kvquant_listed(const kvmem_coded *b, const float *x, int c) {
     const float *off = b->state + kvmem__kvquant_v_state(b->par, b->d), *rg = off + b->d;
-    const float z = kvmem__kvquant_z(kvmem__tame(x[c]), off[c], rg[c]);
+    const float z = kvmem__kvquant_z(kvmem__finite(x[c]), off[c], rg[c]);
     int i, above = 0;
     if (b->par[1] == 0 || (z >= -1 && z <= 1)) return 0;
     if (b->par[3] == 0) return 1;
     for (i = 0; i < b->d; i++) { /* how many stand before it at its end */
-        const float y = kvmem__kvquant_z(kvmem__tame(x[i]), off[i], rg[i]);
+        const float y = kvmem__kvquant_z(kvmem__finite(x[i]), off[i], rg[i]);
         above += z > 0 ? y > z || (y == z && i < c) : y < z || (y == z && i < c);
     }
     return above < (int)b->par[3];
@@ -7369,7 +7410,7 @@ static void kvmem__kvquant_encode(const kvmem_coded *b, const float *x, int t0, 
         for (c = 0; c < d; c += 64) {
             const int m = KVMEM__MIN(64, d - c);
             for (j = 0; j < m; j++) {
-                const float v = kvmem__tame(x[c + j]);
+                const float v = kvmem__finite(x[c + j]);
                 code[j] = (uint8_t)kvmem__nearest_level(b->state, 1 << bits,
                                                         kvmem__kvquant_z(v, off[c + j], rg[c + j]));
                 if (!kvmem__kvquant_listed(b, x, c + j)) continue;
@@ -7396,17 +7437,27 @@ static void kvmem__kvquant_overwrite(const kvmem_coded *b, float *out, int t0, i
         out[at - from] = kvmem__f16_to_f32(kvmem__le16(b->head + 4 + lo * each + each - 2));
     }
 }
-static void kvmem__kvquant_expand(const kvmem_coded *b, float *out, int t0, int n) {
+/* The levels to decode by, in a table of 16 if they are so few: what a fast look-up wants. */
+static const float *kvmem__kvquant_table(const kvmem_coded *b, float *table) {
+    const int k = 1 << kvmem__kvquant_bits(b->par);
+    if (k > 16) return b->state + k;
+    memset(table, 0, 16 * sizeof(float));
+    memcpy(table, b->state + k, (size_t)k * sizeof(float));
+    return table;
+}
+static void kvmem__kvquant_expand_by(kvmem__levels_fn levels, const kvmem_coded *b, float *out, int t0, int n) {
     const int d = b->d, bits = kvmem__kvquant_bits(b->par);
-    const float *lut = b->state + (1 << bits), *off = lut + (1 << bits), *rg = off + d;
+    const float *off = b->state + kvmem__kvquant_v_state(b->par, d), *rg = off + d;
+    float table[16];
+    const float *lut = kvmem__kvquant_table(b, table);
     uint8_t code[64];
-    int t, c, j;
+    int t, c;
+    if (bits > 4) levels = kvmem__levels_plain;
     for (t = 0; t < n; t++) {
         for (c = 0; c < d; c += 64) {
             const int m = KVMEM__MIN(64, d - c);
-            float *y = out + (size_t)t * (size_t)d + c;
             kvmem__bits_get(code, kvmem__row_at(b, t0 + t), c, m, bits);
-            for (j = 0; j < m; j++) y[j] = lut[code[j]] * rg[c + j] + off[c + j];
+            levels(out + (size_t)t * (size_t)d + c, code, m, lut, rg + c, off + c, 1);
         }
     }
     kvmem__kvquant_overwrite(b, out, t0, n);
@@ -7449,7 +7500,7 @@ static void kvmem__kvquant_v_range(const double *par, const float *x, int d, uin
         float best = 0;
         int at = -1;
         for (c = 0; c < d; c++) {
-            const float v = kvmem__tame(x[c]);
+            const float v = kvmem__finite(x[c]);
             if (mark[c] || (at >= 0 && (i < m ? v <= best : v >= best))) continue;
             best = v;
             at = c;
@@ -7457,7 +7508,7 @@ static void kvmem__kvquant_v_range(const double *par, const float *x, int d, uin
         mark[at] = 1;
     }
     for (c = 0; c < d; c++) {
-        const float v = kvmem__tame(x[c]);
+        const float v = kvmem__finite(x[c]);
         if (mark[c]) continue;
         lo = left ? KVMEM__MIN(lo, v) : v;
         hi = left ? KVMEM__MAX(hi, v) : v;
@@ -7475,7 +7526,7 @@ static void kvmem__kvquant_v_learn(const kvmem_coded *b, float *state, const flo
         const float *row = x + (size_t)((double)t * n / rows) * (size_t)d;
         kvmem__kvquant_v_range(b->par, row, d, mark, &off, &rg);
         for (c = 0; c < d; c++) {
-            const float v = kvmem__kvquant_z(kvmem__tame(row[c]), off, rg);
+            const float v = kvmem__kvquant_z(kvmem__finite(row[c]), off, rg);
             if (!mark[c] && v >= -1 && v <= 1) z[m++] = v;
         }
     }
@@ -7492,7 +7543,7 @@ static void kvmem__kvquant_v_encode(const kvmem_coded *b, const float *x, int t0
         kvmem__put16(out, kvmem__f32_to_f16(off));
         kvmem__put16(out + 2, kvmem__f32_to_f16(rg));
         for (c = 0; c < d; c++) {
-            const float v = kvmem__tame(x[c]);
+            const float v = kvmem__finite(x[c]);
             if (mark[c]) {
                 *at++ = (uint8_t)(c & 255);
                 if (d > 256) *at++ = (uint8_t)(c >> 8);
@@ -7504,26 +7555,51 @@ static void kvmem__kvquant_v_encode(const kvmem_coded *b, const float *x, int t0
         kvmem__bits_put(at, mark, d, bits);
     }
 }
-static void kvmem__kvquant_v_expand(const kvmem_coded *b, float *out, int t0, int n) {
+static void kvmem__kvquant_v_expand_by(kvmem__levels_fn levels, const kvmem_coded *b, float *out, int t0, int n) {
     const int d = b->d, bits = kvmem__kvquant_bits(b->par), wide = d > 256;
     const int m = kvmem__kvquant_v_m(b->par, d);
     const size_t codes = kvmem__kvquant_v_codes(b->par, d);
-    const float *lut = b->state + (1 << bits);
+    float table[16];
+    const float *lut = kvmem__kvquant_table(b, table);
     uint8_t code[64];
     int t, c, j;
+    if (bits > 4) levels = kvmem__levels_plain;
     for (t = t0; t < t0 + n; t++, out += d) {
         const uint8_t *in = kvmem__row_at(b, t), *at = in + 4;
         const float off = kvmem__f16_to_f32(kvmem__le16(in)), rg = kvmem__f16_to_f32(kvmem__le16(in + 2));
         for (c = 0; c < d; c += 64) {
             const int k = KVMEM__MIN(64, d - c);
             kvmem__bits_get(code, in + codes, c, k, bits);
-            for (j = 0; j < k; j++) out[c + j] = lut[code[j]] * rg + off;
+            levels(out + c, code, k, lut, &rg, &off, 0);
         }
         for (j = 0; j < 2 * m; j++, at += wide ? 4 : 3) {
             c = wide ? kvmem__le16(at) : *at;
             if (c < d) out[c] = kvmem__f16_to_f32(kvmem__le16(at + (wide ? 2 : 1)));
         }
     }
+}
+#define KVMEM__KVQUANT(isa)                                                                         \
+    static void kvmem__kvquant_expand_##isa(const kvmem_coded *b, float *out, int t0, int n) {      \
+        kvmem__kvquant_expand_by(kvmem__levels_##isa, b, out, t0, n);                               \
+    }                                                                                               \
+    static void kvmem__kvquant_v_expand_##isa(const kvmem_coded *b, float *out, int t0, int n) {    \
+        kvmem__kvquant_v_expand_by(kvmem__levels_##isa, b, out, t0, n);                             \
+    }
+KVMEM__KVQUANT(plain)
+#if KVMEM__X86
+KVMEM__KVQUANT(avx2)
+KVMEM__KVQUANT(avx512)
+#endif
+#undef KVMEM__KVQUANT
+static void kvmem__kvquant_fast(kvmem_codec *c, int isa) {
+#if KVMEM__X86
+    const int keys = c->head_bytes != NULL;
+    if (isa == 2) c->expand = keys ? kvmem__kvquant_expand_avx2 : kvmem__kvquant_v_expand_avx2;
+    if (isa == 3) c->expand = keys ? kvmem__kvquant_expand_avx512 : kvmem__kvquant_v_expand_avx512;
+#else
+    (void)c;
+    (void)isa;
+#endif
 }
 
 #define KVMEM__KVQUANT_CITE "Hooper 2024, arXiv 2401.18079"
@@ -7543,25 +7619,27 @@ static const kvmem_codec kvmem__codec_kvquant = {
       KVMEM__KVQUANT_CITE, kvmem__kvquant_params, 0 },
     KVMEM_CODEC_PRE_ROPE | KVMEM_CODEC_KEYS, kvmem__kvquant_row_bytes, kvmem__kvquant_head_bytes,
     NULL, NULL, kvmem__kvquant_state, NULL, kvmem__kvquant_learn, kvmem__kvquant_scratch, NULL, NULL,
-    kvmem__kvquant_encode, kvmem__kvquant_expand, NULL, NULL, NULL, NULL, kvmem__kvquant_cut, NULL
+    kvmem__kvquant_encode, kvmem__kvquant_expand_plain, NULL, NULL, NULL, NULL, kvmem__kvquant_cut,
+    kvmem__kvquant_fast
 };
 static const kvmem_codec kvmem__codec_kvquant_post = {
     { "kvquant_post", "the same for keys after RoPE: no rotation at a read, ranges less tight",
       KVMEM__KVQUANT_CITE, kvmem__kvquant_params, 0 },
     KVMEM_CODEC_KEYS, kvmem__kvquant_row_bytes, kvmem__kvquant_head_bytes,
     NULL, NULL, kvmem__kvquant_state, NULL, kvmem__kvquant_learn, kvmem__kvquant_scratch, NULL, NULL,
-    kvmem__kvquant_encode, kvmem__kvquant_expand, NULL, NULL, NULL, NULL, kvmem__kvquant_cut, NULL
+    kvmem__kvquant_encode, kvmem__kvquant_expand_plain, NULL, NULL, NULL, NULL, kvmem__kvquant_cut,
+    kvmem__kvquant_fast
 };
 static const kvmem_codec kvmem__codec_kvquant_v = {
     { "kvquant_v", "values by token: learned levels, outliers in the row; bits + 1.25 bits a value at d = 64",
       KVMEM__KVQUANT_CITE, kvmem__kvquant_v_params, 0 },
     KVMEM_CODEC_VALUES, kvmem__kvquant_v_row_bytes, NULL, NULL, NULL,
     kvmem__kvquant_v_state, NULL, kvmem__kvquant_v_learn, kvmem__kvquant_scratch, NULL, NULL,
-    kvmem__kvquant_v_encode, kvmem__kvquant_v_expand, NULL, NULL, NULL, NULL, NULL, NULL
+    kvmem__kvquant_v_encode, kvmem__kvquant_v_expand_plain, NULL, NULL, NULL, NULL, NULL, kvmem__kvquant_fast
 };
 #undef KVMEM__KVQUANT_CITE
 
-/* ==== >>codec_lowrank : the leading principal directions of a lane, then any row codec ==============
+/* ==== >>codec_lowrank : the leading principal directions of a lane, then any row codec. stage: codec ==
    Principal components: Pearson 1901; for KV caches: Lin, Zeng, Xiao, Kou, Hou, Gao, Zhang, Deng.
    MatryoshkaKV: Adaptive KV Compression via Trainable Orthogonal Projection. 2024. arXiv 2410.14731.
    Code: The-kamisato/MatryoshkaKV-cache eigenvalues_decomposition.py (the untrained form).
@@ -7598,9 +7676,9 @@ static void kvmem__lowrank_learn(const kvmem_coded *b, float *state, const float
     float *c = b->scratch, *u = c + row * row, *e = u + row * row, most = 0;
     int t, i, j;
     memset(c, 0, row * row * sizeof(float));
-    for (i = 0; i < n * d; i++) most = KVMEM__MAX(most, fabsf(kvmem__tame(x[i])));
+    for (i = 0; i < n * d; i++) most = KVMEM__MAX(most, fabsf(kvmem__finite(x[i])));
     for (t = 0; t < n && most > 0; t++) { /* scaled, so that no square overflows */
-        for (i = 0; i < d; i++) e[i] = kvmem__tame(x[(size_t)t * row + (size_t)i]) / most;
+        for (i = 0; i < d; i++) e[i] = kvmem__finite(x[(size_t)t * row + (size_t)i]) / most;
         for (i = 0; i < d; i++) kvmem__axpy_plain(c + (size_t)i * row, e[i], e, i + 1);
     }
     for (i = 0; i < d; i++) for (j = 0; j < i; j++) c[(size_t)j * row + (size_t)i] = c[(size_t)i * row + (size_t)j];
@@ -7655,7 +7733,7 @@ static void kvmem__lowrank_finish(const kvmem_coded *b, float *out, const float 
         float *tame = b->scratch, *y = tame + b->d;                                                 \
         int t, i;                                                                                   \
         for (t = t0; t < t0 + n; t++, x += b->d) {                                                  \
-            for (i = 0; i < b->d; i++) tame[i] = kvmem__tame(x[i]);                                 \
+            for (i = 0; i < b->d; i++) tame[i] = kvmem__finite(x[i]);                                 \
             kvmem__lowrank_project(b, y, tame);                                                     \
             c.encode(&in, y, t, 1);                                                                 \
         }                                                                                           \
@@ -7718,7 +7796,7 @@ static const kvmem_codec kvmem__codec_lowrank = {
     kvmem__lowrank_axpy0, NULL, kvmem__lowrank_fast
 };
 
-/* ==== >>codec_rotatekv : Hadamard rotation, channels in learned order, clipped ranges, 2 bits =======
+/* ==== >>codec_rotatekv : Hadamard rotation, channels in learned order, clipped ranges, 2 bits. stage: codec ==
    Su, Zhou, Zhang, Wang, Zhang, Zhao, Yu, Yuan. RotateKV: Accurate and Robust 2-Bit KV Cache Quantization
    for LLMs via Outlier-Aware Adaptive Rotations. 2025. arXiv 2501.16383.
    Code: ZunhaiSu/RotateKV fuse_weights.py, k_reordering_calibration.py, RotateKV_fake_quant/fake_quant.py.
@@ -7768,7 +7846,7 @@ static int kvmem__rotatekv_channel(const kvmem_coded *b, int i) {
 }
 static void kvmem__rotatekv_turn(float *y, const float *x, int d) {
     int c;
-    for (c = 0; c < d; c++) y[c] = kvmem__tame(x[c]);
+    for (c = 0; c < d; c++) y[c] = kvmem__finite(x[c]);
     kvmem__rht(y, NULL, d, kvmem__pow2_in(d));
 }
 static void kvmem__rotatekv_learn(const kvmem_coded *b, float *state, const float *x, int n) {
@@ -7838,7 +7916,8 @@ static void kvmem__rotatekv_encode(const kvmem_coded *b, const float *x, int t0,
         kvmem__bits_put(out + kvmem__rotatekv_codes(b->par, d), code, d, bits);
     }
 }
-static void kvmem__rotatekv_expand(const kvmem_coded *b, float *out, int t0, int n) {
+static void kvmem__rotatekv_expand_by(kvmem__levels_fn levels, const kvmem_coded *b, float *out, int t0, int n) {
+    static const float count[16] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 }; /* "levels" */
     const int d = b->d, bits = kvmem__rotatekv_bits(b->par), group = kvmem__rotatekv_group(b->par, d);
     const size_t codes = kvmem__rotatekv_codes(b->par, d);
     uint8_t code[64];
@@ -7848,13 +7927,35 @@ static void kvmem__rotatekv_expand(const kvmem_coded *b, float *out, int t0, int
         for (i = 0; i < d; i += group) {
             const int end = KVMEM__MIN(i + group, d);
             const kvmem__rotatekv_scale s = kvmem__rotatekv_read(b->par, in + i / group * 4);
+            const float at = s.sc * s.base + s.add;
             for (j = i; j < end; j += 64) {
                 const int m = KVMEM__MIN(64, end - j);
                 kvmem__bits_get(code, in + codes, j, m, bits);
+                if (levels && bits <= 4) { levels(out + j, code, m, count, &s.sc, &at, 0); continue; }
                 for (k = 0; k < m; k++) out[j + k] = s.sc * ((float)code[k] + s.base) + s.add;
             }
         }
     }
+}
+static void kvmem__rotatekv_expand(const kvmem_coded *b, float *out, int t0, int n) {
+    kvmem__rotatekv_expand_by(NULL, b, out, t0, n);
+}
+#if KVMEM__X86
+static void kvmem__rotatekv_expand_avx2(const kvmem_coded *b, float *out, int t0, int n) {
+    kvmem__rotatekv_expand_by(kvmem__levels_avx2, b, out, t0, n);
+}
+static void kvmem__rotatekv_expand_avx512(const kvmem_coded *b, float *out, int t0, int n) {
+    kvmem__rotatekv_expand_by(kvmem__levels_avx512, b, out, t0, n);
+}
+#endif
+static void kvmem__rotatekv_fast(kvmem_codec *c, int isa) {
+#if KVMEM__X86
+    if (isa == 2) c->expand = kvmem__rotatekv_expand_avx2;
+    if (isa == 3) c->expand = kvmem__rotatekv_expand_avx512;
+#else
+    (void)c;
+    (void)isa;
+#endif
 }
 static void kvmem__rotatekv_prepare(const kvmem_coded *b, float *out, const float *q) {
     float y[KVMEM_MAX_WIDTH];
@@ -7881,10 +7982,10 @@ static const kvmem_codec kvmem__codec_rotatekv = {
       "Su 2025, arXiv 2501.16383", kvmem__rotatekv_params, 0 },
     KVMEM_CODEC_PRE_ROPE, kvmem__rotatekv_row_bytes, NULL, NULL, NULL, kvmem__rotatekv_state, NULL,
     kvmem__rotatekv_learn, kvmem__rotatekv_scratch, NULL, NULL, kvmem__rotatekv_encode, kvmem__rotatekv_expand,
-    kvmem__rotatekv_finish, kvmem__rotatekv_prepare, NULL, NULL, NULL, NULL
+    kvmem__rotatekv_finish, kvmem__rotatekv_prepare, NULL, NULL, NULL, kvmem__rotatekv_fast
 };
 
-/* ==== >>codec_vq : a row as indices into learned codebooks, in the metric of the queries ============
+/* ==== >>codec_vq : a row as indices into learned codebooks, in the metric of the queries. stage: codec ==
    He, Xing, Wang, Xu, Wu, Zhou, Liu, Xue, Li. A^2ATS: Retrieval-Based KV Cache Reduction via Windowed
    Rotary Position Embedding and Query-Aware Vector Quantization. ACL Findings 2025. arXiv 2502.12665.
    Code: junhuihe-hjh/A2ATS vqkey/notebooks/construct_codebooks.py, vqkey/models/llama_masked.py.
@@ -7964,7 +8065,7 @@ static void kvmem__vq_watch(const kvmem_coded *b, float *state, const float *q, 
             float *h = state + a.h;
             for (i = 0; i < a.n; i++)
                 for (j = 0; j < a.n; j++)
-                    h[i * a.n + j] += kvmem__tame(q[a.c0 + i]) * kvmem__tame(q[a.c0 + j]);
+                    h[i * a.n + j] += kvmem__finite(q[a.c0 + i]) * kvmem__finite(q[a.c0 + j]);
         }
     }
 }
@@ -8003,7 +8104,7 @@ static void kvmem__vq_learn(const kvmem_coded *b, float *state, const float *x, 
         }
         for (t = 0; t < n; t++) {
             float *row = rows + (size_t)t * len;
-            for (i = 0; i < a.n; i++) row[i] = kvmem__tame(x[(size_t)t * (size_t)b->d + (size_t)(a.c0 + i)]);
+            for (i = 0; i < a.n; i++) row[i] = kvmem__finite(x[(size_t)t * (size_t)b->d + (size_t)(a.c0 + i)]);
             if (weighted) kvmem__lower_mul(row, row, l, a.n);
         }
         kvmem__kmeans(c, v.k, rows, n, a.n, KVMEM__VQ_ROUNDS, (uint64_t)p + 1, work);
@@ -8039,7 +8140,7 @@ static void kvmem__vq_encode(const kvmem_coded *b, const float *x, int t0, int n
             const int m = KVMEM__MIN(64, v.parts - p);
             for (j = 0; j < m; j++) {
                 const kvmem__vq_piece a = kvmem__vq_at(&v, p + j);
-                for (i = 0; i < a.n; i++) k[i] = kvmem__tame(x[a.c0 + i]);
+                for (i = 0; i < a.n; i++) k[i] = kvmem__finite(x[a.c0 + i]);
                 i = kvmem__vq_nearest(b, &v, p + j, k, g);
                 lo[j] = (uint8_t)(i & 255);
                 hi[j] = (uint8_t)(i >> 8);
