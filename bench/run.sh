@@ -7,7 +7,8 @@ B=${B:-build}
 DIR=${BENCH_DIR:-/tmp}
 for b in "$B"/bench_*; do
     [ -x "$b" ] || continue
-    case $b in */bench_decode | */bench_claims) continue ;; esac # one runs below, the other is no timing
+    # one runs below, the others are no timings
+    case $b in */bench_decode | */bench_claims | */bench_direct) continue ;; esac
     "$b" "$@"
     echo
 done

@@ -534,6 +534,7 @@ int main(int argc, char **argv) {
     if (!f) return transform_die(out, "cannot be written");
     ok = transform_model(&a, &m, transform_to_file, f);
     if (fclose(f) && ok) ok = transform_fail(&a, out, "writing failed");
+    if (!ok) remove(out);
     if (!ok) return transform_die(in, a.why);
     if (a.by == TRANSFORM_SHARE) printf("%s: %s share one projection\n", out, what);
     else
