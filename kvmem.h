@@ -109,6 +109,7 @@
      >>reduce             what becomes of the rest?
      >>reduce_drop        forget the rest
      >>reduce_recompute   the rest is made again when it is read
+     >>reduce_demote      the rest stays in fewer bits
      >>segment            where does the stream break into events?
      >>segment_fixed      an event every `size` tokens
      >>retrieve           which stored entries does this query read?
@@ -250,8 +251,9 @@ enum {
     KVMEM_READS_LAST    = 16, /* per entry: probability given by the newest query (group mean) */
     KVMEM_READS_SCORES  = 32, /* budget only: the scores of all lanes of the layer */
     KVMEM_READS_LAYERS  = 64, /* budget only: compares layers, so no layer can be committed alone */
-    KVMEM_READS_LANES   = 128 /* score only: looks at the layer's other lanes, so all lanes are scored
+    KVMEM_READS_LANES   = 128, /* score only: looks at the layer's other lanes, so all lanes are scored
                                  before the first is reduced */
+    KVMEM_TAKES_CODEC   = 256 /* reduce only: its brackets hold the codec of what it demotes, K/V */
 };
 
 /* The head that every stage entry begins with: what the parser, the printer and `list` need. */
@@ -360,6 +362,9 @@ typedef struct kvmem_codec {
     /* the to->n rows kept (rising) of block from, nothing coded again; NULL: head and rows are copied */
     void (*cut)(const kvmem_coded *to, const kvmem_coded *from, const int *kept);
     void (*fast)(struct kvmem_codec *c, int isa);         /* puts in the twins for backend->isa; or NULL */
+    /* do head, rows and state come from encode and learn? Asked of every block that is read from a file; 0: a
+       number in them leads out of bounds. NULL: no bytes can */
+    int (*valid)(const kvmem_coded *b);
 } kvmem_codec;
 #define KVMEM_LEARN_ROWS 1024
 #define KVMEM_MAX_WIDTH 4096
@@ -383,6 +388,14 @@ typedef enum kvmem_when {
     KVMEM_WHEN_EVERY   /* when the prompt ends and then every `every` tokens */
 } kvmem_when;
 
+/* Another codec for some lanes: layers and KV heads lo..hi; layers below 0 count from the last (-1). */
+typedef struct kvmem_map {
+    int side;                           /* 0: K, 1: V */
+    int layer_lo, layer_hi, head_lo, head_hi;
+    kvmem_choice codec;
+} kvmem_map;
+#define KVMEM_MAX_MAPS 8
+
 typedef struct kvmem_recipe {
     char preset[32];                    /* the preset's word, or "" */
     kvmem_choice stage[KVMEM_N_STAGES];
@@ -393,6 +406,9 @@ typedef struct kvmem_recipe {
     int every;                          /* tokens, for KVMEM_WHEN_EVERY */
     int page;                           /* entries in a page, 1..1024 */
     uint64_t seed;
+    kvmem_choice low[2];                /* K, V of what reduce=demote(...) demotes; entry NULL: no such stage */
+    int n_maps;                         /* codec@...: the last that fits a lane wins over codec= */
+    kvmem_map map[KVMEM_MAX_MAPS];
 } kvmem_recipe;
 
 KVMEM_API kvmem_recipe kvmem_recipe_default(void); /* "full": everything kept, exact float32 */
@@ -440,6 +456,7 @@ typedef struct kvmem_backend kvmem_backend;
 typedef enum kvmem_act { KVMEM_SILU, KVMEM_GELU_TANH } kvmem_act;
 struct kvmem_tensor;
 struct kvmem_cache;
+struct kvmem_lane;
 struct kvmem_backend {
     const char *name; /* "plain", "neon", "avx2", "avx512" */
     int isa;          /* 0 plain, 1 neon, 2 avx2, 3 avx512 */
@@ -450,12 +467,12 @@ struct kvmem_backend {
     float (*max)(const float *x, int n);                            /* -INFINITY for n = 0 */
     float (*exp_sum)(float *p, const float *s, float m, int n);     /* p = exp(s - m), returns the sum; p may be s */
     /* the cache's own work */
-    kvmem_status (*encode)(struct kvmem_cache *c, int layer, int n, const float *k, const float *v);
+    kvmem_status (*encode)(struct kvmem_cache *c, int layer, int n, const float *k, const float *raw, const float *v);
     kvmem_status (*attend)(struct kvmem_cache *c, int layer, int n, const float *q, float *out,
                            float *lse /* (n, n_heads) or NULL */);
     kvmem_status (*observe)(struct kvmem_cache *c, int layer, int n, const float *q, const float *lse);
-    kvmem_status (*gather)(const struct kvmem_cache *c, int layer, int g, int i0, int n, float *k,
-                           float *v);
+    kvmem_status (*gather)(const struct kvmem_cache *c, int layer, const struct kvmem_lane *ln, int i0,
+                           int n, float *k, float *v);
     /* rotation of rows x (n, heads, d), row i by pos[i]; out may be x. with_mscale 0: a pure rotation,
        1: rotated channels are multiplied by r->mscale, too */
     void (*rope)(float *out, const float *x, int n, int heads, int d, const kvmem_rope *r,
@@ -538,13 +555,15 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
                                       kvmem_bytes *out, kvmem_error *err);
 KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens); /* forget positions >= n */
 KVMEM_API void kvmem_cache_clear(kvmem_cache *c);                              /* forget all, free pages */
+/* What codecs have learned of the lanes (calibration) outlives kvmem_cache_clear: let a cache read a text,
+   clear it, and use it or copies of it. kvmem_cache_free ends it. */
 /* dst becomes a copy of src that shares its pages until one of them changes. dst is not initialized. */
 KVMEM_API kvmem_status kvmem_cache_copy(kvmem_cache *dst, const kvmem_cache *src);
 /* Store K and V by other codecs from now on and recode what is there, page by page. NULL: unchanged. */
 KVMEM_API kvmem_status kvmem_cache_recode(kvmem_cache *c, const char *codec_k, const char *codec_v);
 KVMEM_API int kvmem_cache_lane_len(const kvmem_cache *c, int layer, int g);
 /* Decode entries [i0, i0+n) of a lane. Outputs may be NULL: k, v (n, head_dim), pos (n). Keys come as
-   stored: after RoPE when the shape has RoPE. */
+   read: after RoPE when the shape has RoPE. What reduce=demote has demoted comes first, in any order. */
 KVMEM_API kvmem_status kvmem_cache_read(const kvmem_cache *c, int layer, int g, int i0, int n, float *k,
                                         float *v, int32_t *pos);
 
@@ -560,7 +579,7 @@ typedef enum kvmem_fate {
     KVMEM_FATE_DROPPED,  /* it has left the lane */
     KVMEM_FATE_MERGED,   /* it has left the lane and other entries carry its sum; no stage does so yet */
     KVMEM_FATE_RECODED,  /* it stays and is stored by other codecs */
-    KVMEM_FATE_DEMOTED   /* it stays in a slower or smaller store; no stage does so yet */
+    KVMEM_FATE_DEMOTED   /* it stays in fewer bits */
 } kvmem_fate;
 typedef void (*kvmem_trace_fn)(void *user, int layer, int g, int32_t pos, kvmem_fate fate, int64_t tokens);
 KVMEM_API void kvmem_cache_trace(kvmem_cache *c, kvmem_trace_fn fn, void *user);
@@ -662,10 +681,6 @@ KVMEM_API kvmem_status kvmem_view_attention(const kvmem_view *v, int g, int w, f
 KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos); /* an event starts at pos */
 
 /* --- the cache's own fields: read-only for users --- */
-typedef struct kvmem_page kvmem_page;
-typedef struct kvmem_lane { kvmem_page **pages; int n_pages, cap_pages, n; } kvmem_lane;
-typedef struct kvmem_arena kvmem_arena;
-
 /* A codec chosen for this cache: table entry with fast functions put in, parameters, sizes, constants. */
 typedef struct kvmem_codec_use {
     kvmem_codec fn;
@@ -675,6 +690,17 @@ typedef struct kvmem_codec_use {
     void *table;                /* made by fn.build, or NULL */
     int center, residual, flush, sinks; /* the parameters every codec takes */
 } kvmem_codec_use;
+typedef struct kvmem_page kvmem_page;
+typedef struct kvmem_lesson kvmem_lesson; /* what a codec has learned of a lane */
+typedef struct kvmem_lane {
+    kvmem_page **pages;
+    int *end;                   /* page i holds the entries end[i-1] .. end[i] */
+    int n_pages, cap_pages, n;
+    const kvmem_codec_use *use[2]; /* K, V: how new entries are coded */
+    kvmem_lesson *lesson[2];
+    int low;                    /* 1: holds what reduce=demote has demoted, in any order */
+} kvmem_lane;
+typedef struct kvmem_arena kvmem_arena;
 
 struct kvmem_cache {
     kvmem_error error;          /* of the last failed call */
@@ -682,8 +708,11 @@ struct kvmem_cache {
     kvmem_recipe recipe;
     kvmem_arena *arena;         /* shared by copies */
     const kvmem_backend *backend;
-    const kvmem_codec_use *k, *v; /* codecs of new pages */
-    kvmem_lane *lane;           /* (n_layers * n_kv_heads) */
+    const kvmem_codec_use *fresh; /* of rows that wait for their codec; NULL if none ever does */
+    int q_floats, width, code;  /* the largest of any codec in use; scratch to code one row */
+    int pre;                    /* 1: some key is stored before RoPE */
+    kvmem_lane *lane;           /* (n_lanes): n_layers * n_kv_heads, then as many low ones if the recipe demotes */
+    int n_lanes;
     unsigned reads;             /* what the recipe's entries read */
     int n_stats;                /* per-entry floats kept in pages */
     int threads, max_block;
@@ -704,7 +733,7 @@ struct kvmem_cache {
     int n_events, cap_events;
     void *scratch;              /* grows on demand, counted */
     size_t scratch_size, worker_bytes, tile_bytes;
-    float *row;                 /* (head_dim) */
+    int *index, index_n;        /* (index_n) rows of a page */
     void *tmp[8];               /* what a stage function has asked for; freed when it returns */
     size_t tmp_size[8];
     int n_tmp;
@@ -6005,13 +6034,14 @@ KVMEM__EACH_CODED(KVMEM__FAST_CODED)
 #define KVMEM__ROW(word, what)                                                                      \
     static const kvmem_codec kvmem__codec_##word = { { #word, what, "-", NULL, 0 }, 0,              \
         kvmem__##word##_bytes, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, kvmem__##word##_encode, \
-        kvmem__##word##_expand, NULL, NULL, kvmem__##word##_dot, kvmem__##word##_axpy, NULL, kvmem__##word##_fast };
+        kvmem__##word##_expand, NULL, NULL, kvmem__##word##_dot, kvmem__##word##_axpy, NULL, kvmem__##word##_fast, \
+        NULL };
 #define KVMEM__ROW_CODED(word, what)                                                                \
     static const kvmem_codec kvmem__codec_##word = {                                                \
         { #word, what, "ggml (ggml-org/ggml src/ggml-quants.c)", kvmem__rot_params, 0 }, 0,         \
         kvmem__##word##_bytes, NULL, kvmem__rot_table_bytes, kvmem__rot_build, NULL, NULL, NULL, NULL, NULL, NULL, \
         kvmem__##word##_encode, kvmem__##word##_expand, kvmem__rot_finish, kvmem__rot_row, kvmem__##word##_dot, \
-        kvmem__##word##_axpy, NULL, kvmem__##word##_fast };
+        kvmem__##word##_axpy, NULL, kvmem__##word##_fast, NULL };
 KVMEM__ROW(f32, "exact float32, 32 bits a value")
 KVMEM__ROW(f16, "IEEE half floats, 16 bits a value")
 KVMEM__ROW(bf16, "bfloat16, 16 bits a value")
@@ -6792,7 +6822,7 @@ static const kvmem_codec kvmem__codec_kivi = {
     { "kivi", "keys by channel over a page, values by token over groups of channels, bits + 1",
       "Liu 2024, arXiv 2402.02750", kvmem__params_kivi, 0 }, 0, kvmem__kivi_row_bytes, kvmem__kivi_head_bytes,
     NULL, NULL, NULL, NULL, NULL, kvmem__kivi_scratch, NULL, NULL, kvmem__kivi_encode, kvmem__kivi_expand, NULL,
-    NULL, NULL, NULL, NULL, kvmem__kivi_fast };
+    NULL, NULL, NULL, NULL, kvmem__kivi_fast, NULL };
 
 /* ==== >>codec_gear : low bits, a low-rank correction and a few exact outliers. stage: codec ====
    Kang et al. GEAR: An Efficient KV Cache Compression Recipe for Near-Lossless Generative Inference of LLM. 2024.
@@ -7031,7 +7061,7 @@ static const kvmem_codec kvmem__codec_gear = {
     { "gear", "low bits plus a low-rank correction plus a few percent exact outliers",
       "Kang 2024, arXiv 2403.05527", kvmem__params_gear, 0 }, 0, kvmem__gear_row_bytes, kvmem__gear_head_bytes, NULL,
     NULL, NULL, NULL, NULL, kvmem__gear_scratch, NULL, NULL, kvmem__gear_encode, kvmem__gear_expand, NULL, NULL, NULL,
-    NULL, kvmem__gear_cut, NULL };
+    NULL, kvmem__gear_cut, NULL, NULL };
 
 /* ==== >>scaled : rows whose channels are scaled before they are coded by groups; for zip and mikv ===
    The lane's state is f (d), one factor a channel, above 0. Coded is x f, by >>affine in groups of a row; the
@@ -7156,7 +7186,7 @@ static const kvmem_codec kvmem__codec_zip = {
     { "zip", "channels divided by the root of their largest value, one scale a row: b + 32/d bits",
       "He 2024, arXiv 2405.14256", kvmem__params_zip, 0 }, 0, kvmem__zip_row_bytes, NULL, NULL, NULL, kvmem__zip_state,
     NULL, kvmem__zip_learn, NULL, NULL, NULL, kvmem__zip_encode, kvmem__zip_expand, kvmem__scaled_back,
-    kvmem__scaled_back, NULL, NULL, NULL, kvmem__zip_fast };
+    kvmem__scaled_back, NULL, NULL, NULL, kvmem__zip_fast, NULL };
 
 /* ==== >>codec_mikv : keys balanced against their queries, for tokens that nobody looks at. stage: codec ====
    Yang et al. No Token Left Behind: Reliable KV Cache Compression via Importance-Aware Mixed Precision
@@ -7211,7 +7241,7 @@ static const kvmem_codec kvmem__codec_mikv = {
     { "mikv", "keys balanced channel by channel against the prompt's queries, then low bits in groups of d/2",
       "Yang 2024, arXiv 2402.18096", kvmem__params_mikv, 0 }, KVMEM_CODEC_KEYS, kvmem__mikv_row_bytes, NULL, NULL, NULL,
     kvmem__mikv_state, kvmem__mikv_watch, kvmem__mikv_learn, kvmem__mikv_scratch, NULL, NULL, kvmem__mikv_encode,
-    kvmem__mikv_expand, kvmem__scaled_back, kvmem__scaled_back, NULL, NULL, NULL, kvmem__mikv_fast };
+    kvmem__mikv_expand, kvmem__scaled_back, kvmem__scaled_back, NULL, NULL, NULL, kvmem__mikv_fast, NULL };
 
 /* ==== >>codec_kvquant : non-uniform levels from calibration, per-channel keys, sparse outliers. stage: codec ==
    Hooper, Kim, Mohammadzadeh, Mahoney, Shao, Keutzer, Gholami. KVQuant: Towards 10 Million Context Length
@@ -7620,7 +7650,7 @@ static const kvmem_codec kvmem__codec_kvquant = {
     KVMEM_CODEC_PRE_ROPE | KVMEM_CODEC_KEYS, kvmem__kvquant_row_bytes, kvmem__kvquant_head_bytes,
     NULL, NULL, kvmem__kvquant_state, NULL, kvmem__kvquant_learn, kvmem__kvquant_scratch, NULL, NULL,
     kvmem__kvquant_encode, kvmem__kvquant_expand_plain, NULL, NULL, NULL, NULL, kvmem__kvquant_cut,
-    kvmem__kvquant_fast
+    kvmem__kvquant_fast, NULL
 };
 static const kvmem_codec kvmem__codec_kvquant_post = {
     { "kvquant_post", "the same for keys after RoPE: no rotation at a read, ranges less tight",
@@ -7628,14 +7658,14 @@ static const kvmem_codec kvmem__codec_kvquant_post = {
     KVMEM_CODEC_KEYS, kvmem__kvquant_row_bytes, kvmem__kvquant_head_bytes,
     NULL, NULL, kvmem__kvquant_state, NULL, kvmem__kvquant_learn, kvmem__kvquant_scratch, NULL, NULL,
     kvmem__kvquant_encode, kvmem__kvquant_expand_plain, NULL, NULL, NULL, NULL, kvmem__kvquant_cut,
-    kvmem__kvquant_fast
+    kvmem__kvquant_fast, NULL
 };
 static const kvmem_codec kvmem__codec_kvquant_v = {
     { "kvquant_v", "values by token: learned levels, outliers in the row; bits + 1.25 bits a value at d = 64",
       KVMEM__KVQUANT_CITE, kvmem__kvquant_v_params, 0 },
     KVMEM_CODEC_VALUES, kvmem__kvquant_v_row_bytes, NULL, NULL, NULL,
     kvmem__kvquant_v_state, NULL, kvmem__kvquant_v_learn, kvmem__kvquant_scratch, NULL, NULL,
-    kvmem__kvquant_v_encode, kvmem__kvquant_v_expand_plain, NULL, NULL, NULL, NULL, NULL, kvmem__kvquant_fast
+    kvmem__kvquant_v_encode, kvmem__kvquant_v_expand_plain, NULL, NULL, NULL, NULL, NULL, kvmem__kvquant_fast, NULL
 };
 #undef KVMEM__KVQUANT_CITE
 
@@ -7793,7 +7823,7 @@ static const kvmem_codec kvmem__codec_lowrank = {
     0, kvmem__lowrank_row_bytes, NULL, NULL, NULL, kvmem__lowrank_state, NULL, kvmem__lowrank_learn,
     kvmem__lowrank_scratch, kvmem__lowrank_rank, kvmem__lowrank_q_floats0, kvmem__lowrank_encode0,
     kvmem__lowrank_expand0, kvmem__lowrank_finish, kvmem__lowrank_prepare0, kvmem__lowrank_dot0,
-    kvmem__lowrank_axpy0, NULL, kvmem__lowrank_fast
+    kvmem__lowrank_axpy0, NULL, kvmem__lowrank_fast, NULL
 };
 
 /* ==== >>codec_rotatekv : Hadamard rotation, channels in learned order, clipped ranges, 2 bits. stage: codec ==
@@ -7982,7 +8012,7 @@ static const kvmem_codec kvmem__codec_rotatekv = {
       "Su 2025, arXiv 2501.16383", kvmem__rotatekv_params, 0 },
     KVMEM_CODEC_PRE_ROPE, kvmem__rotatekv_row_bytes, NULL, NULL, NULL, kvmem__rotatekv_state, NULL,
     kvmem__rotatekv_learn, kvmem__rotatekv_scratch, NULL, NULL, kvmem__rotatekv_encode, kvmem__rotatekv_expand,
-    kvmem__rotatekv_finish, kvmem__rotatekv_prepare, NULL, NULL, NULL, kvmem__rotatekv_fast
+    kvmem__rotatekv_finish, kvmem__rotatekv_prepare, NULL, NULL, NULL, kvmem__rotatekv_fast, NULL
 };
 
 /* ==== >>codec_vq : a row as indices into learned codebooks, in the metric of the queries. stage: codec ==
@@ -8182,7 +8212,7 @@ static const kvmem_codec kvmem__codec_vq = {
       "He 2025 (A2ATS), arXiv 2502.12665", kvmem__vq_params, 0 },
     KVMEM_CODEC_PRE_ROPE, kvmem__vq_row_bytes, NULL, NULL, NULL, kvmem__vq_state, kvmem__vq_watch,
     kvmem__vq_learn, kvmem__vq_scratch, NULL, NULL, kvmem__vq_encode, kvmem__vq_expand, NULL, NULL, NULL, NULL,
-    NULL, NULL
+    NULL, NULL, NULL
 };
 
 
@@ -8424,7 +8454,7 @@ static const kvmem_codec kvmem__codec_polarquant = {
     kvmem__polarquant_bytes, NULL, kvmem__polarquant_table_bytes, kvmem__polarquant_build,
     kvmem__polarquant_state, NULL, kvmem__polarquant_learn, kvmem__polarquant_scratch, NULL, NULL,
     kvmem__polarquant_encode, kvmem__polarquant_expand, kvmem__polarquant_finish, kvmem__polarquant_q,
-    NULL, NULL, NULL, NULL
+    NULL, NULL, NULL, NULL, NULL
 };
 
 /* ==== >>codec_turboquant : one codebook for all rotated coordinates. stage: codec; both ==========
@@ -8737,7 +8767,7 @@ static const kvmem_codec kvmem__codec_turboquant = {
       "Zandieh 2025, arXiv 2504.19874", kvmem__tq_params, 0 }, 0,
     kvmem__tq_row_bytes, NULL, kvmem__tq_table_bytes, kvmem__tq_build, NULL, NULL, NULL, kvmem__tq_scratch,
     kvmem__tq_width, NULL, kvmem__tq_encode, kvmem__tq_expand, kvmem__tq_finish, kvmem__tq_prepare, NULL, NULL,
-    NULL, NULL };
+    NULL, NULL, NULL };
 
 /* ==== >>codec_octopus : triplets of rotated coordinates by direction and length. stage: codec; both
    Mark Boss. OCTOPUS: Optimized KV Cache for Transformers via Octahedral Parametrization Under optimal
@@ -8956,7 +8986,7 @@ static const kvmem_codec kvmem__codec_octopus = {
       "Boss 2026, arXiv 2605.21226", kvmem__oct_params, 0 }, 0,
     kvmem__oct_row_bytes, NULL, kvmem__oct_table_bytes, kvmem__oct_build, NULL, NULL, NULL, kvmem__tq_scratch,
     kvmem__oct_width, NULL, kvmem__oct_encode, kvmem__oct_expand, kvmem__oct_finish, kvmem__oct_prepare, NULL, NULL,
-    NULL, NULL };
+    NULL, NULL, NULL };
 
 /* ==== >>codec_polark : a pair of channels as radius and angle, by table. stage: codec.k ==========
    Songhao Wu et al. Leveraging Polar Transformation for Key Cache Quantization and Decoding
@@ -9324,7 +9354,7 @@ static const kvmem_codec kvmem__codec_polark = {
     { "polark", "RoPE pairs as radius and angle over a page, (angle + radius) / 2 + 32 / page bits a value",
       "Wu et al. 2025, arXiv 2502.00527", kvmem__params_polark, 0 }, KVMEM_CODEC_KEYS,
     kvmem__polark_bytes, kvmem__polark_head_bytes, NULL, NULL, NULL, NULL, NULL, kvmem__polark_scratch, NULL, NULL,
-    kvmem__polark_encode, kvmem__polark_expand, NULL, NULL, kvmem__polark_dot, NULL, NULL, kvmem__polark_fast
+    kvmem__polark_encode, kvmem__polark_expand, NULL, NULL, kvmem__polark_dot, NULL, NULL, kvmem__polark_fast, NULL
 };
 
 /* ==== >>codec_qjl : the signs of a random sketch of a key, and its norm. stage: codec.k ==========
@@ -9676,7 +9706,7 @@ static const kvmem_codec kvmem__codec_qjl = {
     { "qjl", "signs of a random sketch and the norm, m + mo + 32 / d bits a value and the page's outlier channels",
       "Zandieh et al. 2024, arXiv 2406.03482", kvmem__params_qjl, 0 }, KVMEM_CODEC_KEYS,
     kvmem__qjl_bytes, kvmem__qjl_head_bytes, kvmem__qjl_table_bytes, kvmem__qjl_build, NULL, NULL, NULL, NULL, NULL,
-    kvmem__qjl_q_floats, kvmem__qjl_encode, kvmem__qjl_expand, NULL, kvmem__qjl_q, kvmem__qjl_dot, NULL, NULL, kvmem__qjl_fast
+    kvmem__qjl_q_floats, kvmem__qjl_encode, kvmem__qjl_expand, NULL, kvmem__qjl_q, kvmem__qjl_dot, NULL, NULL, kvmem__qjl_fast, NULL
 };
 
 /* ==== >>codec_table : all codecs, and what every codec may leave out ===============================
@@ -9781,13 +9811,21 @@ static void kvmem__coded_axpy(const kvmem_codec_use *u, const kvmem_coded *b, fl
 }
 
 /* ==== >>cache : arena, pages, lanes ===============================================================
-   The cache is n_layers * n_kv_heads lanes. A lane is a table of pages; every page but the last is full,
-   so entry t of a lane is row t % P of page t / P, and entries lie in rising position order.
+   The cache is n_layers * n_kv_heads lanes. A lane is a table of pages of up to P entries, which lie in
+   rising position order; pages of row codecs are full but for the last one.
 
        lane (layer l, KV head g):   [page 0: P rows][page 1: P rows][page 2: n % P rows]
-       page:   header | pos (cap) int32 | stats (n_stats, cap) float | K rows (cap) coded | V rows (cap) coded
+       page:   header | pos (cap) int32 | stats (n_stats, cap) float | K side | V side
+       side:   mean (d) half, if center=block | exact rows: (u16 row, (d) half) each | head | rows (cap) coded
 
    The last page of a lane has room for a quarter of P at a time (cap), so that short lanes are cheap.
+
+   Rows whose codec works on whole blocks, learns first, or is told to wait (center, residual, sinks) are
+   `fresh`: float16, in pages of their own. The end of a block of tokens settles them: a full page outside
+   the residual window is coded as one block, K and V apart, after attention has used it exactly. While a
+   prompt is read that waits for its end, unless when=block or a byte limit wants the memory. Settled pages
+   are never coded again: eviction cuts rows out of them, and only two neighbours that together hold no
+   more than half a page are joined.
    All memory comes from the arena, which counts it by kind and enforces the byte ceiling: what would pass
    it is not allocated. Pages are freed one by one, so an evicted page is memory the allocator has back.
    Copies of a cache share pages (refs > 1); a shared page is copied before it is written.
@@ -9799,31 +9837,89 @@ struct kvmem_arena {
     int refs;                   /* caches that use it */
     struct kvmem__use *uses;    /* codecs in use, freed with the arena */
 };
-typedef struct kvmem__use {
+typedef struct kvmem__use {     /* the codec's table follows at the next multiple of 16 bytes */
     kvmem_codec_use use;
-    const kvmem_entry *entry;   /* the table row it came from */
-    void *user;
+    kvmem_choice choice;        /* as it was chosen */
     struct kvmem__use *next;
 } kvmem__use;
 
+struct kvmem_lesson {           /* followed by its floats: mean (d) if center=head, then the codec's state */
+    const kvmem_codec_use *use;
+    int refs, learned;
+    size_t bytes;
+};
+typedef struct kvmem__side {    /* K or V of a page; data NULL: a page to be made */
+    const kvmem_codec_use *use;
+    kvmem_lesson *lesson;       /* or NULL */
+    uint8_t *data;
+    size_t head_bytes;
+    int n, n_exact;             /* rows when it was coded; rows kept exact beside their codes */
+} kvmem__side;
 struct kvmem_page {
     int refs, cap;              /* owners; rows there is room for */
-    const kvmem_codec_use *kc, *vc;
+    int pre;                    /* keys are stored before RoPE */
     int32_t *pos;               /* (cap) */
     float *stats;               /* (n_stats, cap) or NULL */
-    uint8_t *k, *v;             /* (cap) coded rows */
+    kvmem__side side[2];        /* K, V */
 };
 
-/* A page's K or V as its codec sees it; rows: those in use. */
-static kvmem_coded kvmem__page_k(const kvmem_page *p, int rows) {
-    return kvmem__coded_of(p->kc, NULL, NULL, 0, p->k, rows);
+/* --- the parts of a side --- */
+static float *kvmem__lesson_mean(kvmem_lesson *l) { return (float *)(void *)(l + 1); }
+static float *kvmem__lesson_state(kvmem_lesson *l) {
+    return kvmem__lesson_mean(l) + (l->use->center == 1 ? l->use->d : 0);
 }
-static kvmem_coded kvmem__page_v(const kvmem_page *p, int rows) {
-    return kvmem__coded_of(p->vc, NULL, NULL, 0, p->v, rows);
+static size_t kvmem__exact_bytes(const kvmem_codec_use *u) { return 2 + 2 * (size_t)u->d; }
+static size_t kvmem__mean_bytes(const kvmem_codec_use *u) { return u->center == 2 ? 2 * (size_t)u->d : 0; }
+/* Where the codec's rows begin in a side's data. */
+static size_t kvmem__rows_at(const kvmem__side *s) {
+    return kvmem__mean_bytes(s->use) + (size_t)s->n_exact * kvmem__exact_bytes(s->use) + s->head_bytes;
+}
+static size_t kvmem__side_bytes(const kvmem__side *s, int rows) {
+    return kvmem__rows_at(s) + (size_t)rows * s->use->row_bytes;
+}
+static kvmem_coded kvmem__side_coded(const kvmem__side *s) {
+    uint8_t *data = s->data + kvmem__rows_at(s);
+    return kvmem__coded_of(s->use, s->lesson ? kvmem__lesson_state(s->lesson) : NULL, data - s->head_bytes,
+                           s->head_bytes, data, s->n);
+}
+/* Exact row i: its index in the page, its values to x (d) unless x is NULL. */
+static int kvmem__exact_row(const kvmem__side *s, int i, float *x) {
+    const uint8_t *p = s->data + kvmem__mean_bytes(s->use) + (size_t)i * kvmem__exact_bytes(s->use);
+    int c;
+    for (c = 0; x && c < s->use->d; c++) x[c] = kvmem__f16_to_f32(kvmem__le16(p + 2 + 2 * c));
+    return kvmem__le16(p);
+}
+/* The mean that was subtracted before coding, as floats in x (d); 0: none was. */
+static int kvmem__side_mean(const kvmem__side *s, float *x) {
+    int c;
+    if (s->use->center == 1 && s->lesson)
+        memcpy(x, kvmem__lesson_mean(s->lesson), (size_t)s->use->d * sizeof *x);
+    else if (s->use->center == 2)
+        for (c = 0; c < s->use->d; c++) x[c] = kvmem__f16_to_f32(kvmem__le16(s->data + 2 * c));
+    else return 0;
+    return 1;
+}
+/* Rows t0 .. t0 + n as they were before coding, mean and exact rows put back: out (n, d). */
+static void kvmem__side_decode(const kvmem__side *s, float *out, int t0, int n) {
+    const kvmem_coded b = kvmem__side_coded(s);
+    const int d = s->use->d;
+    int t, c, i;
+    kvmem__coded_decode(s->use, &b, out, t0, n);
+    if (s->use->center) {
+        float mean[KVMEM_MAX_WIDTH];
+        const int centered = kvmem__side_mean(s, mean);
+        for (t = 0; centered && t < n; t++)
+            for (c = 0; c < d; c++) out[(size_t)t * (size_t)d + (size_t)c] += mean[c];
+    }
+    for (i = 0; i < s->n_exact; i++) {
+        t = kvmem__exact_row(s, i, NULL) - t0;
+        if (t >= 0 && t < n) kvmem__exact_row(s, i, out + (size_t)t * (size_t)d);
+    }
 }
 
 static void kvmem__set_cap(kvmem_cache *c);
 static int kvmem__recomputes(const kvmem_recipe *r);
+static kvmem_status kvmem__lane_lessons(kvmem_cache *c, kvmem_lane *to, const kvmem_lane *from);
 static kvmem_status kvmem__add_event(kvmem_cache *c, int64_t pos);
 static void kvmem__view_scratch_end(kvmem_cache *c);
 static float *kvmem__view_scratch(const kvmem_view *v, size_t floats);
@@ -9880,14 +9976,23 @@ static kvmem_status kvmem__no_room(kvmem_cache *c, int over, size_t size, const 
 
 /* --- sizes that follow from shape and recipe: shared by init and by kvmem_estimate --- */
 #define KVMEM__ALIGN16(x) (((x) + 15) & ~(size_t)15)
+#define KVMEM__USE_BYTES KVMEM__ALIGN16(sizeof(kvmem__use))
 #define KVMEM__CHUNK 1024      /* entries whose attention is summed in one go; partial sums are merged in
                                   order, so that any number of threads gives the same bits */
 
+/* The codecs of a recipe: of the stage, then of its maps, K and V; of what is demoted; of fresh rows. */
+typedef struct kvmem__codecs {
+    kvmem_codec_use use[2][1 + KVMEM_MAX_MAPS], low[2], fresh;
+    int waits, demotes, pre;       /* some lane has fresh rows; has entries of fewer bits; stores keys before RoPE */
+    int q_floats, width, code;     /* the largest; floats of scratch to code one row */
+    size_t tables;                 /* bytes of their constants */
+    int count;                     /* different ones */
+} kvmem__codecs;
 typedef struct kvmem__plan {
-    kvmem_codec_use k, v;
+    kvmem__codecs codecs;
     unsigned reads;
     int n_stats, ring, page, lanes;
-    size_t head, page_bytes;              /* page header with positions; whole page */
+    size_t page_bytes, waiting, lessons;  /* of all lanes: a settled page each; what fresh pages take more; learned states */
     size_t block_bytes, ring_bytes;       /* fixed arrays; ring of queries (counted as statistics) */
     size_t worker_floats;                 /* scratch of one attention worker */
     size_t limit;
@@ -9897,10 +10002,11 @@ typedef struct kvmem__plan {
 static size_t kvmem__page_head(int page) {
     return KVMEM__ALIGN16(sizeof(kvmem_page)) + KVMEM__ALIGN16((size_t)page * sizeof(int32_t));
 }
-static size_t kvmem__page_size(int page, int n_stats, const kvmem_codec_use *k, const kvmem_codec_use *v) {
+static size_t kvmem__page_size(int page, int n_stats, const kvmem__side *side) {
     return kvmem__page_head(page) + KVMEM__ALIGN16((size_t)n_stats * (size_t)page * sizeof(float)) +
-           KVMEM__ALIGN16((size_t)page * k->row_bytes) + KVMEM__ALIGN16((size_t)page * v->row_bytes);
+           KVMEM__ALIGN16(kvmem__side_bytes(&side[0], page)) + KVMEM__ALIGN16(kvmem__side_bytes(&side[1], page));
 }
+#define KVMEM__SLOT (sizeof(void *) + sizeof(int)) /* of a lane's page table: page, end */
 /* Slots of a lane's page table that hold n pages: powers of two from 4 on. */
 static int kvmem__table_cap(int n) {
     int cap = 4;
@@ -9915,10 +10021,13 @@ static size_t kvmem__attend_bytes(const kvmem_shape *s, int n, size_t w1) {
     return (size_t)n * (size_t)s->n_heads * (size_t)(s->head_dim + 1) * sizeof(float) + w1;
 }
 /* Floats of one attention worker: r queries rotated and prepared, logits of a page, and twice (this
-   chunk, all chunks so far) maximum, sum and weighted values per query. */
-static size_t kvmem__worker_floats(const kvmem_shape *s, const kvmem__plan *p) {
+   chunk, all chunks so far) maximum, sum and weighted values per query; sums in a codec's own space and a
+   row; a few keys to be rotated if some are stored before RoPE. */
+#define KVMEM__PRE_ROWS 16
+static size_t kvmem__worker_floats(const kvmem_shape *s, int page, int q_floats, int width, int pre) {
     const size_t r = (size_t)(s->n_heads / s->n_kv_heads), d = (size_t)s->head_dim;
-    return r * (d + (size_t)p->k.q_floats + (size_t)p->page + 2 * (d + 2));
+    return r * (d + (size_t)q_floats + (size_t)width + (size_t)page + 2 * (d + 2)) + d +
+           (pre ? KVMEM__PRE_ROWS * d : 0);
 }
 /* Scratch of kvmem_view_attention on one lane: four partial sums and the logits of one group. */
 #define KVMEM__VIEW_PARTS 4
@@ -9927,6 +10036,75 @@ static size_t kvmem__view_bytes(int r, size_t n) {
 }
 static void kvmem__resolve_codec(kvmem_codec_use *u, const kvmem_choice *ch, const kvmem_backend *b, int d) {
     kvmem__use_init(u, (const kvmem_codec *)(const void *)ch->entry, ch->par, d, b->isa);
+}
+/* Scratch to code one row. */
+static int kvmem__code_floats(const kvmem_codec_use *u) {
+    return u->fn.scratch_floats ? u->fn.scratch_floats(u->par, u->d, 1) : 0;
+}
+/* Do its rows wait, float16, until a block of them is settled? */
+static int kvmem__waits(const kvmem_codec_use *u) {
+    return u->fn.head_bytes || u->state_floats || u->center || u->residual || u->flush || u->sinks;
+}
+static int kvmem__same_choice(const kvmem_choice *a, const kvmem_choice *b) {
+    int i, same = a->entry == b->entry && a->user == b->user;
+    for (i = 0; same && i < KVMEM_MAX_PARAMS; i++) same = !(a->par[i] < b->par[i]) && !(a->par[i] > b->par[i]);
+    return same;
+}
+static size_t kvmem__table_bytes(const kvmem_choice *ch, int d) {
+    const kvmem_codec *codec = (const kvmem_codec *)(const void *)ch->entry;
+    return codec->table_bytes ? codec->table_bytes(ch->par, d) : 0;
+}
+static kvmem_choice kvmem__fresh_choice(void) {
+    kvmem_choice ch;
+    memset(&ch, 0, sizeof ch);
+    ch.entry = &kvmem__codec_f16.e;
+    return ch;
+}
+/* Which codec has a lane: 0 the stage's, else 1 + the number of a map. */
+static int kvmem__map_of(const kvmem_recipe *r, int n_layers, int layer, int g, int side) {
+    int i;
+    for (i = r->n_maps; i-- > 0;) {
+        const kvmem_map *m = &r->map[i];
+        const int lo = m->layer_lo + (m->layer_lo < 0 ? n_layers : 0), hi = m->layer_hi + (m->layer_hi < 0 ? n_layers : 0);
+        if (m->side == side && layer >= lo && layer <= hi && g >= m->head_lo && g <= m->head_hi) return 1 + i;
+    }
+    return 0;
+}
+static const kvmem_choice *kvmem__lane_choice(const kvmem_recipe *r, int n_layers, int layer, int g, int side) {
+    const int m = kvmem__map_of(r, n_layers, layer, g, side);
+    return m ? &r->map[m - 1].codec : &r->stage[KVMEM_CODEC_K + side];
+}
+static void kvmem__codecs_add(kvmem__codecs *cs, kvmem_codec_use *u, const kvmem_choice *ch, const kvmem_backend *b,
+                              int d) {
+    kvmem__resolve_codec(u, ch, b, d);
+    cs->waits |= kvmem__waits(u);
+    if (u->fn.flags & KVMEM_CODEC_PRE_ROPE) cs->pre = 1;
+    cs->q_floats = KVMEM__MAX(cs->q_floats, u->q_floats);
+    cs->width = KVMEM__MAX(cs->width, u->width);
+    cs->code = KVMEM__MAX(cs->code, kvmem__code_floats(u));
+}
+/* Everything a recipe may code with, sizes only. */
+static void kvmem__codecs_of(kvmem__codecs *cs, const kvmem_recipe *r, const kvmem_backend *b, int d) {
+    const kvmem_choice *all[2 + KVMEM_MAX_MAPS + 2 + 1];
+    kvmem_choice fresh = kvmem__fresh_choice();
+    int i, j, n = 0;
+    memset(cs, 0, sizeof *cs);
+    for (i = 0; i < 2; i++) kvmem__codecs_add(cs, &cs->use[i][0], all[n++] = &r->stage[KVMEM_CODEC_K + i], b, d);
+    for (i = 0; i < r->n_maps; i++) {
+        all[n++] = &r->map[i].codec;
+        kvmem__codecs_add(cs, &cs->use[r->map[i].side][1 + i], &r->map[i].codec, b, d);
+    }
+    for (i = 0; i < 2 && r->low[i].entry; i++) {
+        cs->demotes = 1;
+        kvmem__codecs_add(cs, &cs->low[i], all[n++] = &r->low[i], b, d);
+    }
+    if (cs->waits) kvmem__codecs_add(cs, &cs->fresh, all[n++] = &fresh, b, d);
+    for (i = 0; i < n; i++) {
+        for (j = 0; j < i && !kvmem__same_choice(all[i], all[j]); j++) {}
+        if (j < i) continue;
+        cs->count++;
+        cs->tables += kvmem__table_bytes(all[i], d);
+    }
 }
 static kvmem_status kvmem__check_shape(const kvmem_shape *s, const kvmem_recipe *r, kvmem_error *e) {
     int l, i;
@@ -10004,6 +10182,16 @@ static int kvmem__tile_workers(const kvmem_cache *c, size_t limit, int n, int G)
         workers = (int)(kvmem__more_scratch(limit) / c->tile_bytes);
     return workers;
 }
+/* Workers that code the rows of a block; each has its own scratch, so a byte limit allows one if they need
+   any. */
+static int kvmem__code_threads(const kvmem_cache *c, size_t limit, int n) {
+    return n >= 16 && !(limit && c->code) ? kvmem__threads(c->threads) : 1;
+}
+/* Scratch of append: rotated keys, and what coding takes. */
+static size_t kvmem__append_bytes(const kvmem_cache *c, size_t limit, int n, int G) {
+    const size_t rows = c->shape.rope ? (size_t)n * (size_t)G * (size_t)c->shape.head_dim : 0;
+    return (rows + (size_t)kvmem__code_threads(c, limit, n) * (size_t)c->code) * sizeof(float);
+}
 /* With fewer (token, lane) pairs than would keep the threads busy, each chunk of a lane is a unit of its
    own; the floats that hold their partial results, 0 if the lanes are not cut. longest: entries of the
    longest lane. */
@@ -10019,14 +10207,55 @@ static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fi
     const int r = s->n_heads / s->n_kv_heads;
     /* of one page more in every lane: pages, table slots (doubling: up to twice, old and new at once in
        one lane), commit scratch */
-    per_page = (size_t)p->lanes * (p->page_bytes + 2 * sizeof(void *)) +
+    per_page = p->page_bytes + (size_t)p->lanes * 2 * KVMEM__SLOT +
                kvmem__commit_bytes(s->n_kv_heads, 2 * (size_t)p->page) +
                (p->ring ? kvmem__view_bytes(r, (size_t)p->page) : 0);
-    reserve += (size_t)p->lanes * 4 * sizeof(void *) + 4096;
+    reserve += p->waiting;
+    reserve += (size_t)p->lanes * 4 * KVMEM__SLOT + 4096;
     if (reserve >= p->limit) return 0;
     n = (p->limit - reserve) / per_page;
     if (n > (size_t)(INT_MAX / 2 / p->page)) n = (size_t)(INT_MAX / 2 / p->page);
     return (int)n * p->page;
+}
+/* A settled page of lane (layer, g), or one of fresh rows, as it usually is. */
+static void kvmem__plan_sides(const kvmem__plan *p, const kvmem_recipe *r, int n_layers, int layer, int g, int fresh,
+                              kvmem__side *side) {
+    int i;
+    for (i = 0; i < 2; i++) {
+        const kvmem_codec_use *u = &p->codecs.use[i][kvmem__map_of(r, n_layers, layer, g, i)];
+        const kvmem_coded b = kvmem__coded_of(u, NULL, NULL, 0, NULL, p->page);
+        memset(&side[i], 0, sizeof side[i]);
+        side[i].use = fresh && kvmem__waits(u) ? &p->codecs.fresh : u;
+        if (side[i].use == u && u->fn.head_bytes) side[i].head_bytes = u->fn.head_bytes(&b, NULL);
+    }
+}
+static size_t kvmem__lesson_bytes(const kvmem_codec_use *u) {
+    const size_t floats = (size_t)u->state_floats + (u->center == 1 ? (size_t)u->d : 0);
+    return floats ? sizeof(kvmem_lesson) + floats * sizeof(float) : 0;
+}
+/* Sums over all lanes. */
+static void kvmem__plan_pages(kvmem__plan *p, const kvmem_shape *s, const kvmem_recipe *r) {
+    int l, g, i;
+    p->page_bytes = p->waiting = p->lessons = 0;
+    for (l = 0; l < s->n_layers; l++) {
+        for (g = 0; g < s->n_kv_heads; g++) {
+            kvmem__side done[2], fresh[2];
+            size_t a, b;
+            int wait = 0;
+            kvmem__plan_sides(p, r, s->n_layers, l, g, 0, done);
+            kvmem__plan_sides(p, r, s->n_layers, l, g, 1, fresh);
+            a = kvmem__page_size(p->page, p->n_stats, done);
+            b = kvmem__page_size(p->page, p->n_stats, fresh);
+            for (i = 0; i < 2; i++) {
+                const kvmem_codec_use *u = done[i].use;
+                if (kvmem__waits(u)) wait = KVMEM__MAX(wait, u->residual / p->page + 3);
+                p->lessons += kvmem__lesson_bytes(u);
+            }
+            p->page_bytes += a;
+            p->waiting += b > a ? (size_t)wait * (b - a) : 0;
+        }
+    }
+    if (p->codecs.waits) p->waiting += (size_t)(p->page * s->head_dim) * sizeof(float); /* a page to be coded */
 }
 static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, const kvmem_recipe *r,
                                      const kvmem_backend *b, kvmem_error *e) {
@@ -10055,32 +10284,33 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
                 const int w = (int)kvmem__param_of(r->stage[i].entry, r->stage[i].par, "window", 64);
                 p->ring = KVMEM__MAX(p->ring, w);
             }
-    kvmem__resolve_codec(&p->k, &r->stage[KVMEM_CODEC_K], b, d);
-    kvmem__resolve_codec(&p->v, &r->stage[KVMEM_CODEC_V], b, d);
-    /* fixed arrays: ropes, windows, sink biases, a row, layer states, block and ring positions, lanes */
+    kvmem__codecs_of(&p->codecs, r, b, d);
+    if (p->codecs.width > KVMEM_MAX_WIDTH)
+        return kvmem__fail(e, KVMEM_UNSUPPORTED, "a codec of this recipe makes rows of %d numbers from %d; at most %d",
+                           p->codecs.width, d, KVMEM_MAX_WIDTH);
+    /* fixed arrays: ropes, windows, sink biases, layer states, block and ring positions, rows, lanes */
     for (l = 0; s->rope && l < L; l++) floats += (size_t)(s->rope[l].n_rot / 2);
-    floats += (size_t)d;
     bytes += s->rope ? (size_t)L * sizeof(kvmem_rope) : 0;
-    ints += (s->window ? (size_t)L : 0) + (size_t)cfg->max_block + (size_t)p->ring;
+    ints += (s->window ? (size_t)L : 0) + (size_t)cfg->max_block + (size_t)p->ring + (size_t)r->page;
     ok = ok && (!s->sink_bias || kvmem__mul((size_t)L, (size_t)H, &x));
     if (s->sink_bias) floats += (size_t)L * (size_t)H;
     p->block_bytes = KVMEM__ALIGN16(bytes) + KVMEM__ALIGN16(floats * sizeof(float)) +
                      KVMEM__ALIGN16(ints * sizeof(int32_t)) + KVMEM__ALIGN16((size_t)L) +
-                     KVMEM__ALIGN16((size_t)p->lanes * sizeof(kvmem_lane));
+                     KVMEM__ALIGN16((size_t)(p->lanes * (1 + p->codecs.demotes)) * sizeof(kvmem_lane));
     x = (size_t)H * (size_t)d;
     ok = ok && kvmem__mul(x, (size_t)L, &x) && kvmem__mul(x, (size_t)p->ring, &x) &&
          kvmem__mul(x, sizeof(float), &p->ring_bytes);
     if (!ok) return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "shape: the ring of %d queries is too large", p->ring);
-    p->worker_floats = kvmem__worker_floats(s, p);
     p->limit = cfg->max_bytes;
     if (r->amount.kind == KVMEM_BYTES) {
         const size_t lim = r->amount.value >= (double)SIZE_MAX ? SIZE_MAX : (size_t)r->amount.value;
         if (!p->limit || lim < p->limit) p->limit = lim;
     }
-    fixed = p->block_bytes + p->ring_bytes + sizeof(kvmem_arena) + 2 * sizeof(kvmem__use);
     for (;;) {
-        p->head = kvmem__page_head(p->page);
-        p->page_bytes = kvmem__page_size(p->page, p->n_stats, &p->k, &p->v);
+        kvmem__plan_pages(p, s, r);
+        p->worker_floats = kvmem__worker_floats(s, p->page, p->codecs.q_floats, p->codecs.width, p->codecs.pre);
+        fixed = (size_t)p->codecs.code * sizeof(float) + p->block_bytes + p->ring_bytes + sizeof(kvmem_arena) + p->codecs.tables + p->lessons +
+                (size_t)p->codecs.count * KVMEM__USE_BYTES;
         if (!p->limit) return KVMEM_OK;
         p->lane_cap = kvmem__plan_cap(p, s, fixed);
         if (p->lane_cap >= 4 * p->page || p->page <= 8) break;
@@ -10091,18 +10321,17 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
             "a limit of %zu bytes is too small: fixed parts and scratch take %zu, and three pages of %d entries in "
             "each of %d lanes %zu more", p->limit,
             fixed + kvmem__attend_bytes(s, p->page, p->worker_floats * sizeof(float)), p->page, p->lanes,
-            3 * (size_t)p->lanes * p->page_bytes);
+            3 * p->page_bytes);
     return KVMEM_OK;
 }
 
 /* --- pages --- */
-static kvmem_bytes_part kvmem__page_part(int page, int n_stats, const kvmem_codec_use *k,
-                                         const kvmem_codec_use *v) {
+static kvmem_bytes_part kvmem__page_part(int page, int n_stats, const kvmem__side *side) {
     kvmem_bytes_part p;
     memset(&p, 0, sizeof p);
-    p.total = kvmem__page_size(page, n_stats, k, v);
-    p.k = (size_t)page * k->row_bytes;
-    p.v = (size_t)page * v->row_bytes;
+    p.total = kvmem__page_size(page, n_stats, side);
+    p.k = kvmem__side_bytes(&side[0], page);
+    p.v = kvmem__side_bytes(&side[1], page);
     p.stats = (size_t)n_stats * (size_t)page * sizeof(float);
     p.meta = p.total - p.k - p.v - p.stats;
     return p;
@@ -10112,10 +10341,16 @@ static int kvmem__page_cap(int P, int rows) {
     const int unit = (P + 3) / 4;
     return KVMEM__MIN(P, (rows + unit - 1) / unit * unit);
 }
-static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem_codec_use *kc, const kvmem_codec_use *vc) {
+static void kvmem__lesson_drop(kvmem_cache *c, kvmem_lesson *l) {
+    if (l && --l->refs == 0) {
+        const kvmem_bytes_part part = kvmem__part(2, l->bytes);
+        kvmem__arena_give(c->arena, l, &part);
+    }
+}
+static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem__side *side, int pre) {
     const int P = kvmem__page_cap(c->recipe.page, rows);
-    const kvmem_bytes_part part = kvmem__page_part(P, c->n_stats, kc, vc);
-    int over;
+    const kvmem_bytes_part part = kvmem__page_part(P, c->n_stats, side);
+    int over, i;
     uint8_t *m = (uint8_t *)kvmem__arena_take(c->arena, &part, &over);
     kvmem_page *p;
     if (!m) {
@@ -10125,37 +10360,69 @@ static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem_codec_u
     p = (kvmem_page *)(void *)m;
     p->refs = 1;
     p->cap = P;
-    p->kc = kc;
-    p->vc = vc;
+    p->pre = pre;
     m += KVMEM__ALIGN16(sizeof(kvmem_page));
     p->pos = (int32_t *)(void *)m;
     m += KVMEM__ALIGN16((size_t)P * sizeof(int32_t));
     p->stats = c->n_stats ? (float *)(void *)m : NULL;
     m += KVMEM__ALIGN16((size_t)c->n_stats * (size_t)P * sizeof(float));
-    p->k = m;
-    p->v = m + KVMEM__ALIGN16((size_t)P * kc->row_bytes);
+    for (i = 0; i < 2; i++) {
+        p->side[i] = side[i];
+        p->side[i].data = m;
+        p->side[i].n = side[i].use->fn.head_bytes ? rows : P;
+        if (side[i].lesson) side[i].lesson->refs++;
+        m += KVMEM__ALIGN16(kvmem__side_bytes(&side[i], P));
+    }
     return p;
 }
 static void kvmem__page_drop(kvmem_cache *c, kvmem_page *p) {
     kvmem_bytes_part part;
     if (!p || --p->refs > 0) return;
-    part = kvmem__page_part(p->cap, c->n_stats, p->kc, p->vc);
+    part = kvmem__page_part(p->cap, c->n_stats, p->side);
+    kvmem__lesson_drop(c, p->side[0].lesson);
+    kvmem__lesson_drop(c, p->side[1].lesson);
     kvmem__arena_give(c->arena, p, &part);
 }
-/* Rows in use of page i of a lane. */
-static int kvmem__page_rows(const kvmem_cache *c, const kvmem_lane *ln, int i) {
-    return KVMEM__MIN(c->recipe.page, ln->n - i * c->recipe.page);
+/* First entry and number of entries of page i of a lane. */
+static int kvmem__page_first(const kvmem_lane *ln, int i) { return i ? ln->end[i - 1] : 0; }
+static int kvmem__page_rows(const kvmem_lane *ln, int i) { return ln->end[i] - kvmem__page_first(ln, i); }
+/* The page that holds entry t. */
+static int kvmem__page_at(const kvmem_lane *ln, int t) {
+    int lo = 0, hi = ln->n_pages - 1;
+    while (lo < hi) {
+        const int mid = lo + (hi - lo) / 2;
+        if (ln->end[mid] <= t) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo;
+}
+static int32_t kvmem__lane_pos(const kvmem_lane *ln, int t) {
+    const int i = kvmem__page_at(ln, t);
+    return ln->pages[i]->pos[t - kvmem__page_first(ln, i)];
+}
+/* Can rows of this page move as they are to another of the same codecs? */
+static int kvmem__page_moves(const kvmem_page *p) {
+    int i;
+    for (i = 0; i < 2; i++)
+        if (p->side[i].use->fn.head_bytes || p->side[i].use->center == 2 || p->side[i].n_exact) return 0;
+    return 1;
+}
+static int kvmem__page_like(const kvmem_page *a, const kvmem_page *b) {
+    return a->side[0].use == b->side[0].use && a->side[1].use == b->side[1].use && a->pre == b->pre &&
+           a->side[0].lesson == b->side[0].lesson && a->side[1].lesson == b->side[1].lesson;
 }
 /* Put a copy with room for `rows` in place of page i, which has `used` rows. */
 static kvmem_status kvmem__page_resize(kvmem_cache *c, kvmem_lane *ln, int i, int used, int rows) {
-    kvmem_page *old = ln->pages[i], *p = kvmem__page_new(c, rows, old->kc, old->vc);
+    kvmem_page *old = ln->pages[i], *p = kvmem__page_new(c, rows, old->side, old->pre);
     const size_t n = (size_t)used;
     int s;
     if (!p) return c->error.status;
     memcpy(p->pos, old->pos, n * sizeof(int32_t));
     for (s = 0; s < c->n_stats; s++) memcpy(p->stats + s * p->cap, old->stats + s * old->cap, n * sizeof(float));
-    memcpy(p->k, old->k, n * old->kc->row_bytes);
-    memcpy(p->v, old->v, n * old->vc->row_bytes);
+    for (s = 0; s < 2; s++) {
+        memcpy(p->side[s].data, old->side[s].data, kvmem__side_bytes(&old->side[s], used));
+        if (old->side[s].use->fn.head_bytes) p->side[s].n = old->side[s].n;
+    }
     ln->pages[i] = p;
     kvmem__page_drop(c, old);
     return KVMEM_OK;
@@ -10163,32 +10430,81 @@ static kvmem_status kvmem__page_resize(kvmem_cache *c, kvmem_lane *ln, int i, in
 /* Make page i of a lane this cache's own before it is written. */
 static kvmem_status kvmem__page_own(kvmem_cache *c, kvmem_lane *ln, int i) {
     if (ln->pages[i]->refs == 1) return KVMEM_OK;
-    return kvmem__page_resize(c, ln, i, kvmem__page_rows(c, ln, i), ln->pages[i]->cap);
+    return kvmem__page_resize(c, ln, i, kvmem__page_rows(ln, i), ln->pages[i]->cap);
 }
-/* Copy entry (src, i) to (dst, j); recodes when the pages' codecs differ: tmp (head_dim) is scratch. */
-static void kvmem__row_move(kvmem_cache *c, kvmem_page *dst, int j, const kvmem_page *src, int i, float *tmp) {
+static void kvmem__meta_move(const kvmem_cache *c, kvmem_page *dst, int j, const kvmem_page *src, int i) {
     int s;
     dst->pos[j] = src->pos[i];
     for (s = 0; s < c->n_stats; s++) dst->stats[s * dst->cap + j] = src->stats[s * src->cap + i];
-    if (dst->kc == src->kc)
-        memmove(dst->k + (size_t)j * dst->kc->row_bytes, src->k + (size_t)i * src->kc->row_bytes, src->kc->row_bytes);
-    else {
-        const kvmem_coded from = kvmem__page_k(src, src->cap), to = kvmem__page_k(dst, dst->cap);
-        kvmem__coded_decode(src->kc, &from, tmp, i, 1);
-        dst->kc->fn.encode(&to, tmp, j, 1);
+}
+/* Move entry (src, i) to (dst, j): pages alike, whose rows move. */
+static void kvmem__row_move(const kvmem_cache *c, kvmem_page *dst, int j, const kvmem_page *src, int i) {
+    int s;
+    kvmem__meta_move(c, dst, j, src, i);
+    for (s = 0; s < 2; s++) {
+        const size_t row = src->side[s].use->row_bytes;
+        memmove(dst->side[s].data + (size_t)j * row, src->side[s].data + (size_t)i * row, row);
     }
-    if (dst->vc == src->vc)
-        memmove(dst->v + (size_t)j * dst->vc->row_bytes, src->v + (size_t)i * src->vc->row_bytes, src->vc->row_bytes);
-    else {
-        const kvmem_coded from = kvmem__page_v(src, src->cap), to = kvmem__page_v(dst, dst->cap);
-        kvmem__coded_decode(src->vc, &from, tmp, i, 1);
-        dst->vc->fn.encode(&to, tmp, j, 1);
+}
+/* Side s of page `from` with only its rows kept (m, rising) into page `to`, made for them. */
+static void kvmem__side_cut(kvmem__side *to, const kvmem__side *from, const int *kept, int m) {
+    const size_t mean = kvmem__mean_bytes(from->use), exact = kvmem__exact_bytes(from->use);
+    uint8_t *out = to->data + mean;
+    kvmem_coded a, b;
+    int i, j = 0;
+    memcpy(to->data, from->data, mean);
+    for (i = 0; i < from->n_exact; i++) {
+        const int row = kvmem__exact_row(from, i, NULL);
+        while (j < m && kept[j] < row) j++;
+        if (j == m || kept[j] != row) continue;
+        memcpy(out, from->data + mean + (size_t)i * exact, exact);
+        kvmem__put16(out, (uint16_t)j);
+        out += exact;
     }
+    a = kvmem__side_coded(to);
+    b = kvmem__side_coded(from);
+    kvmem__coded_cut(from->use, &a, &b, kept);
+}
+static int kvmem__exact_kept(const kvmem__side *s, const int *kept, int m) {
+    int i, j = 0, n = 0;
+    for (i = 0; i < s->n_exact; i++) {
+        const int row = kvmem__exact_row(s, i, NULL);
+        while (j < m && kept[j] < row) j++;
+        n += j < m && kept[j] == row;
+    }
+    return n;
+}
+/* Put a page with only rows kept (m, rising) of page i in its place; no value is coded again. */
+static kvmem_status kvmem__page_cut(kvmem_cache *c, kvmem_lane *ln, int i, const int *kept, int m) {
+    kvmem_page *old = ln->pages[i], *p;
+    kvmem__side side[2];
+    int s, j;
+    for (s = 0; s < 2; s++) {
+        side[s] = old->side[s];
+        side[s].n_exact = kvmem__exact_kept(&old->side[s], kept, m);
+    }
+    p = kvmem__page_new(c, m, side, old->pre);
+    if (!p) return c->error.status;
+    for (j = 0; j < m; j++) kvmem__meta_move(c, p, j, old, kept[j]);
+    for (s = 0; s < 2; s++) kvmem__side_cut(&p->side[s], &old->side[s], kept, m);
+    ln->pages[i] = p;
+    kvmem__page_drop(c, old);
+    return KVMEM_OK;
 }
 
 /* --- lanes --- */
 static kvmem_lane *kvmem__lane_at(const kvmem_cache *c, int layer, int g) {
     return &c->lane[layer * c->shape.n_kv_heads + g];
+}
+/* The lane of what was demoted from lane (layer, g); NULL: nothing was. */
+static kvmem_lane *kvmem__low_at(const kvmem_cache *c, int layer, int g) {
+    const int all = c->shape.n_layers * c->shape.n_kv_heads;
+    kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+    return c->n_lanes > all && ln[all].n ? ln + all : NULL;
+}
+static int kvmem__low_n(const kvmem_cache *c, int layer, int g) {
+    const kvmem_lane *low = kvmem__low_at(c, layer, g);
+    return low ? low->n : 0;
 }
 /* Room for n pages in the table. */
 static kvmem_status kvmem__lane_table(kvmem_cache *c, kvmem_lane *ln, int n) {
@@ -10197,97 +10513,162 @@ static kvmem_status kvmem__lane_table(kvmem_cache *c, kvmem_lane *ln, int n) {
     kvmem_page **t;
     int over;
     if (n <= ln->cap_pages) return KVMEM_OK;
-    part = kvmem__part(2, (size_t)cap * sizeof *t);
-    old = kvmem__part(2, (size_t)ln->cap_pages * sizeof *t);
+    part = kvmem__part(2, (size_t)cap * KVMEM__SLOT);
+    old = kvmem__part(2, (size_t)ln->cap_pages * KVMEM__SLOT);
     t = (kvmem_page **)kvmem__arena_take(c->arena, &part, &over);
     if (!t) return kvmem__no_room(c, over, part.total, "a page table");
-    if (ln->n_pages) memcpy(t, ln->pages, (size_t)ln->n_pages * sizeof *t);
+    if (ln->n_pages) {
+        memcpy(t, ln->pages, (size_t)ln->n_pages * sizeof *t);
+        memcpy(t + cap, ln->end, (size_t)ln->n_pages * sizeof *ln->end);
+    }
     kvmem__arena_give(c->arena, ln->pages, &old);
     ln->pages = t;
+    ln->end = (int *)(void *)(t + cap);
     ln->cap_pages = cap;
     return KVMEM_OK;
 }
 /* Tell the trace that entries [a, b) of lane i have met this fate. */
 static void kvmem__tell(const kvmem_cache *c, int i, int a, int b, kvmem_fate fate) {
-    const int P = c->recipe.page, G = c->shape.n_kv_heads;
-    const kvmem_lane *ln = &c->lane[i];
+    const int G = c->shape.n_kv_heads, layer = i / G % c->shape.n_layers;
     int t;
     for (t = a; c->trace && t < b; t++)
-        c->trace(c->trace_user, i / G, i % G, ln->pages[t / P]->pos[t % P], fate, c->tokens + c->block_n);
+        c->trace(c->trace_user, layer, i % G, kvmem__lane_pos(&c->lane[i], t), fate, c->tokens + c->block_n);
 }
 static void kvmem__tell_all(const kvmem_cache *c, kvmem_fate fate) {
     int i;
-    for (i = 0; c->trace && i < c->shape.n_layers * c->shape.n_kv_heads; i++)
-        kvmem__tell(c, i, 0, c->lane[i].n, fate);
+    for (i = 0; c->trace && i < c->n_lanes; i++) kvmem__tell(c, i, 0, c->lane[i].n, fate);
 }
 KVMEM_API void kvmem_cache_trace(kvmem_cache *c, kvmem_trace_fn fn, void *user) {
     c->trace = fn;
     c->trace_user = user;
 }
-/* Before entries kept (n_kept) of lane i move together: the others are dropped, and those that come to a
-   page of other codecs are recoded. */
-static void kvmem__tell_keep(const kvmem_cache *c, int i, const int *kept, int n_kept) {
-    const int P = c->recipe.page;
-    const kvmem_lane *ln = &c->lane[i];
+/* Tell that all entries of lane i but the n_kept in kept meet this fate. */
+static void kvmem__tell_rest(const kvmem_cache *c, int i, const int *kept, int n_kept, kvmem_fate fate) {
     int t, j = 0;
-    for (t = 0; c->trace && t < ln->n; t++) {
-        const kvmem_page *from = ln->pages[t / P], *to;
-        if (j >= n_kept || kept[j] != t) {
-            kvmem__tell(c, i, t, t + 1, KVMEM_FATE_DROPPED);
-            continue;
-        }
-        to = ln->pages[j++ / P];
-        if (to->kc != from->kc || to->vc != from->vc) kvmem__tell(c, i, t, t + 1, KVMEM_FATE_RECODED);
+    for (t = 0; c->trace && t < c->lane[i].n; t++) {
+        if (j < n_kept && kept[j] == t) j++;
+        else kvmem__tell(c, i, t, t + 1, fate);
     }
 }
 static void kvmem__lane_cut(kvmem_cache *c, kvmem_lane *ln, int n) { /* keep the first n entries */
-    const int P = c->recipe.page, keep = (n + P - 1) / P;
-    while (ln->n_pages > keep) kvmem__page_drop(c, ln->pages[--ln->n_pages]);
+    while (ln->n_pages && kvmem__page_first(ln, ln->n_pages - 1) >= n)
+        kvmem__page_drop(c, ln->pages[--ln->n_pages]);
     ln->n = n;
-    if (n == 0 && ln->pages) {
-        const kvmem_bytes_part part = kvmem__part(2, (size_t)ln->cap_pages * sizeof *ln->pages);
+    if (ln->n_pages) ln->end[ln->n_pages - 1] = KVMEM__MIN(ln->end[ln->n_pages - 1], n);
+    else if (ln->pages) {
+        const kvmem_bytes_part part = kvmem__part(2, (size_t)ln->cap_pages * KVMEM__SLOT);
         kvmem__arena_give(c->arena, ln->pages, &part);
         ln->pages = NULL;
+        ln->end = NULL;
         ln->cap_pages = 0;
     }
 }
+/* How new rows of a lane are stored: by its codecs, or float16 if these wait. */
+static void kvmem__lane_sides(const kvmem_cache *c, const kvmem_lane *ln, kvmem__side *side) {
+    int i;
+    memset(side, 0, 2 * sizeof *side);
+    for (i = 0; i < 2; i++) side[i].use = kvmem__waits(ln->use[i]) ? c->fresh : ln->use[i];
+}
+static int kvmem__lane_pre(const kvmem_lane *ln) { return (ln->use[0]->fn.flags & KVMEM_CODEC_PRE_ROPE) != 0; }
+/* May rows be added to page i, the last one? */
+static int kvmem__page_open(const kvmem_cache *c, const kvmem_lane *ln, int i) {
+    const kvmem_page *p = ln->pages[i];
+    kvmem__side side[2];
+    kvmem__lane_sides(c, ln, side);
+    return p->side[0].use == side[0].use && p->side[1].use == side[1].use && p->pre == kvmem__lane_pre(ln) &&
+           kvmem__page_moves(p) && kvmem__page_rows(ln, i) < c->recipe.page;
+}
 /* Space for n more entries behind the lane: pages are added; a last page that is shared or too small is
-   replaced. Rows are not filled and ln->n stays. On failure the lane's entries are as before. */
+   replaced. Rows are not filled; ln->n and ends stay. On failure the lane's entries are as before. */
 static kvmem_status kvmem__lane_grow(kvmem_cache *c, kvmem_lane *ln, int n) {
-    const int P = c->recipe.page, had = ln->n_pages, want = (ln->n + n + P - 1) / P;
-    KVMEM__TRY(kvmem__lane_table(c, ln, want));
-    if (ln->n % P) {
-        const int rows = KVMEM__MIN(P, ln->n % P + n);
+    const int P = c->recipe.page, had = ln->n_pages;
+    const int used = had && kvmem__page_open(c, ln, had - 1) ? kvmem__page_rows(ln, had - 1) : 0;
+    const int more = KVMEM__MAX(n - (used ? P - used : 0), 0); /* rows in new pages */
+    kvmem__side side[2];
+    KVMEM__TRY(kvmem__lane_table(c, ln, had + (more + P - 1) / P));
+    if (used) {
+        const int rows = KVMEM__MIN(P, used + n);
         const kvmem_page *p = ln->pages[had - 1];
         if (p->refs > 1 || p->cap < rows)
-            KVMEM__TRY(kvmem__page_resize(c, ln, had - 1, ln->n % P, KVMEM__MAX(rows, p->cap)));
+            KVMEM__TRY(kvmem__page_resize(c, ln, had - 1, used, KVMEM__MAX(rows, p->cap)));
     }
-    while (ln->n_pages < want) {
-        kvmem_page *p = kvmem__page_new(c, KVMEM__MIN(P, ln->n + n - ln->n_pages * P), c->k, c->v);
+    kvmem__lane_sides(c, ln, side);
+    while (ln->n_pages < had + (more + P - 1) / P) {
+        const int done = (ln->n_pages - had) * P;
+        kvmem_page *p = kvmem__page_new(c, KVMEM__MIN(P, more - done), side, kvmem__lane_pre(ln));
         if (!p) {
             while (ln->n_pages > had) kvmem__page_drop(c, ln->pages[--ln->n_pages]);
             return c->error.status;
         }
+        ln->end[ln->n_pages] = ln->n;
         ln->pages[ln->n_pages++] = p;
     }
     return KVMEM_OK;
 }
+/* Where rows behind the lane go after lane_grow: page *i from row *used on, then the next pages. */
+static void kvmem__lane_start(const kvmem_cache *c, const kvmem_lane *ln, int *i, int *used) {
+    *i = ln->n_pages - 1;
+    while (*i > 0 && kvmem__page_first(ln, *i) >= ln->n) --*i; /* the last page with rows, or the first */
+    *used = kvmem__page_rows(ln, *i);
+    if (*used && !kvmem__page_open(c, ln, *i)) { ++*i; *used = 0; }
+}
+/* n rows have been written there: they are entries now. */
+static void kvmem__lane_add(const kvmem_cache *c, kvmem_lane *ln, int n) {
+    int i, used;
+    kvmem__lane_start(c, ln, &i, &used);
+    for (; n > 0; i++, used = 0) {
+        const int rows = KVMEM__MIN(c->recipe.page - used, n);
+        ln->end[i] = ln->n += rows;
+        n -= rows;
+    }
+}
 /* The lane keeps the n_kept entries whose rising indices are in kept; pages that become empty are freed.
-   Rows move toward the front in place: no memory is needed unless pages are shared. */
-static kvmem_status kvmem__lane_keep(kvmem_cache *c, int layer, int g, const int *kept, int n_kept) {
-    kvmem_lane *ln = kvmem__lane_at(c, layer, g);
-    const int P = c->recipe.page, gone = ln->n - n_kept, last = (n_kept - 1) / P;
-    int j, first = 0;
+   Rows of row codecs move toward the front in place, into the page before if it is alike: no memory is
+   needed unless pages are shared. Others are cut. */
+static kvmem_status kvmem__lane_keep(kvmem_cache *c, kvmem_lane *ln, const int *kept, int n_kept) {
+    const int P = c->recipe.page, gone = ln->n - n_kept;
+    int i, j, first, out = 0, used = 0, at = 0, rows; /* out pages are done; the last of them has `used` rows */
     KVMEM_ASSERT(n_kept >= 0 && n_kept <= ln->n);
-    while (first < n_kept && kept[first] == first) first++; /* these stay where they are */
-    for (j = first / P; first < n_kept && j <= last; j++) KVMEM__TRY(kvmem__page_own(c, ln, j));
-    if (c->trace) kvmem__tell_keep(c, layer * c->shape.n_kv_heads + g, kept, n_kept);
-    for (j = first; j < n_kept; j++)
-        kvmem__row_move(c, ln->pages[j / P], j % P, ln->pages[kept[j] / P], kept[j] % P, c->row);
+    for (i = at = 0; i < ln->n_pages; at += rows, i++) { /* what is written or cut must be this cache's own */
+        first = kvmem__page_first(ln, i);
+        for (rows = 0; at + rows < n_kept && kept[at + rows] < ln->end[i]; rows++) {}
+        if (!rows || (at == first && rows == kvmem__page_rows(ln, i))) continue;
+        if (kvmem__page_moves(ln->pages[i])) KVMEM__TRY(kvmem__page_own(c, ln, i));
+        else if (rows < kvmem__page_rows(ln, i)) {
+            for (j = 0; j < rows; j++) c->index[j] = kept[at + j] - first;
+            KVMEM__TRY(kvmem__page_cut(c, ln, i, c->index, rows));
+        }
+    }
+    for (i = at = first = 0; i < ln->n_pages; i++) { /* first: of page i, before this loop changed the ends */
+        const int end = ln->end[i];
+        kvmem_page *p = ln->pages[i], *to = out ? ln->pages[out - 1] : NULL;
+        for (rows = 0; at + rows < n_kept && kept[at + rows] < end; rows++) {}
+        j = 0;
+        if (rows && kvmem__page_moves(p)) {
+            const int fits = at < first && to && to->refs == 1 && kvmem__page_moves(to) && kvmem__page_like(to, p)
+                                 ? to->cap - used : 0;
+            for (; j < rows && j < fits; j++) kvmem__row_move(c, to, used + j, p, kept[at + j] - first);
+            if (j) ln->end[out - 1] = at + j;
+            for (used = 0; j + used < rows; used++) {
+                const int from = kept[at + j + used] - first;
+                if (from != used) kvmem__row_move(c, p, used, p, from);
+            }
+        }
+        if (j == rows) kvmem__page_drop(c, p);
+        else {
+            ln->pages[out] = p;
+            ln->end[out++] = at + rows;
+        }
+        at += rows;
+        first = end;
+        used = out ? kvmem__page_rows(ln, out - 1) : 0;
+    }
+    ln->n_pages = out;
     kvmem__lane_cut(c, ln, n_kept);
-    j = n_kept - last * P; /* rows of the last page; it shrinks when much went, not at every step */
-    if (n_kept && gone >= (P + 3) / 4 && kvmem__page_cap(P, j) < ln->pages[last]->cap)
-        return kvmem__page_resize(c, ln, last, j, j);
+    if (n_kept && gone >= (P + 3) / 4 && kvmem__page_moves(ln->pages[out - 1])) {
+        j = kvmem__page_rows(ln, out - 1); /* the last page shrinks when much went, not at every step */
+        if (kvmem__page_cap(P, j) < ln->pages[out - 1]->cap) return kvmem__page_resize(c, ln, out - 1, j, j);
+    }
     return KVMEM_OK;
 }
 
@@ -10320,31 +10701,62 @@ KVMEM_API kvmem_config kvmem_config_default(void) {
 /* The arena's copy of a codec choice, so that pages can point to it; found again if it is there. */
 static const kvmem_codec_use *kvmem__use_codec(kvmem_cache *c, const kvmem_choice *ch) {
     kvmem__use *u;
-    const kvmem_bytes_part part = kvmem__part(2, sizeof *u);
-    int over, i;
-    for (u = c->arena->uses; u; u = u->next) {
-        int same = u->entry == ch->entry && u->user == ch->user;
-        for (i = 0; same && i < KVMEM_MAX_PARAMS; i++)
-            same = !(u->use.par[i] < ch->par[i]) && !(u->use.par[i] > ch->par[i]);
-        if (same) return &u->use;
-    }
+    kvmem_bytes_part part;
+    int over;
+    for (u = c->arena->uses; u; u = u->next)
+        if (kvmem__same_choice(&u->choice, ch)) return &u->use;
+    part = kvmem__part(2, KVMEM__USE_BYTES + kvmem__table_bytes(ch, c->shape.head_dim));
     u = (kvmem__use *)kvmem__arena_take(c->arena, &part, &over);
     if (!u) {
         kvmem__no_room(c, over, part.total, "a codec");
         return NULL;
     }
+    memset(u, 0, part.total);
     kvmem__resolve_codec(&u->use, ch, c->backend, c->shape.head_dim);
-    u->entry = ch->entry;
-    u->user = ch->user;
+    if (u->use.table_bytes) {
+        u->use.table = (uint8_t *)(void *)u + KVMEM__USE_BYTES;
+        u->use.fn.build(u->use.par, u->use.d, u->use.table);
+    }
+    u->choice = *ch;
     u->next = c->arena->uses;
     c->arena->uses = u;
+    c->q_floats = KVMEM__MAX(c->q_floats, u->use.q_floats);
+    c->width = KVMEM__MAX(c->width, u->use.width);
+    c->code = KVMEM__MAX(c->code, kvmem__code_floats(&u->use));
+    if (u->use.fn.flags & KVMEM_CODEC_PRE_ROPE) c->pre = 1;
     return &u->use;
+}
+/* Every lane's codecs as the recipe has them. */
+static kvmem_status kvmem__choose_codecs(kvmem_cache *c) {
+    const int L = c->shape.n_layers, G = c->shape.n_kv_heads;
+    int i, s, waits = 0;
+    for (i = 0; i < c->n_lanes; i++) {
+        kvmem_lane *ln = &c->lane[i];
+        ln->low = i >= L * G;
+        for (s = 0; s < 2; s++) {
+            const kvmem_codec_use *u = kvmem__use_codec(c, ln->low ? &c->recipe.low[s]
+                                                         : kvmem__lane_choice(&c->recipe, L, i / G, i % G, s));
+            if (!u) return c->error.status;
+            if (u != ln->use[s]) { /* what was learned for another codec goes with its last page */
+                kvmem__lesson_drop(c, ln->lesson[s]);
+                ln->lesson[s] = NULL;
+            }
+            ln->use[s] = u;
+            waits |= kvmem__waits(u);
+        }
+    }
+    if (waits) {
+        const kvmem_choice fresh = kvmem__fresh_choice();
+        c->fresh = kvmem__use_codec(c, &fresh);
+        if (!c->fresh) return c->error.status;
+    }
+    return KVMEM_OK;
 }
 static void kvmem__arena_free(kvmem_arena *ar) {
     const kvmem_allocator a = ar->a;
     while (ar->uses) {
         kvmem__use *u = ar->uses;
-        const kvmem_bytes_part part = kvmem__part(2, sizeof *u);
+        const kvmem_bytes_part part = kvmem__part(2, KVMEM__USE_BYTES + u->use.table_bytes);
         ar->uses = u->next;
         kvmem__arena_give(ar, u, &part);
     }
@@ -10374,8 +10786,6 @@ static void kvmem__carve(kvmem_cache *c, const kvmem_shape *s) {
         c->shape.sink_bias = f;
         f += n;
     }
-    c->row = f;
-    f += s->head_dim;
     m += KVMEM__ALIGN16((size_t)(f - (float *)(void *)m) * sizeof(float));
     w = (int32_t *)(void *)m;
     if (s->window) {
@@ -10387,13 +10797,18 @@ static void kvmem__carve(kvmem_cache *c, const kvmem_shape *s) {
     w += c->max_block;
     c->ring_pos = w;
     w += c->ring;
-    memset(c->block_pos, 0, (size_t)(c->max_block + c->ring) * sizeof(int32_t));
+    c->index = (int *)(void *)w; /* int32_t may be long, of the same size */
+    w += c->index_n;
+    memset(c->block_pos, 0, (size_t)(c->max_block + c->ring + c->index_n) * sizeof(int32_t));
     m += KVMEM__ALIGN16((size_t)(w - (int32_t *)(void *)m) * sizeof(int32_t));
     c->layer_state = m;
     m += KVMEM__ALIGN16((size_t)L);
     c->lane = (kvmem_lane *)(void *)m;
     memset(c->layer_state, 0, (size_t)L);
-    memset(c->lane, 0, (size_t)L * (size_t)s->n_kv_heads * sizeof *c->lane);
+    memset(c->lane, 0, (size_t)c->n_lanes * sizeof *c->lane);
+}
+static void kvmem__set_worker(kvmem_cache *c) {
+    c->worker_bytes = sizeof(float) * kvmem__worker_floats(&c->shape, c->recipe.page, c->q_floats, c->width, c->pre);
 }
 static kvmem_status kvmem__take_fixed(kvmem_cache *c, const kvmem_shape *s, size_t ring_bytes) {
     kvmem_bytes_part part = kvmem__part(2, c->block_size);
@@ -10440,7 +10855,8 @@ KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg)
     c->shape = cfg->shape;
     if (!(c->shape.scale > 0)) c->shape.scale = (float)(1.0 / sqrt((double)c->shape.head_dim));
     c->recipe = full;
-    c->recipe.page = plan.page;
+    c->recipe.page = c->index_n = plan.page;
+    c->n_lanes = plan.lanes * (1 + plan.codecs.demotes);
     c->reads = plan.reads;
     c->n_stats = plan.n_stats;
     c->ring = plan.ring;
@@ -10449,14 +10865,10 @@ KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg)
     c->max_block = cfg->max_block;
     c->model_id = cfg->model_id;
     c->block_size = plan.block_bytes;
-    c->worker_bytes = plan.worker_floats * sizeof(float);
     c->tile_bytes = kvmem__tile_bytes(c->shape.n_heads / c->shape.n_kv_heads, c->shape.head_dim, plan.page);
     st = kvmem__take_fixed(c, &cfg->shape, plan.ring_bytes);
-    if (st == KVMEM_OK) {
-        c->k = kvmem__use_codec(c, &c->recipe.stage[KVMEM_CODEC_K]);
-        c->v = c->k ? kvmem__use_codec(c, &c->recipe.stage[KVMEM_CODEC_V]) : NULL;
-        if (!c->v) st = c->error.status;
-    }
+    if (st == KVMEM_OK) st = kvmem__choose_codecs(c);
+    if (st == KVMEM_OK) kvmem__set_worker(c);
     if (st != KVMEM_OK) {
         e = c->error;
         kvmem_cache_free(c);
@@ -10469,8 +10881,7 @@ KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
     kvmem_bytes_part part;
     if (!c || !c->arena) return;
     if (c->trace && c->lane) kvmem__tell_all(c, KVMEM_FATE_DROPPED);
-    for (i = 0; c->lane && i < c->shape.n_layers * c->shape.n_kv_heads; i++)
-        kvmem__lane_cut(c, &c->lane[i], 0);
+    for (i = 0; c->lane && i < c->n_lanes; i++) kvmem__lane_cut(c, &c->lane[i], 0);
     part = kvmem__part(2, (size_t)c->cap_events * sizeof *c->event);
     kvmem__arena_give(c->arena, c->event, &part);
     c->event = NULL;
@@ -10485,8 +10896,11 @@ KVMEM_API void kvmem_cache_free(kvmem_cache *c) {
     kvmem_bytes_part part;
     if (!c) return;
     if (c->arena) {
+        int i, j;
         c->trace = NULL;
         kvmem_cache_clear(c);
+        for (i = 0; c->lane && i < c->n_lanes; i++)
+            for (j = 0; j < 2; j++) kvmem__lesson_drop(c, c->lane[i].lesson[j]);
         part = kvmem__part(3, kvmem__ring_bytes(c));
         kvmem__arena_give(c->arena, c->ring_q, &part);
         part = kvmem__part(2, c->block_size);
@@ -10522,13 +10936,15 @@ KVMEM_API kvmem_status kvmem_cache_copy(kvmem_cache *dst, const kvmem_cache *src
         memcpy(dst->ring_pos, src->ring_pos, (size_t)src->ring * sizeof *src->ring_pos);
     }
     for (i = 0; st == KVMEM_OK && i < src->n_events; i++) st = kvmem__add_event(dst, src->event[i]);
-    for (i = 0; st == KVMEM_OK && i < src->shape.n_layers * src->shape.n_kv_heads; i++) {
+    for (i = 0; st == KVMEM_OK && i < src->n_lanes; i++) {
         kvmem_lane *to = &dst->lane[i];
         const kvmem_lane *from = &src->lane[i];
-        if (!from->n_pages) continue;
+        st = kvmem__lane_lessons(dst, to, from);
+        if (!from->n_pages || st != KVMEM_OK) continue;
         st = kvmem__lane_table(dst, to, from->n_pages);
         for (j = 0; st == KVMEM_OK && j < from->n_pages; j++) {
             to->pages[j] = from->pages[j];
+            to->end[j] = from->end[j];
             to->pages[j]->refs++;
             to->n_pages++;
         }
@@ -10540,6 +10956,220 @@ KVMEM_API kvmem_status kvmem_cache_copy(kvmem_cache *dst, const kvmem_cache *src
         dst->error = e;
     }
     return st;
+}
+
+/* --- settling: fresh rows get their codec, a page at a time --- */
+
+/* The lane's lesson for codec use[i], made zeroed if there is none. NULL lesson with OK: nothing to learn. */
+static kvmem_status kvmem__lane_lesson(kvmem_cache *c, kvmem_lane *ln, int i, kvmem_lesson **out) {
+    const size_t bytes = kvmem__lesson_bytes(ln->use[i]);
+    const kvmem_bytes_part part = kvmem__part(2, bytes);
+    int over;
+    *out = ln->lesson[i];
+    if (!bytes || *out) return KVMEM_OK;
+    *out = (kvmem_lesson *)kvmem__arena_take(c->arena, &part, &over);
+    if (!*out) return kvmem__no_room(c, over, bytes, "what a codec learns of a lane");
+    memset(*out, 0, bytes);
+    (*out)->use = ln->use[i];
+    (*out)->refs = 1;
+    (*out)->bytes = bytes;
+    ln->lesson[i] = *out;
+    return KVMEM_OK;
+}
+/* Codecs and lessons of a copied lane: what is learned is shared, what is being learned is not. */
+static kvmem_status kvmem__lane_lessons(kvmem_cache *c, kvmem_lane *to, const kvmem_lane *from) {
+    int i;
+    for (i = 0; i < 2; i++) {
+        kvmem_lesson *l = from->lesson[i];
+        to->use[i] = from->use[i];
+        if (l && l->learned) {
+            to->lesson[i] = l;
+            l->refs++;
+        } else if (l) {
+            kvmem_lesson *mine;
+            KVMEM__TRY(kvmem__lane_lesson(c, to, i, &mine));
+            memcpy(kvmem__lesson_mean(mine), kvmem__lesson_mean(l), l->bytes - sizeof *l);
+        }
+    }
+    return KVMEM_OK;
+}
+/* Mean (d) of n rows x (n, d), those named by skip (n bytes, or NULL) left out. */
+static void kvmem__mean_of(float *mean, const float *x, int n, int d, const unsigned char *skip) {
+    int t, i, m = 0;
+    for (i = 0; i < d; i++) mean[i] = 0;
+    for (t = 0; t < n; t++) {
+        if (skip && skip[t]) continue;
+        for (i = 0; i < d; i++) mean[i] += x[(size_t)t * (size_t)d + (size_t)i];
+        m++;
+    }
+    for (i = 0; m && i < d; i++) mean[i] /= (float)m;
+}
+/* Let use[i] of the lane learn from its first n entries, or an even choice of KVMEM_LEARN_ROWS of them. */
+static kvmem_status kvmem__lane_learn(kvmem_cache *c, kvmem_lane *ln, int i, int n) {
+    const kvmem_codec_use *u = ln->use[i];
+    const int d = u->d, rows = KVMEM__MIN(n, KVMEM_LEARN_ROWS);
+    const int more = u->fn.scratch_floats ? u->fn.scratch_floats(u->par, d, rows) : 0;
+    kvmem_lesson *l;
+    kvmem_coded b;
+    float *x;
+    int t;
+    KVMEM__TRY(kvmem__lane_lesson(c, ln, i, &l));
+    if (!l || l->learned || n < 1) return KVMEM_OK;
+    KVMEM__TRY(kvmem__scratch(c, ((size_t)rows * (size_t)d + (size_t)more) * sizeof(float)));
+    x = (float *)c->scratch;
+    for (t = 0; t < rows; t++) {
+        const int e = (int)((int64_t)t * n / rows), at = kvmem__page_at(ln, e);
+        kvmem__side_decode(&ln->pages[at]->side[i], x + (size_t)t * (size_t)d, e - kvmem__page_first(ln, at), 1);
+    }
+    if (u->center == 1) {
+        float *mean = kvmem__lesson_mean(l);
+        kvmem__mean_of(mean, x, rows, d, NULL);
+        for (t = 0; t < rows * d; t++) x[t] -= mean[t % d];
+    }
+    b = kvmem__coded_of(u, kvmem__lesson_state(l), NULL, 0, NULL, 0);
+    b.scratch = x + (size_t)rows * (size_t)d;
+    if (u->fn.learn) u->fn.learn(&b, kvmem__lesson_state(l), x, rows);
+    l->learned = 1;
+    return KVMEM_OK;
+}
+/* Rotate keys x (n, d) of a layer, stored before RoPE, for the positions pos (n). */
+static void kvmem__rope_rows(const kvmem_cache *c, int layer, float *x, int n, const int32_t *pos) {
+    if (c->shape.rope) c->backend->rope(x, x, n, 1, c->shape.head_dim, &c->shape.rope[layer], pos, 1, 1);
+}
+/* The way back. */
+static void kvmem__unrope_rows(const kvmem_cache *c, int layer, float *x, int n, const int32_t *pos) {
+    const kvmem_rope *r = c->shape.rope ? &c->shape.rope[layer] : NULL;
+    const int d = c->shape.head_dim;
+    int t, i;
+    for (t = 0; r && t < n; t++, x += d) {
+        const int32_t back = -pos[t];
+        c->backend->rope(x, x, 1, 1, d, r, &back, 0, 1);
+        for (i = 0; i < r->n_rot; i++) x[i] /= r->mscale;
+    }
+}
+/* The rows of one side of page i as they are to be coded: x (rows, d) without mean and exact rows, which are
+   replaced by the mean of the others; and the side as it will be. */
+typedef struct kvmem__fill {
+    float *x, *mean, *scratch;
+    unsigned char *exact; /* (rows) 1: stays exact */
+    uint8_t *exact_rows;  /* as the side stores them */
+    int rows;
+} kvmem__fill;
+static kvmem_status kvmem__side_plan(kvmem_cache *c, int lane, int page, int i, kvmem__side *to, kvmem__fill *f) {
+    kvmem_lane *ln = &c->lane[lane];
+    const kvmem_codec_use *u = ln->use[i];
+    const kvmem_page *p = ln->pages[page];
+    const int d = u->d, n = kvmem__page_rows(ln, page);
+    const int more = u->fn.scratch_floats ? u->fn.scratch_floats(u->par, d, n) : 0;
+    const size_t nd = (size_t)n * (size_t)d;
+    const int sinks = KVMEM__MIN(n, u->sinks);
+    float *fill; /* what stands in for an exact row */
+    kvmem_coded b;
+    int t, k;
+    KVMEM__TRY(kvmem__scratch(c, (nd + 2 * (size_t)d + (size_t)more) * sizeof(float) + (size_t)n +
+                                 (size_t)sinks * kvmem__exact_bytes(u)));
+    f->x = (float *)c->scratch;
+    f->mean = f->x + nd;
+    fill = f->mean + d;
+    f->scratch = fill + d;
+    f->exact = (unsigned char *)(void *)(f->scratch + more);
+    f->exact_rows = f->exact + n;
+    f->rows = n;
+    memset(to, 0, sizeof *to);
+    to->use = u;
+    to->lesson = ln->lesson[i];
+    kvmem__side_decode(&p->side[i], f->x, 0, n);
+    if (i == 0 && p->pre != kvmem__lane_pre(ln)) {
+        if (p->pre) kvmem__rope_rows(c, lane / c->shape.n_kv_heads % c->shape.n_layers, f->x, n, p->pos);
+        else kvmem__unrope_rows(c, lane / c->shape.n_kv_heads % c->shape.n_layers, f->x, n, p->pos);
+    }
+    for (t = 0; t < n; t++) {
+        uint8_t *out = f->exact_rows + (size_t)to->n_exact * kvmem__exact_bytes(u);
+        f->exact[t] = p->pos[t] < u->sinks;
+        if (!f->exact[t]) continue;
+        kvmem__put16(out, (uint16_t)t);
+        for (k = 0; k < d; k++) kvmem__put16(out + 2 + 2 * k, kvmem__half_sat(f->x[t * d + k]));
+        to->n_exact++;
+    }
+    kvmem__mean_of(fill, f->x, n, d, f->exact);
+    memset(f->mean, 0, (size_t)d * sizeof(float));
+    if (u->center == 1) memcpy(f->mean, kvmem__lesson_mean(to->lesson), (size_t)d * sizeof(float));
+    for (k = 0; u->center == 2 && k < d; k++) f->mean[k] = kvmem__f16_to_f32(kvmem__half_sat(fill[k]));
+    for (t = 0; t < n; t++)
+        for (k = 0; k < d; k++) f->x[t * d + k] = (f->exact[t] ? fill[k] : f->x[t * d + k]) - f->mean[k];
+    b = kvmem__coded_of(u, to->lesson ? kvmem__lesson_state(to->lesson) : NULL, NULL, 0, NULL, n);
+    b.scratch = f->scratch;
+    to->head_bytes = u->fn.head_bytes ? u->fn.head_bytes(&b, f->x) : 0;
+    return KVMEM_OK;
+}
+/* Code the planned rows into the side. */
+static void kvmem__side_fill(kvmem__side *to, const kvmem__fill *f) {
+    const int d = to->use->d;
+    kvmem_coded coded = kvmem__side_coded(to);
+    uint8_t *out = to->data;
+    int k;
+    for (k = 0; to->use->center == 2 && k < d; k++, out += 2) kvmem__put16(out, kvmem__half_sat(f->mean[k]));
+    if (to->n_exact) memcpy(out, f->exact_rows, (size_t)to->n_exact * kvmem__exact_bytes(to->use));
+    coded.scratch = f->scratch;
+    to->use->fn.encode(&coded, f->x, 0, f->rows);
+}
+/* Code page `page` of a lane anew: the sides named by which (bit 0: K, bit 1: V) by the lane's codecs, the
+   other as it is. */
+static kvmem_status kvmem__page_code(kvmem_cache *c, int lane, int page, unsigned which) {
+    kvmem_lane *ln = &c->lane[lane];
+    int i, s;
+    for (i = 0; i < 2; i++) {
+        kvmem_page *old = ln->pages[page], *p;
+        kvmem__side side[2];
+        kvmem__fill f;
+        if (!(which >> i & 1)) continue;
+        side[1 - i] = old->side[1 - i];
+        KVMEM__TRY(kvmem__side_plan(c, lane, page, i, &side[i], &f));
+        p = kvmem__page_new(c, f.rows, side, i == 0 ? kvmem__lane_pre(ln) : old->pre);
+        if (!p) return c->error.status;
+        if (old->side[1 - i].use->fn.head_bytes) p->side[1 - i].n = old->side[1 - i].n;
+        memcpy(p->side[1 - i].data, old->side[1 - i].data, kvmem__side_bytes(&old->side[1 - i], f.rows));
+        memcpy(p->pos, old->pos, (size_t)f.rows * sizeof *p->pos);
+        for (s = 0; s < c->n_stats; s++)
+            memcpy(p->stats + s * p->cap, old->stats + s * old->cap, (size_t)f.rows * sizeof(float));
+        kvmem__side_fill(&p->side[i], &f);
+        ln->pages[page] = p;
+        kvmem__page_drop(c, old);
+    }
+    return KVMEM_OK;
+}
+/* Sides of page i that are not coded by the lane's codecs. */
+static unsigned kvmem__page_fresh(const kvmem_lane *ln, int i) {
+    return (unsigned)(ln->pages[i]->side[0].use != ln->use[0]) | (unsigned)(ln->pages[i]->side[1].use != ln->use[1]) << 1;
+}
+/* How many entries at the front of the lane side i may settle: those outside the residual window; with
+   flush, as many whole windows as have filled up. */
+static int kvmem__settled_end(const kvmem_lane *ln, int i) {
+    const kvmem_codec_use *u = ln->use[i];
+    int j, done = 0;
+    if (!u->flush || u->residual < 1) return ln->n - u->residual;
+    for (j = 0; j < ln->n_pages && ln->pages[j]->side[i].use == u; j++) done = ln->end[j];
+    return done + (ln->n - done) / u->residual * u->residual;
+}
+/* Code what is due in lane i; all: everything, partly filled pages and the residual window, too. */
+static kvmem_status kvmem__lane_settle(kvmem_cache *c, int i, int all) {
+    kvmem_lane *ln = &c->lane[i];
+    int end[2], s, j;
+    for (s = 0; s < 2; s++) {
+        end[s] = all ? ln->n : kvmem__waits(ln->use[s]) ? kvmem__settled_end(ln, s) : 0;
+        for (j = 0; j < ln->n_pages && ln->end[j] <= end[s] && ln->pages[j]->side[s].use == ln->use[s]; j++) {}
+        if (j < ln->n_pages && (all || ln->end[j] <= end[s])) KVMEM__TRY(kvmem__lane_learn(c, ln, s, KVMEM__MAX(end[s], 1)));
+    }
+    for (j = 0; j < ln->n_pages; j++) {
+        const int rows = kvmem__page_rows(ln, j);
+        unsigned which = kvmem__page_fresh(ln, j);
+        for (s = 0; s < 2; s++)
+            if (ln->end[j] > end[s] || (!all && rows < c->recipe.page && j + 1 == ln->n_pages)) which &= ~(1u << s);
+        if (!which || !rows) continue;
+        KVMEM__TRY(kvmem__page_code(c, i, j, which));
+        if (c->trace) kvmem__tell(c, i, kvmem__page_first(ln, j), ln->end[j], KVMEM_FATE_RECODED);
+    }
+    return KVMEM_OK;
 }
 
 /* --- append, truncate, read --- */
@@ -10562,10 +11192,11 @@ static kvmem_status kvmem__check_finite(kvmem_cache *c, const float *x, int n, i
     return kvmem__fail(&c->error, KVMEM_BAD_VALUE, "%s of layer %d, token %d of the block, head %d, channel %d is "
         "not finite", what, layer, (int)(i / d / (size_t)heads), (int)(i / d % (size_t)heads), (int)(i % d));
 }
-/* Write the block's rows behind every lane of the layer; pages are there. */
-static kvmem_status kvmem__cpu_encode(kvmem_cache *c, int layer, int n, const float *k, const float *v) {
+/* Write the block's rows behind every lane of the layer; pages are there. k: after RoPE, raw: before. */
+static kvmem_status kvmem__cpu_encode(kvmem_cache *c, int layer, int n, const float *k, const float *raw, const float *v) {
     const int G = c->shape.n_kv_heads, d = c->shape.head_dim, P = c->recipe.page;
-    const int threads = n >= 16 ? kvmem__threads(c->threads) : 1;
+    const int threads = kvmem__code_threads(c, c->arena->limit, n);
+    float *scratch = (float *)c->scratch + (c->shape.rope ? n * G * d : 0);
     int g;
     (void)threads;
 #ifdef _OPENMP
@@ -10573,17 +11204,26 @@ static kvmem_status kvmem__cpu_encode(kvmem_cache *c, int layer, int n, const fl
 #endif
     for (g = 0; g < G; g++) {
         kvmem_lane *ln = kvmem__lane_at(c, layer, g);
-        int t, s;
-        for (t = 0; t < n; t++) {
-            kvmem_page *p = ln->pages[(ln->n + t) / P];
-            kvmem_coded kc, vc;
-            const size_t row = (size_t)((ln->n + t) % P), from = ((size_t)t * (size_t)G + (size_t)g) * (size_t)d;
+#ifdef _OPENMP
+        float *mine = scratch + omp_get_thread_num() * c->code;
+#else
+        float *mine = scratch;
+#endif
+        const float *const x[2] = { kvmem__lane_pre(ln) ? raw : k, v };
+        int t, s, i, row;
+        kvmem__lane_start(c, ln, &i, &row);
+        for (t = 0; t < n; t++, row++) {
+            const size_t from = ((size_t)t * (size_t)G + (size_t)g) * (size_t)d;
+            kvmem_page *p;
+            if (row == P) { i++; row = 0; }
+            p = ln->pages[i];
             p->pos[row] = c->block_pos[t];
-            for (s = 0; s < c->n_stats; s++) p->stats[(size_t)(s * p->cap) + row] = 0;
-            kc = kvmem__page_k(p, p->cap);
-            vc = kvmem__page_v(p, p->cap);
-            p->kc->fn.encode(&kc, k + from, (int)row, 1);
-            p->vc->fn.encode(&vc, v + from, (int)row, 1);
+            for (s = 0; s < c->n_stats; s++) p->stats[s * p->cap + row] = 0;
+            for (s = 0; s < 2; s++) {
+                kvmem_coded b = kvmem__side_coded(&p->side[s]);
+                b.scratch = mine;
+                p->side[s].use->fn.encode(&b, x[s] + from, row, 1);
+            }
         }
     }
     return KVMEM_OK;
@@ -10617,6 +11257,7 @@ static kvmem_status kvmem__block_begin(kvmem_cache *c, int n, const int32_t *pos
 KVMEM_API kvmem_status kvmem_cache_append(kvmem_cache *c, int layer, int n, const float *k, const float *v,
                                           const int32_t *pos) {
     const int G = c->shape.n_kv_heads, d = c->shape.head_dim;
+    const float *raw = k;
     int g;
     KVMEM__TRY(kvmem__check_layer(c, layer, "append"));
     if (!k || !v) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "append: k or v is NULL");
@@ -10626,10 +11267,9 @@ KVMEM_API kvmem_status kvmem_cache_append(kvmem_cache *c, int layer, int n, cons
     KVMEM__TRY(kvmem__block_begin(c, n, pos));
     KVMEM__TRY(kvmem__check_finite(c, k, n, G, "k", layer));
     KVMEM__TRY(kvmem__check_finite(c, v, n, G, "v", layer));
+    KVMEM__TRY(kvmem__scratch(c, kvmem__append_bytes(c, c->arena->limit, n, G)));
     if (c->shape.rope) {
-        float *kr;
-        KVMEM__TRY(kvmem__scratch(c, (size_t)n * (size_t)G * (size_t)d * sizeof(float)));
-        kr = (float *)c->scratch;
+        float *kr = (float *)c->scratch;
         c->backend->rope(kr, k, n, G, d, &c->shape.rope[layer], c->block_pos, 1, c->threads);
         k = kr;
     }
@@ -10639,26 +11279,37 @@ KVMEM_API kvmem_status kvmem_cache_append(kvmem_cache *c, int layer, int n, cons
             return c->error.status;
         }
     }
-    KVMEM__TRY(c->backend->encode(c, layer, n, k, v));
+    KVMEM__TRY(c->backend->encode(c, layer, n, k, raw, v));
     c->block_n = n;
     c->layer_state[layer] = 1;
     for (g = 0; g < G; g++) {
         kvmem_lane *ln = kvmem__lane_at(c, layer, g);
-        ln->n += n;
+        kvmem__lane_add(c, ln, n);
         if (c->trace) kvmem__tell(c, layer * G + g, ln->n - n, ln->n, KVMEM_FATE_KEPT);
     }
     return KVMEM_OK;
 }
 /* First entry of a lane whose position is at least pos. */
-static int kvmem__lane_find(const kvmem_cache *c, const kvmem_lane *ln, int32_t pos) {
-    const int P = c->recipe.page;
+static int kvmem__lane_find(const kvmem_lane *ln, int32_t pos) {
     int lo = 0, hi = ln->n;
     while (lo < hi) {
         const int mid = lo + (hi - lo) / 2;
-        if (ln->pages[mid / P]->pos[mid % P] < pos) lo = mid + 1;
+        if (kvmem__lane_pos(ln, mid) < pos) lo = mid + 1;
         else hi = mid;
     }
     return lo;
+}
+/* Forget positions from n on in lane i, whose entries lie in any order. */
+static kvmem_status kvmem__low_truncate(kvmem_cache *c, int i, int32_t n) {
+    kvmem_lane *ln = &c->lane[i];
+    int t, m = 0, *kept;
+    KVMEM__TRY(kvmem__scratch(c, (size_t)ln->n * sizeof *kept + 1));
+    kept = (int *)c->scratch;
+    for (t = 0; t < ln->n; t++)
+        if (kvmem__lane_pos(ln, t) < n) kept[m++] = t;
+    if (m == ln->n) return KVMEM_OK;
+    if (c->trace) kvmem__tell_rest(c, i, kept, m, KVMEM_FATE_DROPPED);
+    return kvmem__lane_keep(c, ln, kept, m);
 }
 KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens) {
     const int32_t n = (int32_t)KVMEM__MIN(n_tokens, (int64_t)INT32_MAX);
@@ -10666,9 +11317,10 @@ KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens) {
     KVMEM__TRY(kvmem__check_layer(c, 0, "truncate"));
     if (n_tokens < 0)
         return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "truncate: %lld tokens is negative", (long long)n_tokens);
-    for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) {
-        const int keep = kvmem__lane_find(c, &c->lane[i], n);
-        if (keep == c->lane[i].n) continue;
+    for (i = 0; i < c->n_lanes; i++) {
+        const int keep = kvmem__lane_find(&c->lane[i], n);
+        if (c->lane[i].low) KVMEM__TRY(kvmem__low_truncate(c, i, n));
+        if (c->lane[i].low || keep == c->lane[i].n) continue;
         if (c->trace) kvmem__tell(c, i, keep, c->lane[i].n, KVMEM_FATE_DROPPED);
         kvmem__lane_cut(c, &c->lane[i], keep);
     }
@@ -10685,34 +11337,45 @@ KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens) {
 }
 KVMEM_API int kvmem_cache_lane_len(const kvmem_cache *c, int layer, int g) {
     if (!c->arena || layer < 0 || layer >= c->shape.n_layers || g < 0 || g >= c->shape.n_kv_heads) return 0;
-    return kvmem__lane_at(c, layer, g)->n;
+    return kvmem__lane_at(c, layer, g)->n + kvmem__low_n(c, layer, g);
 }
-/* Decode entries [i0, i0+n) of a lane, page by page. */
-static kvmem_status kvmem__cpu_gather(const kvmem_cache *c, int layer, int g, int i0, int n, float *k, float *v) {
-    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
-    const int P = c->recipe.page, d = c->shape.head_dim;
-    int t = 0;
-    while (t < n) {
-        const kvmem_page *p = ln->pages[(i0 + t) / P];
-        const int row = (i0 + t) % P, m = KVMEM__MIN(n - t, P - row);
+/* Decode entries [i0, i0+n) of a lane, page by page; keys come after RoPE. */
+static kvmem_status kvmem__cpu_gather(const kvmem_cache *c, int layer, const kvmem_lane *ln, int i0, int n, float *k,
+                                      float *v) {
+    const int d = c->shape.head_dim;
+    int t = 0, i = n ? kvmem__page_at(ln, i0) : 0;
+    for (; t < n; i++) {
+        const kvmem_page *p = ln->pages[i];
+        const int row = i0 + t - kvmem__page_first(ln, i), m = KVMEM__MIN(n - t, ln->end[i] - i0 - t);
         const size_t at = (size_t)t * (size_t)d;
-        const kvmem_coded kc = kvmem__page_k(p, p->cap), vc = kvmem__page_v(p, p->cap);
-        if (k) kvmem__coded_decode(p->kc, &kc, k + at, row, m);
-        if (v) kvmem__coded_decode(p->vc, &vc, v + at, row, m);
+        if (k) {
+            kvmem__side_decode(&p->side[0], k + at, row, m);
+            if (p->pre) kvmem__rope_rows(c, layer, k + at, m, p->pos + row);
+        }
+        if (v) kvmem__side_decode(&p->side[1], v + at, row, m);
         t += m;
     }
     return KVMEM_OK;
 }
 KVMEM_API kvmem_status kvmem_cache_read(const kvmem_cache *c, int layer, int g, int i0, int n, float *k,
                                         float *v, int32_t *pos) {
-    const kvmem_lane *ln;
-    int t;
+    const kvmem_lane *ln, *low;
+    const size_t d = (size_t)c->shape.head_dim;
+    int t, m = 0;
     if (!c->arena || layer < 0 || layer >= c->shape.n_layers || g < 0 || g >= c->shape.n_kv_heads)
         return KVMEM_BAD_ARGUMENT;
     ln = kvmem__lane_at(c, layer, g);
-    if (i0 < 0 || n < 0 || i0 > ln->n || n > ln->n - i0) return KVMEM_BAD_ARGUMENT;
-    for (t = 0; pos && t < n; t++) pos[t] = ln->pages[(i0 + t) / c->recipe.page]->pos[(i0 + t) % c->recipe.page];
-    return c->backend->gather(c, layer, g, i0, n, k, v);
+    low = kvmem__low_at(c, layer, g);
+    if (i0 < 0 || n < 0 || i0 > kvmem_cache_lane_len(c, layer, g) || n > kvmem_cache_lane_len(c, layer, g) - i0)
+        return KVMEM_BAD_ARGUMENT;
+    if (low && i0 < low->n) { /* what was demoted comes first */
+        m = KVMEM__MIN(n, low->n - i0);
+        for (t = 0; pos && t < m; t++) pos[t] = kvmem__lane_pos(low, i0 + t);
+        KVMEM__TRY(c->backend->gather(c, layer, low, i0, m, k, v));
+    }
+    i0 += m - (low ? low->n : 0);
+    for (t = m; pos && t < n; t++) pos[t] = kvmem__lane_pos(ln, i0 + t - m);
+    return c->backend->gather(c, layer, ln, i0, n - m, k ? k + (size_t)m * d : NULL, v ? v + (size_t)m * d : NULL);
 }
 KVMEM_API void kvmem_cache_bytes(const kvmem_cache *c, kvmem_bytes *out) {
     int i;
@@ -10721,26 +11384,15 @@ KVMEM_API void kvmem_cache_bytes(const kvmem_cache *c, kvmem_bytes *out) {
     out->live = c->arena->live;
     out->peak = c->arena->peak;
     out->limit = c->arena->limit;
-    for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) out->entries += (size_t)c->lane[i].n;
+    for (i = 0; i < c->n_lanes; i++) out->entries += (size_t)c->lane[i].n;
     out->tokens = c->tokens;
     out->full = (size_t)c->tokens * (size_t)c->shape.n_layers * (size_t)c->shape.n_kv_heads *
                 (size_t)c->shape.head_dim * 4;
 }
-/* Recode the pages of every lane to c->k and c->v, one at a time. */
+/* Code everything by the lanes' codecs, a page at a time. */
 static kvmem_status kvmem__recode_pages(kvmem_cache *c) {
-    int i, j, t;
-    for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++)
-        for (j = 0; j < c->lane[i].n_pages; j++) {
-            kvmem_page *old = c->lane[i].pages[j], *p;
-            if (old->kc == c->k && old->vc == c->v) continue;
-            p = kvmem__page_new(c, old->cap, c->k, c->v);
-            if (!p) return c->error.status;
-            for (t = 0; t < kvmem__page_rows(c, &c->lane[i], j); t++) kvmem__row_move(c, p, t, old, t, c->row);
-            c->lane[i].pages[j] = p;
-            kvmem__page_drop(c, old);
-            t = j * c->recipe.page;
-            if (c->trace) kvmem__tell(c, i, t, t + kvmem__page_rows(c, &c->lane[i], j), KVMEM_FATE_RECODED);
-        }
+    int i;
+    for (i = 0; i < c->n_lanes; i++) KVMEM__TRY(kvmem__lane_settle(c, i, 1));
     return KVMEM_OK;
 }
 /* One entry from its own text, "q8_0". Section recipes. */
@@ -10749,6 +11401,7 @@ KVMEM_API kvmem_status kvmem_cache_recode(kvmem_cache *c, const char *codec_k, c
     const char *text[2];
     int i;
     kvmem_choice ch[2];
+    kvmem_recipe r;
     KVMEM__TRY(kvmem__check_layer(c, 0, "recode"));
     if (c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "recode in the middle of a block");
     text[0] = codec_k;
@@ -10758,15 +11411,13 @@ KVMEM_API kvmem_status kvmem_cache_recode(kvmem_cache *c, const char *codec_k, c
         if (text[i])
             KVMEM__TRY(kvmem__parse_choice(&ch[i], (kvmem_stage)(KVMEM_CODEC_K + i), text[i], &c->error));
     }
-    {
-        const kvmem_codec_use *k = kvmem__use_codec(c, &ch[0]), *v = k ? kvmem__use_codec(c, &ch[1]) : NULL;
-        if (!v) return c->error.status;
-        c->k = k;
-        c->v = v;
-        c->recipe.stage[KVMEM_CODEC_K] = ch[0];
-        c->recipe.stage[KVMEM_CODEC_V] = ch[1];
-        kvmem__set_cap(c);
-    }
+    r = c->recipe;
+    r.stage[KVMEM_CODEC_K] = ch[0];
+    r.stage[KVMEM_CODEC_V] = ch[1];
+    KVMEM__TRY(kvmem_recipe_check(&r, &c->error));
+    c->recipe = r;
+    KVMEM__TRY(kvmem__choose_codecs(c));
+    kvmem__set_cap(c);
     return kvmem__recode_pages(c);
 }
 
@@ -10793,6 +11444,8 @@ typedef struct kvmem__worker {
     float *tm, *tl, *to;       /* the same over all chunks so far */
     int32_t at;                /* position for which q and qp are prepared */
     const kvmem_codec_use *kc; /* codec for which qp is prepared; NULL: nothing prepared */
+    const kvmem_lesson *lesson;/* and what it has learned of the lane */
+    float *oc, *row, *pre;     /* (r, width) sums in a codec's own space; (d); (KVMEM__PRE_ROWS, d) keys */
 } kvmem__worker;
 
 static void kvmem__worker_init(kvmem__worker *w, const kvmem_cache *c, float *f) {
@@ -10815,27 +11468,39 @@ static void kvmem__worker_init(kvmem__worker *w, const kvmem_cache *c, float *f)
     w->to = f;
     f += r * d;
     w->qp = f;
+    f += r * (size_t)c->q_floats;
+    w->oc = f;
+    f += r * (size_t)c->width;
+    w->row = f;
+    w->pre = f + d;
     w->kc = NULL;
+    w->lesson = NULL;
     w->at = 0;
 }
-/* The queries of one token for one lane: q (r, d) as the caller gave them, rotated for position `at`
-   and scaled, then prepared for the codec kc. */
-static void kvmem__worker_query(kvmem__worker *w, const kvmem_cache *c, int layer, const float *q, int32_t at,
-                                const kvmem_codec_use *kc) {
+/* The queries of one token for one lane: q (r, d) as the caller gave them, rotated for position `at` and
+   scaled. */
+static void kvmem__worker_rotate(kvmem__worker *w, const kvmem_cache *c, int layer, const float *q, int32_t at) {
     const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
-    int j;
-    if (w->kc == kc && w->at == at) return;
-    if (!w->kc || w->at != at) {
-        if (c->shape.rope) c->backend->rope(w->q, q, 1, r, d, &c->shape.rope[layer], &at, 1, 1);
-        else memcpy(w->q, q, (size_t)r * (size_t)d * sizeof(float));
-        c->backend->scale(w->q, c->shape.scale, r * d);
-    }
-    for (j = 0; j < r; j++) {
-        const kvmem_coded b = kvmem__coded_of(kc, NULL, NULL, 0, NULL, 0);
-        kvmem__coded_prepare(kc, &b, w->qp + j * kc->q_floats, w->q + j * d);
-    }
+    if (w->kc && w->at == at) return;
+    if (c->shape.rope) c->backend->rope(w->q, q, 1, r, d, &c->shape.rope[layer], &at, 1, 1);
+    else memcpy(w->q, q, (size_t)r * (size_t)d * sizeof(float));
+    c->backend->scale(w->q, c->shape.scale, r * d);
     w->at = at;
+    w->kc = NULL;
+}
+/* And then prepared for the codec of a page's keys. */
+static void kvmem__worker_query(kvmem__worker *w, const kvmem_cache *c, int layer, const float *q, int32_t at,
+                                const kvmem__side *side) {
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    const kvmem_codec_use *kc = side->use;
+    kvmem_coded b;
+    int j;
+    if (w->kc == kc && w->lesson == side->lesson && w->at == at) return;
+    kvmem__worker_rotate(w, c, layer, q, at);
+    b = kvmem__coded_of(kc, side->lesson ? kvmem__lesson_state(side->lesson) : NULL, NULL, 0, NULL, 0);
+    for (j = 0; j < r; j++) kvmem__coded_prepare(kc, &b, w->qp + j * kc->q_floats, w->q + j * d);
     w->kc = kc;
+    w->lesson = side->lesson;
 }
 /* Where are entry t's key and the query read? The query sits in slot qslot at position qpos. The result
    is the position for which the query is rotated so that its distance to the stored key is right. */
@@ -10844,61 +11509,158 @@ static int32_t kvmem__query_at(const kvmem_cache *c, int slot, int32_t pos, int 
     const kvmem_place_fn fn = ((const kvmem_place_entry *)(const void *)ch->entry)->fn;
     return fn ? fn(ch->par, qslot, qpos) - (fn(ch->par, slot, pos) - pos) : qpos;
 }
+/* What the mean and the exact rows of a page add to its logits for rows [a, b). */
+static void kvmem__page_amend(kvmem__worker *w, const kvmem_cache *c, const kvmem__side *k, int a, int b) {
+    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    int i, j, t;
+    if (kvmem__side_mean(k, w->row)) {
+        for (j = 0; j < r; j++) {
+            const float add = c->backend->dot(w->q + j * d, w->row, d);
+            for (t = a; t < b; t++) w->s[j * P + t] += add;
+        }
+    }
+    for (i = 0; i < k->n_exact; i++) {
+        t = kvmem__exact_row(k, i, NULL);
+        if (t < a || t >= b) continue;
+        kvmem__exact_row(k, i, w->row);
+        for (j = 0; j < r; j++) w->s[j * P + t] = c->backend->dot(w->q + j * d, w->row, d);
+    }
+}
+/* The same for keys that are stored before RoPE: a few rows are decoded, rotated for the place where they are
+   read, and multiplied with the query at its own place. */
+static void kvmem__page_logits_pre(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int i,
+                                   int t0, int t1, const float *q, int qslot, int32_t qpos) {
+    const kvmem_page *p = ln->pages[i];
+    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    const int first = kvmem__page_first(ln, i);
+    const kvmem_choice *ch = &c->recipe.stage[KVMEM_PLACE];
+    const kvmem_place_fn fn = ((const kvmem_place_entry *)(const void *)ch->entry)->fn;
+    int32_t at[KVMEM__PRE_ROWS];
+    int a, t, j;
+    kvmem__worker_rotate(w, c, layer, q, fn ? fn(ch->par, qslot, qpos) : qpos);
+    for (a = t0; a < t1; a += KVMEM__PRE_ROWS) {
+        const int n = KVMEM__MIN(KVMEM__PRE_ROWS, t1 - a);
+        kvmem__side_decode(&p->side[0], w->pre, a, n);
+        for (t = 0; t < n; t++) at[t] = fn ? fn(ch->par, first + a + t, p->pos[a + t]) : p->pos[a + t];
+        kvmem__rope_rows(c, layer, w->pre, n, at);
+        for (j = 0; j < r; j++)
+            for (t = 0; t < n; t++) w->s[j * P + a + t] = c->backend->dot(w->q + j * d, w->pre + t * d, d);
+    }
+}
 /* Logits w->s (r, rows t0..t1 of page i) of the query in (qslot, qpos). s[j * P + t]. */
 static void kvmem__page_logits(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int i,
                                int t0, int t1, const float *q, int qslot, int32_t qpos) {
     const kvmem_page *p = ln->pages[i];
-    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads;
-    const kvmem_coded kc = kvmem__page_k(p, p->cap);
+    const kvmem__side *k = &p->side[0];
+    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, first = kvmem__page_first(ln, i);
+    const kvmem_coded kc = kvmem__side_coded(k);
     const int moves = ((const kvmem_place_entry *)(const void *)c->recipe.stage[KVMEM_PLACE].entry)->fn != NULL;
     int a, b, j;
-    for (a = t0; a < t1; a = b) { /* runs of entries that see the query at the same position */
-        const int32_t at = kvmem__query_at(c, i * P + a, p->pos[a], qslot, qpos);
+    if (p->pre) kvmem__page_logits_pre(w, c, layer, ln, i, t0, t1, q, qslot, qpos);
+    for (a = t0; !p->pre && a < t1; a = b) { /* runs of entries that see the query at the same position */
+        const int32_t at = kvmem__query_at(c, first + a, p->pos[a], qslot, qpos);
         for (b = a + 1; moves && b < t1; b++)
-            if (kvmem__query_at(c, i * P + b, p->pos[b], qslot, qpos) != at) break;
+            if (kvmem__query_at(c, first + b, p->pos[b], qslot, qpos) != at) break;
         if (!moves) b = t1;
-        kvmem__worker_query(w, c, layer, q, at, p->kc);
-        kvmem__coded_dot(p->kc, &kc, w->s + a, P, a, b - a, w->qp, r);
+        kvmem__worker_query(w, c, layer, q, at, k);
+        kvmem__coded_dot(k->use, &kc, w->s + a, P, a, b - a, w->qp, r);
+        if (k->use->center || k->n_exact) kvmem__page_amend(w, c, k, a, b);
     }
     if (c->shape.softcap > 0)
         for (j = 0; j < r; j++) c->backend->softcap(w->s + j * P + t0, c->shape.softcap, (size_t)(t1 - t0));
+    for (a = t0; ln->low && a < t1; a++) {
+        const int window = c->shape.window ? c->shape.window[layer] : 0;
+        if (p->pos[a] <= qpos && (!window || qpos - p->pos[a] < window)) continue;
+        for (j = 0; j < r; j++) w->s[j * P + a] = -INFINITY;
+    }
 }
 /* Entries [a, b) of the lane that a query at qpos in slot qslot may see: causal, inside the window. */
 static void kvmem__visible(const kvmem_cache *c, int layer, const kvmem_lane *ln, int qslot, int32_t qpos, int *a,
                            int *b) {
     const int window = c->shape.window ? c->shape.window[layer] : 0;
+    if (ln->low) { /* kvmem__page_logits hides single entries */
+        *a = 0;
+        *b = ln->n;
+        return;
+    }
     *b = KVMEM__MIN(qslot + 1, ln->n);
-    *a = window && qpos >= window ? kvmem__lane_find(c, ln, qpos - window + 1) : 0;
+    *a = window && qpos >= window ? kvmem__lane_find(ln, qpos - window + 1) : 0;
     if (*a > *b) *a = *b;
 }
-/* One chunk [a, b) of entries into w->m, w->l, w->o. skip (n_pages) or NULL: pages not read. */
+/* Bring w->oc, sums in the space of side v, home into w->o. */
+static void kvmem__attend_home(kvmem__worker *w, const kvmem_cache *c, const kvmem__side *v) {
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim, width = v->use->width;
+    const kvmem_coded b = kvmem__coded_of(v->use, v->lesson ? kvmem__lesson_state(v->lesson) : NULL, NULL, 0, NULL, 0);
+    int j;
+    for (j = 0; j < r; j++) {
+        v->use->fn.finish(&b, w->row, w->oc + j * width);
+        c->backend->axpy(w->o + j * d, 1.0f, w->row, d);
+    }
+    memset(w->oc, 0, (size_t)(r * width) * sizeof(float));
+}
+/* Add rows [t0, t1) of a page's values, weighted by w->s, to w->o; to w->oc if their codec has a space of
+   its own. */
+static void kvmem__attend_values(kvmem__worker *w, const kvmem_cache *c, const kvmem__side *v, int t0, int t1) {
+    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    const kvmem_coded b = kvmem__side_coded(v);
+    int i, j, t;
+    for (i = 0; i < v->n_exact; i++) {
+        t = kvmem__exact_row(v, i, NULL);
+        if (t < t0 || t >= t1) continue;
+        kvmem__exact_row(v, i, w->row);
+        for (j = 0; j < r; j++) {
+            c->backend->axpy(w->o + j * d, w->s[j * P + t], w->row, d);
+            w->s[j * P + t] = 0;
+        }
+    }
+    if (kvmem__side_mean(v, w->row)) {
+        for (j = 0; j < r; j++) {
+            float sum = 0;
+            for (t = t0; t < t1; t++) sum += w->s[j * P + t];
+            c->backend->axpy(w->o + j * d, sum, w->row, d);
+        }
+    }
+    kvmem__coded_axpy(v->use, &b, v->use->fn.finish ? w->oc : w->o, t0, t1 - t0, w->s + t0, P, r);
+}
+/* One chunk [a, b) of entries into w->m, w->l, w->o. read (n_pages) or NULL: pages not read are 0. */
 static void kvmem__attend_chunk(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int a,
                                 int b, const float *q, int qslot, int32_t qpos, const unsigned char *read) {
     const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
     const kvmem_backend *be = c->backend;
+    const kvmem__side *away = NULL; /* whose space w->oc is in */
     int i, j;
     for (j = 0; j < r; j++) { w->m[j] = -INFINITY; w->l[j] = 0; }
     memset(w->o, 0, (size_t)r * (size_t)d * sizeof(float));
-    for (i = a / P; i * P < b; i++) {
-        const kvmem_page *p = ln->pages[i];
-        const int t0 = KVMEM__MAX(a - i * P, 0), t1 = KVMEM__MIN(b - i * P, P);
-        kvmem_coded vc;
+    for (i = kvmem__page_at(ln, a); i < ln->n_pages && kvmem__page_first(ln, i) < b; i++) {
+        const kvmem__side *v = &ln->pages[i]->side[1];
+        const int first = kvmem__page_first(ln, i);
+        const int t0 = KVMEM__MAX(a - first, 0), t1 = KVMEM__MIN(b, ln->end[i]) - first;
         if (read && !read[i]) continue;
+        if (v->use->fn.finish && (!away || away->use != v->use || away->lesson != v->lesson)) {
+            if (away) kvmem__attend_home(w, c, away);
+            else memset(w->oc, 0, (size_t)(r * c->width) * sizeof(float));
+            away = v;
+        }
         kvmem__page_logits(w, c, layer, ln, i, t0, t1, q, qslot, qpos);
         for (j = 0; j < r; j++) {
             float *s = w->s + j * P + t0;
             const float mx = be->max(s, t1 - t0);
+            if (!(mx > -INFINITY)) { /* nothing here to be seen */
+                memset(s, 0, (size_t)(t1 - t0) * sizeof *s);
+                continue;
+            }
             if (mx > w->m[j]) {
                 const float f = kvmem__expf(w->m[j] - mx);
                 w->l[j] *= f;
                 be->scale(w->o + j * d, f, d);
+                if (away) be->scale(w->oc + j * away->use->width, f, away->use->width);
                 w->m[j] = mx;
             }
             w->l[j] += be->exp_sum(s, s, w->m[j], t1 - t0);
         }
-        vc = kvmem__page_v(p, p->cap);
-        kvmem__coded_axpy(p->vc, &vc, w->o, t0, t1 - t0, w->s + t0, P, r);
+        kvmem__attend_values(w, c, v, t0, t1);
     }
+    if (away) kvmem__attend_home(w, c, away);
 }
 /* Merge the chunk into the total. */
 static void kvmem__attend_merge(kvmem__worker *w, const kvmem_cache *c) {
@@ -10941,7 +11703,7 @@ static void kvmem__attend_end(kvmem__worker *w, const kvmem_cache *c, int layer,
 /* Token t of the block (n tokens) for KV head g, chunks [from, to) of the lane, merged into the total. */
 static void kvmem__attend_some(kvmem__worker *w, const kvmem_cache *c, int layer, int g, int t, int n, int from, int to,
                                const float *q, const unsigned char *read) {
-    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+    const kvmem_lane *ln = kvmem__lane_at(c, layer, g), *low = kvmem__low_at(c, layer, g);
     int a, b, e;
     kvmem__visible(c, layer, ln, ln->n - n + t, c->block_pos[t], &a, &b);
     a = KVMEM__MAX(a, from * KVMEM__CHUNK);
@@ -10950,6 +11712,11 @@ static void kvmem__attend_some(kvmem__worker *w, const kvmem_cache *c, int layer
     for (; a < b; a = e) {
         e = KVMEM__MIN(b, (a / KVMEM__CHUNK + 1) * KVMEM__CHUNK);
         kvmem__attend_chunk(w, c, layer, ln, a, e, q, ln->n - n + t, c->block_pos[t], read);
+        kvmem__attend_merge(w, c);
+    }
+    for (a = 0; low && a < low->n; a = e) {
+        e = KVMEM__MIN(low->n, a + KVMEM__CHUNK);
+        kvmem__attend_chunk(w, c, layer, low, a, e, q, low->n, c->block_pos[t], NULL);
         kvmem__attend_merge(w, c);
     }
 }
@@ -10966,7 +11733,7 @@ static kvmem_status kvmem__workers(kvmem_cache *c, size_t fixed, int wanted, int
 static kvmem_status kvmem__retrieve(kvmem_cache *c, int layer, int g, int n, const float *q, unsigned char *read) {
     const kvmem_choice *ch = &c->recipe.stage[KVMEM_RETRIEVE];
     const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
-    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim, P = c->recipe.page;
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
     kvmem_view v;
     float *qg;
     kvmem_status st;
@@ -10984,7 +11751,7 @@ static kvmem_status kvmem__retrieve(kvmem_cache *c, int layer, int g, int n, con
                (size_t)(r * d) * sizeof(float));
     memset(read, 1, (size_t)ln->n_pages);
     st = ((const kvmem_retrieve_entry *)(const void *)ch->entry)->fn(&v, g, qg, n, read, ln->n_pages);
-    for (i = (ln->n - n) / P; i < ln->n_pages; i++) read[i] = 1;
+    for (i = kvmem__page_at(ln, ln->n - n); i < ln->n_pages; i++) read[i] = 1;
     kvmem__view_scratch_end(c);
     return st;
 }
@@ -11206,18 +11973,20 @@ static void kvmem__tile_queries(kvmem__tile *x, const kvmem_cache *c, int layer,
     x->shift = shift;
     x->ready = 1;
 }
-/* Rows e0 .. e0 + w of page p as x->k (d, w) and x->v (w, dp); what is past the rows is zero. */
-static void kvmem__tile_load(kvmem__tile *x, const kvmem_cache *c, const kvmem_page *p, int e0, int w) {
+/* Rows e0 .. e0 + w of page p as x->k (d, w) and x->v (w, dp); what is past the rows is zero. at (w): where
+   keys are read that are stored before RoPE. */
+static void kvmem__tile_load(kvmem__tile *x, const kvmem_cache *c, int layer, const kvmem_page *p, int e0, int w,
+                             const int32_t *at) {
     const int d = c->shape.head_dim;
-    const kvmem_coded kc = kvmem__page_k(p, p->cap), vc = kvmem__page_v(p, p->cap);
     int i;
-    kvmem__coded_decode(p->kc, &kc, x->v, e0, w);
+    kvmem__side_decode(&p->side[0], x->v, e0, w);
+    if (p->pre) kvmem__rope_rows(c, layer, x->v, w, at);
     memset(x->v + w * d, 0, (size_t)((x->w - w) * d) * sizeof(float));
     kvmem__turn(c->backend, x->k, (size_t)x->w, x->v, x->w, d);
-    if (x->dp == d) kvmem__coded_decode(p->vc, &vc, x->v, e0, w);
+    if (x->dp == d) kvmem__side_decode(&p->side[1], x->v, e0, w);
     else {
         memset(x->v, 0, (size_t)(w * x->dp) * sizeof(float));
-        for (i = 0; i < w; i++) kvmem__coded_decode(p->vc, &vc, x->v + i * x->dp, e0 + i, 1);
+        for (i = 0; i < w; i++) kvmem__side_decode(&p->side[1], x->v + i * x->dp, e0 + i, 1);
     }
 }
 /* Entries [e, e + w) of the lane, already in x->k and x->v, for tokens [i0, i1) of the unit; token i sees
@@ -11272,12 +12041,12 @@ static void kvmem__tile_finish(kvmem__tile *x, const kvmem_cache *c, int layer, 
 /* Tokens [t0, t0 + tn) of a block of n, KV head g. read (n_pages) or NULL: pages not read are 0. */
 static void kvmem__tile_unit(kvmem__tile *x, const kvmem_cache *c, int layer, int g, int t0, int tn, int n,
                              const float *q, float *out, float *lse, const unsigned char *read) {
-    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
-    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads;
+    const kvmem_lane *ln = kvmem__lane_at(c, layer, g), *low = kvmem__low_at(c, layer, g);
+    const int r = c->shape.n_heads / c->shape.n_kv_heads;
     const kvmem_place_fn fn = ((const kvmem_place_entry *)(const void *)c->recipe.stage[KVMEM_PLACE].entry)->fn;
     const double *par = c->recipe.stage[KVMEM_PLACE].par;
     int from[KVMEM__TILE_ROWS], to[KVMEM__TILE_ROWS], i, e, w, y, i0, i1;
-    int32_t at[KVMEM__TILE_ROWS];
+    int32_t at[KVMEM__TILE_ROWS], key[64];
     for (i = 0; i < tn; i++) {
         const int slot = ln->n - n + t0 + i;
         kvmem__visible(c, layer, ln, slot, c->block_pos[t0 + i], &from[i], &to[i]);
@@ -11287,19 +12056,35 @@ static void kvmem__tile_unit(kvmem__tile *x, const kvmem_cache *c, int layer, in
     for (i = 0; i < tn * r; i++) { x->m[i] = -INFINITY; x->l[i] = 0; }
     memset(x->o, 0, (size_t)(tn * r * x->dp) * sizeof(float));
     /* tiles start at whole multiples of 64 rows of a page, and where keys move by another distance */
-    for (e = from[0] / P * P; e < to[tn - 1]; e += w) {
-        const kvmem_page *p = ln->pages[e / P];
-        const int32_t shift = fn ? p->pos[e % P] - fn(par, e, p->pos[e % P]) : 0;
-        w = KVMEM__MIN(ln->n - e, P - e % P);
-        w = KVMEM__MIN(w, 64 - e % P % 64);
-        for (y = 1; fn && y < w; y++)
-            if (p->pos[e % P + y] - fn(par, e + y, p->pos[e % P + y]) != shift) w = y;
+    for (e = from[0], i = e < to[tn - 1] ? kvmem__page_at(ln, e) : 0; e < to[tn - 1]; e += w) {
+        const kvmem_page *p;
+        int first, row;
+        int32_t shift;
+        while (ln->end[i] <= e) i++;
+        first = kvmem__page_first(ln, i);
+        p = ln->pages[i];
+        if (e == from[0]) e = first + (e - first) / 64 * 64;
+        row = e - first;
+        shift = fn && !p->pre ? p->pos[row] - fn(par, e, p->pos[row]) : 0;
+        w = KVMEM__MIN(ln->end[i] - e, 64 - row % 64);
+        for (y = 1; fn && !p->pre && y < w; y++)
+            if (p->pos[row + y] - fn(par, e + y, p->pos[row + y]) != shift) w = y;
         for (i0 = 0; i0 < tn && to[i0] <= e; i0++) {}
         for (i1 = tn; i1 > i0 && from[i1 - 1] >= e + w; i1--) {}
-        if (i0 == i1 || (read && !read[e / P])) continue;
+        if (i0 == i1 || (read && !read[i])) continue;
+        for (y = 0; p->pre && y < w; y++) key[y] = fn ? fn(par, e + y, p->pos[row + y]) : p->pos[row + y];
         kvmem__tile_queries(x, c, layer, g, t0, tn, q, at, shift);
-        kvmem__tile_load(x, c, p, e % P, w);
+        kvmem__tile_load(x, c, layer, p, row, w, key);
         kvmem__tile_step(x, c, e, w, i0, i1, from, to);
+    }
+    for (e = 0; low && e < low->n; e += w) { /* all older than this block; no window, see cpu_attend */
+        const int at_page = kvmem__page_at(low, e), row = e - kvmem__page_first(low, at_page);
+        const kvmem_page *p = low->pages[at_page];
+        w = KVMEM__MIN(low->end[at_page] - e, 64 - row % 64);
+        for (i = 0; i < tn; i++) { from[i] = e; to[i] = e + w; }
+        kvmem__tile_queries(x, c, layer, g, t0, tn, q, at, 0);
+        kvmem__tile_load(x, c, layer, p, row, w, p->pos + row);
+        kvmem__tile_step(x, c, e, w, 0, tn, from, to);
     }
     kvmem__tile_finish(x, c, layer, g, t0, tn, out, lse);
 }
@@ -11362,7 +12147,7 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
     const int G = c->shape.n_kv_heads, r = c->shape.n_heads / G, d = c->shape.head_dim;
     const int picks = ((const kvmem_retrieve_entry *)(const void *)c->recipe.stage[KVMEM_RETRIEVE].entry)->fn != NULL;
     kvmem__job job;
-    int units, u, workers, longest = 0, g;
+    int units, u, workers, longest = 0, lows = 0, g;
     double work = 0;
     float *f;
     size_t mask, parts = 0;
@@ -11375,19 +12160,21 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
     job.lse = lse;
     for (g = 0; g < G; g++) {
         const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+        lows += kvmem__low_n(c, layer, g);
         job.max_pages = KVMEM__MAX(job.max_pages, ln->n_pages);
         longest = KVMEM__MAX(longest, ln->n);
-        work += (double)n * ln->n * 2 * r * d;
+        work += (double)n * (ln->n + kvmem__low_n(c, layer, g)) * 2 * r * d;
     }
     mask = picks ? KVMEM__ALIGN16((size_t)G * (size_t)job.max_pages) : 0;
-    job.tiles = workers = kvmem__tile_workers(c, c->arena->limit, n, G);
+    job.tiles = workers = lows && c->shape.window && c->shape.window[layer]
+                              ? 0 : kvmem__tile_workers(c, c->arena->limit, n, G);
     job.per = job.tiles ? KVMEM__MAX(1, KVMEM__TILE_ROWS / r) : 1;
     job.blocks = (n + job.per - 1) / job.per;
     job.chunks = 1;
     if (job.tiles) KVMEM__TRY(kvmem__scratch(c, mask + (size_t)job.tiles * c->tile_bytes));
     else {
         const int threads = kvmem__threads_for(c->threads, work);
-        parts = kvmem__split_floats(c, c->arena->limit, n, G, threads, longest);
+        parts = lows ? 0 : kvmem__split_floats(c, c->arena->limit, n, G, threads, longest);
         if (parts) job.chunks = (longest + KVMEM__CHUNK - 1) / KVMEM__CHUNK;
         KVMEM__TRY(kvmem__workers(c, mask + parts * sizeof(float), KVMEM__MIN(threads,
                    G * job.blocks * job.chunks), &workers));
@@ -11437,18 +12224,23 @@ static float *kvmem__stat(const kvmem_cache *c, const kvmem_page *p, unsigned wh
     const int second = which == KVMEM_READS_LAST && (c->reads & KVMEM_READS_ACC);
     return p->stats + (second ? p->cap : 0);
 }
+/* The same of entry t of a lane. */
+static float *kvmem__stat_at(const kvmem_cache *c, const kvmem_lane *ln, unsigned which, int t) {
+    const int i = kvmem__page_at(ln, t);
+    return kvmem__stat(c, ln->pages[i], which) + (t - kvmem__page_first(ln, i));
+}
 /* Add the rows of token t to acc and, for the newest token, set last. */
-static void kvmem__observe_one(kvmem__worker *w, kvmem_cache *c, int layer, int g, int t, int n, const float *q,
-                               const float *lse) {
-    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+static void kvmem__observe_one(kvmem__worker *w, kvmem_cache *c, int layer, const kvmem_lane *ln, int t, int n,
+                               const float *q, const float *lse) {
     const int r = c->shape.n_heads / c->shape.n_kv_heads, P = c->recipe.page, qslot = ln->n - n + t;
     const float share = 1.0f / (float)r;
     int a, b, i, j, x;
     kvmem__visible(c, layer, ln, qslot, c->block_pos[t], &a, &b);
     w->kc = NULL;
-    for (i = a / P; i * P < b; i++) {
+    for (i = a < b ? kvmem__page_at(ln, a) : 0; a < b && i < ln->n_pages && kvmem__page_first(ln, i) < b; i++) {
         const kvmem_page *p = ln->pages[i];
-        const int t0 = KVMEM__MAX(a - i * P, 0), t1 = KVMEM__MIN(b - i * P, P);
+        const int first = kvmem__page_first(ln, i);
+        const int t0 = KVMEM__MAX(a - first, 0), t1 = KVMEM__MIN(b, ln->end[i]) - first;
         kvmem__page_logits(w, c, layer, ln, i, t0, t1, q, qslot, c->block_pos[t]);
         for (j = 0; j < r; j++) {
             float *s = w->s + j * P;
@@ -11469,14 +12261,14 @@ static kvmem_status kvmem__cpu_observe(kvmem_cache *c, int layer, int n, const f
     int g, i, t, workers;
     double work = 0;
     float *f;
-    for (g = 0; g < G; g++) {
-        kvmem_lane *ln = kvmem__lane_at(c, layer, g);
-        work += (double)((c->reads & KVMEM_READS_ACC) ? n : 1) * ln->n * r * d;
-        for (i = 0; i < ln->n_pages; i++) {
+    for (g = 0; g < 2 * G; g++) {
+        kvmem_lane *ln = g < G ? kvmem__lane_at(c, layer, g) : kvmem__low_at(c, layer, g - G);
+        for (i = 0; ln && i < ln->n_pages; i++) {
             KVMEM__TRY(kvmem__page_own(c, ln, i));
             if (c->reads & KVMEM_READS_LAST)
                 memset(kvmem__stat(c, ln->pages[i], KVMEM_READS_LAST), 0, (size_t)ln->pages[i]->cap * sizeof(float));
         }
+        if (ln) work += (double)((c->reads & KVMEM_READS_ACC) ? n : 1) * ln->n * r * d;
     }
     KVMEM__TRY(kvmem__workers(c, 0, KVMEM__MIN(kvmem__threads_for(c->threads, work), G), &workers));
     f = (float *)c->scratch;
@@ -11496,7 +12288,9 @@ static kvmem_status kvmem__cpu_observe(kvmem_cache *c, int layer, int n, const f
         for (g = 0; g < G; g++) /* a lane's statistics are summed by one thread, in order of the tokens */
             for (t = (c->reads & KVMEM_READS_ACC) ? 0 : n - 1; t < n; t++) {
                 const size_t row = (size_t)t * (size_t)H + (size_t)(g * r);
-                kvmem__observe_one(&w, c, layer, g, t, n, q + row * (size_t)d, lse + row);
+                const kvmem_lane *low = kvmem__low_at(c, layer, g);
+                kvmem__observe_one(&w, c, layer, kvmem__lane_at(c, layer, g), t, n, q + row * (size_t)d, lse + row);
+                if (low) kvmem__observe_one(&w, c, layer, low, t, n, q + row * (size_t)d, lse + row);
             }
     }
     return KVMEM_OK;
@@ -11520,6 +12314,34 @@ static int kvmem__ring_count(const kvmem_cache *c, int layer, int *first) {
     *first = c->ring ? (c->ring_at + more - n + 2 * c->ring) % c->ring : 0;
     return n;
 }
+/* Show the block's queries to codecs that learn from them: after RoPE, before it if their keys are. */
+static kvmem_status kvmem__watch(kvmem_cache *c, int layer, int n, const float *q) {
+    const int G = c->shape.n_kv_heads, r = c->shape.n_heads / G, d = c->shape.head_dim, all = c->shape.n_layers * G;
+    int g, t, j, low;
+    for (g = 0; g < G; g++) {
+        for (low = 0; low <= (c->n_lanes > all); low++) {
+            kvmem_lane *ln = &c->lane[layer * G + g + low * all];
+            const kvmem_codec_use *u = ln->use[0];
+            kvmem_lesson *l;
+            kvmem_coded b;
+            if (!u->fn.watch) continue;
+            KVMEM__TRY(kvmem__lane_lesson(c, ln, 0, &l));
+            if (l->learned) continue;
+            KVMEM__TRY(kvmem__scratch(c, (size_t)d * sizeof(float)));
+            b = kvmem__coded_of(u, kvmem__lesson_state(l), NULL, 0, NULL, 0);
+            for (t = 0; t < n; t++) {
+                for (j = 0; j < r; j++) {
+                    float *x = (float *)c->scratch;
+                    const size_t row = (size_t)t * (size_t)c->shape.n_heads + (size_t)(g * r + j);
+                    memcpy(x, q + row * (size_t)d, (size_t)d * sizeof *x);
+                    if (!kvmem__lane_pre(ln)) kvmem__rope_rows(c, layer, x, 1, &c->block_pos[t]);
+                    u->fn.watch(&b, kvmem__lesson_state(l), x, 1);
+                }
+            }
+        }
+    }
+    return KVMEM_OK;
+}
 KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, const float *q, float *out) {
     float *lse = NULL;
     KVMEM__TRY(kvmem__check_layer(c, layer, "attend"));
@@ -11541,6 +12363,7 @@ KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, cons
     } else
         KVMEM__TRY(c->backend->attend(c, layer, n, q, out, NULL));
     if (c->ring) kvmem__ring_push(c, layer, n, q);
+    KVMEM__TRY(kvmem__watch(c, layer, n, q));
     c->layer_state[layer] = 2;
     return KVMEM_OK;
 }
@@ -11577,25 +12400,26 @@ static void kvmem__view_scratch_end(kvmem_cache *c) {
 }
 KVMEM_API int kvmem_view_count(const kvmem_view *v, int g) { return kvmem__lane_at(v->cache, v->layer, g)->n; }
 KVMEM_API void kvmem_view_positions(const kvmem_view *v, int g, int32_t *out) {
-    kvmem_cache_read(v->cache, v->layer, g, 0, kvmem_view_count(v, g), NULL, NULL, out);
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    int t;
+    for (t = 0; t < ln->n; t++) out[t] = kvmem__lane_pos(ln, t);
 }
 KVMEM_API void kvmem_view_keys(const kvmem_view *v, int g, int i0, int n, float *out) {
-    kvmem_cache_read(v->cache, v->layer, g, i0, n, out, NULL, NULL);
+    v->cache->backend->gather(v->cache, v->layer, kvmem__lane_at(v->cache, v->layer, g), i0, n, out, NULL);
 }
 KVMEM_API void kvmem_view_values(const kvmem_view *v, int g, int i0, int n, float *out) {
-    kvmem_cache_read(v->cache, v->layer, g, i0, n, NULL, out, NULL);
+    v->cache->backend->gather(v->cache, v->layer, kvmem__lane_at(v->cache, v->layer, g), i0, n, NULL, out);
 }
 static void kvmem__view_stat(const kvmem_view *v, int g, unsigned which, float *out) {
     const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
-    const int P = v->cache->recipe.page;
     int i;
     if (!(v->cache->reads & which)) {
         memset(out, 0, (size_t)ln->n * sizeof(float));
         return;
     }
-    for (i = 0; i * P < ln->n; i++)
-        memcpy(out + i * P, kvmem__stat(v->cache, ln->pages[i], which),
-               (size_t)kvmem__page_rows(v->cache, ln, i) * sizeof(float));
+    for (i = 0; i < ln->n_pages; i++)
+        memcpy(out + kvmem__page_first(ln, i), kvmem__stat(v->cache, ln->pages[i], which),
+               (size_t)kvmem__page_rows(ln, i) * sizeof(float));
 }
 KVMEM_API void kvmem_view_acc(const kvmem_view *v, int g, float *out) { kvmem__view_stat(v, g, KVMEM_READS_ACC, out); }
 KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out) {
@@ -11607,15 +12431,16 @@ static void kvmem__view_row(kvmem__worker *w, const kvmem_cache *c, int layer, i
                             float *logits, float *out) {
     const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
     const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, n = ln->n;
-    const int qslot = kvmem__lane_find(c, ln, qpos + 1) - 1; /* its own slot, or the last before it */
+    const int qslot = kvmem__lane_find(ln, qpos + 1) - 1; /* its own slot, or the last before it */
     int a, b, i, j, t;
     kvmem__visible(c, layer, ln, qslot, qpos, &a, &b);
     w->kc = NULL;
-    for (i = a / P; i * P < b; i++) {
-        const int t0 = KVMEM__MAX(a - i * P, 0), t1 = KVMEM__MIN(b - i * P, P);
+    for (i = a < b ? kvmem__page_at(ln, a) : 0; a < b && i < ln->n_pages && kvmem__page_first(ln, i) < b; i++) {
+        const int first = kvmem__page_first(ln, i);
+        const int t0 = KVMEM__MAX(a - first, 0), t1 = KVMEM__MIN(b, ln->end[i]) - first;
         kvmem__page_logits(w, c, layer, ln, i, t0, t1, q, qslot, qpos);
         for (j = 0; j < r; j++)
-            memcpy(logits + (size_t)j * (size_t)n + (size_t)(i * P + t0), w->s + j * P + t0,
+            memcpy(logits + (size_t)j * (size_t)n + (size_t)(first + t0), w->s + j * P + t0,
                    (size_t)(t1 - t0) * sizeof(float));
     }
     for (j = 0; j < r && a < b; j++) {
@@ -11757,8 +12582,6 @@ KVMEM_API const char *kvmem_backend_name(const kvmem_backend *b) {
 /* Memory for n floats that lasts until the stage function returns; NULL: none, and the cache's error says
    why. */
 static float *kvmem__view_scratch(const kvmem_view *v, size_t floats);
-/* Lane (layer, g) keeps the entries kept (n_kept), statistics and positions with them. */
-static kvmem_status kvmem__lane_keep(kvmem_cache *c, int layer, int g, const int *kept, int n_kept);
 
 /* ==== >>score_random : the floor that every method must beat. stage: score ====
    Random eviction, a baseline of NVIDIA/kvpress.     Code: kvpress/presses/random_press.py (score).
@@ -12064,8 +12887,52 @@ static const kvmem_budget_entry kvmem__budgets[] = {
    return to the arena.   cost: O(n_kept) rows moved. */
 static kvmem_status kvmem__reduce_drop(const kvmem_view *v, int g, const int *kept, int n_kept,
                                        const float *score) {
+    kvmem_cache *c = v->cache;
     (void)score;
-    return kvmem__lane_keep(v->cache, v->layer, g, kept, n_kept);
+    if (c->trace) kvmem__tell_rest(c, v->layer * c->shape.n_kv_heads + g, kept, n_kept, KVMEM_FATE_DROPPED);
+    return kvmem__lane_keep(c, kvmem__lane_at(c, v->layer, g), kept, n_kept);
+}
+
+/* ==== >>reduce_demote : the rest stays in fewer bits. stage: reduce ====
+   Nothing is lost: what the budget does not keep moves to a second lane of the same KV head, coded by the
+   codecs in the brackets, reduce=demote(K) or demote(K/V), and attention reads both lanes. Sinks and the
+   recent window are part of what is kept, so they stay as the codec stage stores them. The budget says how
+   many entries keep the finer codec. It is one way: what was demoted is never scored again.
+   source: Yang et al. No Token Left Behind (MiKV). 2024. 2402.18096; He et al. ZipCache. 2024. 2405.14256
+   choices: statistics go along and keep counting; entries lie in the order in which they were demoted. */
+static kvmem_status kvmem__reduce_demote(const kvmem_view *v, int g, const int *kept, int n_kept,
+                                         const float *score) {
+    kvmem_cache *c = v->cache;
+    const int G = c->shape.n_kv_heads, d = c->shape.head_dim, lane = v->layer * G + g;
+    kvmem_lane *ln = &c->lane[lane], *low = ln + c->shape.n_layers * G;
+    const int moved = ln->n - n_kept;
+    float *x = kvmem__view_scratch(v, (size_t)d + (size_t)c->code);
+    int t, i, row, j = 0, s;
+    (void)score;
+    if (!x) return c->error.status;
+    KVMEM__TRY(kvmem__lane_grow(c, low, moved));
+    kvmem__lane_start(c, low, &i, &row);
+    for (t = 0; t < ln->n; t++) {
+        const int at = kvmem__page_at(ln, t), from = t - kvmem__page_first(ln, at);
+        const kvmem_page *p = ln->pages[at];
+        kvmem_page *to;
+        if (j < n_kept && kept[j] == t) { j++; continue; }
+        if (row == c->recipe.page) { i++; row = 0; }
+        to = low->pages[i];
+        kvmem__meta_move(c, to, row, p, from);
+        for (s = 0; s < 2; s++) {
+            kvmem_coded b = kvmem__side_coded(&to->side[s]);
+            b.scratch = x + d;
+            kvmem__side_decode(&p->side[s], x, from, 1);
+            if (s == 0 && p->pre && !to->pre) kvmem__rope_rows(c, v->layer, x, 1, &p->pos[from]);
+            if (s == 0 && !p->pre && to->pre) kvmem__unrope_rows(c, v->layer, x, 1, &p->pos[from]);
+            to->side[s].use->fn.encode(&b, x, row, 1);
+        }
+        row++;
+    }
+    kvmem__lane_add(c, low, moved);
+    if (c->trace) kvmem__tell_rest(c, lane, kept, n_kept, KVMEM_FATE_DEMOTED);
+    return kvmem__lane_keep(c, ln, kept, n_kept);
 }
 
 /* ==== >>reduce_recompute : the rest is made again when it is read. stage: reduce ====
@@ -12088,7 +12955,9 @@ static kvmem_status kvmem__reduce_recompute(const kvmem_view *v, int g, const in
 static const kvmem_reduce_entry kvmem__reduces[] = {
     { { "drop", "the rest is forgotten, its pages are freed", "-", NULL, 0 }, kvmem__reduce_drop },
     { { "recompute", "the rest is made again from checkpoints, bit for bit",
-        "Qasim 2026, arXiv 2603.19664", kvmem__params_recompute, 0 }, kvmem__reduce_recompute } };
+        "Qasim 2026, arXiv 2603.19664", kvmem__params_recompute, 0 }, kvmem__reduce_recompute },
+    { { "demote", "the rest stays, in the fewer bits of the codec in brackets", "Yang 2024, arXiv 2402.18096", NULL,
+        KVMEM_TAKES_CODEC }, kvmem__reduce_demote } };
 
 /* Is this a recipe whose session makes rows again? */
 static int kvmem__recomputes(const kvmem_recipe *r) {
@@ -12112,7 +12981,7 @@ static kvmem_status kvmem__check_recompute(const kvmem_recipe *r, kvmem_error *e
         why = "every token has its own position: place=original";
     else if (((const kvmem_retrieve_entry *)(const void *)r->stage[KVMEM_RETRIEVE].entry)->fn)
         why = "all entries are read: retrieve=all";
-    else if (!exact_k || !exact_v) why = "rows are copied without loss: codec=f32, f16 or bf16";
+    else if (r->n_maps || !exact_k || !exact_v) why = "rows are copied without loss: codec=f32, f16 or bf16";
     else if (par[0] < 1 && par[1] > 0) why = "tokens are ids: every= needs checkpoint=f32 or f16";
     return why ? kvmem__fail(err, KVMEM_BAD_RECIPE, "reduce=recompute: %s", why) : KVMEM_OK;
 }
@@ -12285,7 +13154,7 @@ static kvmem_status kvmem__reduce_layer(kvmem_cache *c, int layer, int mean) {
     int *len, *keep, *kept, *idx, g, longest = 0, any = 1;
     size_t stride, bytes;
     float *f;
-    for (g = 0; g < G; g++) longest = KVMEM__MAX(longest, kvmem_cache_lane_len(c, layer, g));
+    for (g = 0; g < G; g++) longest = KVMEM__MAX(longest, kvmem__lane_at(c, layer, g)->n);
     if (c->tokens + c->block_n <= mean || !longest) return KVMEM_OK;
     stride = (size_t)longest;
     bytes = (size_t)G * sizeof *score + (2 * (size_t)G + 2 * stride + (all ? (size_t)G : 1) * stride) * 4;
@@ -12307,6 +13176,16 @@ static kvmem_status kvmem__reduce_layer(kvmem_cache *c, int layer, int mean) {
     return KVMEM_OK;
 }
 
+/* Give the layer's fresh rows their codec; a prompt that is still being read waits, unless memory is wanted. */
+static kvmem_status kvmem__settle_layer(kvmem_cache *c, int layer, kvmem_phase phase) {
+    const int G = c->shape.n_kv_heads, all = c->shape.n_layers * G;
+    int i;
+    if (phase == KVMEM_PREFILL && c->recipe.when != KVMEM_WHEN_BLOCK && !c->lane_cap) return KVMEM_OK;
+    for (i = layer * G; i < c->n_lanes; i++) {
+        if (i % all / G == layer) KVMEM__TRY(kvmem__lane_settle(c, i, 0));
+    }
+    return KVMEM_OK;
+}
 /* Let the segment stage see the tokens of the block. */
 static kvmem_status kvmem__segment(kvmem_cache *c) {
     const kvmem_segment_entry *e = (const kvmem_segment_entry *)(const void *)c->recipe.stage[KVMEM_SEGMENT].entry;
@@ -12333,6 +13212,7 @@ KVMEM_API kvmem_status kvmem_cache_commit_layer(kvmem_cache *c, int layer, kvmem
     if (c->layer_state[layer] != 2)
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit_layer: layer %d has not attended in this block", layer);
     if (kvmem__reduce_due(c, phase)) KVMEM__TRY(kvmem__reduce_layer(c, layer, kvmem__mean_budget(c)));
+    KVMEM__TRY(kvmem__settle_layer(c, layer, phase));
     c->layer_state[layer] = 3;
     return KVMEM_OK;
 }
@@ -12352,9 +13232,10 @@ KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
     KVMEM__TRY(kvmem__segment(c));
     due = kvmem__reduce_due(c, phase);
     mean = due ? kvmem__mean_budget(c) : 0;
-    for (l = 0; due && l < c->shape.n_layers; l++) {
+    for (l = 0; l < c->shape.n_layers; l++) {
         if (c->layer_state[l] == 3) continue;
-        KVMEM__TRY(kvmem__reduce_layer(c, l, mean));
+        if (due) KVMEM__TRY(kvmem__reduce_layer(c, l, mean));
+        KVMEM__TRY(kvmem__settle_layer(c, l, phase));
     }
     pushed = c->ring && !appended ? KVMEM__MIN(c->block_n, c->ring) : 0;
     if (c->ring) {
@@ -12374,21 +13255,30 @@ KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
 /* Bytes that a block of b tokens needs beside what is live now, scratch not counted in either. */
 static size_t kvmem__block_need(const kvmem_cache *c, int b) {
     const int P = c->recipe.page, G = c->shape.n_kv_heads, r = c->shape.n_heads / G;
-    const size_t page = kvmem__page_size(P, c->n_stats, c->k, c->v);
-    size_t need = 1024 + page, longest = 0, i, a, m; /* a page is there twice while it is replaced */
+    size_t need = 1024, longest = 0, largest = 0, i, a, m;
     for (i = 0; i < (size_t)(c->shape.n_layers * G); i++) {
         const kvmem_lane *ln = &c->lane[i];
-        const int want = (ln->n + b + P - 1) / P, rest = ln->n % P;
-        const kvmem_page *p = rest ? ln->pages[ln->n_pages - 1] : NULL;
-        if (p && p->cap < KVMEM__MIN(P, rest + b))
-            need += kvmem__page_size(kvmem__page_cap(P, KVMEM__MIN(P, rest + b)), c->n_stats, p->kc, p->vc) -
-                    kvmem__page_size(p->cap, c->n_stats, p->kc, p->vc);
-        if (p && p->refs > 1) need += page;
-        if (want > ln->n_pages) need += (size_t)(want - ln->n_pages - 1) * page +
-            kvmem__page_size(kvmem__page_cap(P, ln->n + b - (want - 1) * P), c->n_stats, c->k, c->v);
-        if (want > ln->cap_pages) need += (size_t)kvmem__table_cap(want) * sizeof(void *);
+        const int open = ln->n_pages && kvmem__page_open(c, ln, ln->n_pages - 1);
+        const int used = open ? kvmem__page_rows(ln, ln->n_pages - 1) : 0, more = KVMEM__MAX(b - (open ? P - used : 0), 0);
+        const int want = ln->n_pages + (more + P - 1) / P;
+        kvmem__side side[2];
+        size_t page;
+        kvmem__lane_sides(c, ln, side);
+        page = kvmem__page_size(P, c->n_stats, side);
+        largest = KVMEM__MAX(largest, page);
+        if (open) {
+            const kvmem_page *p = ln->pages[ln->n_pages - 1];
+            const int rows = KVMEM__MIN(P, used + b);
+            if (p->cap < rows) need += kvmem__page_size(kvmem__page_cap(P, rows), c->n_stats, side) -
+                                       kvmem__page_size(p->cap, c->n_stats, side);
+            if (p->refs > 1) need += page;
+        }
+        if (more) need += (size_t)((more - 1) / P) * page + kvmem__page_size(kvmem__page_cap(P, (more - 1) % P + 1), c->n_stats, side);
+        if (want > ln->cap_pages) need += (size_t)kvmem__table_cap(want) * KVMEM__SLOT;
         longest = KVMEM__MAX(longest, (size_t)ln->n + (size_t)b);
     }
+    need += largest; /* a page is there twice while it is replaced */
+    if (c->fresh) need += (size_t)(P * c->shape.head_dim) * sizeof(float); /* and once more as floats while it is coded */
     a = kvmem__attend_bytes(&c->shape, b, c->worker_bytes) + kvmem__more_scratch(c->arena->limit);
     m = kvmem__evicts(c) ? kvmem__commit_bytes(G, longest) + (c->ring ? kvmem__view_bytes(r, longest) : 0) : 0;
     return need + KVMEM__MAX(a, m);
@@ -12411,19 +13301,19 @@ KVMEM_API int kvmem_cache_room(const kvmem_cache *c) {
 static void kvmem__set_cap(kvmem_cache *c) {
     kvmem__plan p;
     memset(&p, 0, sizeof p);
-    p.k = *c->k;
-    p.v = *c->v;
+    kvmem__codecs_of(&p.codecs, &c->recipe, c->backend, c->shape.head_dim);
     p.page = c->recipe.page;
     p.lanes = c->shape.n_layers * c->shape.n_kv_heads;
     p.ring = c->ring;
     p.n_stats = c->n_stats;
-    p.page_bytes = kvmem__page_size(p.page, p.n_stats, &p.k, &p.v);
-    p.worker_floats = kvmem__worker_floats(&c->shape, &p);
-    c->worker_bytes = KVMEM__MAX(c->worker_bytes, p.worker_floats * sizeof(float));
+    kvmem__plan_pages(&p, &c->shape, &c->recipe);
+    kvmem__set_worker(c);
+    p.worker_floats = c->worker_bytes / sizeof(float);
     p.limit = c->arena->limit;
     if (p.limit)
         c->lane_cap = KVMEM__MAX(kvmem__plan_cap(&p, &c->shape, c->block_size + kvmem__ring_bytes(c) +
-                                 sizeof(kvmem_arena) + 4 * sizeof(kvmem__use)), p.page);
+                                 sizeof(kvmem_arena) + p.codecs.tables + p.lessons +
+                                 (size_t)(2 + p.codecs.count) * KVMEM__USE_BYTES), p.page);
 }
 
 /* --- estimate --- */
@@ -12433,36 +13323,84 @@ static void kvmem__set_cap(kvmem_cache *c) {
 typedef struct kvmem__est {
     kvmem__plan p;
     kvmem_cache c;      /* shape (with one KV head), recipe and counters only: nothing is allocated */
-    int G, n_uses;
+    int G;
     kvmem_bytes *out;
     int len[KVMEM__EST_LAYERS], cap[KVMEM__EST_LAYERS]; /* of each layer's lanes: entries, table slots, */
-    int last[KVMEM__EST_LAYERS];                        /* rows the last page has room for */
+    int last[KVMEM__EST_LAYERS];                        /* rows the last page has room for, */
+    int done[KVMEM__EST_LAYERS], low[KVMEM__EST_LAYERS];/* entries that are settled, that were demoted */
 } kvmem__est;
 
+static void kvmem__est_add(kvmem_bytes_part *b, kvmem_bytes_part p, size_t n) {
+    b->k += n * p.k;
+    b->v += n * p.v;
+    b->stats += n * p.stats;
+    b->meta += n * p.meta;
+}
+/* n entries of a lane in pages: those before `done` settled, the last page with room for `last` rows. */
+static void kvmem__est_pages(kvmem__est *e, int n, int done, int last, const kvmem__side *settled,
+                             const kvmem__side *fresh) {
+    const int P = e->p.page, rest = n - done;
+    kvmem_bytes_part *b = &e->out->live;
+    if (done) kvmem__est_add(b, kvmem__page_part(P, e->p.n_stats, settled), (size_t)((done + P - 1) / P));
+    if (rest < 1) return;
+    kvmem__est_add(b, kvmem__page_part(P, e->p.n_stats, fresh), (size_t)((rest - 1) / P));
+    kvmem__est_add(b, kvmem__page_part(last, e->p.n_stats, fresh), 1);
+}
 /* Bytes now, with `more` transient scratch, and, if higher than before, at the peak. */
 static void kvmem__est_count(kvmem__est *e, size_t more) {
-    const int P = e->p.page;
-    const kvmem_bytes_part page = kvmem__page_part(P, e->p.n_stats, &e->p.k, &e->p.v);
-    const size_t G = (size_t)e->G;
+    const int P = e->p.page, L = e->c.shape.n_layers;
     kvmem_bytes_part *b = &e->out->live;
-    int l;
+    int l, g, i;
     memset(b, 0, sizeof *b);
     b->stats = e->p.ring_bytes;
-    b->meta = e->p.block_bytes + sizeof(kvmem_arena) + (size_t)e->n_uses * sizeof(kvmem__use);
+    b->meta = e->p.block_bytes + sizeof(kvmem_arena) + (size_t)e->p.codecs.count * KVMEM__USE_BYTES + e->p.codecs.tables;
     b->scratch = e->c.scratch_size + more;
     e->out->entries = 0;
-    for (l = 0; l < e->c.shape.n_layers; l++) {
-        const size_t n = e->len[l] ? G * (size_t)((e->len[l] - 1) / P) : 0; /* full pages before the last */
-        const kvmem_bytes_part last = kvmem__page_part(e->last[l], e->p.n_stats, &e->p.k, &e->p.v);
-        const size_t m = e->len[l] ? G : 0;
-        b->k += n * page.k + m * last.k;
-        b->v += n * page.v + m * last.v;
-        b->stats += n * page.stats + m * last.stats;
-        b->meta += n * page.meta + m * last.meta + G * (size_t)e->cap[l] * sizeof(void *);
-        e->out->entries += (size_t)e->G * (size_t)e->len[l];
+    for (l = 0; l < L; l++) {
+        for (g = 0; g < e->G; g++) {
+            kvmem__side settled[2], fresh[2];
+            kvmem__plan_sides(&e->p, &e->c.recipe, L, l, g, 0, settled);
+            kvmem__plan_sides(&e->p, &e->c.recipe, L, l, g, 1, fresh);
+            kvmem__est_pages(e, e->len[l], e->done[l], e->last[l], settled, fresh);
+            for (i = 0; i < 2 && e->done[l]; i++) b->meta += kvmem__lesson_bytes(settled[i].use);
+            b->meta += (size_t)e->cap[l] * KVMEM__SLOT;
+            if (e->low[l]) {
+                for (i = 0; i < 2; i++) {
+                    const kvmem_coded x = kvmem__coded_of(&e->p.codecs.low[i], NULL, NULL, 0, NULL, P);
+                    memset(&settled[i], 0, sizeof settled[i]);
+                    settled[i].use = &e->p.codecs.low[i];
+                    if (x.par && settled[i].use->fn.head_bytes) settled[i].head_bytes = settled[i].use->fn.head_bytes(&x, NULL);
+                    fresh[i] = settled[i];
+                    if (!kvmem__waits(fresh[i].use)) continue;
+                    memset(&fresh[i], 0, sizeof fresh[i]);
+                    fresh[i].use = &e->p.codecs.fresh;
+                    b->meta += kvmem__lesson_bytes(settled[i].use);
+                }
+                kvmem__est_pages(e, e->low[l], e->low[l] / P * P, kvmem__page_cap(P, e->low[l] % P), settled, fresh);
+                b->meta += (size_t)kvmem__table_cap((e->low[l] + P - 1) / P) * KVMEM__SLOT;
+            }
+            e->out->entries += (size_t)(e->len[l] + e->low[l]);
+        }
     }
     b->total = kvmem__part_total(b);
     if (b->total > e->out->peak.total) e->out->peak = *b;
+}
+/* Entries that settle now: as kvmem__lane_settle would on the layer's first lane. */
+static void kvmem__est_settle(kvmem__est *e, int layer) {
+    const int P = e->p.page;
+    int i, done = e->len[layer];
+    if (!e->p.codecs.waits) return;
+    for (i = 0; i < 2; i++) {
+        const kvmem_codec_use *u = &e->p.codecs.use[i][kvmem__map_of(&e->c.recipe, e->c.shape.n_layers, layer, 0, i)];
+        int end = e->len[layer] - u->residual;
+        if (!kvmem__waits(u)) continue;
+        if (u->flush && u->residual > 0)
+            end = e->done[layer] + (e->len[layer] - e->done[layer]) / u->residual * u->residual;
+        done = KVMEM__MIN(done, KVMEM__MAX(end, 0));
+    }
+    e->done[layer] = KVMEM__MAX(e->done[layer], done / P * P);
+    if (e->done[layer] < e->len[layer]) return;
+    e->done[layer] = e->len[layer] / P * P;
 }
 static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
     const kvmem_budget_entry *be = (const kvmem_budget_entry *)(const void *)e->c.recipe.stage[KVMEM_BUDGET].entry;
@@ -12478,13 +13416,15 @@ static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
     kvmem__est_count(e, more);
     if (!(be->e.reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS))) be->fn(&v, mean, &len, NULL, &keep);
     keep = KVMEM__MAX(KVMEM__MIN(keep, len), KVMEM__MIN(1, len));
+    if (e->p.codecs.demotes) e->low[layer] += len - keep;
+    e->done[layer] = KVMEM__MIN(e->done[layer], keep / P * P);
     if ((keep - 1) / P < (len - 1) / P) e->last[layer] = P;
     if (len - keep >= (P + 3) / 4) e->last[layer] = kvmem__page_cap(P, keep - (keep - 1) / P * P);
     e->len[layer] = keep;
 }
 static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
     const int P = e->p.page, G = e->G, threads = kvmem__threads(e->c.threads);
-    size_t rows = e->c.shape.rope ? (size_t)n * (size_t)G * (size_t)e->c.shape.head_dim * sizeof(float) : 0;
+    size_t rows = kvmem__append_bytes(&e->c, e->p.limit, n, G);
     int l, due, mean, tiles, longest = 0;
     tiles = kvmem__tile_workers(&e->c, e->p.limit, n, G);
     rows = KVMEM__MAX(rows, tiles ? (size_t)tiles * e->c.tile_bytes
@@ -12512,7 +13452,10 @@ static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
             e->c.since_reduce + n >= e->c.recipe.every) ||
            (e->c.lane_cap && e->len[0] + KVMEM__MIN(P, e->c.max_block) > e->c.lane_cap));
     mean = due ? kvmem__mean_budget(&e->c) : 0;
-    for (l = 0; due && l < e->c.shape.n_layers; l++) kvmem__est_reduce(e, l, mean);
+    for (l = 0; l < e->c.shape.n_layers; l++) {
+        if (due) kvmem__est_reduce(e, l, mean);
+        if (phase != KVMEM_PREFILL || e->c.recipe.when == KVMEM_WHEN_BLOCK || e->c.lane_cap) kvmem__est_settle(e, l);
+    }
     e->c.since_reduce = due ? 0 : e->c.since_reduce + n;
     e->c.tokens += n;
     if (phase == KVMEM_PROMPT_END) e->c.scratch_size = 0;
@@ -12544,10 +13487,9 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
     e.c.ring = e.p.ring;
     e.c.threads = cfg->threads;
     e.c.worker_bytes = e.p.worker_floats * sizeof(float);
+    e.c.code = e.p.codecs.code;
     e.c.tile_bytes = kvmem__tile_bytes(cfg->shape.n_heads / e.G, cfg->shape.head_dim, e.p.page);
     e.c.backend = cfg->backend ? cfg->backend : kvmem_backend_cpu(NULL);
-    e.n_uses = r.stage[KVMEM_CODEC_K].entry == r.stage[KVMEM_CODEC_V].entry &&
-               !memcmp(r.stage[KVMEM_CODEC_K].par, r.stage[KVMEM_CODEC_V].par, sizeof r.stage[0].par) ? 1 : 2;
     e.out = out;
     kvmem__est_count(&e, 0);
     block = KVMEM__MIN(cfg->max_block, e.p.limit ? e.p.page : cfg->max_block);
@@ -12572,17 +13514,20 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
 
        "kvmem-c\n"  u32 version  u32 page  u32 layers  u32 heads  u32 kv_heads  u32 head_dim  u32 n_stats
        u32 ring  u64 model_id  u64 shape_hash  u64 tokens  u32 next_pos  u64 since_reduce
-       u32 ring_n  u32 ring_at  u32 n_events  u32 n_codecs  u32 recipe_len  recipe text
+       u32 ring_n  u32 ring_at  u32 n_events  u32 n_lanes  u32 n_codecs  u32 recipe_len  recipe text
        codecs:  u32 word_len  word  u32 row_bytes  12 x f64 bits of the parameters
        events (n_events) u64;  ring positions (ring) u32;  ring queries (layers, ring, heads, d) f32
-       lanes:   u32 n, then for each page: u32 K codec  u32 V codec  pos (rows) u32  stats (n_stats, rows) f32
-                K rows  V rows
+       lanes:   for K and V: u32 0 nothing learned, 1 begun, 2 learned; u32 floats of the lesson, f32s
+                u32 n_pages, then for each page: u32 rows  u32 keys before RoPE
+                for K and V: u32 codec  u32 has the lesson  u32 rows when coded  u32 exact rows  u32 head bytes
+                             u32 bytes of the side
+                pos (rows) u32  stats (n_stats, rows) f32  K side  V side
        u32 CRC-32 of everything before it
 
    Coded rows are stored as they are, so loading restores the cache bit for bit. A file is refused unless
    shape, model and recipe are the cache's own, and nothing is used before the checksum has been verified. */
 #define KVMEM__SAVE_VERSION 2u
-#define KVMEM__SAVE_HEAD 96 /* bytes before the recipe text */
+#define KVMEM__SAVE_HEAD 100 /* bytes before the recipe text */
 
 typedef struct kvmem__out { kvmem_write_fn write; void *user; uint32_t crc; int failed; } kvmem__out;
 static void kvmem__out_bytes(kvmem__out *o, const void *p, size_t n) {
@@ -12659,13 +13604,15 @@ static void kvmem__save_head(const kvmem_cache *c, kvmem__out *o, const char *re
     kvmem__out_u32(o, (uint32_t)c->ring_n);
     kvmem__out_u32(o, (uint32_t)c->ring_at);
     kvmem__out_u32(o, (uint32_t)c->n_events);
+    kvmem__out_u32(o, (uint32_t)c->n_lanes);
     kvmem__out_u32(o, n_uses);
     kvmem__out_u32(o, (uint32_t)strlen(recipe));
     kvmem__out_bytes(o, recipe, strlen(recipe));
     for (u = c->arena->uses; u; u = u->next) {
+        const char *word = u->choice.entry->word;
         int i;
-        kvmem__out_u32(o, (uint32_t)strlen(u->entry->word));
-        kvmem__out_bytes(o, u->entry->word, strlen(u->entry->word));
+        kvmem__out_u32(o, (uint32_t)strlen(word));
+        kvmem__out_bytes(o, word, strlen(word));
         kvmem__out_u32(o, (uint32_t)u->use.row_bytes);
         for (i = 0; i < KVMEM_MAX_PARAMS; i++) {
             uint64_t bits;
@@ -12674,31 +13621,56 @@ static void kvmem__save_head(const kvmem_cache *c, kvmem__out *o, const char *re
         }
     }
 }
+/* A page's lesson is its lane's; pages that a failed recode has left behind cannot be saved. */
+static int kvmem__page_saves(const kvmem_lane *ln, const kvmem_page *p) {
+    int s;
+    for (s = 0; s < 2; s++)
+        if (p->side[s].lesson && p->side[s].lesson != ln->lesson[s]) return 0;
+    return 1;
+}
 static void kvmem__save_lane(const kvmem_cache *c, kvmem__out *o, const kvmem_lane *ln) {
     int i, t, s;
-    kvmem__out_u32(o, (uint32_t)ln->n);
+    for (s = 0; s < 2; s++) {
+        const kvmem_lesson *l = ln->lesson[s];
+        const size_t floats = l ? (l->bytes - sizeof *l) / sizeof(float) : 0;
+        kvmem__out_u32(o, l ? 1 + (uint32_t)l->learned : 0);
+        kvmem__out_u32(o, (uint32_t)floats);
+        if (l) kvmem__out_f32s(o, (const float *)(const void *)(l + 1), floats);
+    }
+    kvmem__out_u32(o, (uint32_t)ln->n_pages);
     for (i = 0; i < ln->n_pages; i++) {
         const kvmem_page *p = ln->pages[i];
-        const int rows = kvmem__page_rows(c, ln, i);
-        kvmem__out_u32(o, kvmem__use_index(c, p->kc));
-        kvmem__out_u32(o, kvmem__use_index(c, p->vc));
+        const int rows = kvmem__page_rows(ln, i);
+        kvmem__out_u32(o, (uint32_t)rows);
+        kvmem__out_u32(o, (uint32_t)p->pre);
+        for (s = 0; s < 2; s++) {
+            kvmem__out_u32(o, kvmem__use_index(c, p->side[s].use));
+            kvmem__out_u32(o, p->side[s].lesson != NULL);
+            kvmem__out_u32(o, (uint32_t)p->side[s].n);
+            kvmem__out_u32(o, (uint32_t)p->side[s].n_exact);
+            kvmem__out_u32(o, (uint32_t)p->side[s].head_bytes);
+            kvmem__out_u32(o, (uint32_t)kvmem__side_bytes(&p->side[s], rows));
+        }
         for (t = 0; t < rows; t++) kvmem__out_u32(o, (uint32_t)p->pos[t]);
         for (s = 0; s < c->n_stats; s++) kvmem__out_f32s(o, p->stats + s * p->cap, (size_t)rows);
-        kvmem__out_bytes(o, p->k, (size_t)rows * p->kc->row_bytes);
-        kvmem__out_bytes(o, p->v, (size_t)rows * p->vc->row_bytes);
+        for (s = 0; s < 2; s++) kvmem__out_bytes(o, p->side[s].data, kvmem__side_bytes(&p->side[s], rows));
     }
 }
-#define KVMEM__RECIPE_TEXT 1024
+#define KVMEM__RECIPE_TEXT 4096
 KVMEM_API kvmem_status kvmem_cache_save(kvmem_cache *c, kvmem_write_fn write, void *user) {
     char text[KVMEM__RECIPE_TEXT];
     kvmem__out o;
-    int i;
+    int i, j;
     size_t row;
     KVMEM__TRY(kvmem__check_layer(c, 0, "save"));
     if (!write) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "save: no function to write with");
     if (c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "save in the middle of a block: commit first");
     if (kvmem_recipe_print(&c->recipe, text, sizeof text) >= sizeof text)
         return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "save: the recipe's text is too long");
+    for (i = 0; i < c->n_lanes; i++)
+        for (j = 0; j < c->lane[i].n_pages; j++)
+            if (!kvmem__page_saves(&c->lane[i], c->lane[i].pages[j]))
+                return kvmem__fail(&c->error, KVMEM_BAD_STATE, "save: an earlier recode has failed half-way; recode again");
     o.write = write;
     o.user = user;
     o.crc = 0;
@@ -12710,7 +13682,7 @@ KVMEM_API kvmem_status kvmem_cache_save(kvmem_cache *c, kvmem_write_fn write, vo
             &o, i < c->ring_n || c->ring_n == c->ring || c->ring_at ? (uint32_t)c->ring_pos[i] : 0);
     row = (size_t)c->ring * (size_t)c->shape.n_layers * (size_t)c->shape.n_heads * (size_t)c->shape.head_dim;
     if (row) kvmem__out_f32s(&o, c->ring_q, row);
-    for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) kvmem__save_lane(c, &o, &c->lane[i]);
+    for (i = 0; i < c->n_lanes; i++) kvmem__save_lane(c, &o, &c->lane[i]);
     kvmem__out_u32(&o, o.crc);
     return o.failed ? kvmem__fail(&c->error, KVMEM_IO, "save: the writer refused bytes") : KVMEM_OK;
 }
@@ -12748,7 +13720,7 @@ static int kvmem__in_f32s(kvmem__in *in, float *f, size_t n) {
 }
 typedef struct kvmem__saved {
     unsigned version, page, layers, heads, kv_heads, head_dim, n_stats, ring, next_pos, ring_n, ring_at;
-    unsigned n_events, n_codecs, recipe_len;
+    unsigned n_events, n_lanes, n_codecs, recipe_len;
     uint64_t model_id, shape_hash, tokens, since_reduce;
     const char *recipe;
 } kvmem__saved;
@@ -12788,6 +13760,7 @@ static kvmem_status kvmem__load_head(kvmem__in *in, kvmem__saved *h, const void 
     h->ring_n = kvmem__in_u32(in);
     h->ring_at = kvmem__in_u32(in);
     h->n_events = kvmem__in_u32(in);
+    h->n_lanes = kvmem__in_u32(in);
     h->n_codecs = kvmem__in_u32(in);
     h->recipe_len = kvmem__in_u32(in);
     h->recipe = (const char *)kvmem__in_bytes(in, h->recipe_len);
@@ -12795,7 +13768,7 @@ static kvmem_status kvmem__load_head(kvmem__in *in, kvmem__saved *h, const void 
         h->kv_heads > 4096 || h->heads < 1 || h->heads > 65536 || h->head_dim < 1 || h->head_dim > 4096 ||
         h->n_stats > 2 || h->ring > 65536 || h->ring_n > h->ring || (h->ring && h->ring_at >= h->ring) ||
         (!h->ring && h->ring_at) || h->next_pos > INT32_MAX || h->tokens > INT64_MAX || h->since_reduce > INT64_MAX ||
-        h->n_codecs > 4096 || h->recipe_len >= KVMEM__RECIPE_TEXT || h->n_events > in->left / 8)
+        (h->n_lanes != h->layers * h->kv_heads && h->n_lanes != 2 * h->layers * h->kv_heads) || h->n_codecs > 4096 || h->recipe_len >= KVMEM__RECIPE_TEXT || h->n_events > in->left / 8)
         return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: a header field is out of range");
     return KVMEM_OK;
 }
@@ -12822,7 +13795,7 @@ static kvmem_status kvmem__load_match(kvmem_cache *c, const kvmem__saved *h) {
     if (n != h->recipe_len || memcmp(text, h->recipe, n))
         return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: its recipe is \"%.*s\"",
                            (int)h->recipe_len, h->recipe);
-    if ((int)h->page != c->recipe.page || (int)h->n_stats != c->n_stats || (int)h->ring != c->ring)
+    if ((int)h->page != c->recipe.page || (int)h->n_lanes != c->n_lanes || (int)h->n_stats != c->n_stats || (int)h->ring != c->ring)
         return kvmem__fail(&c->error, KVMEM_MISMATCH,
                            "saved cache: pages of %u entries, %u statistics, a ring of %u; this "
                            "cache has %d, %d, %d",
@@ -12846,9 +13819,10 @@ static const kvmem_codec_use *kvmem__load_codec(kvmem_cache *c, kvmem__in *in) {
         kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: its list of codecs is cut off");
         return NULL;
     }
-    for (i = 0; i < 2; i++) {
-        const kvmem_choice *own = &c->recipe.stage[KVMEM_CODEC_K + i];
-        if (strlen(own->entry->word) == len && !memcmp(own->entry->word, word, len)) {
+    for (i = 0; i < 4 + c->recipe.n_maps; i++) {
+        const kvmem_choice *own = i < 2 ? &c->recipe.stage[KVMEM_CODEC_K + i] : i < 4 ? &c->recipe.low[i - 2]
+                                                                            : &c->recipe.map[i - 4].codec;
+        if (own->entry && strlen(own->entry->word) == len && !memcmp(own->entry->word, word, len)) {
             ch.entry = own->entry;
             ch.user = own->user;
         }
@@ -12876,43 +13850,101 @@ static const kvmem_codec_use *kvmem__load_codec(kvmem_cache *c, kvmem__in *in) {
     }
     return u;
 }
+/* One side's fields: side as it is to be made. */
+static kvmem_status kvmem__load_side(kvmem_cache *c, kvmem__in *in, const kvmem_lane *ln, int s, int rows,
+                                     const kvmem_codec_use *const *codec, unsigned n_codecs, kvmem__side *side) {
+    const unsigned use = (unsigned)kvmem__in_u32(in), lesson = (unsigned)kvmem__in_u32(in);
+    const unsigned n = (unsigned)kvmem__in_u32(in), exact = (unsigned)kvmem__in_u32(in);
+    const unsigned head = (unsigned)kvmem__in_u32(in), bytes = (unsigned)kvmem__in_u32(in);
+    memset(side, 0, sizeof *side);
+    if (in->bad || use >= n_codecs)
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page names codec %u of %u", use, n_codecs);
+    side->use = codec[use];
+    side->lesson = lesson ? ln->lesson[s] : NULL;
+    side->n = (int)n;
+    side->n_exact = (int)exact;
+    side->head_bytes = head;
+    if (n > 1024 || (int)n < rows || exact > n || head > in->left || (head && !side->use->fn.head_bytes) ||
+        (kvmem__lesson_bytes(side->use) && (!side->lesson || !side->lesson->learned || side->lesson->use != side->use)) ||
+        (lesson && !kvmem__lesson_bytes(side->use)) || bytes != kvmem__side_bytes(side, rows))
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page of codec %s does not fit together",
+                           side->use->fn.e.word);
+    return KVMEM_OK;
+}
+/* Is what the file says of a side safe to read? */
+static int kvmem__side_valid(const kvmem__side *s, int rows) {
+    const kvmem_coded b = kvmem__side_coded(s);
+    int i, row, last = -1;
+    for (i = 0; i < s->n_exact; i++) {
+        row = kvmem__exact_row(s, i, NULL);
+        if (row <= last || row >= rows) return 0;
+        last = row;
+    }
+    return !s->use->fn.valid || s->use->fn.valid(&b);
+}
+static kvmem_status kvmem__load_lessons(kvmem_cache *c, kvmem__in *in, kvmem_lane *ln) {
+    int s;
+    for (s = 0; s < 2; s++) {
+        const unsigned had = (unsigned)kvmem__in_u32(in), floats = (unsigned)kvmem__in_u32(in);
+        kvmem_lesson *l = NULL;
+        kvmem__lesson_drop(c, ln->lesson[s]);
+        ln->lesson[s] = NULL;
+        if (!had) continue;
+        KVMEM__TRY(kvmem__lane_lesson(c, ln, s, &l));
+        if (!l || had > 2 || floats != (l->bytes - sizeof *l) / sizeof(float) ||
+            !kvmem__in_f32s(in, kvmem__lesson_mean(l), floats))
+            return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: what codec %s has learned is cut off or not its own",
+                               ln->use[s]->fn.e.word);
+        l->learned = had == 2;
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__load_page(kvmem_cache *c, kvmem__in *in, kvmem_lane *ln, const kvmem_codec_use *const *codec,
+                                     unsigned n_codecs, int32_t next_pos, int32_t *last) {
+    const unsigned rows = (unsigned)kvmem__in_u32(in), pre = (unsigned)kvmem__in_u32(in);
+    kvmem__side side[2];
+    kvmem_page *p;
+    int t, s;
+    if (in->bad || rows < 1 || rows > (unsigned)c->recipe.page || pre > 1)
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page of %u entries; pages have 1 to %d", rows,
+                           c->recipe.page);
+    for (s = 0; s < 2; s++) KVMEM__TRY(kvmem__load_side(c, in, ln, s, (int)rows, codec, n_codecs, &side[s]));
+    p = kvmem__page_new(c, (int)rows, side, (int)pre);
+    if (!p) return c->error.status;
+    for (s = 0; s < 2; s++)
+        if (side[s].use->fn.head_bytes) p->side[s].n = side[s].n;
+    ln->n += (int)rows;
+    ln->end[ln->n_pages] = ln->n;
+    ln->pages[ln->n_pages++] = p;
+    for (t = 0; t < (int)rows; t++) {
+        const uint32_t pos = kvmem__in_u32(in);
+        if (in->bad || pos >= (uint32_t)next_pos || (!ln->low && (int32_t)pos <= *last))
+            return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: positions of a lane do not rise below %d",
+                               (int)next_pos);
+        p->pos[t] = *last = (int32_t)pos;
+    }
+    for (s = 0; s < c->n_stats; s++) kvmem__in_f32s(in, p->stats + s * p->cap, (size_t)rows);
+    for (s = 0; s < 2; s++) {
+        const size_t size = kvmem__side_bytes(&p->side[s], (int)rows);
+        const uint8_t *data = kvmem__in_bytes(in, size);
+        if (!data) return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page passes the end of the file");
+        memcpy(p->side[s].data, data, size);
+        if (!kvmem__side_valid(&p->side[s], (int)rows))
+            return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page of codec %s holds numbers that are out of "
+                               "range", p->side[s].use->fn.e.word);
+    }
+    return KVMEM_OK;
+}
 static kvmem_status kvmem__load_lane(kvmem_cache *c, kvmem__in *in, kvmem_lane *ln, const kvmem_codec_use *const *codec,
                                      unsigned n_codecs, int32_t next_pos) {
-    const unsigned n = (unsigned)kvmem__in_u32(in);
-    const int P = c->recipe.page;
     int32_t last = -1;
-    int i, t, s, pages;
-    if (in->bad || n > in->left / 4 || n > INT32_MAX / 2)
-        return kvmem__fail(&c->error, KVMEM_BAD_FILE,
-                           "saved cache: a lane of %u entries passes the end of the file", n);
-    pages = ((int)n + P - 1) / P;
-    if (pages) KVMEM__TRY(kvmem__lane_table(c, ln, pages));
-    for (i = 0; i < pages; i++) {
-        const unsigned kc = (unsigned)kvmem__in_u32(in), vc = (unsigned)kvmem__in_u32(in);
-        const int rows = KVMEM__MIN(P, (int)n - i * P);
-        const uint8_t *k, *v;
-        kvmem_page *p;
-        if (in->bad || kc >= n_codecs || vc >= n_codecs)
-            return kvmem__fail(&c->error, KVMEM_BAD_FILE,
-                               "saved cache: a page names codec %u or %u of %u", kc, vc, n_codecs);
-        p = kvmem__page_new(c, rows, codec[kc], codec[vc]);
-        if (!p) return c->error.status;
-        ln->pages[ln->n_pages++] = p;
-        ln->n += rows;
-        for (t = 0; t < rows; t++) {
-            const uint32_t pos = kvmem__in_u32(in);
-            if (in->bad || pos >= (uint32_t)next_pos || (int32_t)pos <= last)
-                return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: positions of a lane do not rise below %d",
-                                   (int)next_pos);
-            p->pos[t] = last = (int32_t)pos;
-        }
-        for (s = 0; s < c->n_stats; s++) kvmem__in_f32s(in, p->stats + s * p->cap, (size_t)rows);
-        k = kvmem__in_bytes(in, (size_t)rows * p->kc->row_bytes);
-        v = kvmem__in_bytes(in, (size_t)rows * p->vc->row_bytes);
-        if (!k || !v) return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page passes the end of the file");
-        memcpy(p->k, k, (size_t)rows * p->kc->row_bytes);
-        memcpy(p->v, v, (size_t)rows * p->vc->row_bytes);
-    }
+    unsigned i, pages;
+    KVMEM__TRY(kvmem__load_lessons(c, in, ln));
+    pages = (unsigned)kvmem__in_u32(in);
+    if (in->bad || pages > in->left / 48)
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a lane of %u pages passes the end of the file", pages);
+    if (pages) KVMEM__TRY(kvmem__lane_table(c, ln, (int)pages));
+    for (i = 0; i < pages; i++) KVMEM__TRY(kvmem__load_page(c, in, ln, codec, n_codecs, next_pos, &last));
     return KVMEM_OK;
 }
 static kvmem_status kvmem__load_body(kvmem_cache *c, kvmem__in *in, const kvmem__saved *h,
@@ -12927,7 +13959,7 @@ static kvmem_status kvmem__load_body(kvmem_cache *c, kvmem__in *in, const kvmem_
     for (i = 0; i < h->ring; i++) c->ring_pos[i] = (int32_t)(kvmem__in_u32(in) & 0x7fffffffu);
     if (h->ring && !kvmem__in_f32s(in, c->ring_q, (size_t)h->ring * (size_t)c->shape.n_layers * row))
         return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: the ring of queries passes the end of the file");
-    for (i = 0; i < h->layers * h->kv_heads; i++)
+    for (i = 0; i < (uint32_t)c->n_lanes; i++)
         KVMEM__TRY(kvmem__load_lane(c, in, &c->lane[i], codec, h->n_codecs, (int32_t)h->next_pos));
     if (in->bad || in->left)
         return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: %zu bytes too many or too few",
@@ -12971,10 +14003,33 @@ KVMEM_API kvmem_status kvmem_cache_load(kvmem_cache *c, const void *bytes, size_
         kvmem__tell_all(c, KVMEM_FATE_KEPT);
     return st;
 }
+/* Walk over one lane of a saved cache and add up what it holds. */
+static void kvmem__inspect_lane(kvmem__in *in, const kvmem__saved *h, kvmem_cache_info *out) {
+    uint32_t pages;
+    int s;
+    for (s = 0; s < 2; s++) {
+        kvmem__in_u32(in);
+        kvmem__in_bytes(in, 4 * (size_t)kvmem__in_u32(in));
+    }
+    for (pages = kvmem__in_u32(in); pages && !in->bad; pages--) {
+        const uint32_t rows = kvmem__in_u32(in);
+        size_t bytes[2];
+        kvmem__in_u32(in);
+        for (s = 0; s < 2; s++) {
+            kvmem__in_bytes(in, 20);
+            bytes[s] = kvmem__in_u32(in);
+        }
+        kvmem__in_bytes(in, 4 * (size_t)rows * (1 + h->n_stats));
+        for (s = 0; s < 2; s++) kvmem__in_bytes(in, bytes[s]);
+        out->entries += rows;
+        out->k_bytes += bytes[0];
+        out->v_bytes += bytes[1];
+    }
+}
 KVMEM_API kvmem_status kvmem_cache_inspect(const void *bytes, size_t size, kvmem_cache_info *out, kvmem_error *err) {
     kvmem__saved h;
     kvmem__in in;
-    uint32_t i, row[64];
+    uint32_t i;
     if (kvmem__is_chunks(bytes, size)) return kvmem__chunks_inspect(bytes, size, out, err);
     memset(out, 0, sizeof *out);
     KVMEM__TRY(kvmem__load_head(&in, &h, bytes, size, err));
@@ -12988,29 +14043,14 @@ KVMEM_API kvmem_status kvmem_cache_inspect(const void *bytes, size_t size, kvmem
     out->tokens = (int64_t)h.tokens;
     out->file_bytes = size;
     memcpy(out->recipe, h.recipe, KVMEM__MIN((size_t)h.recipe_len, sizeof out->recipe - 1));
-    for (i = 0; i < h.n_codecs; i++) {
+    for (i = 0; i < h.n_codecs && !in.bad; i++) {
         kvmem__in_bytes(&in, kvmem__in_u32(&in));
-        row[i % 64] = kvmem__in_u32(&in);
-        kvmem__in_bytes(&in, 8 * KVMEM_MAX_PARAMS);
+        kvmem__in_bytes(&in, 4 + 8 * KVMEM_MAX_PARAMS);
     }
     kvmem__in_bytes(&in, 8 * (size_t)h.n_events + 4 * (size_t)h.ring);
     for (i = 0; i < h.ring && !in.bad; i++)
         kvmem__in_bytes(&in, 4 * (size_t)h.layers * (size_t)h.heads * (size_t)h.head_dim);
-    for (i = 0; i < h.layers * h.kv_heads && !in.bad; i++) {
-        uint32_t n = kvmem__in_u32(&in);
-        out->entries += n;
-        while (n && !in.bad) {
-            const uint32_t rows = KVMEM__MIN(n, h.page), kc = kvmem__in_u32(&in), vc = kvmem__in_u32(&in);
-            const size_t kb = kc < h.n_codecs && kc < 64 ? (size_t)row[kc] * rows : 0;
-            const size_t vb = vc < h.n_codecs && vc < 64 ? (size_t)row[vc] * rows : 0;
-            kvmem__in_bytes(&in, 4 * (size_t)rows * (1 + h.n_stats));
-            kvmem__in_bytes(&in, kb);
-            kvmem__in_bytes(&in, vb);
-            out->k_bytes += kb;
-            out->v_bytes += vb;
-            n -= rows;
-        }
-    }
+    for (i = 0; i < h.n_lanes && !in.bad; i++) kvmem__inspect_lane(&in, &h, out);
     if (in.bad || in.left)
         return kvmem__fail(err, KVMEM_BAD_FILE,
                            "saved cache: pages do not add up to the file's size");
@@ -13449,9 +14489,6 @@ static void kvmem__work_free(kvmem__work *w) {
     if (w->c) kvmem__arena_give(w->c->arena, w->mem, &part);
     memset(w, 0, sizeof *w);
 }
-static int32_t kvmem__pos_at(const kvmem_cache *c, const kvmem_lane *ln, int i) {
-    return ln->pages[i / c->recipe.page]->pos[i % c->recipe.page];
-}
 /* The next positions, at most U, that any lane has from start + rows on; 0: none is left. */
 static int kvmem__next_chunk(kvmem__work *w) {
     kvmem_cache *c = w->c;
@@ -13465,13 +14502,13 @@ static int kvmem__next_chunk(kvmem__work *w) {
         int32_t least = INT32_MAX;
         for (i = 0; i < lanes; i++) {
             const int at = w->start[i] + w->rows[i];
-            if (at < c->lane[i].n) least = KVMEM__MIN(least, kvmem__pos_at(c, &c->lane[i], at));
+            if (at < c->lane[i].n) least = KVMEM__MIN(least, kvmem__lane_pos(&c->lane[i], at));
         }
         if (least == INT32_MAX) break;
         w->pos[w->n] = least;
         for (i = 0; i < lanes; i++) {
             const int at = w->start[i] + w->rows[i];
-            if (at < c->lane[i].n && kvmem__pos_at(c, &c->lane[i], at) == least) w->rows[i]++;
+            if (at < c->lane[i].n && kvmem__lane_pos(&c->lane[i], at) == least) w->rows[i]++;
         }
     }
     return w->n;
@@ -13484,7 +14521,7 @@ static void kvmem__find_tokens(kvmem__work *w, int layer) {
         const kvmem_lane *ln = kvmem__lane_at(w->c, layer, g);
         const int i = layer * G + g;
         for (r = t = 0; r < w->rows[i]; r++, t++) {
-            const int32_t p = kvmem__pos_at(w->c, ln, w->start[i] + r);
+            const int32_t p = kvmem__lane_pos(ln, w->start[i] + r);
             while (w->pos[t] < p) t++;
             w->token[(size_t)g * (size_t)w->U + (size_t)r] = t;
         }
@@ -13738,13 +14775,13 @@ static void kvmem__mask_save(const kvmem__work *w, kvmem__bytes *b, int g, int n
 }
 static void kvmem__stats_save(const kvmem__work *w, kvmem__bytes *b, int layer, int g, unsigned which) {
     const kvmem_cache *c = w->c;
-    const int i = layer * c->shape.n_kv_heads + g, P = c->recipe.page;
+    const int i = layer * c->shape.n_kv_heads + g;
     float most = 0;
     int round, r;
     if (!(c->reads & which) || !w->rows[i]) return;
     for (round = 0; round < 2; round++) {
         for (r = w->start[i]; r < w->start[i] + w->rows[i]; r++) {
-            const float x = kvmem__stat(c, c->lane[i].pages[r / P], which)[r % P];
+            const float x = *kvmem__stat_at(c, &c->lane[i], which, r);
             if (!round) most = x > most && kvmem__is_finite(x) ? x : most;
             else kvmem__bytes_u16(b, kvmem__f32_to_f16(most > 0 && x > 0 ? KVMEM__MIN(x / most, 1.0f) : 0.0f));
         }
@@ -13790,6 +14827,9 @@ static kvmem_status kvmem__chunks_check(kvmem_cache *c, const kvmem_level_option
         return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: group %d; 1 (no anchors) to 255 tokens", o->group);
     if (o->chunk < 1 || o->chunk > 65536)
         return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: chunk %d; 1 to 65536 tokens", o->chunk);
+    if (c->n_lanes > c->shape.n_layers * c->shape.n_kv_heads)
+        return kvmem__fail(e, KVMEM_UNSUPPORTED, "save at a level: reduce=%s keeps two precisions a lane, which only level 0, "
+                           "entries as stored, can hold", c->recipe.stage[KVMEM_REDUCE].entry->word);
     if (o->models < 0 || o->models > 2)
         return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: models %d; 0 the smaller, 1 per channel, 2 shared", o->models);
     if (o->n_ids < 0 || (o->ids && o->n_ids < c->next_pos))
@@ -14200,7 +15240,7 @@ static kvmem_status kvmem__places_layer(kvmem__work *w, kvmem__in *in, int layer
 /* The layer's statistics: passed over, or put into the rows that were just added to its lanes. */
 static kvmem_status kvmem__stats_load(kvmem__work *w, kvmem__in *in, unsigned stats, int layer, int put) {
     kvmem_cache *c = w->c;
-    const int G = c->shape.n_kv_heads, P = c->recipe.page;
+    const int G = c->shape.n_kv_heads;
     int s, g, r;
     for (s = 0; s < 2; s++) {
         const unsigned which = s ? KVMEM_READS_LAST : KVMEM_READS_ACC;
@@ -14216,7 +15256,7 @@ static kvmem_status kvmem__stats_load(kvmem__work *w, kvmem__in *in, unsigned st
                 const int t = ln->n - n + r;
                 if (in->bad || code > 0x3c00u) return kvmem__chunk_bad(w, "statistics", layer);
                 if (put && (c->reads & which))
-                    kvmem__stat(c, ln->pages[t / P], which)[t % P] = kvmem__f16_to_f32((uint16_t)code) * most;
+                    *kvmem__stat_at(c, ln, which, t) = kvmem__f16_to_f32((uint16_t)code) * most;
             }
         }
     }
@@ -14311,24 +15351,33 @@ static kvmem_status kvmem__strip_rows(kvmem__work *w, kvmem__strip *s, int g, fl
     }
     return KVMEM_OK;
 }
-/* Entries with these rows and the tokens' positions behind lane (layer, g); statistics zero. */
-static kvmem_status kvmem__lane_put(kvmem__work *w, int layer, int g, const float *k, const float *v) {
+/* Entries with these rows (keys after RoPE) and the tokens' positions behind lane (layer, g); statistics
+   zero. */
+static kvmem_status kvmem__lane_put(kvmem__work *w, int layer, int g, float *k, const float *v) {
     kvmem_cache *c = w->c;
     kvmem_lane *ln = kvmem__lane_at(c, layer, g);
-    const int d = c->shape.head_dim, P = c->recipe.page, n = w->rows[layer * c->shape.n_kv_heads + g];
-    int r, s;
+    const int d = c->shape.head_dim, n = w->rows[layer * c->shape.n_kv_heads + g];
+    int r, s, i, row;
     if (!n) return KVMEM_OK;
+    KVMEM__TRY(kvmem__scratch(c, (size_t)c->code * sizeof(float)));
     KVMEM__TRY(kvmem__lane_grow(c, ln, n));
-    for (r = 0; r < n; r++) {
-        kvmem_page *p = ln->pages[(ln->n + r) / P];
-        const int row = (ln->n + r) % P;
-        const kvmem_coded kc = kvmem__page_k(p, p->cap), vc = kvmem__page_v(p, p->cap);
-        p->pos[row] = w->pos[w->token[(size_t)g * (size_t)w->U + (size_t)r]];
+    kvmem__lane_start(c, ln, &i, &row);
+    for (r = 0; r < n; r++, row++) {
+        const float *const x[2] = { k + (size_t)r * (size_t)d, v + (size_t)r * (size_t)d };
+        const int32_t pos = w->pos[w->token[(size_t)g * (size_t)w->U + (size_t)r]];
+        kvmem_page *p;
+        if (row == c->recipe.page) { i++; row = 0; }
+        p = ln->pages[i];
+        p->pos[row] = pos;
         for (s = 0; s < c->n_stats; s++) p->stats[s * p->cap + row] = 0;
-        p->kc->fn.encode(&kc, k + (size_t)r * (size_t)d, row, 1);
-        p->vc->fn.encode(&vc, v + (size_t)r * (size_t)d, row, 1);
+        if (p->pre) kvmem__unrope_rows(c, layer, k + (size_t)r * (size_t)d, 1, &pos);
+        for (s = 0; s < 2; s++) {
+            kvmem_coded b = kvmem__side_coded(&p->side[s]);
+            b.scratch = (float *)c->scratch;
+            p->side[s].use->fn.encode(&b, x[s], row, 1);
+        }
     }
-    ln->n += n;
+    kvmem__lane_add(c, ln, n);
     return KVMEM_OK;
 }
 static kvmem_status kvmem__chunk_load(kvmem__work *w, const kvmem_chunks *s, int i, int level) {
@@ -14549,11 +15598,14 @@ KVMEM_API double kvmem_chunks_plan(const kvmem_plan_job *job, int *choice) {
    recipe  = [preset] { term }                       words are separated by white space
    term    = stage "=" entry                         segment score budget reduce codec retrieve place
            | "codec=" entry "/" entry                K and V apart; also codec.k= and codec.v=
+           | "codec@" range [":" range] "=" ...      the same for some layers, and KV heads of them; the last
+                                                     that fits a lane wins. range = n | n ".." n; -1: last layer
            | "budget=" amount                        all | 512 | 25% | 8MiB
            | "sink=" count | "recent=" (count | share) | "page=" count | "seed=" number
            | "when=" ("prompt" | "step" | "block" | "every(" count ")")
    entry   = word [ "(" [ name "=" value { "," name "=" value } ] ")" ]
              budget entries take an amount as first value: budget=pyramid(25%,beta=20)
+             reduce=demote takes a codec, or K/V: reduce=demote(kivi(bits=2)/q4_0)
    A term replaces the preset's whole choice for its stage: parameters it does not name get the entry's
    defaults. budget=512 changes the amount alone and budget=pyramid the allocation alone. Saying the same
    thing twice is an error, as is any word, name or value that is not understood: nothing is ignored.
@@ -14997,6 +16049,26 @@ static kvmem_status kvmem__read_param(kvmem__scan *s, const kvmem_entry *e, kvme
     return KVMEM_OK;
 }
 
+static kvmem_status kvmem__read_entry(kvmem__scan *s, kvmem_stage stage, kvmem__word w,
+                                      kvmem_choice *choice, kvmem_amount *amount, int *has_amount);
+/* ENTRY or ENTRY/ENTRY: the codecs of K and V. */
+static kvmem_status kvmem__read_codecs(kvmem__scan *s, kvmem_choice *k, kvmem_choice *v) {
+    KVMEM__TRY(kvmem__read_entry(s, KVMEM_CODEC_K, kvmem__scan_word(s), k, NULL, NULL));
+    *v = *k;
+    if (!kvmem__scan_take(s, '/')) return KVMEM_OK;
+    return kvmem__read_entry(s, KVMEM_CODEC_V, kvmem__scan_word(s), v, NULL, NULL);
+}
+/* The brackets of an entry that takes codecs. */
+static kvmem_status kvmem__read_low(kvmem__scan *s, const kvmem_entry *e) {
+    char shown[KVMEM__SHOWN];
+    if (!kvmem__scan_take(s, '('))
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s needs a codec in brackets: %s(q4_0)", e->word, e->word);
+    KVMEM__TRY(kvmem__read_codecs(s, &s->r.low[0], &s->r.low[1]));
+    if (!kvmem__scan_take(s, ')'))
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: ')' is missing before %s", e->word,
+                           kvmem__rest_shown(s->p, shown));
+    return KVMEM_OK;
+}
 /* word [ "(" ... ")" ] into choice; w is the word. amount: of a budget entry, else NULL; *has_amount says
    whether the brackets held one. */
 static kvmem_status kvmem__read_entry(kvmem__scan *s, kvmem_stage stage, kvmem__word w,
@@ -15016,6 +16088,7 @@ static kvmem_status kvmem__read_entry(kvmem__scan *s, kvmem_stage stage, kvmem__
     for (i = 0; (e = kvmem_stage_entry(stage, i)) != NULL && !kvmem__is(w, e->word); i++) {}
     if (!e) return kvmem__unknown_word(s, what, w, kvmem__entry_word, &stage);
     kvmem__choose(choice, e);
+    if (e->reads & KVMEM_TAKES_CODEC) return kvmem__read_low(s, e);
     if (!kvmem__scan_take(s, '(') || kvmem__scan_take(s, ')')) return KVMEM_OK;
     for (i = 0;; i++) {
         const kvmem__word name = kvmem__scan_word(s);
@@ -15051,10 +16124,58 @@ static kvmem_status kvmem__read_codec(kvmem__scan *s) { /* codec=ENTRY or codec=
     kvmem_choice *k = &s->r.stage[KVMEM_CODEC_K], *v = &s->r.stage[KVMEM_CODEC_V];
     KVMEM__TRY(kvmem__once(s, KVMEM_CODEC_K, "codec.k"));
     KVMEM__TRY(kvmem__once(s, KVMEM_CODEC_V, "codec.v"));
-    KVMEM__TRY(kvmem__read_entry(s, KVMEM_CODEC_K, kvmem__scan_word(s), k, NULL, NULL));
-    *v = *k;
-    if (!kvmem__scan_take(s, '/')) return KVMEM_OK;
-    return kvmem__read_entry(s, KVMEM_CODEC_V, kvmem__scan_word(s), v, NULL, NULL);
+    return kvmem__read_codecs(s, k, v);
+}
+/* n or n..n of w from character *at on; sign: numbers below 0 are allowed. */
+static kvmem_status kvmem__read_range(kvmem__scan *s, kvmem__word w, int *at, int sign, int *lo, int *hi) {
+    char shown[KVMEM__SHOWN];
+    int i;
+    for (i = 0; i < 2; i++) {
+        int neg = 0, digits = 0, v = 0;
+        if (sign && *at < w.n && w.s[*at] == '-') { neg = 1; ++*at; }
+        for (; *at < w.n && w.s[*at] >= '0' && w.s[*at] <= '9' && digits < 5; ++*at, digits++) v = v * 10 + (w.s[*at] - '0');
+        if (!digits || v > 4096 || (neg && !v))
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: after '@' stand layers, and KV heads after ':', as n or "
+                               "n..n", kvmem__word_shown(w, shown));
+        *(i ? hi : lo) = neg ? -v : v;
+        if (i == 0) *hi = *lo;
+        if (*at + 1 >= w.n || w.s[*at] != '.' || w.s[*at + 1] != '.') break;
+        *at += 2;
+    }
+    return KVMEM_OK;
+}
+/* codec@layers[:heads]=, codec.k@..., codec.v@...; at: where the '@' is in w. */
+static kvmem_status kvmem__read_map(kvmem__scan *s, kvmem__word w, int at) {
+    char shown[KVMEM__SHOWN];
+    kvmem_map m;
+    kvmem_choice codec[2];
+    kvmem__word name = w;
+    int i, side = 2;
+    name.n = at++;
+    memset(&m, 0, sizeof m);
+    m.head_hi = 4096;
+    if (kvmem__is(name, "codec.k")) side = 0;
+    else if (kvmem__is(name, "codec.v")) side = 1;
+    else if (!kvmem__is(name, "codec")) return kvmem__unknown_word(s, "term before '@'", name, kvmem__any_term, NULL);
+    KVMEM__TRY(kvmem__read_range(s, w, &at, 1, &m.layer_lo, &m.layer_hi));
+    if (at < w.n && w.s[at] == ':') {
+        at++;
+        KVMEM__TRY(kvmem__read_range(s, w, &at, 0, &m.head_lo, &m.head_hi));
+    }
+    if (at < w.n)
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: nothing may follow the range", kvmem__word_shown(w, shown));
+    if (side == 2) KVMEM__TRY(kvmem__read_codecs(s, &codec[0], &codec[1]));
+    else KVMEM__TRY(kvmem__read_entry(s, side ? KVMEM_CODEC_V : KVMEM_CODEC_K, kvmem__scan_word(s), &codec[side], NULL, NULL));
+    for (i = 0; i < 2; i++) {
+        if (side != 2 && side != i) continue;
+        if (s->r.n_maps == KVMEM_MAX_MAPS)
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: more than %d codecs for lanes of their own (K and V count "
+                               "apart)", kvmem__word_shown(w, shown), KVMEM_MAX_MAPS);
+        m.side = i;
+        m.codec = codec[i];
+        s->r.map[s->r.n_maps++] = m;
+    }
+    return KVMEM_OK;
 }
 
 static kvmem_status kvmem__read_budget(kvmem__scan *s) {
@@ -15094,6 +16215,8 @@ static kvmem_status kvmem__read_when(kvmem__scan *s) {
 
 static kvmem_status kvmem__read_term(kvmem__scan *s, kvmem__word w) { /* the equals sign has been taken */
     int i;
+    for (i = 0; i < w.n; i++)
+        if (w.s[i] == '@') return kvmem__read_map(s, w, i);
     for (i = 0; i < KVMEM__N_TERMS && !kvmem__is(w, kvmem__term_word(i)); i++) {}
     if (i == KVMEM__T_CODEC) return kvmem__read_codec(s);
     if (i == KVMEM_BUDGET) return kvmem__read_budget(s);
@@ -15107,6 +16230,7 @@ static kvmem_status kvmem__read_term(kvmem__scan *s, kvmem__word w) { /* the equ
     case KVMEM__T_PAGE: return kvmem__read_count(s, "page", kvmem__scan_word(s), 1, 1024, &s->r.page);
     case KVMEM__T_SEED: return kvmem__read_seed(s, kvmem__scan_word(s), &s->r.seed);
     default:
+        if (i == KVMEM_REDUCE) memset(s->r.low, 0, sizeof s->r.low);
         return kvmem__read_entry(s, (kvmem_stage)i, kvmem__scan_word(s), &s->r.stage[i], NULL, NULL);
     }
 }
@@ -15252,6 +16376,8 @@ static kvmem_status kvmem__check_choice(const kvmem_choice *c, kvmem_stage stage
         return kvmem__fail(err, KVMEM_BAD_RECIPE,
                            "%s=%s reads queries, so it needs a parameter 'window' that says how many", word,
                            e->word);
+    if ((e->reads & KVMEM_TAKES_CODEC) && stage != KVMEM_REDUCE)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a reduce entry can take a codec", word, e->word);
     if ((e->reads & KVMEM_READS_LANES) && stage != KVMEM_SCORE)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a score entry can look at other lanes", word,
                            e->word);
@@ -15291,6 +16417,43 @@ static kvmem_status kvmem__check_fields(const kvmem_recipe *r, kvmem_error *err)
     return KVMEM_OK;
 }
 
+/* Codecs beside those of the two stages: what demote stores, and maps. And who may have which. */
+static kvmem_status kvmem__check_codecs(const kvmem_recipe *r, kvmem_error *err) {
+    const kvmem_entry *reduce = r->stage[KVMEM_REDUCE].entry;
+    const int demotes = (reduce->reads & KVMEM_TAKES_CODEC) != 0;
+    int i, n = 0, side[4 + KVMEM_MAX_MAPS];
+    const kvmem_choice *all[4 + KVMEM_MAX_MAPS];
+    if (r->n_maps < 0 || r->n_maps > KVMEM_MAX_MAPS)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "codec@: %d maps; at most %d", r->n_maps, KVMEM_MAX_MAPS);
+    if (demotes != (r->low[0].entry != NULL) || demotes != (r->low[1].entry != NULL))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "reduce=%s %s", reduce->word, demotes ? "needs a codec in brackets"
+                                                                                       : "takes no codec");
+    for (i = 0; i < 2; i++) { all[n] = &r->stage[KVMEM_CODEC_K + i]; side[n++] = i; }
+    for (i = 0; i < 2 && demotes; i++) { all[n] = &r->low[i]; side[n++] = i; }
+    for (i = 0; i < r->n_maps; i++) { all[n] = &r->map[i].codec; side[n++] = r->map[i].side != 0; }
+    for (i = 0; i < n; i++) {
+        const kvmem_stage stage = side[i] ? KVMEM_CODEC_V : KVMEM_CODEC_K;
+        const kvmem_codec *c;
+        KVMEM__TRY(kvmem__check_choice(all[i], stage, err));
+        c = (const kvmem_codec *)(const void *)all[i]->entry;
+        if (c->flags & (side[i] ? KVMEM_CODEC_KEYS : KVMEM_CODEC_VALUES))
+            return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: this codec is for %s only", kvmem_stage_word(stage), c->e.word,
+                               side[i] ? "keys" : "values");
+    }
+    for (i = 0; i < r->n_maps; i++) {
+        const kvmem_map *m = &r->map[i];
+        if ((m->layer_lo < 0) == (m->layer_hi < 0) && (m->layer_lo > m->layer_hi || m->head_lo > m->head_hi))
+            return kvmem__fail(err, KVMEM_BAD_RECIPE, "codec@%d..%d:%d..%d: a range runs from the lower to the higher number",
+                               m->layer_lo, m->layer_hi, m->head_lo, m->head_hi);
+    }
+    if (demotes && ((const kvmem_place_entry *)(const void *)r->stage[KVMEM_PLACE].entry)->fn)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "reduce=%s with place=%s: demoted entries have left their slots, so they "
+                           "can only be read at place=original", reduce->word, r->stage[KVMEM_PLACE].entry->word);
+    if (demotes && r->amount.kind == KVMEM_BYTES)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "reduce=%s with a budget of bytes: demoted entries are never dropped, so no "
+                           "number of bytes can be kept; give a count or a share", reduce->word);
+    return KVMEM_OK;
+}
 KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *err) {
     const kvmem_entry *score;
     int s, i;
@@ -15298,6 +16461,7 @@ KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *er
     for (s = 0; s < KVMEM_N_STAGES; s++)
         KVMEM__TRY(kvmem__check_choice(&r->stage[s], (kvmem_stage)s, err));
     KVMEM__TRY(kvmem__check_fields(r, err));
+    KVMEM__TRY(kvmem__check_codecs(r, err));
     if (kvmem__recomputes(r)) KVMEM__TRY(kvmem__check_recompute(r, err));
     if (r->amount.kind == KVMEM_COUNT) { /* the parts of a count budget must fit into it */
         const double recent = r->recent.kind == KVMEM_SHARE ? floor(r->recent.value * r->amount.value + 1e-9)
@@ -15348,7 +16512,13 @@ static void kvmem__put_param(kvmem__text *t, const kvmem_param *p, double v) {
         kvmem__put_bytes(t, word, end ? (size_t)(end - word) : strlen(word));
     } else kvmem__put_number(t, v);
 }
-/* word(a=1,b=2); for the budget stage word(amount,a=1). */
+/* Is p one of the parameters that every codec takes, at its default? */
+static int kvmem__unsaid(const kvmem_param *p, double v) {
+    const kvmem_param *c = kvmem__codec_common;
+    while (c->name && strcmp(c->name, p->name)) c++;
+    return c->name && !strcmp(c->what, p->what) && !(v < p->def) && !(v > p->def);
+}
+/* word(a=1,b=2); for the budget stage word(amount,a=1). What every codec takes is left out at its default. */
 static void kvmem__put_choice(kvmem__text *t, const kvmem_choice *c, const kvmem_amount *amount) {
     const kvmem_param *p = c->entry ? c->entry->params : NULL;
     int i, open = 0;
@@ -15359,6 +16529,7 @@ static void kvmem__put_choice(kvmem__text *t, const kvmem_choice *c, const kvmem
         open = 1;
     }
     for (i = 0; p && i < KVMEM_MAX_PARAMS && p[i].name; i++) {
+        if (kvmem__unsaid(&p[i], c->par[i])) continue;
         kvmem__put_char(t, open ? ',' : '(');
         kvmem__put_param(t, &p[i], c->par[i]);
         open = 1;
@@ -15371,6 +16542,21 @@ static void kvmem__put_terms(kvmem__text *t, const kvmem_recipe *r) {
     for (s = 0; s < KVMEM_N_STAGES; s++) {
         kvmem__format(t, "%s=", kvmem_stage_word((kvmem_stage)s));
         kvmem__put_choice(t, &r->stage[s], s == KVMEM_BUDGET ? &r->amount : NULL);
+        if (s == KVMEM_REDUCE && r->low[0].entry) {
+            kvmem__put_char(t, '(');
+            kvmem__put_choice(t, &r->low[0], NULL);
+            kvmem__put_char(t, '/');
+            kvmem__put_choice(t, &r->low[1], NULL);
+            kvmem__put_char(t, ')');
+        }
+        kvmem__put_char(t, ' ');
+    }
+    for (s = 0; s < r->n_maps; s++) {
+        const kvmem_map *m = &r->map[s];
+        kvmem__format(t, "%s@%d..%d", kvmem_stage_word(m->side ? KVMEM_CODEC_V : KVMEM_CODEC_K), m->layer_lo, m->layer_hi);
+        if (m->head_lo || m->head_hi < 4096) kvmem__format(t, ":%d..%d", m->head_lo, m->head_hi);
+        kvmem__put_char(t, '=');
+        kvmem__put_choice(t, &m->codec, NULL);
         kvmem__put_char(t, ' ');
     }
     kvmem__format(t, "sink=%d recent=", r->sink);

@@ -299,7 +299,7 @@ TEST(presets_equal_full_bit_for_bit_while_the_budget_covers_the_tokens) {
     int i;
     for (i = 0; kvmem_preset_at(i); i++) {
         char text[128]; world w; kvmem_cache c; float *a, *b;
-        sprintf(text, "%s budget=300", kvmem_preset_at(i)->word);
+        sprintf(text, "%s budget=300 codec=f32 page=64", kvmem_preset_at(i)->word);
         if (strstr(kvmem_preset_at(i)->text, "recompute")) continue; /* needs a session */
         REQUIRE(world_init(&w, 2, 4, 2, 8, 200, text));
         w.cfg.shape.rope = w.rope; w.cfg.backend = NULL;

@@ -446,10 +446,10 @@ TEST(lanes_with_holes_empty_lanes_and_short_chunks_come_back) {
             REQUIRE(world_init(&w, 2, 4, 4, 7, 0.9, "full page=8"));
             CHECK_OK(kvmem_cache_init(&c, &w.cfg)); CHECK_OK(feed(&w, &c, 60, KVMEM_PROMPT_END, NULL));
             for (t = 0; t < 60; t++) if (test_unit() < 0.4) kept[n++] = t;
-            CHECK_OK(kvmem__lane_keep(&c, 0, 1, kept, n));
-            CHECK_OK(kvmem__lane_keep(&c, 0, 2, kept, 0));
+            CHECK_OK(kvmem__lane_keep(&c, kvmem__lane_at(&c, 0, 1), kept, n));
+            CHECK_OK(kvmem__lane_keep(&c, kvmem__lane_at(&c, 0, 2), kept, 0));
             kept[0] = 59;
-            CHECK_OK(kvmem__lane_keep(&c, 1, 0, kept, 1));
+            CHECK_OK(kvmem__lane_keep(&c, kvmem__lane_at(&c, 1, 0), kept, 1));
             o.chunk = chunk[i];
             CHECK_OK(kvmem_cache_save_level(&c, &o, bytes_write, &s));
             CHECK_OK(kvmem_chunks_open(&f, s.p, s.n, NULL));
@@ -468,7 +468,7 @@ TEST(an_empty_cache_and_one_whose_entries_are_all_gone_come_back) {
         REQUIRE(world_init(&w, 2, 2, 2, 4, 0.9, "full"));
         CHECK_OK(kvmem_cache_init(&c, &w.cfg)); CHECK_OK(kvmem_cache_init(&d, &w.cfg));
         if (round) CHECK_OK(feed(&w, &c, 9, KVMEM_PROMPT_END, NULL));
-        for (l = 0; l < 2; l++) for (g = 0; g < 2; g++) CHECK_OK(kvmem__lane_keep(&c, l, g, NULL, 0));
+        for (l = 0; l < 2; l++) for (g = 0; g < 2; g++) CHECK_OK(kvmem__lane_keep(&c, kvmem__lane_at(&c, l, g), NULL, 0));
         CHECK_OK(kvmem_cache_save_level(&c, NULL, bytes_write, &s));
         CHECK_OK(kvmem_cache_load(&d, s.p, s.n));
         CHECK(compare(&w, &c, &d, &k, &v) && d.tokens == 9 * round);
