@@ -8483,8 +8483,8 @@ static const kvmem_codec kvmem__codec_polarquant = {
    defaults: bits=4 form=mse sketch=rht rescale=0 seed=1 (signs of the sketch: seed + 1).
    ties: the upper level.   guards: a row of zeros decodes to zeros; NaN counts as 0, values beyond +-65504 as
    those; gamma below 2^-25 is 0.
-   departs: levels of up to 4 bits are whole multiples of 1/8191 of the largest (changes nothing in the error;
-   attention can then multiply whole numbers). The levels satisfy Lloyd-Max to 1e-13; at 4 bits they differ
+   departs: levels of up to 4 bits are whole multiples of a step, at most 1023 (1e-4 of the error, and
+   attention can multiply whole numbers). The levels satisfy Lloyd-Max to 1e-13; at 4 bits they differ
    from published lists in the fourth digit, which stopped earlier.          test: tests/codec_turboquant.c */
 
 /* Woven codes: n codes of 1..8 bits, laid out for look-ups in registers. A piece is 64 codes (the last one
@@ -8565,6 +8565,27 @@ static void kvmem__sphere_levels(double *level, int n, int d) {
     if (d > 1) kvmem__lloyd_max(level, n, kvmem__sphere_density, d, -most, most);
     for (k = 0; k < n && d == 1; k++) level[k] = n > 1 ? 2.0 * k / (n - 1) - 1 : 1;
 }
+/* Levels of up to 4 bits as whole multiples of a step: the largest is top <= 1023 of them, top is chosen
+   where the others fit best. Both halves alike. */
+static void kvmem__tq_words(kvmem__turbo *t, const double *level, int n) {
+    double best = DBL_MAX;
+    int top, k, pick = 1023;
+    for (top = 512; top <= 1023; top++) {
+        double off = 0;
+        for (k = n / 2; k < n; k++) {
+            const double v = level[k] / level[n - 1] * top, e = (v - floor(v + 0.5)) / top;
+            off += e * e;
+        }
+        if (off < best) { best = off; pick = top; }
+    }
+    t->step = (float)(level[n - 1] / pick);
+    for (k = 0; k < 32; k++) {
+        const int i = k % n, up = KVMEM__MAX(i, n - 1 - i);
+        const double v = floor(level[up] / level[n - 1] * pick + 0.5);
+        t->word[k] = (int16_t)(i == up ? v : -v);
+        if (k < n) t->level[k] = (float)t->word[k] * t->step;
+    }
+}
 static void kvmem__tq_build(const double *par, int d, void *table) {
     kvmem__turbo *t = (kvmem__turbo *)table;
     float *signs = (float *)(void *)(t + 1);
@@ -8573,17 +8594,11 @@ static void kvmem__tq_build(const double *par, int d, void *table) {
     double level[256];
     int k;
     if (bits) kvmem__sphere_levels(level, n, d);
-    t->step = bits ? (float)(level[n - 1] / 8191) : 0.0f;
+    if (bits && bits <= 4) kvmem__tq_words(t, level, n);
     for (k = 0; k < n && bits; k++) {
-        if (bits <= 4) { /* both halves alike */
-            const double half = floor(0.5 * (level[KVMEM__MAX(k, n - 1 - k)] - level[KVMEM__MIN(k, n - 1 - k)]) *
-                                      8191 / level[n - 1] + 0.5);
-            t->word[k] = (int16_t)(2 * k < n ? -half : half);
-            t->level[k] = (float)t->word[k] * t->step;
-        } else t->level[k] = (float)level[k];
+        if (bits > 4) t->level[k] = (float)level[k];
         if (k) t->mid[k - 1] = 0.5f * (t->level[k - 1] + t->level[k]);
     }
-    for (k = n; k < 32 && bits <= 4; k++) t->word[k] = t->word[k % n];
     kvmem__signs(signs, 2 * d, seed);
     if (kvmem__tq_gauss(par))
         for (k = 0; k < d * d; k++) signs[2 * d + k] = kvmem__gauss(seed + 1, (uint64_t)k);
@@ -8750,6 +8765,427 @@ static void kvmem__tq_finish(const kvmem_coded *b, float *out, const float *acc)
     const kvmem__rest rest = kvmem__tq_rest(b);
     kvmem__rest_finish(&rest, out, acc, kvmem__tq_wide(b->par, b->d));
 }
+/* --- fast twins -----------------------------------------------------------------------------------
+   For d a multiple of 64, codes of at most 4 bits. A look-up in a register of 16 or 32 levels is one
+   permute; it reads only the low bits of an index, so the codes need no masks: a piece is loaded once,
+   copied over the register, and shifted by a different amount in each lane, which brings its codes up in
+   order (woven codes are laid out for this).
+   A shift and a permute bring up 32 levels as 16-bit words; 3 bits take one more shift and a merge.
+   `dot`: lanes are rows, words multiply a query in 16 bits (one scale for each half of it), two products and
+   a sum a lane in one instruction. Sums over 64 channels are exact: |word| <= 1023. The query's rounding
+   is the only error, at most 1.6e-5 max|q| sum|x^| a row.
+   `axpy`: lanes are channels, the words of a lane two rows; weights times gamma are 16-bit numbers of one step for
+   64 rows, their sums are exact: an error of at most 1.6e-5 max w max|x^| a row. */
+static int kvmem__tq_can_fast(const double *par, int d) { /* otherwise the twins call the plain loops */
+    return d % 64 == 0 && d <= KVMEM_MAX_WIDTH / 2 && kvmem__tq_bits(par) <= 4;
+}
+static int kvmem__tq_q_words(const double *par, int d) { /* words of each half, its scale */
+    return kvmem__tq_can_fast(par, d) ? (d / 2 + 1) * (1 + kvmem__tq_prod(par)) : kvmem__tq_width(par, d);
+}
+static void kvmem__tq_dot_any(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
+    const int width = kvmem__tq_width(b->par, b->d);
+    float row[KVMEM_MAX_WIDTH];
+    int t, i;
+    for (t = 0; t < n; t++) {
+        kvmem__tq_expand(b, row, t0 + t, 1);
+        for (i = 0; i < nq; i++)
+            s[(size_t)i * (size_t)ld + (size_t)t] = kvmem__dot_plain(q + (size_t)i * (size_t)width, row, width);
+    }
+}
+static void kvmem__tq_axpy_any(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
+    const int width = kvmem__tq_width(b->par, b->d);
+    float row[KVMEM_MAX_WIDTH];
+    int t, i;
+    for (t = 0; t < n; t++) {
+        kvmem__tq_expand(b, row, t0 + t, 1);
+        for (i = 0; i < nq; i++)
+            kvmem__axpy_plain(acc + (size_t)i * (size_t)width, w[(size_t)i * (size_t)ld + (size_t)t], row, width);
+    }
+}
+/* Scores of the halves of a prepared query are its whole numbers times these. */
+static void kvmem__tq_prepare_words(const kvmem_coded *b, float *out, const float *q) {
+    const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
+    const int d = b->d, halves = 1 + kvmem__tq_prod(b->par);
+    float y[KVMEM_MAX_WIDTH];
+    int h, j;
+    kvmem__tq_prepare(b, kvmem__tq_can_fast(b->par, d) ? y : out, q);
+    if (!kvmem__tq_can_fast(b->par, d)) return;
+    for (h = 0; h < halves; h++, out += d / 2 + 1) {
+        int16_t word[KVMEM_MAX_WIDTH / 2];
+        float most = 0, inv;
+        for (j = 0; j < d; j++) most = fabsf(y[h * d + j]) > most ? fabsf(y[h * d + j]) : most;
+        inv = kvmem__inverse(most / 32767.0f);
+        for (j = 0; j < d; j++) {
+            const float v = y[h * d + j] * inv;
+            word[j] = (int16_t)(v >= 32767 ? 32767 : v <= -32767 ? -32767 : v >= 0 ? (int)(v + 0.5f) : -(int)(0.5f - v));
+        }
+        memcpy(out, word, (size_t)d * 2);
+        out[d / 2] = most / 32767.0f * (h ? KVMEM__ROOT_HALF_PI / (float)d : tq->step);
+    }
+}
+#if KVMEM__X86
+/* Shifts that bring up codes 0..63 of a piece of p-bit codes, p = 1, 2, 4 */
+static const uint16_t kvmem__weave_shift[5][64] = {
+    { 0 },
+    { 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7,
+      8, 8, 8, 8, 9, 9, 9, 9, 10, 10, 10, 10, 11, 11, 11, 11, 12, 12, 12, 12, 13, 13, 13, 13, 14, 14, 14, 14,
+      15, 15, 15, 15 },
+    { 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4, 4, 4, 6, 6, 6, 6, 6, 6, 6, 6,
+      8, 8, 8, 8, 8, 8, 8, 8, 10, 10, 10, 10, 10, 10, 10, 10, 12, 12, 12, 12, 12, 12, 12, 12, 14, 14, 14, 14,
+      14, 14, 14, 14 },
+    { 0 },
+    { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4,
+      8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12,
+      12, 12, 12, 12 } };
+
+/* 8 bytes of each of 16 rows, as kvmem__rows16 places them. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__rows16_8(__m512i *z, const uint8_t *p, size_t rb) {
+    int j;
+    KVMEM__UNROLL
+    for (j = 0; j < 4; j++, p += rb) {
+        z[j] = _mm512_castsi128_si512(_mm_loadl_epi64((const __m128i *)(const void *)p));
+        z[j] = _mm512_inserti32x4(z[j], _mm_loadl_epi64((const __m128i *)(const void *)(p + 4 * rb)), 1);
+        z[j] = _mm512_inserti32x4(z[j], _mm_loadl_epi64((const __m128i *)(const void *)(p + 8 * rb)), 2);
+        z[j] = _mm512_inserti32x4(z[j], _mm_loadl_epi64((const __m128i *)(const void *)(p + 12 * rb)), 3);
+    }
+}
+/* Words shifted down by -2 .. 15, a constant where loops are unrolled. */
+KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__down_avx512(__m512i x, int by) {
+    switch (by) {
+    case -2: return _mm512_slli_epi16(x, 2);
+    case -1: return _mm512_slli_epi16(x, 1);
+    case 1: return _mm512_srli_epi16(x, 1);
+    case 2: return _mm512_srli_epi16(x, 2);
+    case 3: return _mm512_srli_epi16(x, 3);
+    case 4: return _mm512_srli_epi16(x, 4);
+    case 5: return _mm512_srli_epi16(x, 5);
+    case 6: return _mm512_srli_epi16(x, 6);
+    case 7: return _mm512_srli_epi16(x, 7);
+    case 8: return _mm512_srli_epi16(x, 8);
+    case 9: return _mm512_srli_epi16(x, 9);
+    case 10: return _mm512_srli_epi16(x, 10);
+    case 11: return _mm512_srli_epi16(x, 11);
+    case 12: return _mm512_srli_epi16(x, 12);
+    case 13: return _mm512_srli_epi16(x, 13);
+    case 14: return _mm512_srli_epi16(x, 14);
+    case 15: return _mm512_srli_epi16(x, 15);
+    default: return x;
+    }
+}
+/* Rows 0..15 of a piece (rb apart) against nq queries, lanes are rows: tot[i] += whole-number sums with
+   query i (words at q, qf floats apart). Dword c of a part holds two neighbouring words of each row, so
+   every shift and permute gives levels of two neighbouring channels: one product of pairs a query. Few
+   queries have 4 / nq sums each, sum[nq * chain + i], so that products need not wait for each other. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_pairs(int nq, __m512i *sum, __m512i code, __m512i table, const float *q,
+                                                 size_t qf, int j, int chain) {
+    const __m512i x = _mm512_permutexvar_epi16(code, table);
+    int i, pair;
+    KVMEM__UNROLL
+    for (i = 0; i < nq; i++) {
+        memcpy(&pair, (const char *)(q + (size_t)i * qf) + 2 * j, 4);
+        KVMEM__DPWSSD(sum[nq * chain + i], x, _mm512_set1_epi32(pair));
+    }
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_piece_dot(int bits, int nq, __m512i *sum, const uint8_t *p, size_t rb,
+                                                     const float *q, size_t qf, __m512i table) {
+    __m512i z[4], w[4], up[2];
+    int h, c, k;
+    if (bits == 4) {
+        KVMEM__UNROLL
+        for (h = 0; h < 2; h++) {
+            kvmem__rows16(z, p + 16 * h, rb);
+            kvmem__words16(w, z);
+            KVMEM__UNROLL
+            for (c = 0; c < 4; c++) {
+                KVMEM__UNROLL
+                for (k = 0; k < 4; k++)
+                    kvmem__tq_pairs(nq, sum, kvmem__down_avx512(w[c], 4 * k), table, q, qf,
+                                    16 * k + 8 * h + 2 * c, k % (4 / nq));
+            }
+        }
+        return;
+    }
+    if (bits & 1) {
+        kvmem__rows16_8(z, bits == 3 ? p + 16 : p, rb);
+        up[0] = _mm512_unpacklo_epi64(_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpacklo_epi32(z[2], z[3]));
+        up[1] = _mm512_unpackhi_epi64(_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpacklo_epi32(z[2], z[3]));
+    }
+    if (bits == 1) {
+        KVMEM__UNROLL
+        for (c = 0; c < 2; c++) {
+            KVMEM__UNROLL
+            for (k = 0; k < 16; k++)
+                kvmem__tq_pairs(nq, sum, kvmem__down_avx512(up[c], k), table, q, qf, 4 * k + 2 * c,
+                                k % (4 / nq));
+        }
+        return;
+    }
+    kvmem__rows16(z, p, rb);
+    kvmem__words16(w, z);
+    KVMEM__UNROLL
+    for (c = 0; c < 4; c++) {
+        KVMEM__UNROLL
+        for (k = 0; k < 8; k++) {
+            __m512i code = kvmem__down_avx512(w[c], 2 * k);
+            if (bits == 3) { /* bit 2 k + c / 2 of the third bits to bit 2; what stands above does not count */
+                const __m512i high = kvmem__down_avx512(up[c % 2], 2 * k + c / 2 - 2);
+                code = _mm512_ternarylogic_epi32(_mm512_set1_epi16(3), code, high, 0xca);
+            }
+            kvmem__tq_pairs(nq, sum, code, table, q, qf, 8 * k + 2 * c, k % (4 / nq));
+        }
+    }
+}
+/* tot[i], lane r: sum of query i and row r over all pieces; that of one fits into 32 bits. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_sums(int bits, int nq, __m512 *tot, const uint8_t *p, size_t rb,
+                                                const float *q, size_t qf, int d, __m512i table) {
+    __m512i sum[4];
+    int i, c;
+    KVMEM__UNROLL
+    for (i = 0; i < nq; i++) tot[i] = _mm512_setzero_ps();
+    for (c = 0; c < d / 64; c++, p += 8 * bits, q += 32) {
+        KVMEM__UNROLL
+        for (i = 0; i < 4; i++) sum[i] = _mm512_setzero_si512();
+        kvmem__tq_piece_dot(bits, nq, sum, p, rb, q, qf, table);
+        KVMEM__UNROLL
+        for (i = nq; i < 4 / nq * nq; i++) sum[i % nq] = _mm512_add_epi32(sum[i % nq], sum[i]);
+        KVMEM__UNROLL
+        for (i = 0; i < nq; i++) tot[i] = _mm512_add_ps(tot[i], _mm512_cvtepi32_ps(sum[i]));
+    }
+}
+/* Halves at p, rb apart: 16 rows, from row m - 1 on that one again. */
+KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__halves_avx512(const uint8_t *p, size_t rb, int m) {
+#define KVMEM__H(r) ((short)kvmem__le16(p + rb * (size_t)KVMEM__MIN(r, m - 1)))
+    return _mm512_cvtph_ps(_mm256_setr_epi16(
+        KVMEM__H(0), KVMEM__H(1), KVMEM__H(2), KVMEM__H(3), KVMEM__H(4), KVMEM__H(5), KVMEM__H(6), KVMEM__H(7),
+        KVMEM__H(8), KVMEM__H(9), KVMEM__H(10), KVMEM__H(11), KVMEM__H(12), KVMEM__H(13), KVMEM__H(14), KVMEM__H(15)));
+#undef KVMEM__H
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_dot_avx512_q(int bits, int nq, const kvmem_coded *b, float *s, size_t ld,
+                                                        int t0, int n, const float *q) {
+    const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
+    const int d = b->d, prod = kvmem__tq_prod(b->par);
+    const size_t rb = b->row_bytes, half = (size_t)d / 2 + 1, qf = half * (size_t)(1 + prod);
+    const __m512i level = _mm512_loadu_si512((const void *)tq->word), sign = _mm512_set1_epi32((int)0xffff0001u);
+    uint8_t tail[16 * (KVMEM_MAX_WIDTH / 4 + KVMEM_MAX_WIDTH / 16 + 4)];
+    int t, i, r;
+    for (t = 0; t < n; t += 16) {
+        const int m = KVMEM__MIN(16, n - t), end = (int)rb - (prod ? 4 : 2);
+        const uint8_t *p = kvmem__row_at(b, t0 + t);
+        const __m512 gamma = kvmem__halves_avx512(p + end, rb, m);
+        const __m512 g = prod ? _mm512_mul_ps(gamma, kvmem__halves_avx512(p + end + 2, rb, m)) : gamma;
+        __m512 tot[4], rest[4];
+        size_t ahead;
+        for (ahead = 0; ahead < 16 * rb; ahead += 64) KVMEM__AHEAD(p, 64 * rb + ahead);
+        if (m < 16) {
+            for (r = 0; r < 16; r++) memcpy(tail + rb * (size_t)r, p + rb * (size_t)KVMEM__MIN(r, m - 1), rb);
+            p = tail;
+        }
+        if (bits) kvmem__tq_sums(bits, nq, tot, p, rb, q, qf, d, level);
+        if (prod) kvmem__tq_sums(1, nq, rest, p + d / 8 * bits, rb, q + half, qf, d, sign);
+        KVMEM__UNROLL
+        for (i = 0; i < nq; i++) {
+            const float *scale = q + (size_t)i * qf + d / 2;
+            __m512 x = bits ? _mm512_mul_ps(_mm512_mul_ps(tot[i], _mm512_set1_ps(scale[0])), gamma) : _mm512_setzero_ps();
+            if (prod) x = _mm512_fmadd_ps(_mm512_mul_ps(rest[i], _mm512_set1_ps(scale[half])), g, x);
+            _mm512_mask_storeu_ps(s + (size_t)i * ld + t, (__mmask16)((1u << m) - 1), x);
+        }
+    }
+}
+
+/* Copies of a piece of p-bit codes over 16 words. */
+KVMEM__AVX512 KVMEM__INLINE __m256i kvmem__copies_avx512(int part, const uint8_t *p) {
+    if (part == 4) return _mm256_loadu_si256((const __m256i *)(const void *)p);
+    if (part == 2) return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_broadcastq_epi64(_mm_loadl_epi64((const __m128i *)(const void *)p));
+}
+/* Codes 16 k .. 16 k + 15 of a piece in the low bits of both words of a dword: of rows p and p2. */
+typedef struct kvmem__tq_two { __m512i code, up; } kvmem__tq_two;
+KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__two_avx512(int part, const uint8_t *p, const uint8_t *p2) {
+    const __m512i a = _mm512_cvtepu16_epi32(kvmem__copies_avx512(part, p));
+    const __m512i b = _mm512_slli_epi32(_mm512_cvtepu16_epi32(kvmem__copies_avx512(part, p2)), 16);
+    const __m512i by = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)kvmem__weave_shift[part]));
+    const __m512i x = _mm512_or_si512(a, b);
+    return part == 4 ? x : _mm512_srlv_epi16(x, _mm512_or_si512(by, _mm512_slli_epi32(by, 16)));
+}
+KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__tq_code(int bits, kvmem__tq_two x, int k) {
+    const __m512i code = kvmem__down_avx512(x.code, 4 * k);
+    if (bits != 3) return code;
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(3), code, kvmem__down_avx512(x.up, 4 * k - 2), 0xca);
+}
+/* acc (nq, stride apart) at the 64 channels of a piece += step[i] * whole-number weights u (nq, 64) times
+   level words, m <= 64 rows: they fit into 32 bits. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_piece_axpy(int bits, int nq, float *acc, size_t stride, const uint8_t *p,
+                                                      size_t rb, int m, const int16_t *u, const float *step,
+                                                      __m512i table, int fetch) {
+    __m512i a[16];
+    int t, i, k, pair;
+    KVMEM__UNROLL
+    for (i = 0; i < 4 * nq; i++) a[i] = _mm512_setzero_si512();
+    for (t = 0; t < m; t += 2) { /* an odd last row pairs with itself, at weight 0 */
+        const uint8_t *p1 = p + rb * (size_t)t, *p2 = t + 1 < m ? p1 + rb : p1;
+        kvmem__tq_two x;
+        if (fetch) {
+            KVMEM__AHEAD(p1, 64 * rb);
+            KVMEM__AHEAD(p1, 65 * rb);
+        }
+        x.code = kvmem__two_avx512(bits == 3 ? 2 : bits, p1, p2);
+        x.up = bits == 3 ? kvmem__two_avx512(1, p1 + 16, p2 + 16) : x.code;
+        KVMEM__UNROLL
+        for (k = 0; k < 4; k++) {
+            const __m512i y = _mm512_permutexvar_epi16(kvmem__tq_code(bits, x, k), table);
+            KVMEM__UNROLL
+            for (i = 0; i < nq; i++) {
+                memcpy(&pair, u + 64 * i + t, 4);
+                KVMEM__DPWSSD(a[4 * i + k], y, _mm512_set1_epi32(pair));
+            }
+        }
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < 4 * nq; i++) {
+        float *o = acc + (size_t)(i / 4) * stride + 16 * (i % 4);
+        _mm512_storeu_ps(o, _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[i]), _mm512_set1_ps(step[i / 4]), _mm512_loadu_ps(o)));
+    }
+}
+/* u (64) = x (64) as whole numbers of the step that is returned. */
+KVMEM__AVX512 KVMEM__INLINE float kvmem__tq_whole(int16_t *u, const __m512 *x) {
+    __m512 most = _mm512_max_ps(_mm512_max_ps(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1])),
+                                _mm512_max_ps(_mm512_abs_ps(x[2]), _mm512_abs_ps(x[3])));
+    const float step = _mm512_reduce_max_ps(most) / 32767.0f;
+    const __m512 inv = _mm512_set1_ps(kvmem__inverse(step));
+    int j;
+    KVMEM__UNROLL
+    for (j = 0; j < 4; j++)
+        _mm256_storeu_si256((__m256i *)(void *)(u + 16 * j),
+                            _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x[j], inv))));
+    return step;
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_axpy_avx512_q(int bits, int nq, const kvmem_coded *b, float *acc, int t0,
+                                                         int n, const float *w, size_t ld) {
+    const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
+    const int d = b->d, prod = kvmem__tq_prod(b->par), width = kvmem__tq_width(b->par, d);
+    const __m512i level = _mm512_loadu_si512((const void *)tq->word), sign = _mm512_set1_epi32((int)0xffff0001u);
+    const size_t rb = b->row_bytes;
+    int16_t u[4 * 64], v[4 * 64];
+    float step[4], rest[4];
+    int t, i, c, j;
+    for (t = 0; t < n; t += 64) {
+        const int m = KVMEM__MIN(64, n - t);
+        const uint8_t *p = kvmem__row_at(b, t0 + t), *end = p + rb - (prod ? 4 : 2);
+        __m512 gamma[4], g[4], x[4], y[4];
+        KVMEM__UNROLL
+        for (j = 0; j < 4; j++) {
+            gamma[j] = g[j] = _mm512_setzero_ps();
+            if (m <= 16 * j) continue;
+            gamma[j] = kvmem__halves_avx512(end + rb * (size_t)(16 * j), rb, m - 16 * j);
+            if (prod) g[j] = kvmem__halves_avx512(end + 2 + rb * (size_t)(16 * j), rb, m - 16 * j);
+        }
+        for (i = 0; i < nq; i++) {
+            KVMEM__UNROLL
+            for (j = 0; j < 4; j++) {
+                const int left = m - 16 * j;
+                const __mmask16 some = (__mmask16)(left >= 16 ? 0xffffu : left > 0 ? (1u << left) - 1 : 0u);
+                x[j] = _mm512_mul_ps(gamma[j], _mm512_maskz_loadu_ps(some, w + (size_t)i * ld + t + 16 * j));
+                y[j] = _mm512_mul_ps(g[j], x[j]);
+            }
+            step[i] = kvmem__tq_whole(u + 64 * i, x) * tq->step;
+            if (prod) rest[i] = kvmem__tq_whole(v + 64 * i, y) * (KVMEM__ROOT_HALF_PI / (float)d);
+        }
+        for (c = 0; c < d && bits; c += 64)
+            kvmem__tq_piece_axpy(bits, nq, acc + c, (size_t)width, p + c / 8 * bits, rb, m, u, step, level, 1);
+        for (c = 0; c < d && prod; c += 64)
+            kvmem__tq_piece_axpy(1, nq, acc + d + c, (size_t)width, p + d / 8 * bits + c / 8, rb, m, v, rest, sign, 0);
+    }
+}
+/* out (d) = scale times level words of a row of pieces. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_row_expand(int bits, float *out, const uint8_t *p, int d, float step,
+                                                      float scale, __m512i table) {
+    int c, k;
+    for (c = 0; c < d; c += 64, p += 8 * bits) {
+        kvmem__tq_two x;
+        x.code = kvmem__two_avx512(bits == 3 ? 2 : bits, p, p);
+        x.up = bits == 3 ? kvmem__two_avx512(1, p + 16, p + 16) : x.code;
+        KVMEM__UNROLL
+        for (k = 0; k < 4; k++) {
+            const __m512i y = _mm512_permutexvar_epi16(kvmem__tq_code(bits, x, k), table);
+            const __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32(y, 16)), _mm512_set1_ps(step));
+            _mm512_storeu_ps(out + c + 16 * k, _mm512_mul_ps(v, _mm512_set1_ps(scale)));
+        }
+    }
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_expand_avx512_b(int bits, const kvmem_coded *b, float *out, int t0, int n) {
+    const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
+    const int d = b->d, prod = kvmem__tq_prod(b->par), width = kvmem__tq_width(b->par, d);
+    const __m512i level = _mm512_loadu_si512((const void *)tq->word), sign = _mm512_set1_epi32((int)0xffff0001u);
+    int t;
+    for (t = 0; t < n; t++, out += width) {
+        const uint8_t *p = kvmem__row_at(b, t0 + t), *end = p + b->row_bytes - (prod ? 4 : 2);
+        const float gamma = kvmem__scale_f16c(end);
+        const float g = prod ? gamma * kvmem__scale_f16c(end + 2) * (KVMEM__ROOT_HALF_PI / (float)d) : 0.0f;
+        if (bits) kvmem__tq_row_expand(bits, out, p, d, tq->step, gamma, level);
+        else memset(out, 0, (size_t)d * sizeof *out);
+        if (prod) kvmem__tq_row_expand(1, out + d, p + d / 8 * bits, d, 1, g, sign);
+    }
+}
+/* One function for each number of bits, 0 (form=prod alone) to 4. */
+#define KVMEM__TQ_AVX512(bits)                                                                      \
+    KVMEM__AVX512 static void kvmem__tq_dot##bits##_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, \
+                                                           const float *q, int nq) {                \
+        const size_t l = (size_t)ld, qf = (size_t)kvmem__tq_q_words(b->par, b->d);                  \
+        for (; nq >= 4; nq -= 4, s += 4 * l, q += 4 * qf) kvmem__tq_dot_avx512_q(bits, 4, b, s, l, t0, n, q); \
+        for (; nq >= 2; nq -= 2, s += 2 * l, q += 2 * qf) kvmem__tq_dot_avx512_q(bits, 2, b, s, l, t0, n, q); \
+        if (nq) kvmem__tq_dot_avx512_q(bits, 1, b, s, l, t0, n, q);                                 \
+    }                                                                                               \
+    KVMEM__AVX512 static void kvmem__tq_axpy##bits##_avx512(const kvmem_coded *b, float *acc, int t0, int n, \
+                                                            const float *w, int ld, int nq) {       \
+        const size_t l = (size_t)ld, f = (size_t)kvmem__tq_width(b->par, b->d);                     \
+        for (; nq >= 4; nq -= 4, acc += 4 * f, w += 4 * l) kvmem__tq_axpy_avx512_q(bits, 4, b, acc, t0, n, w, l); \
+        for (; nq >= 2; nq -= 2, acc += 2 * f, w += 2 * l) kvmem__tq_axpy_avx512_q(bits, 2, b, acc, t0, n, w, l); \
+        if (nq) kvmem__tq_axpy_avx512_q(bits, 1, b, acc, t0, n, w, l);                              \
+    }                                                                                               \
+    KVMEM__AVX512 static void kvmem__tq_expand##bits##_avx512(const kvmem_coded *b, float *out, int t0, int n) { \
+        kvmem__tq_expand_avx512_b(bits, b, out, t0, n);                                             \
+    }
+KVMEM__TQ_AVX512(0)
+KVMEM__TQ_AVX512(1)
+KVMEM__TQ_AVX512(2)
+KVMEM__TQ_AVX512(3)
+KVMEM__TQ_AVX512(4)
+#undef KVMEM__TQ_AVX512
+/* The function for the block's bits, or the plain loops. */
+#define KVMEM__TQ_CALL(what, isa, args, any)                                                        \
+    if (!kvmem__tq_can_fast(b->par, b->d)) any;                                                     \
+    else switch (kvmem__tq_bits(b->par)) {                                                          \
+        case 0: kvmem__tq_##what##0##_##isa args; break;                                            \
+        case 1: kvmem__tq_##what##1##_##isa args; break;                                            \
+        case 2: kvmem__tq_##what##2##_##isa args; break;                                            \
+        case 3: kvmem__tq_##what##3##_##isa args; break;                                            \
+        default: kvmem__tq_##what##4##_##isa args; break;                                           \
+    }
+static void kvmem__tq_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
+    KVMEM__TQ_CALL(dot, avx512, (b, s, ld, t0, n, q, nq), kvmem__tq_dot_any(b, s, ld, t0, n, q, nq))
+}
+static void kvmem__tq_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
+    KVMEM__TQ_CALL(axpy, avx512, (b, acc, t0, n, w, ld, nq), kvmem__tq_axpy_any(b, acc, t0, n, w, ld, nq))
+}
+static void kvmem__tq_expand_avx512(const kvmem_coded *b, float *out, int t0, int n) {
+    KVMEM__TQ_CALL(expand, avx512, (b, out, t0, n), kvmem__tq_expand(b, out, t0, n))
+}
+#undef KVMEM__TQ_CALL
+#endif
+static void kvmem__tq_fast(kvmem_codec *c, int isa) {
+#if KVMEM__X86
+    if (isa == 3) {
+        c->dot = kvmem__tq_dot_avx512;
+        c->axpy = kvmem__tq_axpy_avx512;
+        c->expand = kvmem__tq_expand_avx512;
+        c->q_floats = kvmem__tq_q_words;
+        c->q_prepare = kvmem__tq_prepare_words;
+    }
+#else
+    (void)c;
+    (void)isa;
+#endif
+}
 static int kvmem__tq_scratch(const double *par, int d, int n) {
     (void)par;
     (void)n;
@@ -8767,7 +9203,7 @@ static const kvmem_codec kvmem__codec_turboquant = {
       "Zandieh 2025, arXiv 2504.19874", kvmem__tq_params, 0 }, 0,
     kvmem__tq_row_bytes, NULL, kvmem__tq_table_bytes, kvmem__tq_build, NULL, NULL, NULL, kvmem__tq_scratch,
     kvmem__tq_width, NULL, kvmem__tq_encode, kvmem__tq_expand, kvmem__tq_finish, kvmem__tq_prepare, NULL, NULL,
-    NULL, NULL, NULL };
+    NULL, kvmem__tq_fast };
 
 /* ==== >>codec_octopus : triplets of rotated coordinates by direction and length. stage: codec; both
    Mark Boss. OCTOPUS: Optimized KV Cache for Transformers via Octahedral Parametrization Under optimal
@@ -8986,7 +9422,7 @@ static const kvmem_codec kvmem__codec_octopus = {
       "Boss 2026, arXiv 2605.21226", kvmem__oct_params, 0 }, 0,
     kvmem__oct_row_bytes, NULL, kvmem__oct_table_bytes, kvmem__oct_build, NULL, NULL, NULL, kvmem__tq_scratch,
     kvmem__oct_width, NULL, kvmem__oct_encode, kvmem__oct_expand, kvmem__oct_finish, kvmem__oct_prepare, NULL, NULL,
-    NULL, NULL, NULL };
+    NULL, NULL };
 
 /* ==== >>codec_polark : a pair of channels as radius and angle, by table. stage: codec.k ==========
    Songhao Wu et al. Leveraging Polar Transformation for Key Cache Quantization and Decoding

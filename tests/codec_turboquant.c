@@ -291,10 +291,10 @@ TEST(attention_on_codes_equals_decoded_rows) {
     size_t i, p, k;
     for (i = 0; i < sizeof texts / sizeof *texts; i++) {
         for (p = 0; p < 4; p++) {
-            for (k = 0; k < 7; k++) {
+            for (k = 0; k < 7; k++) { /* AVX-512 rounds queries and weights to 16 bits */
                 const double e = KVMEM__MAX(coded_reads_error(texts[i], paths[p], dims[k], 37, 5),
                                             coded_reads_error(texts[i], paths[p], dims[k], 1, 1));
-                if (!(e <= 1e-5)) FAIL_AT("%s, %s, d=%d: %g", texts[i], paths[p] ? paths[p] : "plain", dims[k], e);
+                if (!(e <= (p == 2 ? 1e-4 : 1e-5))) FAIL_AT("%s, %s, d=%d: %g", texts[i], paths[p] ? paths[p] : "plain", dims[k], e);
             }
         }
     }
