@@ -108,8 +108,8 @@
      >>budget_pyramid     much for the lower layers, little for the upper
      >>reduce             what becomes of the rest?
      >>reduce_drop        forget the rest
-     >>reduce_recompute   the rest is made again when it is read
      >>reduce_demote      the rest stays in fewer bits
+     >>reduce_recompute   the rest is made again when it is read
      >>segment            where does the stream break into events?
      >>segment_fixed      an event every `size` tokens
      >>retrieve           which stored entries does this query read?
@@ -14533,25 +14533,31 @@ KVMEM_API kvmem_status kvmem_cache_load_file(kvmem_cache *c, const char *path) {
 }
 #endif
 
-/* ==== >>entropy : arithmetic coding of symbols under 16-bit models ================================
-   A coder narrows an interval [low, high] of 32-bit numbers, once a symbol, to the part that the model
-   gives it; bits on which both ends agree are written and the interval is widened again. A symbol of
-   probability p costs -log2 p bits, fractions of a bit included (Witten, Neal and Cleary 1987; the order
-   of operations is that of torchac, which CacheGen's released code runs on a GPU).
+/* ==== >>entropy : arithmetic coding of symbols under 16-bit models ===============================
+   A coder narrows an interval [low, high] of 32-bit numbers, once a symbol, to the part that the
+   model gives it; bits on which both ends agree are written and the interval is widened again. A
+   symbol of probability p costs -log2 p bits, fractions of a bit included (Witten, Neal and Cleary
+   1987; the order of operations is that of torchac, which CacheGen's released code runs on a GPU).
    A model of n symbols is n + 1 rising numbers of 16 bits, made from counts whose sum is T:
        cdf_i = floor((65535 - n) * (count_0 + ... + count_{i-1}) / T) + i
-   The `+ i` gives every symbol a width of 1 or more, so that one that was never counted can be coded. The
-   last symbol's upper end is read as 65536.
-       span = high - low + 1,   high = low - 1 + (span * c_hi >> 16),   low = low + (span * c_lo >> 16)
-   Worked example, also a test: symbols 1 0 1 1 2 1 0 1 have counts 2 5 1, cdf 0 0x4000 0xdffe 0xffff, and
-   become the bytes 5e 80: 10.39 bits of information, 9 bits of code and the end.
-   A model is stored as its counts, each plus one in Elias gamma code (as many zeros as there are bits behind
-   its first, then the bits): an absent symbol takes one bit, so 31 symbols of 256 values take near 120 bits
-   instead of the 480 of their cdf.
+   The `+ i` gives every symbol a width of 1 or more, so that one that was never counted can be
+   coded. The last symbol's upper end is read as 65536.
+       span = high - low + 1
+       high = low - 1 + (span * c_hi >> 16),   low = low + (span * c_lo >> 16)
+   Worked example, also a test: symbols 1 0 1 1 2 1 0 1 have counts 2 5 1, so the model is
+   0 0x4000 0xdffe 0xffff, and become the bytes 5e 80: 10.39 bits of information and the end.
+   A model is stored as its counts, each plus one in Elias gamma code (as many zeros as there are
+   bits behind its first, then the bits). An absent symbol takes one bit; 31 symbols of 256 normal
+   values take 155 bits, of 1500 values 269, where 33 entries of a 16-bit cdf take 528.
    test: tests/stream.c */
 
 /* Bytes that grow, counted as the cache's scratch. After a failure nothing more is added. */
-typedef struct kvmem__bytes { kvmem_arena *arena; uint8_t *p; size_t n, cap; int failed, over; } kvmem__bytes;
+typedef struct kvmem__bytes {
+    kvmem_arena *arena;
+    uint8_t *p;
+    size_t n, cap;
+    int failed, over;
+} kvmem__bytes;
 
 static void kvmem__bytes_init(kvmem__bytes *b, kvmem_arena *arena) {
     memset(b, 0, sizeof *b);
@@ -14567,12 +14573,18 @@ static int kvmem__bytes_room(kvmem__bytes *b, size_t n) {
     size_t cap = b->cap ? b->cap : 256;
     kvmem_bytes_part part, old = kvmem__part(4, b->cap);
     uint8_t *p;
-    if (b->failed || n > SIZE_MAX / 4 - b->n) { b->failed = 1; return 0; }
+    if (b->failed || n > SIZE_MAX / 4 - b->n) {
+        b->failed = 1;
+        return 0;
+    }
     if (n <= b->cap - b->n) return 1;
     while (cap < b->n + n) cap += cap / 2;
     part = kvmem__part(4, cap);
     p = (uint8_t *)kvmem__arena_take(b->arena, &part, &b->over);
-    if (!p) { b->failed = 1; return 0; }
+    if (!p) {
+        b->failed = 1;
+        return 0;
+    }
     if (b->n) memcpy(p, b->p, b->n);
     kvmem__arena_give(b->arena, b->p, &old);
     b->p = p;
@@ -14625,8 +14637,17 @@ static unsigned kvmem__in_u16(kvmem__in *in) {
 }
 
 /* Bits, the first in a byte's highest place. */
-typedef struct kvmem__bit_out { kvmem__bytes *b; unsigned byte; int n; } kvmem__bit_out;
-typedef struct kvmem__bit_in { const uint8_t *p; size_t left; unsigned byte; int n, bad; } kvmem__bit_in;
+typedef struct kvmem__bit_out {
+    kvmem__bytes *b;
+    unsigned byte;
+    int n;
+} kvmem__bit_out;
+typedef struct kvmem__bit_in {
+    const uint8_t *p;
+    size_t left;
+    unsigned byte;
+    int n, bad;
+} kvmem__bit_in;
 
 static void kvmem__bit_put(kvmem__bit_out *o, unsigned bit) {
     o->byte = o->byte << 1 | bit;
@@ -14635,28 +14656,35 @@ static void kvmem__bit_put(kvmem__bit_out *o, unsigned bit) {
     o->byte = 0;
     o->n = 0;
 }
-static void kvmem__bit_end(kvmem__bit_out *o) { while (o->n) kvmem__bit_put(o, 0); }
+static void kvmem__bit_end(kvmem__bit_out *o) {
+    while (o->n) kvmem__bit_put(o, 0);
+}
 static unsigned kvmem__bit_get(kvmem__bit_in *in) { /* zeros past the end, and bad is set */
     if (!in->n) {
         in->byte = 0;
         in->n = 8;
-        if (in->left) { in->byte = *in->p++; in->left--; }
-        else in->bad = 1;
+        if (in->left) {
+            in->byte = *in->p++;
+            in->left--;
+        } else in->bad = 1;
     }
     return in->byte >> --in->n & 1u;
 }
 /* Elias gamma code of v >= 1. */
 static void kvmem__gamma_put(kvmem__bit_out *o, uint64_t v) {
-    int n = 0;
+    int n = 0, i;
     while (v >> n > 1) n++;
-    { int i; for (i = 0; i < n; i++) kvmem__bit_put(o, 0); }
+    for (i = 0; i < n; i++) kvmem__bit_put(o, 0);
     for (; n >= 0; n--) kvmem__bit_put(o, (unsigned)(v >> n & 1));
 }
 static uint64_t kvmem__gamma_get(kvmem__bit_in *in) {
     uint64_t v = 1;
     int n = 0;
     while (!kvmem__bit_get(in)) {
-        if (in->bad || ++n > 48) { in->bad = 1; return 1; }
+        if (in->bad || ++n > 48) {
+            in->bad = 1;
+            return 1;
+        }
     }
     for (; n > 0; n--) v = v << 1 | kvmem__bit_get(in);
     return v;
@@ -14668,7 +14696,10 @@ static int kvmem__gamma_bits(uint64_t v) {
 }
 
 #define KVMEM__SYMBOLS 255 /* most symbols of a model */
-typedef struct kvmem__model { int n; uint32_t cdf[KVMEM__SYMBOLS + 1]; } kvmem__model;
+typedef struct kvmem__model {
+    int n;
+    uint32_t cdf[KVMEM__SYMBOLS + 1];
+} kvmem__model;
 
 /* cdf (n + 1) of counts (n) whose sum is positive; cdf_n is read as 65536 by the coder. */
 static void kvmem__model_make(kvmem__model *m, const uint64_t *count, int n) {
@@ -14704,12 +14735,16 @@ static double kvmem__counts_bits(const uint64_t *count, int n) {
     kvmem__model_make(&m, count, n);
     for (i = 0; i < n; i++) {
         bits += kvmem__gamma_bits(count[i] + 1);
-        if (count[i]) bits += (double)count[i] * (16 - log((double)(m.cdf[i + 1] - m.cdf[i])) / log(2.0));
+        if (count[i])
+            bits += (double)count[i] * (16 - log((double)(m.cdf[i + 1] - m.cdf[i])) / log(2.0));
     }
     return bits;
 }
 
-typedef struct kvmem__coder { uint32_t low, high, pending; kvmem__bit_out out; } kvmem__coder;
+typedef struct kvmem__coder {
+    uint32_t low, high, pending;
+    kvmem__bit_out out;
+} kvmem__coder;
 
 static void kvmem__coder_begin(kvmem__coder *k, kvmem__bytes *b) {
     memset(k, 0, sizeof *k);
@@ -14742,7 +14777,10 @@ static void kvmem__coder_end(kvmem__coder *k) {
     kvmem__bit_end(&k->out);
 }
 
-typedef struct kvmem__uncoder { uint32_t low, high, value; kvmem__bit_in in; } kvmem__uncoder;
+typedef struct kvmem__uncoder {
+    uint32_t low, high, value;
+    kvmem__bit_in in;
+} kvmem__uncoder;
 
 static void kvmem__uncoder_begin(kvmem__uncoder *k, const uint8_t *p, size_t n) {
     int i;
@@ -14776,63 +14814,72 @@ static int kvmem__uncoder_get(kvmem__uncoder *k, const kvmem__model *m) {
     }
 }
 
-/* ==== >>stream : a cache in a few bits a value, in chunks, at three levels ========================
-   cachegen: CacheGen, Yuhan Liu et al. 2023 (SIGCOMM 2024), 2310.07240. Official code: UChi-JCL/CacheGen.
-   A cache that is stored or sent is not read by attention, so it may be coded more tightly than any page:
-   few levels a value, then arithmetic coding under the distribution of each channel. Not a codec but a
-   save format; loading codes the entries again by the recipe of the cache that they come to.
+/* ==== >>stream : a cache in a few bits a value, in chunks, at three levels =======================
+   cachegen: CacheGen, Yuhan Liu et al. 2023 (SIGCOMM 2024), 2310.07240. Official code:
+   UChi-JCL/CacheGen (LMCache/lmcache/storage_backend/serde, third_party/torchac_cuda).
+   A cache that is stored or sent is not read by attention, so it may be coded more tightly than any
+   page: few levels a value, then arithmetic coding under the distribution of each channel. Not a
+   codec but a save format: loading codes the entries again by the loading cache's recipe.
 
-   A chunk is the entries of `chunk` successive positions. K and V of a layer in a chunk are a strip: rows
-   (tokens) times C = n_kv_heads * head_dim channels; lanes that have lost entries have fewer rows.
+   A chunk is the entries of `chunk` successive positions. K or V of a layer in a chunk is a strip:
+   rows (tokens) times C = n_kv_heads * head_dim channels, lanes that have lost entries with fewer
+   rows. Keys are those that kvmem_cache_read gives, after RoPE.
      as released (group = 1)
          m_t = max_c |x_tc|,   C_Q = Q / 2 - 1,   symbol = round(x C_Q / m_t) + C_Q in 0..2 C_Q
          back: x = (symbol - C_Q) / C_Q * m_t
-     as in the paper (group = 10): of ten rows of a lane the first is the anchor, coded as above with
-         Q = 256 (8 bits); the others are their difference from the decoded anchor (not from the row
-         before, so that an error stays where it is made):
-         symbol = round((x - anchor) / step_c) + 15, cut to 0..30,   step_c = b * sqrt(mean difference^2)
+     as in the paper (group = 10): of ten rows of a lane the first is the anchor, coded as above at
+         Q = 256 (8 bits); the others are their difference from the decoded anchor, not from the row
+         before, so that an error stays where it is made:
+         symbol = round((x - anchor) / step_c) + 15 in 0..30,   step_c = b * sqrt(mean difference^2)
          Anchors and differences have distributions of their own. The released code has no anchors.
-   Levels, by layer l of L (the published thirds of 32 layers, by l * 32 / L):
-             Q of K: < 10  < 20  rest    Q of V: < 2  rest    b: first, middle, last third of the layers
-     level 1         16    16    12              16   12         1    1.5   2
-     level 2         32    16    16              32   16         .5   1     1.5  (the paper's)
-     level 3         32    32    32              32   32         .5   .5    .5
-   Distributions are counted in the strip, for each channel or for all together: per channel fits better,
-   together is smaller in short chunks; models = 0 takes the smaller for each strip.
-   Bits a value: entropy + 16 / C (m_t) + the models. As 16-bit cdfs, one a channel, models would take
-   16 (Q + 1) / T: at T = 1500 .35, at T = 256 2.06. Counts in gamma code are a quarter of that.
+   Levels, by layer l of L (the published bounds for 32 layers, by l * 32 / L):
+               Q of K            Q of V       b
+               < 10  < 20  rest  < 2  rest    first, middle, last third of the layers
+     level 1    16    16    12    16   12     1    1.5   2
+     level 2    32    16    16    32   16     .5   1     1.5  (the paper's)
+     level 3    32    32    32    32   32     .5   .5    .5
+   Distributions are counted in the strip, for each channel or for all together: per channel fits
+   better, together is smaller in short chunks; models = 0 takes the smaller for each strip.
+   Bits a value, all included: entropy + 16 / C for m_t + the models + 64 / (rows d) a lane. As
+   16-bit cdfs, one a channel, models would take 16 (Q + 1) / T: .35 at T = 1500, 2.06 at T = 256.
 
-   Where this differs from the released code: one coded stream for all channels of a lane instead of one for
-   each channel and 256 tokens (that is for a GPU's threads and costs 16 bits of length each); m_t is a half
-   relative to the strip's largest, so that no size of value overflows it; steps and levels of the paper's
-   way are our choice, the paper gives b = .5, 1, 1.5.
+   Differences pay if neighbouring rows are alike: for AR(1) rows of correlation rho the variance of
+   rows over that of differences is .5 (rho 0), .8 (.8), 1.3 (.9), 2.3 (.95). The paper has 2.4 to
+   2.9 on 7B models; the small models at hand have .5 to 1.4 (`kvmem cache levels`), so the
+   released way is the default here.
+
+   Where this departs from the released code: one coded stream for all channels of a lane, not one
+   for each channel and 256 tokens, which a GPU's threads need and which costs 16 bits of length
+   each; m_t is a half relative to the strip's largest, so that no magnitude overflows it; the
+   container. Levels of the paper's way are our choice but for level 2.
 
    The file, little-endian:
-     head    "kvmem-s\n"  u32 version  layers  heads  kv_heads  head_dim  statistics (1 acc, 2 last)  levels
-             (bit l - 1: level l)  group  chunk  ring_n  n_events  recipe_len  u64 model_id  shape_hash
-             recipe text  events u64  ring: positions u32 (ring_n), queries f16 (layers, ring_n, heads, d)
-             u32 CRC-32 of all this
+     head    "kvmem-s\n"  u32 version  layers  heads  kv_heads  head_dim
+             statistics (1 acc, 2 last)  levels (bit l - 1: level l)  group  chunk  ring_n  n_events
+             recipe_len;  u64 model_id  shape_hash;  recipe text;  events u64
+             ring: positions u32 (ring_n), queries f16 (layers, ring_n, heads, d);  u32 CRC-32
      chunks  text:   ids of the tokens from the end of the chunk before to this one's, 7 bits a byte
-             places: positions as (gap, length) runs, then for each layer the lanes' masks over them (the
-                     bits that say which are there, arithmetic-coded given the bit before) and statistics
+             places: positions as (gap, length) runs; for each layer the lanes' masks over them (a
+                     bit a position, arithmetic-coded given the bit before) and statistics, f16
              levels: for each level of the file the strips K, V of layer 0, K, V of layer 1, ...
-             each part ends with its CRC-32; a text of no ids is no bytes
-     strip   u32 bytes of what follows  u16 Q  u16 flags (1: model per channel of scaled values, 2: of
-             differences)  f32 unit  m_t / unit f16 (tokens that have one)  step_c / unit f16 (if group > 1)
-             shared models  for each lane: u32 model bytes  u32 code bytes  models  code
-     index   for each chunk: u64 offset  u32 tokens  first position  end  entries  bytes of text, places,
-             level 1, 2, 3;  u64 tokens seen  entries  since_reduce  u32 next_pos  CRC-32
-             u64 offset of the index  u32 chunks
-   Each chunk can be decoded without the others, so that a sender can pick a level for each as it goes
-   (kvmem_chunks_plan) and compute from its text what would come too late.
-   Random access needs the last 12 bytes first, as in a zip file; the writer needs no seeking, and memory for
-   one chunk.  test: tests/stream.c */
+             each part ends with its CRC-32; no ids, no text part
+     strip   u32 bytes of what follows;  u16 Q  flags (1: model per channel of scaled values, 2: of
+             differences);  f32 unit;  f16 m_t / unit, of tokens that have one;  f16 step_c / unit,
+             if group > 1;  shared models;  for each lane u32 model bytes  code bytes, models, code
+     index   for each chunk u64 offset  u32 tokens  first position  end  entries  bytes of text,
+             places, level 1, 2, 3;  then u64 tokens seen  entries  since_reduce  u32 next_pos
+             u32 CRC-32  u64 offset of the index  u32 chunks
+   Each chunk can be decoded without the others, so that a sender can pick a level for each as it
+   goes (section stream_plan) and a receiver compute from its text what would come too late. Random
+   access takes the last 12 bytes first, as in a zip file; the writer needs no seeking and memory
+   for one chunk.
+   test: tests/stream.c */
 #define KVMEM__STREAM_VERSION 1u
-#define KVMEM__STREAM_HEAD 72  /* bytes before the recipe text */
-#define KVMEM__STREAM_ROW 44   /* bytes of an index row */
-#define KVMEM__STREAM_END 44   /* bytes behind the rows */
-#define KVMEM__DELTA 15        /* differences are cut to +-15 steps */
-#define KVMEM__UNIT_MAX 1e36f  /* larger values are cut, so that nothing decodes to infinity */
+#define KVMEM__STREAM_HEAD    72    /* bytes before the recipe text */
+#define KVMEM__STREAM_ROW     44    /* bytes of an index row */
+#define KVMEM__STREAM_END     44    /* bytes behind the rows */
+#define KVMEM__DELTA          15    /* differences are cut to +-15 steps */
+#define KVMEM__UNIT_MAX       1e36f /* larger values are cut, so that nothing decodes to infinity */
 
 static int kvmem__level_bins(int level, int values, int l, int L) {
     static const int k[3][3] = { { 16, 16, 12 }, { 32, 16, 16 }, { 32, 32, 32 } };
@@ -14842,16 +14889,20 @@ static int kvmem__level_bins(int level, int values, int l, int L) {
     return k[level - 1][at < 10 ? 0 : at < 20 ? 1 : 2];
 }
 static float kvmem__level_step(int level, int l, int L) {
-    static const float b[3][3] = { { 1.0f, 1.5f, 2.0f }, { 0.5f, 1.0f, 1.5f }, { 0.5f, 0.5f, 0.5f } };
+    static const float b[3][3] = { { 1.0f, 1.5f, 2.0f },
+                                   { 0.5f, 1.0f, 1.5f },
+                                   { 0.5f, 0.5f, 0.5f } };
     return b[level - 1][l * 3 / L];
 }
 static int kvmem__is_finite(float x) { return x - x == 0.0f; }
-static int kvmem__rounded(float x, int most) { /* to the nearest, ties to even, within +-most; NaN: 0 */
+static int kvmem__rounded(float x,
+                          int most) { /* to the nearest, ties to even, within +-most; NaN: 0 */
     if (!(x < (float)most)) return x >= (float)most ? most : 0;
     return x > (float)-most ? (int)rintf(x) : -most;
 }
 static int kvmem__scaled_symbol(float x, float scale, int half) { /* half: C_Q */
-    return half + (scale > 0 && kvmem__is_finite(x) ? kvmem__rounded(x / scale * (float)half, half) : 0);
+    return half +
+           (scale > 0 && kvmem__is_finite(x) ? kvmem__rounded(x / scale * (float)half, half) : 0);
 }
 static float kvmem__scaled_value(int symbol, float scale, int half) {
     return (float)(symbol - half) / (float)half * scale;
@@ -14860,7 +14911,7 @@ static float kvmem__scaled_value(int symbol, float scale, int half) {
 /* Scratch of one save or load. U: most tokens of a chunk. */
 typedef struct kvmem__work {
     kvmem_cache *c;
-    int U, n;          /* room for tokens; those of this chunk */
+    int U, n; /* room for tokens; those of this chunk */
     int group;
     int *start, *rows; /* (lanes) the chunk's entries: first index in the lane, number */
     int32_t *pos;      /* (U) positions of the tokens, rising */
@@ -14878,7 +14929,8 @@ typedef struct kvmem__work {
 static void *kvmem__work_slice(uint8_t *mem, size_t *at, size_t count, size_t item, int *ok) {
     void *p = mem ? mem + *at : NULL;
     size_t bytes = 0;
-    *ok = *ok && kvmem__mul(count, item, &bytes) && bytes < SIZE_MAX / 2 && kvmem__add(*at, bytes + 15, at);
+    *ok = *ok && kvmem__mul(count, item, &bytes) && bytes < SIZE_MAX / 2 &&
+          kvmem__add(*at, bytes + 15, at);
     *at &= ~(size_t)15;
     return p;
 }
@@ -14908,15 +14960,17 @@ static kvmem_status kvmem__work_init(kvmem__work *w, kvmem_cache *c, int U, int 
             w->mem = kvmem__arena_take(c->arena, &part, &over);
             if (!w->mem) {
                 w->size = 0;
-                return kvmem__no_room(c, over, at, saving ? "saving a chunk (a shorter one needs less)"
-                                                          : "loading a chunk of the stream");
+                return kvmem__no_room(c, over, at,
+                                      saving ? "saving a chunk (a shorter one needs less)"
+                                             : "loading a chunk of the stream");
             }
         }
     }
     w->c = c;
     w->U = U;
     w->group = group;
-    if (!ok) return kvmem__fail(&c->error, KVMEM_NO_MEMORY, "a chunk of %d tokens is too large here", U);
+    if (!ok)
+        return kvmem__fail(&c->error, KVMEM_NO_MEMORY, "a chunk of %d tokens is too large here", U);
     memset(w->mem, 0, w->size);
     return KVMEM_OK;
 }
@@ -14977,11 +15031,11 @@ static int kvmem__mark_scaled(kvmem__work *w, int layer) {
 
 /* --- a strip: K (values 0) or V (1) of one layer in one chunk --- */
 typedef struct kvmem__strip {
-    int values, layer, half;     /* half: C_Q */
-    unsigned flags;              /* bit p: models per channel of plane p: 0 scaled values, 1 differences */
-    float unit, *scale, *step;   /* of the tokens; of the channels */
-    kvmem__model model[2];       /* shared ones */
-    kvmem__in in;                /* at the next lane, when reading */
+    int values, layer, half; /* half: C_Q */
+    unsigned flags; /* bit p: models per channel of plane p: 0 scaled values, 1 differences */
+    float unit, *scale, *step; /* of the tokens; of the channels */
+    kvmem__model model[2];     /* shared ones */
+    kvmem__in in;              /* at the next lane, when reading */
 } kvmem__strip;
 
 static int kvmem__plane_symbols(const kvmem__strip *s, int plane) {
@@ -14994,10 +15048,12 @@ static int kvmem__plane_rows(int n, int group, int plane) {
 }
 static int kvmem__in_plane(int r, int group, int plane) { return (r % group != 0) == plane; }
 
-static kvmem_status kvmem__strip_read(kvmem__work *w, const kvmem__strip *s, int g) { /* lane g's rows to x */
+static kvmem_status kvmem__strip_read(kvmem__work *w, const kvmem__strip *s,
+                                      int g) { /* lane g's rows to x */
     const int i = s->layer * w->c->shape.n_kv_heads + g;
-    const kvmem_status st = kvmem_cache_read(w->c, s->layer, g, w->start[i], w->rows[i], s->values ? NULL : w->x,
-                                             s->values ? w->x : NULL, NULL);
+    const kvmem_status st =
+        kvmem_cache_read(w->c, s->layer, g, w->start[i], w->rows[i], s->values ? NULL : w->x,
+                         s->values ? w->x : NULL, NULL);
     if (st == KVMEM_OK) return st;
     return kvmem__fail(&w->c->error, st, "save: layer %d, KV head %d cannot be read", s->layer, g);
 }
@@ -15028,9 +15084,9 @@ static kvmem_status kvmem__strip_scales(kvmem__work *w, kvmem__strip *s, kvmem__
     }
     return KVMEM_OK;
 }
-/* Differences of channel i of the lane whose rows are in x: their step to b, their symbols to col (n). */
-static void kvmem__strip_deltas(kvmem__work *w, kvmem__strip *s, kvmem__bytes *b, int g, int i, float beta,
-                                uint8_t *col, int n) {
+/* Differences of channel i of the lane whose rows are in x: their step to b, symbols to col (n). */
+static void kvmem__strip_deltas(kvmem__work *w, kvmem__strip *s, kvmem__bytes *b, int g, int i,
+                                float beta, uint8_t *col, int n) {
     const int d = w->c->shape.head_dim, *token = w->token + (size_t)g * (size_t)w->U;
     double sum = 0;
     float step, a = 0;
@@ -15049,12 +15105,15 @@ static void kvmem__strip_deltas(kvmem__work *w, kvmem__strip *s, kvmem__bytes *b
     for (r = 0; r < n; r++) {
         const float x = w->x[(size_t)r * (size_t)d + (size_t)i];
         if (r % w->group == 0) a = kvmem__scaled_value(col[r], s->scale[token[r]], s->half);
-        else col[r] = (uint8_t)(KVMEM__DELTA + (step > 0 && kvmem__is_finite(x)
-                                                    ? kvmem__rounded((x - a) / step, KVMEM__DELTA) : 0));
+        else
+            col[r] = (uint8_t)(KVMEM__DELTA + (step > 0 && kvmem__is_finite(x)
+                                                   ? kvmem__rounded((x - a) / step, KVMEM__DELTA)
+                                                   : 0));
     }
 }
 /* Symbols of all lanes; the steps are written to b. */
-static kvmem_status kvmem__strip_symbols(kvmem__work *w, kvmem__strip *s, kvmem__bytes *b, float beta) {
+static kvmem_status kvmem__strip_symbols(kvmem__work *w, kvmem__strip *s, kvmem__bytes *b,
+                                         float beta) {
     const int G = w->c->shape.n_kv_heads, d = w->c->shape.head_dim;
     int g, i, r;
     for (g = 0; g < G; g++) {
@@ -15080,8 +15139,10 @@ static void kvmem__strip_count(const kvmem__work *w, const kvmem__strip *s, int 
     for (r = 0; r < n; r++) count[col[r]] += (unsigned)kvmem__in_plane(r, w->group, plane);
 }
 /* Per channel or shared, as `models` says (0: the smaller); a shared model is written to o. */
-static void kvmem__strip_models(kvmem__work *w, kvmem__strip *s, int plane, int models, kvmem__bit_out *o) {
-    const int G = w->c->shape.n_kv_heads, d = w->c->shape.head_dim, n = kvmem__plane_symbols(s, plane);
+static void kvmem__strip_models(kvmem__work *w, kvmem__strip *s, int plane, int models,
+                                kvmem__bit_out *o) {
+    const int G = w->c->shape.n_kv_heads, d = w->c->shape.head_dim,
+              n = kvmem__plane_symbols(s, plane);
     uint64_t one[KVMEM__SYMBOLS], all[KVMEM__SYMBOLS];
     double bits = 0;
     int g, i, j, any = 0;
@@ -15093,7 +15154,8 @@ static void kvmem__strip_models(kvmem__work *w, kvmem__strip *s, int plane, int 
             for (j = 0; j < n; j++) all[j] += one[j];
             any = 1;
         }
-    if (models == 1 || (!models && any && bits < kvmem__counts_bits(all, n))) s->flags |= 1u << plane;
+    if (models == 1 || (!models && any && bits < kvmem__counts_bits(all, n)))
+        s->flags |= 1u << plane;
     else if (any) {
         kvmem__model_make(&s->model[plane], all, n);
         kvmem__counts_put(o, all, n);
@@ -15140,7 +15202,8 @@ static void kvmem__strip_lane(kvmem__work *w, const kvmem__strip *s, kvmem__byte
     kvmem__put32(b->p + at, (uint32_t)(mid - at - 8));
     kvmem__put32(b->p + at + 4, (uint32_t)(b->n - mid));
 }
-static kvmem_status kvmem__strip_save(kvmem__work *w, kvmem__bytes *b, int layer, int values, int level, int models) {
+static kvmem_status kvmem__strip_save(kvmem__work *w, kvmem__bytes *b, int layer, int values,
+                                      int level, int models) {
     const int L = w->c->shape.n_layers;
     const size_t at = b->n;
     kvmem__bit_out o;
@@ -15165,7 +15228,8 @@ static kvmem_status kvmem__strip_save(kvmem__work *w, kvmem__bytes *b, int layer
     for (g = 0; g < w->c->shape.n_kv_heads; g++) kvmem__strip_lane(w, &s, b, g);
     if (b->failed) return KVMEM_OK; /* told by the caller */
     if (b->n - at > 0xffffffffu)
-        return kvmem__fail(&w->c->error, KVMEM_UNSUPPORTED, "save: a strip of %zu bytes; take shorter chunks", b->n - at);
+        return kvmem__fail(&w->c->error, KVMEM_UNSUPPORTED,
+                           "save: a strip of %zu bytes; take shorter chunks", b->n - at);
     kvmem__put32(b->p + at, (uint32_t)(b->n - at - 4));
     kvmem__put16(b->p + at + 6, (uint16_t)s.flags);
     return KVMEM_OK;
@@ -15209,7 +15273,8 @@ static void kvmem__mask_save(const kvmem__work *w, kvmem__bytes *b, int g, int n
     }
     kvmem__bytes_free(&one);
 }
-static void kvmem__stats_save(const kvmem__work *w, kvmem__bytes *b, int layer, int g, unsigned which) {
+static void kvmem__stats_save(const kvmem__work *w, kvmem__bytes *b, int layer, int g,
+                              unsigned which) {
     const kvmem_cache *c = w->c;
     const int i = layer * c->shape.n_kv_heads + g;
     float most = 0;
@@ -15219,7 +15284,9 @@ static void kvmem__stats_save(const kvmem__work *w, kvmem__bytes *b, int layer, 
         for (r = w->start[i]; r < w->start[i] + w->rows[i]; r++) {
             const float x = *kvmem__stat_at(c, &c->lane[i], which, r);
             if (!round) most = x > most && kvmem__is_finite(x) ? x : most;
-            else kvmem__bytes_u16(b, kvmem__f32_to_f16(most > 0 && x > 0 ? KVMEM__MIN(x / most, 1.0f) : 0.0f));
+            else
+                kvmem__bytes_u16(
+                    b, kvmem__f32_to_f16(most > 0 && x > 0 ? KVMEM__MIN(x / most, 1.0f) : 0.0f));
         }
         if (!round) kvmem__bytes_f32(b, most);
     }
@@ -15258,31 +15325,41 @@ static kvmem_status kvmem__chunks_check(kvmem_cache *c, const kvmem_level_option
     kvmem_error *e = &c->error;
     int i;
     if (o->level < 0 || o->level > 3)
-        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: level %d; 1, 2, 3, or 0 for entries as stored", o->level);
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT,
+                           "save: level %d; 1, 2, 3, or 0 for entries as stored", o->level);
     if (o->group < 1 || o->group > 255)
-        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: group %d; 1 (no anchors) to 255 tokens", o->group);
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: group %d; 1 (no anchors) to 255 tokens",
+                           o->group);
     if (o->chunk < 1 || o->chunk > 65536)
         return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: chunk %d; 1 to 65536 tokens", o->chunk);
     if (c->n_lanes > c->shape.n_layers * c->shape.n_kv_heads)
-        return kvmem__fail(e, KVMEM_UNSUPPORTED, "save at a level: reduce=%s keeps two precisions a lane, which only level 0, "
-                           "entries as stored, can hold", c->recipe.stage[KVMEM_REDUCE].entry->word);
+        return kvmem__fail(e, KVMEM_UNSUPPORTED,
+                           "save at a level: reduce=%s keeps two precisions a lane, which only "
+                           "level 0, entries as stored, can hold",
+                           c->recipe.stage[KVMEM_REDUCE].entry->word);
     if (o->models < 0 || o->models > 2)
-        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: models %d; 0 the smaller, 1 per channel, 2 shared", o->models);
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT,
+                           "save: models %d; 0 the smaller, 1 per channel, 2 shared", o->models);
     if (o->n_ids < 0 || (o->ids && o->n_ids < c->next_pos))
-        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: %d token ids for positions below %d", o->n_ids, (int)c->next_pos);
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: %d token ids for positions below %d",
+                           o->n_ids, (int)c->next_pos);
     for (i = 0; o->ids && i < o->n_ids; i++)
-        if (o->ids[i] < 0) return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: token id %d of position %d", o->ids[i], i);
+        if (o->ids[i] < 0)
+            return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "save: token id %d of position %d", o->ids[i],
+                               i);
     return KVMEM_OK;
 }
 /* Bytes of the head with its checksum; row: floats of one token's queries in a layer. */
-static uint64_t kvmem__chunks_head_bytes(int L, int row, unsigned ring_n, unsigned n_events, size_t recipe_len) {
+static uint64_t kvmem__chunks_head_bytes(int L, int row, unsigned ring_n, unsigned n_events,
+                                         size_t recipe_len) {
     return KVMEM__STREAM_HEAD + (uint64_t)recipe_len + 8 * (uint64_t)n_events +
            (uint64_t)ring_n * (4 + 2 * (uint64_t)L * (uint64_t)row) + 4;
 }
 static void kvmem__part_end(kvmem__bytes *b, size_t from) { /* the part's checksum */
     if (!b->failed) kvmem__bytes_u32(b, kvmem__crc32(0, b->p + from, b->n - from));
 }
-static void kvmem__chunks_head(const kvmem_cache *c, const kvmem_level_options *o, kvmem__out *out, const char *recipe) {
+static void kvmem__chunks_head(const kvmem_cache *c, const kvmem_level_options *o, kvmem__out *out,
+                               const char *recipe) {
     const kvmem_shape *s = &c->shape;
     const size_t row = (size_t)s->n_heads * (size_t)s->head_dim;
     uint8_t h[2];
@@ -15306,13 +15383,15 @@ static void kvmem__chunks_head(const kvmem_cache *c, const kvmem_level_options *
     kvmem__out_bytes(out, recipe, strlen(recipe));
     for (i = 0; i < c->n_events; i++) kvmem__out_u64(out, (uint64_t)c->event[i]);
     for (i = 0; i < c->ring_n; i++)
-        kvmem__out_u32(out, (uint32_t)c->ring_pos[(c->ring_at + c->ring - c->ring_n + i) % c->ring]);
+        kvmem__out_u32(out,
+                       (uint32_t)c->ring_pos[(c->ring_at + c->ring - c->ring_n + i) % c->ring]);
     for (l = 0; l < s->n_layers; l++)
         for (i = 0; i < c->ring_n; i++) {
             const int slot = (c->ring_at + c->ring - c->ring_n + i) % c->ring;
             const float *q = c->ring_q + ((size_t)l * (size_t)c->ring + (size_t)slot) * row;
             for (x = 0; x < row; x++) {
-                kvmem__put16(h, kvmem__f32_to_f16(KVMEM__MAX(-65504.0f, KVMEM__MIN(q[x], 65504.0f))));
+                kvmem__put16(h,
+                             kvmem__f32_to_f16(KVMEM__MAX(-65504.0f, KVMEM__MIN(q[x], 65504.0f))));
                 kvmem__out_bytes(out, h, 2);
             }
         }
@@ -15320,7 +15399,8 @@ static void kvmem__chunks_head(const kvmem_cache *c, const kvmem_level_options *
 }
 /* The parts of one chunk to b, its row to index. from: where the text of the chunk before ended. */
 static kvmem_status kvmem__chunks_add(kvmem__work *w, const kvmem_level_options *o, kvmem__bytes *b,
-                                        kvmem__bytes *index, uint64_t offset, int32_t from, int32_t end) {
+                                      kvmem__bytes *index, uint64_t offset, int32_t from,
+                                      int32_t end) {
     const kvmem_cache *c = w->c;
     uint32_t size[5];
     uint64_t entries = 0;
@@ -15348,7 +15428,8 @@ static kvmem_status kvmem__chunks_add(kvmem__work *w, const kvmem_level_options 
         size[1 + i] = (uint32_t)(b->n - at);
     }
     if (b->n > 0x7fffffffu)
-        return kvmem__fail(&w->c->error, KVMEM_UNSUPPORTED, "save: a chunk of %zu bytes; take shorter ones", b->n);
+        return kvmem__fail(&w->c->error, KVMEM_UNSUPPORTED,
+                           "save: a chunk of %zu bytes; take shorter ones", b->n);
     for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) entries += (uint64_t)w->rows[i];
     kvmem__put64(x, offset);
     kvmem__bytes_add(index, x, 8);
@@ -15366,7 +15447,8 @@ static int kvmem__more_entries(const kvmem__work *w) {
     return more;
 }
 /* Chunks, one at a time in b, and the index. */
-static kvmem_status kvmem__chunks_save(kvmem__work *w, const kvmem_level_options *o, kvmem__out *out, uint64_t at) {
+static kvmem_status kvmem__chunks_save(kvmem__work *w, const kvmem_level_options *o,
+                                       kvmem__out *out, uint64_t at) {
     kvmem_cache *c = w->c;
     kvmem__bytes b, index;
     kvmem_status st = KVMEM_OK;
@@ -15385,10 +15467,12 @@ static kvmem_status kvmem__chunks_save(kvmem__work *w, const kvmem_level_options
         from = end;
         n++;
     }
-    if (st == KVMEM_OK && (b.failed || index.failed)) st = kvmem__no_room(c, b.over || index.over, 2 * b.cap,
-                                                                          "the bytes of a chunk (a shorter one has fewer)");
+    if (st == KVMEM_OK && (b.failed || index.failed))
+        st = kvmem__no_room(c, b.over || index.over, 2 * b.cap,
+                            "the bytes of a chunk (a shorter one has fewer)");
     if (st == KVMEM_OK) {
-        for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) entries += (uint64_t)c->lane[i].n;
+        for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++)
+            entries += (uint64_t)c->lane[i].n;
         out->crc = 0;
         kvmem__out_bytes(out, index.p, index.n);
         kvmem__out_u64(out, (uint64_t)c->tokens);
@@ -15412,27 +15496,32 @@ KVMEM_API kvmem_status kvmem_cache_save_level(kvmem_cache *c, const kvmem_level_
     kvmem_status st;
     uint64_t at;
     KVMEM__TRY(kvmem__check_layer(c, 0, "save"));
-    if (!write) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "save: no function to write with");
-    if (c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "save in the middle of a block: commit first");
+    if (!write)
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "save: no function to write with");
+    if (c->block_n)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE,
+                           "save in the middle of a block: commit first");
     KVMEM__TRY(kvmem__chunks_check(c, &o));
     if (!o.level && !o.all) return kvmem_cache_save(c, write, user);
     if (kvmem_recipe_print(&c->recipe, text, sizeof text) >= sizeof text)
         return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "save: the recipe's text is too long");
-    at = kvmem__chunks_head_bytes(c->shape.n_layers, c->shape.n_heads * c->shape.head_dim, (unsigned)c->ring_n,
-                                  (unsigned)c->n_events, strlen(text));
+    at = kvmem__chunks_head_bytes(c->shape.n_layers, c->shape.n_heads * c->shape.head_dim,
+                                  (unsigned)c->ring_n, (unsigned)c->n_events, strlen(text));
     out.write = write;
     out.user = user;
     out.crc = 0;
     out.failed = 0;
-    KVMEM__TRY(kvmem__work_init(&w, c, KVMEM__MIN(o.chunk, KVMEM__MAX(1, c->next_pos)), o.group, 1));
+    KVMEM__TRY(
+        kvmem__work_init(&w, c, KVMEM__MIN(o.chunk, KVMEM__MAX(1, c->next_pos)), o.group, 1));
     kvmem__chunks_head(c, &o, &out, text);
     st = kvmem__chunks_save(&w, &o, &out, at);
     kvmem__work_free(&w);
     if (st != KVMEM_OK) return st;
-    return out.failed ? kvmem__fail(&c->error, KVMEM_IO, "save: the writer refused bytes") : KVMEM_OK;
+    return out.failed ? kvmem__fail(&c->error, KVMEM_IO, "save: the writer refused bytes")
+                      : KVMEM_OK;
 }
 
-/* --- reading: nothing is believed before its checksum fits, and hostile numbers are checked after it --- */
+/* --- reading: nothing is believed before its checksum fits, nor then what could hurt --- */
 KVMEM_API kvmem_status kvmem_chunks_at(const kvmem_chunks *s, int i, kvmem_chunk *out) {
     const uint8_t *p;
     int l;
@@ -15456,18 +15545,22 @@ static int kvmem__in_int(kvmem__in *in) { /* what is above INT32_MAX cannot be m
     return v > INT32_MAX ? 0 : (int)v;
 }
 static kvmem_status kvmem__chunks_cut(size_t size, kvmem_error *e) {
-    return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: cut off or changed: a file of %zu bytes has no room for what "
-                       "its head says", size);
+    return kvmem__fail(e, KVMEM_BAD_FILE,
+                       "saved cache: cut off or changed: a file of %zu bytes has no room for what "
+                       "its head says",
+                       size);
 }
 /* The head and its checksum; *at is set to its end. */
-static kvmem_status kvmem__chunks_open_head(kvmem_chunks *s, kvmem__in *in, size_t *at, kvmem_error *e) {
+static kvmem_status kvmem__chunks_open_head(kvmem_chunks *s, kvmem__in *in, size_t *at,
+                                            kvmem_error *e) {
     uint64_t end;
     unsigned version, recipe_len;
     kvmem__in_bytes(in, 8);
     version = (unsigned)kvmem__in_u32(in);
     if (version != KVMEM__STREAM_VERSION)
-        return kvmem__fail(e, KVMEM_UNSUPPORTED, "saved cache: stream format version %u, this library reads %u",
-                           version, KVMEM__STREAM_VERSION);
+        return kvmem__fail(e, KVMEM_UNSUPPORTED,
+                           "saved cache: stream format version %u, this library reads %u", version,
+                           KVMEM__STREAM_VERSION);
     s->version = (int)version;
     s->n_layers = kvmem__in_int(in);
     s->n_heads = kvmem__in_int(in);
@@ -15482,16 +15575,19 @@ static kvmem_status kvmem__chunks_open_head(kvmem_chunks *s, kvmem__in *in, size
     recipe_len = (unsigned)kvmem__in_u32(in);
     s->model_id = kvmem__in_u64(in);
     s->shape_hash = kvmem__in_u64(in);
-    if (in->bad || s->n_layers < 1 || s->n_layers > 4096 || s->n_kv_heads < 1 || s->n_kv_heads > 4096 ||
-        s->n_heads < 1 || s->n_heads > 65536 || s->head_dim < 1 || s->head_dim > 4096 || s->stats > 3 ||
-        !s->levels || s->levels > 7 || s->group < 1 || s->group > 255 || s->chunk < 1 || s->chunk > 65536 ||
-        s->ring_n > 65536 || recipe_len >= KVMEM__RECIPE_TEXT)
+    if (in->bad || s->n_layers < 1 || s->n_layers > 4096 || s->n_kv_heads < 1 ||
+        s->n_kv_heads > 4096 || s->n_heads < 1 || s->n_heads > 65536 || s->head_dim < 1 ||
+        s->head_dim > 4096 || s->stats > 3 || !s->levels || s->levels > 7 || s->group < 1 ||
+        s->group > 255 || s->chunk < 1 || s->chunk > 65536 || s->ring_n > 65536 ||
+        recipe_len >= KVMEM__RECIPE_TEXT)
         return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: a header field is out of range");
-    end = kvmem__chunks_head_bytes(s->n_layers, s->n_heads * s->head_dim, s->ring_n, s->n_events, recipe_len);
+    end = kvmem__chunks_head_bytes(s->n_layers, s->n_heads * s->head_dim, s->ring_n, s->n_events,
+                                   recipe_len);
     if (end > s->size) return kvmem__chunks_cut(s->size, e);
     *at = (size_t)end;
     if (kvmem__crc32(0, s->bytes, *at - 4) != kvmem__le32(s->bytes + *at - 4))
-        return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: the head's checksum does not fit; the file is changed");
+        return kvmem__fail(e, KVMEM_BAD_FILE,
+                           "saved cache: the head's checksum does not fit; the file is changed");
     s->recipe = (const char *)s->bytes + KVMEM__STREAM_HEAD;
     s->recipe_len = (int)recipe_len;
     return KVMEM_OK;
@@ -15510,11 +15606,13 @@ static kvmem_status kvmem__chunks_check_rows(const kvmem_chunks *s, size_t at, k
               ch.end > s->next_pos || ch.end - ch.first < ch.tokens || ch.place_bytes < 4 ||
               (ch.text_bytes && ch.text_bytes < 5);
         for (l = 0; l < 3; l++) {
-            bad = bad || !!ch.level_bytes[l] != (int)(s->levels >> l & 1) || (ch.level_bytes[l] && ch.level_bytes[l] < 4);
+            bad = bad || !!ch.level_bytes[l] != (int)(s->levels >> l & 1) ||
+                  (ch.level_bytes[l] && ch.level_bytes[l] < 4);
             bytes += ch.level_bytes[l];
         }
         if (bad || bytes > s->index_at - at)
-            return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: the index says of chunk %d what cannot be", i);
+            return kvmem__fail(e, KVMEM_BAD_FILE,
+                               "saved cache: the index says of chunk %d what cannot be", i);
         at += (size_t)bytes;
         entries += ch.entries;
     }
@@ -15525,7 +15623,8 @@ static kvmem_status kvmem__chunks_check_rows(const kvmem_chunks *s, size_t at, k
 static int kvmem__is_chunks(const void *bytes, size_t size) {
     return bytes && size >= 8 && !memcmp(bytes, "kvmem-s\n", 8);
 }
-KVMEM_API kvmem_status kvmem_chunks_open(kvmem_chunks *s, const void *bytes, size_t size, kvmem_error *e) {
+KVMEM_API kvmem_status kvmem_chunks_open(kvmem_chunks *s, const void *bytes, size_t size,
+                                         kvmem_error *e) {
     const uint8_t *p;
     kvmem__in in;
     kvmem_status st;
@@ -15533,13 +15632,15 @@ KVMEM_API kvmem_status kvmem_chunks_open(kvmem_chunks *s, const void *bytes, siz
     size_t head = 0;
     memset(s, 0, sizeof *s);
     if (!kvmem__is_chunks(bytes, size))
-        return kvmem__fail(e, KVMEM_BAD_FILE, "not a cache saved in chunks: the first bytes are not \"kvmem-s\"");
+        return kvmem__fail(e, KVMEM_BAD_FILE,
+                           "not a cache saved in chunks: the first bytes are not \"kvmem-s\"");
     s->bytes = (const uint8_t *)bytes;
     s->size = size;
     in.p = s->bytes;
     in.left = size;
     in.bad = 0;
-    st = size < KVMEM__STREAM_HEAD ? kvmem__chunks_cut(size, e) : kvmem__chunks_open_head(s, &in, &head, e);
+    st = size < KVMEM__STREAM_HEAD ? kvmem__chunks_cut(size, e)
+                                   : kvmem__chunks_open_head(s, &in, &head, e);
     if (st == KVMEM_OK && size - head < KVMEM__STREAM_END) st = kvmem__chunks_cut(size, e);
     if (st == KVMEM_OK) {
         p = s->bytes + size - KVMEM__STREAM_END;
@@ -15547,13 +15648,16 @@ KVMEM_API kvmem_status kvmem_chunks_open(kvmem_chunks *s, const void *bytes, siz
         rows = (uint64_t)kvmem__le32(p + 40) * KVMEM__STREAM_ROW;
         if (at < head || at > size - KVMEM__STREAM_END || rows != size - KVMEM__STREAM_END - at ||
             kvmem__crc32(0, s->bytes + at, (size_t)rows + 28) != kvmem__le32(p + 28))
-            st = kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: no index at its end; the file is cut or changed");
+            st = kvmem__fail(e, KVMEM_BAD_FILE,
+                             "saved cache: no index at its end; the file is cut or changed");
         v[0] = kvmem__le64(p);
         v[1] = kvmem__le64(p + 8);
         v[2] = kvmem__le64(p + 16);
-        if (st == KVMEM_OK && (v[0] > INT64_MAX || v[1] > SIZE_MAX || v[2] > INT64_MAX ||
-                               kvmem__le32(p + 24) > INT32_MAX || rows / KVMEM__STREAM_ROW > INT32_MAX))
-            st = kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: a number behind its index is out of range");
+        if (st == KVMEM_OK &&
+            (v[0] > INT64_MAX || v[1] > SIZE_MAX || v[2] > INT64_MAX ||
+             kvmem__le32(p + 24) > INT32_MAX || rows / KVMEM__STREAM_ROW > INT32_MAX))
+            st = kvmem__fail(e, KVMEM_BAD_FILE,
+                             "saved cache: a number behind its index is out of range");
         if (st == KVMEM_OK) {
             s->index_at = (size_t)at;
             s->n_chunks = (int)(rows / KVMEM__STREAM_ROW);
@@ -15568,7 +15672,8 @@ KVMEM_API kvmem_status kvmem_chunks_open(kvmem_chunks *s, const void *bytes, siz
     return st;
 }
 /* A part of chunk i, without its checksum, which is verified: 0 text, 1 places, 1 + l level l. */
-static kvmem_status kvmem__chunks_part(const kvmem_chunks *s, int i, int part, kvmem__in *in, kvmem_error *e) {
+static kvmem_status kvmem__chunks_part(const kvmem_chunks *s, int i, int part, kvmem__in *in,
+                                       kvmem_error *e) {
     static const char *const name[] = { "text", "places", "level 1", "level 2", "level 3" };
     kvmem_chunk ch;
     size_t at, size[5];
@@ -15584,7 +15689,8 @@ static kvmem_status kvmem__chunks_part(const kvmem_chunks *s, int i, int part, k
     in->p = s->bytes + at;
     in->left = size[part] - 4;
     if (kvmem__crc32(0, in->p, in->left) == kvmem__le32(in->p + in->left)) return KVMEM_OK;
-    return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: chunk %d, %s: the checksum over %zu bytes does not fit", i,
+    return kvmem__fail(e, KVMEM_BAD_FILE,
+                       "saved cache: chunk %d, %s: the checksum over %zu bytes does not fit", i,
                        name[part], in->left);
 }
 /* The checksums of all parts. */
@@ -15595,8 +15701,8 @@ static kvmem_status kvmem__chunks_verify(const kvmem_chunks *s, kvmem_error *e) 
         for (part = 0; part < 5; part++) KVMEM__TRY(kvmem__chunks_part(s, i, part, &in, e));
     return KVMEM_OK;
 }
-KVMEM_API kvmem_status kvmem_chunks_text(const kvmem_chunks *s, int i, int *ids, size_t cap, size_t *n,
-                                         kvmem_error *err) {
+KVMEM_API kvmem_status kvmem_chunks_text(const kvmem_chunks *s, int i, int *ids, size_t cap,
+                                         size_t *n, kvmem_error *err) {
     kvmem_chunk ch;
     kvmem__in in;
     *n = 0;
@@ -15605,20 +15711,23 @@ KVMEM_API kvmem_status kvmem_chunks_text(const kvmem_chunks *s, int i, int *ids,
     while (in.left) {
         const uint32_t id = kvmem__in_var(&in);
         if (in.bad || id > INT32_MAX || *n >= (size_t)(ch.end - ch.from))
-            return kvmem__fail(err, KVMEM_BAD_FILE, "saved cache: chunk %d: its text is not %d token ids", i,
+            return kvmem__fail(err, KVMEM_BAD_FILE,
+                               "saved cache: chunk %d: its text is not %d token ids", i,
                                (int)(ch.end - ch.from));
         if (*n < cap) ids[*n] = (int)id;
         ++*n;
     }
     if (!*n) return KVMEM_OK;
-    return *n == (size_t)(ch.end - ch.from) ? KVMEM_OK
-        : kvmem__fail(err, KVMEM_BAD_FILE, "saved cache: chunk %d: %zu token ids for %d positions", i, *n,
-                      (int)(ch.end - ch.from));
+    return *n == (size_t)(ch.end - ch.from)
+               ? KVMEM_OK
+               : kvmem__fail(err, KVMEM_BAD_FILE,
+                             "saved cache: chunk %d: %zu token ids for %d positions", i, *n,
+                             (int)(ch.end - ch.from));
 }
 
 static kvmem_status kvmem__chunk_bad(const kvmem__work *w, const char *what, int layer) {
-    return kvmem__fail(&w->c->error, KVMEM_BAD_FILE, "saved cache: %s of layer %d cannot be as the chunk says", what,
-                       layer);
+    return kvmem__fail(&w->c->error, KVMEM_BAD_FILE,
+                       "saved cache: %s of layer %d cannot be as the chunk says", what, layer);
 }
 /* Positions of the chunk's tokens. */
 static kvmem_status kvmem__places_open(kvmem__work *w, const kvmem_chunk *ch, kvmem__in *in) {
@@ -15631,7 +15740,8 @@ static kvmem_status kvmem__places_open(kvmem__work *w, const kvmem_chunk *ch, kv
         end += gap + m;
     }
     if (in->bad || w->n != ch->tokens || w->pos[0] != ch->first)
-        return kvmem__fail(&w->c->error, KVMEM_BAD_FILE, "saved cache: positions of the chunk at %d are not %d rising ones",
+        return kvmem__fail(&w->c->error, KVMEM_BAD_FILE,
+                           "saved cache: positions of the chunk at %d are not %d rising ones",
                            (int)ch->first, ch->tokens);
     return KVMEM_OK;
 }
@@ -15669,12 +15779,14 @@ static kvmem_status kvmem__places_layer(kvmem__work *w, kvmem__in *in, int layer
         if (*full) {
             *n = w->n;
             for (t = 0; t < w->n; t++) w->token[(size_t)g * (size_t)w->U + (size_t)t] = t;
-        } else if ((*n = kvmem__mask_load(w, in, g)) < 0) return kvmem__chunk_bad(w, "entries", layer);
+        } else if ((*n = kvmem__mask_load(w, in, g)) < 0)
+            return kvmem__chunk_bad(w, "entries", layer);
     }
     return KVMEM_OK;
 }
 /* The layer's statistics: passed over, or put into the rows that were just added to its lanes. */
-static kvmem_status kvmem__stats_load(kvmem__work *w, kvmem__in *in, unsigned stats, int layer, int put) {
+static kvmem_status kvmem__stats_load(kvmem__work *w, kvmem__in *in, unsigned stats, int layer,
+                                      int put) {
     kvmem_cache *c = w->c;
     const int G = c->shape.n_kv_heads;
     int s, g, r;
@@ -15686,7 +15798,8 @@ static kvmem_status kvmem__stats_load(kvmem__work *w, kvmem__in *in, unsigned st
             float most = 0;
             if (!n) continue;
             kvmem__in_f32s(in, &most, 1);
-            if (!(most >= 0) || !kvmem__is_finite(most)) return kvmem__chunk_bad(w, "statistics", layer);
+            if (!(most >= 0) || !kvmem__is_finite(most))
+                return kvmem__chunk_bad(w, "statistics", layer);
             for (r = 0; r < n; r++) {
                 const unsigned code = kvmem__in_u16(in);
                 const int t = ln->n - n + r;
@@ -15699,7 +15812,8 @@ static kvmem_status kvmem__stats_load(kvmem__work *w, kvmem__in *in, unsigned st
     return KVMEM_OK;
 }
 /* A strip up to its lanes. */
-static kvmem_status kvmem__strip_open(kvmem__work *w, kvmem__strip *s, kvmem__in *in, int layer, int values) {
+static kvmem_status kvmem__strip_open(kvmem__work *w, kvmem__strip *s, kvmem__in *in, int layer,
+                                      int values) {
     const int G = w->c->shape.n_kv_heads, d = w->c->shape.head_dim;
     const char *const what = values ? "values" : "keys";
     const uint32_t size = kvmem__in_u32(in);
@@ -15737,9 +15851,11 @@ static kvmem_status kvmem__strip_open(kvmem__work *w, kvmem__strip *s, kvmem__in
     b.left = s->in.left;
     for (plane = 0; plane < 2; plane++) {
         uint64_t n = 0;
-        for (g = 0; g < G; g++) n += (uint64_t)kvmem__plane_rows(w->rows[layer * G + g], w->group, plane) * (unsigned)d;
+        for (g = 0; g < G; g++)
+            n += (uint64_t)kvmem__plane_rows(w->rows[layer * G + g], w->group, plane) * (unsigned)d;
         if ((s->flags >> plane & 1) || !n) continue;
-        if (!kvmem__counts_get(&b, count, kvmem__plane_symbols(s, plane), n)) return kvmem__chunk_bad(w, what, layer);
+        if (!kvmem__counts_get(&b, count, kvmem__plane_symbols(s, plane), n))
+            return kvmem__chunk_bad(w, what, layer);
         kvmem__model_make(&s->model[plane], count, kvmem__plane_symbols(s, plane));
     }
     s->in.p = b.p;
@@ -15780,8 +15896,12 @@ static kvmem_status kvmem__strip_rows(kvmem__work *w, kvmem__strip *s, int g, fl
         }
         for (r = 0; r < n; r++) {
             if (!kvmem__in_plane(r, w->group, plane)) continue;
-            if (!plane) y[(size_t)r * (size_t)d] = kvmem__scaled_value(kvmem__uncoder_get(&k, m), s->scale[token[r]], s->half);
-            else y[(size_t)r * (size_t)d] = y[(size_t)(r - r % w->group) * (size_t)d] +
+            if (!plane)
+                y[(size_t)r * (size_t)d] =
+                    kvmem__scaled_value(kvmem__uncoder_get(&k, m), s->scale[token[r]], s->half);
+            else
+                y[(size_t)r * (size_t)d] =
+                    y[(size_t)(r - r % w->group) * (size_t)d] +
                     (float)(kvmem__uncoder_get(&k, m) - KVMEM__DELTA) * s->step[g * d + i / 2];
         }
     }
@@ -15845,7 +15965,8 @@ static kvmem_status kvmem__chunk_load(kvmem__work *w, const kvmem_chunks *s, int
         if (k.in.left || v.in.left) return kvmem__chunk_bad(w, "bytes", l);
     }
     if (places.bad || places.left || strips.left || entries != ch.entries)
-        return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: chunk %d has bytes or entries too many or too few", i);
+        return kvmem__fail(e, KVMEM_BAD_FILE,
+                           "saved cache: chunk %d has bytes or entries too many or too few", i);
     return KVMEM_OK;
 }
 static kvmem_status kvmem__chunks_match(kvmem_cache *c, const kvmem_chunks *s) {
@@ -15858,26 +15979,33 @@ static kvmem_status kvmem__chunks_match(kvmem_cache *c, const kvmem_chunks *s) {
     h.shape_hash = s->shape_hash;
     h.model_id = s->model_id;
     KVMEM__TRY(kvmem__load_shape(c, &h));
-    if (((c->reads & KVMEM_READS_ACC) && !(s->stats & 1)) || ((c->reads & KVMEM_READS_LAST) && !(s->stats & 2)))
+    if (((c->reads & KVMEM_READS_ACC) && !(s->stats & 1)) ||
+        ((c->reads & KVMEM_READS_LAST) && !(s->stats & 2)))
         return kvmem__fail(&c->error, KVMEM_MISMATCH,
-                           "saved cache: it has not the attention sums that this recipe reads; it was saved by \"%.*s\"",
+                           "saved cache: it has not the attention sums that this recipe reads; it "
+                           "was saved by \"%.*s\"",
                            s->recipe_len, s->recipe);
     return KVMEM_OK;
 }
-KVMEM_API kvmem_status kvmem_cache_load_chunk(kvmem_cache *c, const kvmem_chunks *s, int i, int level) {
+KVMEM_API kvmem_status kvmem_cache_load_chunk(kvmem_cache *c, const kvmem_chunks *s, int i,
+                                              int level) {
     kvmem_chunk ch;
     kvmem__work w;
     kvmem_status st;
     kvmem_error e;
     int j, lanes;
     KVMEM__TRY(kvmem__check_layer(c, 0, "load"));
-    if (c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "load in the middle of a block: commit first");
+    if (c->block_n)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE,
+                           "load in the middle of a block: commit first");
     if (!s || kvmem_chunks_at(s, i, &ch) != KVMEM_OK)
         return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "load: there is no chunk %d", i);
     if (level < 1 || level > 3 || !(s->levels >> (level - 1) & 1))
-        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "load: chunk %d is not in the file at level %d", i, level);
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT,
+                           "load: chunk %d is not in the file at level %d", i, level);
     if (ch.first < c->next_pos)
-        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "load: chunk %d begins at position %d, the cache goes on at %d", i,
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE,
+                           "load: chunk %d begins at position %d, the cache goes on at %d", i,
                            (int)ch.first, (int)c->next_pos);
     KVMEM__TRY(kvmem__chunks_match(c, s));
     KVMEM__TRY(kvmem__work_init(&w, c, ch.tokens, s->group, 0));
@@ -15906,9 +16034,11 @@ static kvmem_status kvmem__chunks_state(kvmem_cache *c, const kvmem_chunks *s) {
     unsigned i;
     size_t x;
     int l;
-    for (i = 0; i < s->n_events; i++, p += 8) KVMEM__TRY(kvmem__add_event(c, (int64_t)kvmem__le64(p)));
+    for (i = 0; i < s->n_events; i++, p += 8)
+        KVMEM__TRY(kvmem__add_event(c, (int64_t)kvmem__le64(p)));
     q = p + 4 * (size_t)s->ring_n;
-    for (i = 0; i < m; i++) c->ring_pos[i] = (int32_t)(kvmem__le32(p + 4 * (size_t)(skip + i)) & 0x7fffffffu);
+    for (i = 0; i < m; i++)
+        c->ring_pos[i] = (int32_t)(kvmem__le32(p + 4 * (size_t)(skip + i)) & 0x7fffffffu);
     for (l = 0; l < s->n_layers; l++)
         for (i = 0; i < m; i++) {
             const uint8_t *from = q + 2 * row * ((size_t)l * s->ring_n + skip + i);
@@ -15944,7 +16074,8 @@ static kvmem_status kvmem__chunks_load(kvmem_cache *c, const void *bytes, size_t
     return st;
 }
 /* Checksums of all parts; bytes of K and V at the finest level. */
-static kvmem_status kvmem__chunks_inspect(const void *bytes, size_t size, kvmem_cache_info *out, kvmem_error *err) {
+static kvmem_status kvmem__chunks_inspect(const void *bytes, size_t size, kvmem_cache_info *out,
+                                          kvmem_error *err) {
     kvmem_chunks s;
     kvmem__in in;
     int i, j;
@@ -15957,7 +16088,8 @@ static kvmem_status kvmem__chunks_inspect(const void *bytes, size_t size, kvmem_
         for (j = 0; j < 2 * s.n_layers; j++) {
             const uint32_t n = kvmem__in_u32(&in);
             if (!kvmem__in_bytes(&in, n))
-                return kvmem__fail(err, KVMEM_BAD_FILE, "saved cache: chunk %d has not K and V of %d layers", i,
+                return kvmem__fail(err, KVMEM_BAD_FILE,
+                                   "saved cache: chunk %d has not K and V of %d layers", i,
                                    s.n_layers);
             *(j % 2 ? &out->v_bytes : &out->k_bytes) += n + 4u;
         }
@@ -15977,17 +16109,19 @@ static kvmem_status kvmem__chunks_inspect(const void *bytes, size_t size, kvmem_
     return KVMEM_OK;
 }
 
-/* ==== >>stream_plan : which level of which chunk comes in time =====================================
-   The controller of cachegen. n chunks are to be there after `slo` seconds; chunk i is fetched while the
-   bandwidth is gbps_i (10^9 bits a second), or its text is, which is next to nothing, and the model computes
-   it: text_i seconds, without loss.
-     as released: chunk i has slo / n seconds. From level 3 down the first with bytes * 8 / 10^9 / gbps_i
-         below that; none: text.
-     paper: the bandwidth of chunk i - 1 is all that is known. In order of quality (text, level 3, 2, 1) the
-         first way in which *all* chunks still to come would be there in time; the first chunk, of which
-         nothing is known, comes at level 2 unless text is in time. If nothing is: what is quickest.
-   A chunk that would never come (bandwidth 0) is computed from its text. With slo = INFINITY the released
-   rule takes level 3 throughout, the paper's takes the text. */
+/* ==== >>stream_plan : which level of which chunk comes in time ===================================
+   The controller of cachegen. n chunks are to be there after `slo` seconds; chunk i is fetched
+   while the bandwidth is gbps_i (10^9 bits a second), or its text is, which is next to nothing, and the
+   model computes it in text_i seconds, without loss.
+     as released: chunk i has slo / n seconds. From level 3 down the first with
+         bytes * 8 / 10^9 / gbps_i below that; none: text.
+     paper: the bandwidth of chunk i - 1 is all that is known. In order of quality (text, level 3,
+         2, 1) the first way in which *all* chunks still to come would be there in time; the first
+         chunk, of which nothing is known, comes at level 2 unless text is in time. If no way is:
+         what is quickest.
+   A chunk that would never come (bandwidth 0) is computed from its text. With slo = INFINITY the
+   released rule takes level 3 throughout, the paper's the text.
+   test: tests/stream.c */
 static double kvmem__fetch_seconds(const kvmem_plan_job *j, int i, int level, double gbps) {
     size_t bytes;
     if (!level) return j->text ? j->text[i] : 0.2;
@@ -16012,19 +16146,24 @@ static int kvmem__choose_as_paper(const kvmem_plan_job *j, int i, double left) {
         if (sum <= left) return level;
     }
     if (!i) {
-        for (o = 0; o < 3; o++) if (j->bytes[(o + 1) % 3]) return (o + 1) % 3 + 1; /* 2, 3, 1 */
+        for (o = 0; o < 3; o++)
+            if (j->bytes[(o + 1) % 3]) return (o + 1) % 3 + 1; /* 2, 3, 1 */
         return 0;
     }
     for (o = 1; o < 4; o++)
-        if (kvmem__fetch_seconds(j, i, o, j->gbps[i - 1]) < kvmem__fetch_seconds(j, i, best, j->gbps[i - 1])) best = o;
+        if (kvmem__fetch_seconds(j, i, o, j->gbps[i - 1]) <
+            kvmem__fetch_seconds(j, i, best, j->gbps[i - 1]))
+            best = o;
     return best;
 }
 KVMEM_API double kvmem_chunks_plan(const kvmem_plan_job *job, int *choice) {
     double elapsed = 0;
     int i;
     for (i = 0; i < job->n; i++) {
-        choice[i] = job->paper ? kvmem__choose_as_paper(job, i, job->slo - elapsed) : kvmem__choose_as_released(job, i);
-        if (!(kvmem__fetch_seconds(job, i, choice[i], job->gbps[i]) < (double)INFINITY)) choice[i] = 0;
+        choice[i] = job->paper ? kvmem__choose_as_paper(job, i, job->slo - elapsed)
+                               : kvmem__choose_as_released(job, i);
+        if (!(kvmem__fetch_seconds(job, i, choice[i], job->gbps[i]) < (double)INFINITY))
+            choice[i] = 0;
         elapsed += kvmem__fetch_seconds(job, i, choice[i], job->gbps[i]);
     }
     return elapsed;
