@@ -426,6 +426,10 @@ KVMEM_API const char *kvmem_stage_word(kvmem_stage stage); /* "score", "codec.k"
 /* A preset: a word, the recipe text that it stands for, and where it comes from. */
 typedef struct kvmem_preset { const char *word, *text, *what, *cite; } kvmem_preset;
 KVMEM_API const kvmem_preset *kvmem_preset_at(int i); /* preset i, or NULL past the end */
+/* A method that is no choice inside a recipe: of saving, of the session, of the model's weights. `where`
+   names the calls or the tool. */
+typedef struct kvmem_method { const char *word, *kind, *what, *cite, *where; } kvmem_method;
+KVMEM_API const kvmem_method *kvmem_method_at(int i); /* method i, or NULL past the end */
 
 /* ==== >>api_cache : the memory layer ============================================================= */
 
@@ -16248,6 +16252,19 @@ static const kvmem_preset kvmem__presets[] = {
 
 KVMEM_API const kvmem_preset *kvmem_preset_at(int i) {
     return i >= 0 && i < KVMEM__COUNT(kvmem__presets) ? &kvmem__presets[i] : NULL;
+}
+
+KVMEM_API const kvmem_method *kvmem_method_at(int i) {
+    static const kvmem_method methods[] = {
+        { "cachegen", "saving", "a cache at three levels of loss, in arithmetic-coded chunks that decode alone",
+          "Liu 2023, arXiv 2310.07240", "kvmem_cache_save_level, kvmem_cache_load; ./kvmem cache" },
+        { "llmflash", "weights", "feed-forward neurons read from a file when they are about to fire",
+          "Alizadeh 2023, arXiv 2312.11514", "kvmem_flash_*" },
+        { "kvheads_svd", "model", "groups of KV heads merged into one by the SVD of calibration keys and values",
+          "Yu 2024, arXiv 2406.07056", "tools/transform.c" },
+        { "qkv_share", "model", "one projection for keys and values",
+          "Kayyam 2026, arXiv 2606.04032", "tools/transform.c" } };
+    return i >= 0 && i < KVMEM__COUNT(methods) ? &methods[i] : NULL;
 }
 
 KVMEM_API const char *kvmem_stage_word(kvmem_stage stage) {

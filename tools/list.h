@@ -40,6 +40,7 @@ static void list_line(const char *word, const char *cite, const char *what) {
 }
 static void list_all(void) {
     const kvmem_preset *p;
+    const kvmem_method *m;
     const kvmem_entry *e;
     int i, stage, before;
     for (i = 0; (p = kvmem_preset_at(i)) != NULL; i++) list_line(p->word, p->cite, p->what);
@@ -50,6 +51,8 @@ static void list_all(void) {
                 seen = find_entry(before, e->word) != NULL;
             if (!seen) list_line(e->word, e->cite, e->what);
         }
+    for (i = 0; (m = kvmem_method_at(i)) != NULL; i++)
+        put("%-14s %-14s %-40s  %s\n", m->word, m->kind, m->cite, m->what);
 }
 static void put_params(const kvmem_entry *e) {
     const kvmem_param *p = e->params;
@@ -223,6 +226,14 @@ static int list_word(const char *word) {
         if (stage == (int)KVMEM_CODEC_K) put_codec(e);
         else put_reads(e->reads);
         put_params(e);
+        found = 1;
+    }
+    for (i = 0; kvmem_method_at(i); i++) {
+        const kvmem_method *m = kvmem_method_at(i);
+        consider(&near, word, m->word);
+        if (strcmp(m->word, word) != 0) continue;
+        put("%s: a method of its own (%s)\n  %s\n  paper      %s\n  where      %s\n", m->word, m->kind, m->what,
+            m->cite, m->where);
         found = 1;
     }
     if (found) return OK;
