@@ -5186,6 +5186,16 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__codes16(kvmem__rows kind, __m512i *y, co
         }
     }
 }
+/* 16 bytes of each of 16 rows, rb apart, as words; rows past the m-th repeat it. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__words16_of(__m512i *w, const uint8_t *p, size_t rb, int m) {
+    uint8_t tail[16 * 16];
+    __m512i z[4];
+    int r;
+    for (r = 0; r < 16 && m < 16; r++) memcpy(tail + 16 * r, p + rb * (size_t)KVMEM__MIN(r, m - 1), 16);
+    if (m < 16) kvmem__rows16(z, tail, 16);
+    else kvmem__rows16(z, p, rb);
+    kvmem__words16(w, z);
+}
 /* One piece of 16 rows (rb apart, first at p) against nq queries (qf floats apart): tot[i] gains the
    scores of query i, lane = row. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__piece_vnni(kvmem__rows kind, int nq, __m512 *tot, const uint8_t *p,
@@ -8234,7 +8244,8 @@ static const kvmem_codec kvmem__codec_vq = {
    sin(2 psi)^(2^(l-1) - 1), which narrows round pi/4. Books: level 1 the midpoints
    (k + 1/2) 2 pi / 2^b, above it the Lloyd-Max levels of the law (book=law), or k-means of the
    angles of the lane's own rows (book=learnt: the lane's state).
-   row: top lengths (halves) | codes of level 1 | codes of the levels above, one level after another.
+   row: top lengths (halves) | codes of level 1 | codes of the levels above, one level after
+   another.
    bits/value: (first d/2 + bits (d/4 + d/8 + ..) + 16 d / 2^levels) / d, both streams of codes in
    whole bytes: 3.875 for the defaults; (bits (d - 1) + 16) / d for levels=0.
    defaults: levels=4 first=4 bits=2, the paper's.  seed: of the signs s.
@@ -8423,7 +8434,8 @@ static void kvmem__polarquant_learn(const kvmem_coded *b, float *state, const fl
     int t, l, j;
     if (!kvmem__polarquant_state(b->par, b->d)) return;
     memcpy(state, b->table, kvmem__polar_book(&p, KVMEM__MAX(p.levels, 1)) * sizeof *state);
-    for (t = 0; t < n; t++) kvmem__polar_rotate(&p, b, y + (size_t)t * (size_t)b->d, x + (size_t)t * (size_t)b->d);
+    for (t = 0; t < n; t++)
+        kvmem__polar_rotate(&p, b, y + (size_t)t * (size_t)b->d, x + (size_t)t * (size_t)b->d);
     for (l = 0; l < p.levels; l++) {
         const int bits = l ? p.bits : p.first, k = 1 << bits;
         const float *book = (const float *)b->table + kvmem__polar_book(&p, l);
@@ -8444,11 +8456,252 @@ static void kvmem__polarquant_learn(const kvmem_coded *b, float *state, const fl
         kvmem__polar_set_book(state + kvmem__polar_book(&p, l), k, level, 0);
     }
 }
+
+#if KVMEM__X86
+/* --- fast twins, AVX-512, for levels=4 first=4 bits=2 and d a multiple of 64; others take the
+   plain ones. Every book is one register, an angle's cosine one look-up.
+   dot: lanes are rows, and the query climbs the tree: the 16 products of a pair with the angles of
+   level 1 are made once a query (d / 2 tables behind the rotated query); then a node is left cos
+   psi + right sin psi, and only the top is multiplied by its length.
+   expand and axpy: lanes are channels, 32 at a time. Lengths of 16 pairs by the three upper levels,
+   then two registers of values. --- */
+static int kvmem__polar_fits(const kvmem__polar *p) {
+    return p->levels == 4 && p->first == 4 && p->bits == 2 && p->d % 64 == 0;
+}
+static int kvmem__polar_q_floats_avx512(const double *par, int d) {
+    const kvmem__polar p = kvmem__polar_of(par, d);
+    return kvmem__polar_fits(&p) ? d + 8 * d : d;
+}
+KVMEM__AVX512 static void kvmem__polar_q_avx512(const kvmem_coded *b, float *out, const float *q) {
+    const kvmem__polar p = kvmem__polar_of(b->par, b->d);
+    const float *book = (const float *)b->table;
+    int j;
+    kvmem__polarquant_q(b, out, q);
+    for (j = 0; kvmem__polar_fits(&p) && j < p.d / 2; j++)
+        _mm512_storeu_ps(out + p.d + 16 * j,
+                         _mm512_fmadd_ps(_mm512_set1_ps(out[2 * j]), _mm512_loadu_ps(book + 32),
+            _mm512_mul_ps(_mm512_set1_ps(out[2 * j + 1]), _mm512_loadu_ps(book + 48))));
+}
+/* Cosines and sines of levels 2 to 4, four times over in a register each. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__polar_books_avx512(const kvmem__polar *p, const kvmem_coded *b,
+                                                           __m512 *c, __m512 *s) {
+    const float *book = b->state ? b->state : (const float *)b->table;
+    int l;
+    KVMEM__UNROLL
+    for (l = 0; l < 3; l++) {
+        const float *at = book + kvmem__polar_book(p, l + 1);
+        c[l] = _mm512_broadcast_f32x4(_mm_loadu_ps(at + 8));
+        s[l] = _mm512_broadcast_f32x4(_mm_loadu_ps(at + 12));
+    }
+}
+/* 64 channels of 16 rows: w[0..3] the codes of level 1; w[4..7] two lengths, two lengths, level 2,
+   levels 3 | 4. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__polar_words_avx512(const kvmem__polar *p, __m512i *w,
+                                                           const uint8_t *row, size_t rb, int m, int unit) {
+    const size_t three = p->at_upper + (size_t)p->d / 16, four = three + (size_t)p->d / 32;
+    uint8_t some[16 * 16];
+    __m512i z[4];
+    int r;
+    for (r = 0; r < 16; r++) {
+        const uint8_t *in = row + rb * (size_t)KVMEM__MIN(r, m - 1);
+        const uint32_t upper = (uint32_t)kvmem__le16(in + three + 2 * unit) | (uint32_t)in[four + (size_t)unit] << 16;
+        memcpy(some + 16 * r, in + 8 * unit, 8);
+        memcpy(some + 16 * r + 8, in + p->at_upper + 4 * unit, 4);
+        memcpy(some + 16 * r + 12, &upper, 4);
+    }
+    kvmem__words16_of(w, row + p->at_first + 16 * unit, rb, m);
+    kvmem__rows16(z, some, 16);
+    kvmem__words16(w + 4, z);
+}
+/* 16 channels of 16 rows against nq queries, whose tables are tables (8, 16), qf floats apart. l1:
+   codes of level 1; l2, l3, l4: those of the other levels, from the lowest bit; length: at the top.
+   */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__polar_block_avx512(int nq, __m512 *sum, const float *tables, size_t qf,
+                                                           __m512i l1, __m512i l2, __m512i l3, __m512i l4,
+                                                           __m512 length, const __m512 *cosine,
+                                                               const __m512 *sine) {
+    __m512i code[8];
+    __m512 c[7], s[7], v[8];
+    int i, k;
+    KVMEM__UNROLL
+    for (k = 0; k < 8; k++) code[k] = _mm512_srli_epi32(l1, (unsigned)(4 * k));
+    KVMEM__UNROLL
+    for (k = 0; k < 7; k++) {
+        const __m512i at = k < 4 ? _mm512_srli_epi32(l2, (unsigned)(2 * k))
+                         : k < 6 ? _mm512_srli_epi32(l3, (unsigned)(2 * (k - 4))) : l4;
+        const int l = k < 4 ? 0 : k < 6 ? 1 : 2;
+        c[k] = _mm512_permutexvar_ps(at, cosine[l]);
+        s[k] = _mm512_permutexvar_ps(at, sine[l]);
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < nq; i++, tables += qf) {
+        KVMEM__UNROLL
+        for (k = 0; k < 8; k++) v[k] = _mm512_permutexvar_ps(code[k], _mm512_loadu_ps(tables + 16 * k));
+        KVMEM__UNROLL
+        for (k = 0; k < 4; k++) v[k] = _mm512_fmadd_ps(v[2 * k], c[k], _mm512_mul_ps(v[2 * k + 1], s[k]));
+        v[0] = _mm512_fmadd_ps(v[0], c[4], _mm512_mul_ps(v[1], s[4]));
+        v[1] = _mm512_fmadd_ps(v[2], c[5], _mm512_mul_ps(v[3], s[5]));
+        v[0] = _mm512_fmadd_ps(v[0], c[6], _mm512_mul_ps(v[1], s[6]));
+        sum[i] = _mm512_fmadd_ps(v[0], length, sum[i]);
+    }
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__polar_dot_nq(const kvmem_coded *b, const kvmem__polar *p, int nq,
+                                                     float *s, size_t ld, int t0, int n, const float *q) {
+    const size_t qf = (size_t)p->d * 9;
+    __m512 cosine[3], sine[3];
+    int t, unit, k, i;
+    kvmem__polar_books_avx512(p, b, cosine, sine);
+    for (t = 0; t < n; t += 16) {
+        const int m = KVMEM__MIN(16, n - t);
+        __m512 sum[4];
+        KVMEM__UNROLL
+        for (i = 0; i < nq; i++) sum[i] = _mm512_setzero_ps();
+        for (unit = 0; unit < p->d / 64; unit++) {
+            __m512i w[8];
+            kvmem__polar_words_avx512(p, w, kvmem__row_at(b, t0 + t), b->row_bytes, m, unit);
+            KVMEM__UNROLL
+            for (k = 0; k < 4; k++) {
+                const __m512i half = k % 2 ? _mm512_srli_epi32(w[4 + k / 2], 16) : w[4 + k / 2];
+                kvmem__polar_block_avx512(nq, sum, q + p->d + 512 * unit + 128 * k, qf, w[k],
+                    _mm512_srli_epi32(w[6], (unsigned)(8 * k)), _mm512_srli_epi32(w[7], (unsigned)(4 * k)),
+                    _mm512_srli_epi32(w[7], (unsigned)(16 + 2 * k)),
+                    _mm512_cvtph_ps(_mm512_cvtepi32_epi16(half)), cosine, sine);
+            }
+        }
+        KVMEM__UNROLL
+        for (i = 0; i < nq; i++)
+            _mm512_mask_storeu_ps(s + (size_t)i * ld + t, (__mmask16)((1u << m) - 1), sum[i]);
+    }
+}
+KVMEM__AVX512 static void kvmem__polar_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n,
+                                                  const float *q, int nq) {
+    const kvmem__polar p = kvmem__polar_of(b->par, b->d);
+    const size_t l = (size_t)ld, qf = (size_t)b->d * 9;
+    if (!kvmem__polar_fits(&p)) {
+        kvmem__dot_by_expand(kvmem__polarquant_expand, b, b->d, b->d, s, ld, t0, n, q, nq);
+        return;
+    }
+    for (; nq >= 4; nq -= 4, s += 4 * l, q += 4 * qf) kvmem__polar_dot_nq(b, &p, 4, s, l, t0, n, q);
+    if (nq == 3) kvmem__polar_dot_nq(b, &p, 3, s, l, t0, n, q);
+    else if (nq == 2) kvmem__polar_dot_nq(b, &p, 2, s, l, t0, n, q);
+    else if (nq == 1) kvmem__polar_dot_nq(b, &p, 1, s, l, t0, n, q);
+}
+
+/* What the channels' look-ups need: books by channel, where a lane's code begins. */
+typedef struct kvmem__polar_lanes {
+    __m512 c1, s1, c[3], s[3];
+    __m512i at1, at[3], dup0, dup1, top;
+} kvmem__polar_lanes;
+KVMEM__AVX512 KVMEM__INLINE void kvmem__polar_lanes_avx512(kvmem__polar_lanes *x, const kvmem__polar *p,
+                                                           const kvmem_coded *b) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const float *book = (const float *)b->table;
+    int l;
+    x->c1 = _mm512_loadu_ps(book + 32);
+    x->s1 = _mm512_loadu_ps(book + 48);
+    kvmem__polar_books_avx512(p, b, x->c, x->s);
+    x->dup0 = _mm512_srli_epi32(lane, 1);
+    x->dup1 = _mm512_add_epi32(x->dup0, _mm512_set1_epi32(8));
+    x->top = _mm512_srli_epi32(lane, 3);
+    x->at1 = _mm512_slli_epi32(x->dup0, 2);
+    KVMEM__UNROLL
+    for (l = 0; l < 3; l++)
+        x->at[l] = _mm512_add_epi32(_mm512_slli_epi32(_mm512_srli_epi32(lane, (unsigned)(l + 1)), 1),
+                                    _mm512_set1_epi32(l == 2 ? 24 : 16 * l));
+}
+/* Channels 32 unit .. of a row: y[0], y[1]. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__polar_down_avx512(const kvmem__polar_lanes *x,
+                                                          const kvmem__polar *p, __m512 *y,
+                                                          const uint8_t *row, int unit) {
+    const uint8_t *two = row + p->at_upper + 2 * unit, *three = row + p->at_upper + p->d / 16 + unit;
+    const uint8_t *four = row + p->at_upper + p->d / 16 + p->d / 32 + unit / 2,
+        *one = row + p->at_first + 8 * unit;
+    const uint32_t upper = kvmem__le16(two) | (uint32_t)three[0] << 16 | (uint32_t)(four[0] >> 4 * (unit % 2)) << 24;
+    const __m512i w = _mm512_set1_epi32((int)upper);
+    const __m512i a = _mm512_srlv_epi32(w, x->at[0]), b = _mm512_srlv_epi32(w, x->at[1]),
+        c = _mm512_srlv_epi32(w, x->at[2]);
+    const __m512i u = _mm512_srlv_epi32(_mm512_set1_epi32((int)kvmem__le32(one)), x->at1);
+    const __m512i v = _mm512_srlv_epi32(_mm512_set1_epi32((int)kvmem__le32(one + 4)), x->at1);
+    __m512 r = _mm512_permutexvar_ps(x->top, _mm512_castps128_ps512(_mm_cvtph_ps(
+                   _mm_cvtsi32_si128((int)kvmem__le32(row + 4 * unit)))));
+    r = _mm512_mul_ps(r, _mm512_mask_permutexvar_ps(_mm512_permutexvar_ps(c, x->c[2]), 0xf0f0, c, x->s[2]));
+    r = _mm512_mul_ps(r, _mm512_mask_permutexvar_ps(_mm512_permutexvar_ps(b, x->c[1]), 0xcccc, b, x->s[1]));
+    r = _mm512_mul_ps(r, _mm512_mask_permutexvar_ps(_mm512_permutexvar_ps(a, x->c[0]), 0xaaaa, a, x->s[0]));
+    y[0] = _mm512_mul_ps(_mm512_permutexvar_ps(x->dup0, r),
+                         _mm512_mask_permutexvar_ps(_mm512_permutexvar_ps(u, x->c1), 0xaaaa, u, x->s1));
+    y[1] = _mm512_mul_ps(_mm512_permutexvar_ps(x->dup1, r),
+                         _mm512_mask_permutexvar_ps(_mm512_permutexvar_ps(v, x->c1), 0xaaaa, v, x->s1));
+}
+KVMEM__AVX512 static void kvmem__polar_expand_avx512(const kvmem_coded *b, float *out, int t0, int n) {
+    const kvmem__polar p = kvmem__polar_of(b->par, b->d);
+    const uint8_t *row = kvmem__row_at(b, t0);
+    kvmem__polar_lanes x;
+    __m512 y[2];
+    int t, unit;
+    if (!kvmem__polar_fits(&p)) { kvmem__polarquant_expand(b, out, t0, n); return; }
+    kvmem__polar_lanes_avx512(&x, &p, b);
+    for (t = 0; t < n; t++, row += b->row_bytes) {
+        for (unit = 0; unit < p.d / 32; unit++, out += 32) {
+            kvmem__polar_down_avx512(&x, &p, y, row, unit);
+            _mm512_storeu_ps(out, y[0]);
+            _mm512_storeu_ps(out + 16, y[1]);
+        }
+    }
+}
+/* acc (nq, d), nq up to 4: 32 channels over all rows at a time. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__polar_axpy_nq(const kvmem_coded *b, const kvmem__polar *p, int nq,
+                                                      float *acc, int t0, int n, const float *w, size_t ld) {
+    kvmem__polar_lanes x;
+    int unit, t, i;
+    kvmem__polar_lanes_avx512(&x, p, b);
+    for (unit = 0; unit < p->d / 32; unit++, acc += 32) {
+        const uint8_t *row = kvmem__row_at(b, t0);
+        __m512 a[8], y[2];
+        KVMEM__UNROLL
+        for (i = 0; i < 2 * nq; i++) a[i] = _mm512_loadu_ps(acc + i / 2 * p->d + 16 * (i % 2));
+        for (t = 0; t < n; t++, row += b->row_bytes) {
+            kvmem__polar_down_avx512(&x, p, y, row, unit);
+            KVMEM__UNROLL
+            for (i = 0; i < 2 * nq; i++)
+                a[i] = _mm512_fmadd_ps(_mm512_set1_ps(w[(size_t)(i / 2) * ld + (size_t)t]), y[i % 2], a[i]);
+        }
+        KVMEM__UNROLL
+        for (i = 0; i < 2 * nq; i++) _mm512_storeu_ps(acc + i / 2 * p->d + 16 * (i % 2), a[i]);
+    }
+}
+KVMEM__AVX512 static void kvmem__polar_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int n,
+                                                   const float *w, int ld, int nq) {
+    const kvmem__polar p = kvmem__polar_of(b->par, b->d);
+    const size_t l = (size_t)ld;
+    if (!kvmem__polar_fits(&p)) {
+        kvmem__axpy_by_expand(kvmem__polarquant_expand, b, b->d, acc, t0, n, w, ld, nq);
+        return;
+    }
+    for (; nq >= 4; nq -= 4, w += 4 * l, acc += 4 * p.d) kvmem__polar_axpy_nq(b, &p, 4, acc, t0, n, w, l);
+    if (nq == 3) kvmem__polar_axpy_nq(b, &p, 3, acc, t0, n, w, l);
+    else if (nq == 2) kvmem__polar_axpy_nq(b, &p, 2, acc, t0, n, w, l);
+    else if (nq == 1) kvmem__polar_axpy_nq(b, &p, 1, acc, t0, n, w, l);
+}
+#endif
+static void kvmem__polarquant_fast(kvmem_codec *c, int isa) {
+#if KVMEM__X86
+    if (isa < 3) return;
+    c->q_floats = kvmem__polar_q_floats_avx512;
+    c->q_prepare = kvmem__polar_q_avx512;
+    c->dot = kvmem__polar_dot_avx512;
+    c->expand = kvmem__polar_expand_avx512;
+    c->axpy = kvmem__polar_axpy_avx512;
+#else
+    (void)c;
+    (void)isa;
+#endif
+}
 static const kvmem_param kvmem__polarquant_params[] = {
     { "levels", 4, 0, 12, NULL, 1, "levels of angles above a pair's values; 0: up to one length a row" },
     { "first", 4, 1, 8, NULL, 1, "bits of an angle of level 1" },
     { "bits", 2, 1, 8, NULL, 1, "bits of an angle of the levels above" },
-    { "book", 0, 0, 1, "law|learnt", 1, "of those angles: the Gaussian law's levels; k-means of the lane's rows" },
+    { "book", 0, 0, 1, "law|learnt", 1,
+      "of those angles: the Gaussian law's levels; k-means of the lane's rows" },
     { "seed", 1, 0, 1e9, NULL, 1, "of the rotation's signs" },
     KVMEM__CODEC_COMMON
 };
@@ -8458,7 +8711,7 @@ static const kvmem_codec kvmem__codec_polarquant = {
     kvmem__polarquant_bytes, NULL, kvmem__polarquant_table_bytes, kvmem__polarquant_build,
     kvmem__polarquant_state, NULL, kvmem__polarquant_learn, kvmem__polarquant_scratch, NULL, NULL,
     kvmem__polarquant_encode, kvmem__polarquant_expand, kvmem__polarquant_finish, kvmem__polarquant_q,
-    NULL, NULL, NULL, NULL, NULL
+    NULL, NULL, NULL, kvmem__polarquant_fast, NULL
 };
 
 /* ==== >>codec_turboquant : one codebook for all rotated coordinates. stage: codec; both ==========
@@ -9545,8 +9798,8 @@ static uint8_t kvmem__polark_code(float v, float step, int bits) {
     return (uint8_t)(c >= (float)top ? top : c > 0 ? (int)c : 0);
 }
 /* Pair j of n rows: its part of the head, and its codes (n, apart by `pairs`). */
-static void kvmem__polark_pair(const kvmem__polark *p, int j, const float *x, int n, uint8_t *head, uint8_t *angle,
-                               uint8_t *radius, float *room) {
+static void kvmem__polark_pair(const kvmem__polark *p, int j, const float *x, int n, uint8_t *head,
+                               uint8_t *angle, uint8_t *radius, float *room) {
     float *phi = room, *rho = room + n, *some = rho + n, *lo = some + n, *hi = lo + n;
     const float turn = (float)(2 * KVMEM__PI);
     float start, min, step, most = 0, least = 65504, far = 0;
@@ -9563,7 +9816,8 @@ static void kvmem__polark_pair(const kvmem__polark *p, int j, const float *x, in
         if (rho[t] > 0) some[m++] = phi[t];
     }
     kvmem__polark_fit(head, least, most, p->radius, &min, &step);
-    for (t = 0; t < n; t++) radius[(size_t)t * (size_t)p->pairs] = kvmem__polark_code(rho[t] - min, step, p->radius);
+    for (t = 0; t < n; t++)
+        radius[(size_t)t * (size_t)p->pairs] = kvmem__polark_code(rho[t] - min, step, p->radius);
     start = m == 0 ? 0 : p->zero ? some[0] : kvmem__polark_start(some, m, lo, hi);
     for (t = 1; t < m && p->zero; t++) start = KVMEM__MIN(start, some[t]);
     for (t = 0; t < n; t++) { /* from now on measured from the cut */
@@ -9597,7 +9851,8 @@ static void kvmem__polark_table(const kvmem__polark *p, const uint8_t *head, int
                                 float *r) {
     int j, i;
     for (j = 0, head += KVMEM__PK_HEAD * j0; j < n; j++, head += KVMEM__PK_HEAD) {
-        const float step = kvmem__f16_to_f32(kvmem__le16(head + 4)), min = kvmem__f16_to_f32(kvmem__le16(head + 6));
+        const float step = kvmem__f16_to_f32(kvmem__le16(head + 4)),
+            min = kvmem__f16_to_f32(kvmem__le16(head + 6));
         r[2 * j + 1] = kvmem__f16_to_f32(kvmem__le16(head));
         r[2 * j] = kvmem__f16_to_f32(kvmem__le16(head + 2)) + 0.5f * r[2 * j + 1];
         for (i = 0; i < 1 << p->angle; i++) kvmem__sincos(min + step * ((float)i + 0.5f), s++, c++);
@@ -9627,8 +9882,8 @@ static void kvmem__polark_expand(const kvmem_coded *b, float *out, int t0, int n
     }
 }
 /* tp (m, 2^angle) of pairs j0 .. j0 + m for one query. */
-static void kvmem__polark_query(const kvmem__polark *p, int j0, int m, const float *c, const float *s, const float *q,
-                                float *tp) {
+static void kvmem__polark_query(const kvmem__polark *p, int j0, int m, const float *c, const float *s,
+                                const float *q, float *tp) {
     const int k = 1 << p->angle;
     int j, i, cx, cy;
     for (j = 0; j < m; j++, c += k, s += k, tp += k) {
@@ -9665,15 +9920,17 @@ static void kvmem__polark_dot(const kvmem_coded *b, float *out, int ld, int t0, 
 }
 
 #if KVMEM__X86
-/* --- fast twin, AVX-512: lanes are rows. With 4 bits both tables of a pair (tp of a query, the 16 radii) are
-   one register each, so a pair of 16 rows costs two shifts, a look-up of the radius and, for each query, a
-   look-up and a multiplication. 32 pairs, that is 16 bytes of both streams, at a time; for d a multiple of 64
-   and 4 bits each, others take the plain twin. --- */
+/* --- fast twin, AVX-512: lanes are rows. With 4 bits both tables of a pair (tp of a query, the 16
+   radii) are one register each, so a pair of 16 rows costs two shifts, a look-up of the radius and,
+   for each query, a look-up and a multiplication. 32 pairs, that is 16 bytes of both streams, at a
+   time; for d a multiple of 64 and 4 bits each, others take the plain twin. --- */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__sincos_avx512(__m512 x, __m512 *s, __m512 *c) { /* as kvmem__sincos */
-    const __m512i k = _mm512_cvttps_epi32(_mm512_fmadd_ps(x, _mm512_set1_ps(0.63661977237f), _mm512_set1_ps(0.5f)));
+    const __m512i k = _mm512_cvttps_epi32(_mm512_fmadd_ps(x, _mm512_set1_ps(0.63661977237f),
+                                                          _mm512_set1_ps(0.5f)));
     const __m512 n = _mm512_cvtepi32_ps(k);
     const __mmask16 odd = _mm512_test_epi32_mask(k, _mm512_set1_epi32(1));
-    const __m512i minus = _mm512_slli_epi32(k, 30), next = _mm512_slli_epi32(_mm512_add_epi32(k, _mm512_set1_epi32(1)), 30);
+    const __m512i minus = _mm512_slli_epi32(k, 30),
+        next = _mm512_slli_epi32(_mm512_add_epi32(k, _mm512_set1_epi32(1)), 30);
     const __m512i sign = _mm512_set1_epi32((int)0x80000000u);
     __m512 r, z, u, v;
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.5703125f), x);
@@ -9692,15 +9949,16 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__sincos_avx512(__m512 x, __m512 *s, __m51
                                               _mm512_and_si512(next, sign)));
 }
 /* Pairs j0 .. j0 + 32: radii (32, 16), tp (32, nq, 16). */
-KVMEM__AVX512 static void kvmem__polark_table_avx512(const kvmem_coded *b, const kvmem__polark *p, int j0, const float *q,
-                                                     int nq, float *radii, float *tp) {
-    const __m512 at = _mm512_setr_ps(.5f, 1.5f, 2.5f, 3.5f, 4.5f, 5.5f, 6.5f, 7.5f, 8.5f, 9.5f, 10.5f, 11.5f, 12.5f,
-                                     13.5f, 14.5f, 15.5f);
+KVMEM__AVX512 static void kvmem__polark_table_avx512(const kvmem_coded *b, const kvmem__polark *p, int j0,
+                                                     const float *q, int nq, float *radii, float *tp) {
+    const __m512 at = _mm512_setr_ps(.5f, 1.5f, 2.5f, 3.5f, 4.5f, 5.5f, 6.5f, 7.5f, 8.5f, 9.5f, 10.5f,
+                                     11.5f, 12.5f, 13.5f, 14.5f, 15.5f);
     const uint8_t *head = b->head + KVMEM__PK_HEAD * j0;
     int j, i, cx, cy;
     for (j = 0; j < 32; j++, head += KVMEM__PK_HEAD) {
         const __m128 h = _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)head));
-        const __m512 step = _mm512_broadcastss_ps(_mm_permute_ps(h, 0xaa)), min = _mm512_broadcastss_ps(_mm_permute_ps(h, 0xff));
+        const __m512 step = _mm512_broadcastss_ps(_mm_permute_ps(h, 0xaa)),
+            min = _mm512_broadcastss_ps(_mm_permute_ps(h, 0xff));
         __m512 s, c;
         kvmem__sincos_avx512(_mm512_fmadd_ps(step, at, min), &s, &c);
         _mm512_storeu_ps(radii + 16 * j, _mm512_fmadd_ps(_mm512_broadcastss_ps(h), at,
@@ -9710,16 +9968,6 @@ KVMEM__AVX512 static void kvmem__polark_table_avx512(const kvmem_coded *b, const
             _mm512_storeu_ps(tp, _mm512_fmadd_ps(_mm512_set1_ps(q[(size_t)i * (size_t)b->d + (size_t)cx]), c,
                                  _mm512_mul_ps(_mm512_set1_ps(q[(size_t)i * (size_t)b->d + (size_t)cy]), s)));
     }
-}
-/* 16 bytes of each of 16 rows, rb apart, as words; rows past the m-th repeat it. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__words16_of(__m512i *w, const uint8_t *p, size_t rb, int m) {
-    uint8_t tail[16 * 16];
-    __m512i z[4];
-    int r;
-    for (r = 0; r < 16 && m < 16; r++) memcpy(tail + 16 * r, p + rb * (size_t)KVMEM__MIN(r, m - 1), 16);
-    if (m < 16) kvmem__rows16(z, tail, 16);
-    else kvmem__rows16(z, p, rb);
-    kvmem__words16(w, z);
 }
 KVMEM__AVX512 KVMEM__INLINE void kvmem__polark_rows_avx512(float *s, size_t ld, const uint8_t *angle,
                                                            const uint8_t *radius, size_t rb, int n, int nq,
@@ -9740,10 +9988,12 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__polark_rows_avx512(float *s, size_t ld, 
             KVMEM__UNROLL
             for (k = 0; k < 8; k++, r += 16, x += 16 * nq) {
                 const __m512i code = _mm512_srli_epi32(a[c], (unsigned)(4 * k));
-                const __m512 rho = _mm512_permutexvar_ps(_mm512_srli_epi32(w[c], (unsigned)(4 * k)), _mm512_loadu_ps(r));
+                const __m512 rho = _mm512_permutexvar_ps(_mm512_srli_epi32(w[c], (unsigned)(4 * k)),
+                                                         _mm512_loadu_ps(r));
                 KVMEM__UNROLL
                 for (i = 0; i < nq; i++)
-                    sum[i] = _mm512_fmadd_ps(rho, _mm512_permutexvar_ps(code, _mm512_loadu_ps(x + 16 * i)), sum[i]);
+                    sum[i] = _mm512_fmadd_ps(rho, _mm512_permutexvar_ps(code, _mm512_loadu_ps(x + 16 * i)),
+                                             sum[i]);
             }
         }
         KVMEM__UNROLL
@@ -9753,8 +10003,8 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__polark_rows_avx512(float *s, size_t ld, 
         }
     }
 }
-KVMEM__AVX512 static void kvmem__polark_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q,
-                                                   int nq) {
+KVMEM__AVX512 static void kvmem__polark_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n,
+                                                   const float *q, int nq) {
     const kvmem__polark p = kvmem__polark_of(b->par, b->d);
     const uint8_t *row = kvmem__row_at(b, t0);
     const size_t rb = b->row_bytes, l = (size_t)ld;
@@ -9783,18 +10033,34 @@ static void kvmem__polark_fast(kvmem_codec *c, int isa) {
     (void)isa;
 #endif
 }
+/* Are the head's numbers finite and its angles those that kvmem__sincos takes? */
+static int kvmem__polark_valid(const kvmem_coded *b) {
+    const kvmem__polark p = kvmem__polark_of(b->par, b->d);
+    int j;
+    for (j = 0; j < 4 * p.pairs; j++)
+        if (kvmem__le16(b->head + 2 * j) >= 0x7c00) return 0;
+    for (j = 0; j < p.pairs; j++) {
+        const uint8_t *h = b->head + KVMEM__PK_HEAD * j + 4;
+        const float step = kvmem__f16_to_f32(kvmem__le16(h)), min = kvmem__f16_to_f32(kvmem__le16(h + 2));
+        if (min + step * (float)(1 << p.angle) >= 16) return 0;
+    }
+    return 1;
+}
 static const kvmem_param kvmem__params_polark[] = {
     { "angle", 4, 1, 8, NULL, 1, "bits of an angle" },
     { "radius", 4, 1, 8, NULL, 1, "bits of a radius" },
     { "pairs", 0, 0, 1, "neox|norm", 1, "channels that RoPE turns together: j and j + d/2; 2j and 2j + 1" },
-    { "cut", 0, 0, 1, "gap|zero", 1, "where angles begin: after their widest gap; at 0, as in the released code" },
+    { "cut", 0, 0, 1, "gap|zero", 1,
+      "where angles begin: after their widest gap; at 0, as in the released code" },
     KVMEM__CODEC_COMMON
 };
 static const kvmem_codec kvmem__codec_polark = {
     { "polark", "RoPE pairs as radius and angle over a page, (angle + radius) / 2 + 32 / page bits a value",
       "Wu et al. 2025, arXiv 2502.00527", kvmem__params_polark, 0 }, KVMEM_CODEC_KEYS,
-    kvmem__polark_bytes, kvmem__polark_head_bytes, NULL, NULL, NULL, NULL, NULL, kvmem__polark_scratch, NULL, NULL,
-    kvmem__polark_encode, kvmem__polark_expand, NULL, NULL, kvmem__polark_dot, NULL, NULL, kvmem__polark_fast, NULL
+    kvmem__polark_bytes, kvmem__polark_head_bytes, NULL, NULL, NULL, NULL, NULL, kvmem__polark_scratch,
+    NULL, NULL,
+    kvmem__polark_encode, kvmem__polark_expand, NULL, NULL, kvmem__polark_dot, NULL, NULL, kvmem__polark_fast,
+    kvmem__polark_valid
 };
 
 /* ==== >>codec_qjl : the signs of a random sketch of a key, and its norm. stage: codec.k ==========
@@ -9927,8 +10193,8 @@ static void kvmem__qjl_find(const kvmem_coded *b, const kvmem__qjl *p, const flo
 }
 /* Norm of x (d; its outlier channels if only) as a half at `norm`, signs of its sketch of m columns
    at bits. */
-static void kvmem__qjl_put(const kvmem_coded *b, const kvmem__qjl *p, kvmem__axpy_fn axpy, const float *x, int only,
-                           int m, uint8_t *norm, uint8_t *bits) {
+static void kvmem__qjl_put(const kvmem_coded *b, const kvmem__qjl *p, kvmem__axpy_fn axpy, const float *x,
+                           int only, int m, uint8_t *norm, uint8_t *bits) {
     float y[KVMEM__QJL_CHUNK];
     uint8_t bit[KVMEM__QJL_CHUNK];
     int j0, j;
@@ -9993,8 +10259,8 @@ static void kvmem__qjl_q(const kvmem_coded *b, float *out, const float *q) {
     kvmem__qjl_q_by(b, kvmem__axpy_plain, out, q);
 }
 /* Columns j0 .. j0 + n of both sketches of a prepared query: in (n), out (n; zeros past mo). */
-static void kvmem__qjl_split(const kvmem_coded *b, const kvmem__qjl *p, kvmem__axpy_fn axpy, const float *q, int j0,
-                             int n, float *in, float *out) {
+static void kvmem__qjl_split(const kvmem_coded *b, const kvmem__qjl *p, kvmem__axpy_fn axpy,
+                             const float *q, int j0, int n, float *in, float *out) {
     int j;
     kvmem__qjl_sketch(b, p, axpy, q, 1, j0, n, out);
     for (j = 0; j < n; j++) in[j] = q[p->d + j0 + j] - out[j];
@@ -10021,12 +10287,13 @@ static void kvmem__qjl_dot(const kvmem_coded *b, float *s, int ld, int t0, int n
 }
 
 #if KVMEM__X86
-/* --- fast twins. AVX-512: lanes are rows. The 16 sums +-v_0 +-v_1 +-v_2 +-v_3 of four columns stand in one
-   register, so that four bits of 16 rows cost a shift, a look-up and an addition; m and mo multiples of 128.
-   AVX2: 8 bits of a row become a mask, sum +-v = 2 (sum of v where the bit is 1) - sum v; m and mo multiples of
-   16. Other shapes take the plain twins. --- */
-/* s (n) gains, for every row, its factor times the sum of +-v over m columns, at most KVMEM__QJL_CHUNK; bits of row 0
-   at `bits`, rows rb apart; the factor of row t: scale times the half at norm + t rb. */
+/* --- fast twins. AVX-512: lanes are rows. The 16 sums +-v_0 +-v_1 +-v_2 +-v_3 of four columns
+   stand in one register, so that four bits of 16 rows cost a shift, a look-up and an addition; m
+   and mo multiples of 128. AVX2: 8 bits of a row become a mask, sum +-v = 2 (sum of v where the bit
+   is 1) - sum v; m and mo multiples of 16. Other shapes take the plain twins. --- */
+/* s (n) gains, for every row, its factor times the sum of +-v over m columns, at most
+   KVMEM__QJL_CHUNK; bits of row 0 at `bits`, rows rb apart; the factor of row t: scale times the
+   half at norm + t rb. */
 KVMEM__AVX512 static void kvmem__qjl_rows_avx512(float *s, int n, const uint8_t *bits, const uint8_t *norm,
                                                  size_t rb, const float *v, int m, float scale) {
     const __m512 one = _mm512_set1_ps(1), less = _mm512_set1_ps(-1);
@@ -10056,8 +10323,8 @@ KVMEM__AVX512 static void kvmem__qjl_rows_avx512(float *s, int n, const uint8_t 
                 for (k = 0; k < 8; k += 2, x += 32) {
                     even = _mm512_add_ps(even, _mm512_permutexvar_ps(_mm512_srli_epi32(w[c], (unsigned)(4 * k)),
                                                                      _mm512_loadu_ps(x)));
-                    odd = _mm512_add_ps(odd, _mm512_permutexvar_ps(_mm512_srli_epi32(w[c], (unsigned)(4 * k + 4)),
-                                                                   _mm512_loadu_ps(x + 16)));
+                    odd = _mm512_add_ps(odd, _mm512_permutexvar_ps(
+                              _mm512_srli_epi32(w[c], (unsigned)(4 * k + 4)), _mm512_loadu_ps(x + 16)));
                 }
             }
         }
@@ -10066,8 +10333,8 @@ KVMEM__AVX512 static void kvmem__qjl_rows_avx512(float *s, int n, const uint8_t 
         _mm512_mask_storeu_ps(s + t, some, _mm512_add_ps(even, _mm512_maskz_loadu_ps(some, s + t)));
     }
 }
-KVMEM__AVX2 static void kvmem__qjl_rows_avx2(float *s, int n, const uint8_t *bits, const uint8_t *norm, size_t rb,
-                                             const float *v, int m, float scale) {
+KVMEM__AVX2 static void kvmem__qjl_rows_avx2(float *s, int n, const uint8_t *bits, const uint8_t *norm,
+                                             size_t rb, const float *v, int m, float scale) {
     const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     __m256 total = _mm256_setzero_ps();
     float part[8];
@@ -10078,7 +10345,8 @@ KVMEM__AVX2 static void kvmem__qjl_rows_avx2(float *s, int n, const uint8_t *bit
         for (j = 0; j < m; j += 16) {
             const __m256i lo = _mm256_and_si256(_mm256_set1_epi32(bits[j / 8]), bit);
             const __m256i hi = _mm256_and_si256(_mm256_set1_epi32(bits[j / 8 + 1]), bit);
-            a = _mm256_add_ps(a, _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(lo, bit)), _mm256_loadu_ps(v + j)));
+            a = _mm256_add_ps(a, _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(lo, bit)),
+                                               _mm256_loadu_ps(v + j)));
             c = _mm256_add_ps(c, _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(hi, bit)),
                                                _mm256_loadu_ps(v + j + 8)));
         }
@@ -10087,8 +10355,8 @@ KVMEM__AVX2 static void kvmem__qjl_rows_avx2(float *s, int n, const uint8_t *bit
         s[t] += scale * kvmem__scale_f16c(norm) * kvmem__sum8(part);
     }
 }
-typedef void (*kvmem__qjl_rows_fn)(float *s, int n, const uint8_t *bits, const uint8_t *norm, size_t rb, const float *v,
-                                   int m, float scale);
+typedef void (*kvmem__qjl_rows_fn)(float *s, int n, const uint8_t *bits, const uint8_t *norm, size_t rb,
+                                   const float *v, int m, float scale);
 static void kvmem__qjl_dot_by(const kvmem_coded *b, kvmem__qjl_rows_fn rows, float *s, int ld, int t0, int n,
                               const float *q, int nq) {
     const kvmem__qjl p = kvmem__qjl_of(b->par, b->d);
@@ -10102,7 +10370,8 @@ static void kvmem__qjl_dot_by(const kvmem_coded *b, kvmem__qjl_rows_fn rows, flo
             kvmem__qjl_split(b, &p, kvmem__axpy_avx2, q, j0, m, in, out);
             rows(s, n, row + p.at_in + j0 / 8, row, b->row_bytes, in, m, p.scale);
             if (j0 < p.mo)
-                rows(s, n, row + p.at_out + j0 / 8, row + 2, b->row_bytes, out, KVMEM__MIN(m, p.mo - j0), p.scale_o);
+                rows(s, n, row + p.at_out + j0 / 8, row + 2, b->row_bytes, out, KVMEM__MIN(m, p.mo - j0),
+                     p.scale_o);
         }
     }
 }
@@ -10111,7 +10380,8 @@ static void kvmem__qjl_dot_avx2(const kvmem_coded *b, float *s, int ld, int t0, 
     if (p.m % 16 == 0 && p.mo % 16 == 0) kvmem__qjl_dot_by(b, kvmem__qjl_rows_avx2, s, ld, t0, n, q, nq);
     else kvmem__qjl_dot(b, s, ld, t0, n, q, nq);
 }
-static void kvmem__qjl_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
+static void kvmem__qjl_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q,
+                                  int nq) {
     const kvmem__qjl p = kvmem__qjl_of(b->par, b->d);
     if (p.m % 128 == 0 && p.mo % 128 == 0) kvmem__qjl_dot_by(b, kvmem__qjl_rows_avx512, s, ld, t0, n, q, nq);
     else kvmem__qjl_dot_avx2(b, s, ld, t0, n, q, nq);
@@ -10134,6 +10404,13 @@ static void kvmem__qjl_fast(kvmem_codec *c, int isa) {
     (void)isa;
 #endif
 }
+static int kvmem__qjl_valid(const kvmem_coded *b) { /* are the head's channels channels? */
+    const int outliers = kvmem__qjl_of(b->par, b->d).outliers;
+    int i;
+    for (i = 0; i < outliers; i++)
+        if (kvmem__qjl_channel(b, i) >= b->d) return 0;
+    return 1;
+}
 static const kvmem_param kvmem__params_qjl[] = {
     { "m", 2, 0.125, 16, NULL, 0, "bits of the sketch, a channel" },
     { "mo", 2, 0, 16, NULL, 0, "bits of the outlier channels' sketch, a channel; at most m" },
@@ -10143,10 +10420,13 @@ static const kvmem_param kvmem__params_qjl[] = {
     KVMEM__CODEC_COMMON
 };
 static const kvmem_codec kvmem__codec_qjl = {
-    { "qjl", "signs of a random sketch and the norm, m + mo + 32 / d bits a value and the page's outlier channels",
+    { "qjl",
+      "signs of a random sketch and the norm, m + mo + 32 / d bits a value and the page's outlier channels",
       "Zandieh et al. 2024, arXiv 2406.03482", kvmem__params_qjl, 0 }, KVMEM_CODEC_KEYS,
-    kvmem__qjl_bytes, kvmem__qjl_head_bytes, kvmem__qjl_table_bytes, kvmem__qjl_build, NULL, NULL, NULL, NULL, NULL,
-    kvmem__qjl_q_floats, kvmem__qjl_encode, kvmem__qjl_expand, NULL, kvmem__qjl_q, kvmem__qjl_dot, NULL, NULL, kvmem__qjl_fast, NULL
+    kvmem__qjl_bytes, kvmem__qjl_head_bytes, kvmem__qjl_table_bytes, kvmem__qjl_build, NULL, NULL, NULL,
+    NULL, NULL,
+    kvmem__qjl_q_floats, kvmem__qjl_encode, kvmem__qjl_expand, NULL, kvmem__qjl_q, kvmem__qjl_dot, NULL,
+    NULL, kvmem__qjl_fast, kvmem__qjl_valid
 };
 
 /* ==== >>codec_table : all codecs, and what every codec may leave out ===============================

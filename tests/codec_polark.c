@@ -94,7 +94,8 @@ TEST(the_cut_lies_after_the_widest_gap) { /* against all gaps of the sorted angl
         float start;
         n = 1 + round % 40;
         for (i = 0; i < n; i++)
-            phi[i] = (float)(kvmem__unit(kvmem__random(3, (uint64_t)round, (uint64_t)i, 0)) * (round % 3 ? 6.28 : 1.0));
+            phi[i] = (float)(kvmem__unit(kvmem__random(3, (uint64_t)round, (uint64_t)i, 0)) *
+                             (round % 3 ? 6.28 : 1.0));
         start = kvmem__polark_start(phi, n, lo, hi);
         for (i = 0; i < n; i++) { /* the gap in front of angle i */
             double gap = 2 * KVMEM__PI;
@@ -231,6 +232,18 @@ TEST(fast_twins_give_the_plain_ones_scores) {
                 for (i = 0; i < 7; i++) found += coded_check_twin(text[k], path[p], d, rows[i]);
     if (!found) SKIP("no AVX2 here");
 }
+TEST(a_head_that_no_encoder_makes_is_not_valid) {
+    static float x[16 * 64];
+    coded c;
+    check_rows(x, 16, 64, 3);
+    REQUIRE(coded_make(&c, "polark", NULL, 64, x, 16));
+    CHECK(c.u.fn.valid(&c.b));
+    kvmem__put16(c.b.head + 6, 0x7e00); /* not a number */
+    CHECK(!c.u.fn.valid(&c.b));
+    kvmem__put16(c.b.head + 6, 0x4c00); /* an angle of 16 */
+    CHECK(!c.u.fn.valid(&c.b));
+    coded_free(&c);
+}
 TEST(it_is_for_keys_only) { CHECK(check_is("polark", KVMEM_CODEC_KEYS, 64)); }
 TEST(the_preset_is_the_card_s_composition) {
     kvmem_recipe r = kvmem_recipe_default();
@@ -255,6 +268,7 @@ int main(int argc, char **argv) {
     RUN(neighbours_are_pairs_with_pairs_norm);
     RUN(bad_input_gives_finite_rows_and_zeros_stay);
     RUN(fast_twins_give_the_plain_ones_scores);
+    RUN(a_head_that_no_encoder_makes_is_not_valid);
     RUN(it_is_for_keys_only);
     RUN(the_preset_is_the_card_s_composition);
     return test_end();

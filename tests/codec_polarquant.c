@@ -177,6 +177,17 @@ TEST(bad_input_gives_finite_rows_and_zeros_stay) {
         coded_check_bad("polarquant(levels=0,book=learnt)", sizes[i]);
     }
 }
+TEST(fast_twins_give_the_plain_ones_numbers) {
+    static const char *const text[] = { "polarquant", "polarquant(book=learnt,seed=5)", "polarquant(first=3)" };
+    static const int rows[] = { 1, 5, 16, 31, 64 };
+    static const int dims[] = { 16, 64, 80, 128, 192 };
+    int d, i, k, found = 0;
+    for (k = 0; k < 3; k++)
+        for (d = 0; d < 5; d++)
+            for (i = 0; i < 5; i++) found += coded_check_twin(text[k], "avx512", dims[d], rows[i]);
+    for (i = 0; i < 5 && found; i++) coded_check_sums("polarquant", "avx512", dims[i], 37);
+    if (!found) SKIP("no AVX-512 here");
+}
 int main(int argc, char **argv) {
     test_begin(argc, argv, "codec_polarquant");
     RUN(the_books_are_the_levels_of_the_laws);
@@ -190,6 +201,7 @@ int main(int argc, char **argv) {
     RUN(a_book_learnt_from_too_few_rows_is_the_law_s);
     RUN(scores_and_sums_are_those_of_the_decoded_rows);
     RUN(a_value_without_a_partner_keeps_its_sign_and_size);
+    RUN(fast_twins_give_the_plain_ones_numbers);
     RUN(bad_input_gives_finite_rows_and_zeros_stay);
     return test_end();
 }

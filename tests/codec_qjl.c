@@ -154,6 +154,16 @@ TEST(fast_twins_give_the_plain_ones_scores) {
                 for (i = 0; i < 7; i++) found += coded_check_twin(text[k], path[p], d, rows[i]);
     if (!found) SKIP("no AVX2 here");
 }
+TEST(a_head_that_names_no_channel_is_not_valid) {
+    static float x[32 * 64];
+    coded c;
+    check_rows(x, 32, 64, 3);
+    REQUIRE(coded_make(&c, "qjl", NULL, 64, x, 32));
+    CHECK(c.u.fn.valid(&c.b));
+    c.b.head[7] = 64;
+    CHECK(!c.u.fn.valid(&c.b));
+    coded_free(&c);
+}
 TEST(it_is_for_keys_only) { CHECK(check_is("qjl", KVMEM_CODEC_KEYS, 64)); }
 TEST(the_preset_is_the_card_s_composition) {
     kvmem_recipe r = kvmem_recipe_default();
@@ -174,6 +184,7 @@ int main(int argc, char **argv) {
     RUN(scores_are_those_of_the_decoded_rows);
     RUN(bad_input_gives_finite_rows_and_zeros_stay);
     RUN(fast_twins_give_the_plain_ones_scores);
+    RUN(a_head_that_names_no_channel_is_not_valid);
     RUN(it_is_for_keys_only);
     RUN(the_preset_is_the_card_s_composition);
     return test_end();
