@@ -5259,11 +5259,9 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__dot_vnni_nq(kvmem__rows kind, int nq, fl
         KVMEM__UNROLL
         for (i = 0; i < nq; i++) tot[i] = _mm512_setzero_ps();
         for (c = 0; c < d / 32; c++, p += pb) {
-            if (m == 16) kvmem__piece_vnni(kind, nq, tot, p, rb, q + KVMEM__QWORDS * (size_t)c, qf);
-            else {
-                for (r = 0; r < 16; r++) memcpy(tail + pb * (size_t)r, p + rb * (size_t)KVMEM__MIN(r, m - 1), pb);
-                kvmem__piece_vnni(kind, nq, tot, tail, pb, q + KVMEM__QWORDS * (size_t)c, qf);
-            }
+            for (r = 0; r < 16 && m < 16; r++)
+                memcpy(tail + pb * (size_t)r, p + rb * (size_t)KVMEM__MIN(r, m - 1), pb);
+            kvmem__piece_vnni(kind, nq, tot, m < 16 ? tail : p, m < 16 ? pb : rb, q + KVMEM__QWORDS * (size_t)c, qf);
         }
         for (i = 0; i < nq; i++)
             _mm512_mask_storeu_ps(s + (size_t)i * ld + t, (__mmask16)((1u << m) - 1), tot[i]);
@@ -5287,7 +5285,7 @@ KVMEM__INLINE int kvmem__sum_zero(kvmem__rows kind) {
 /* Weighted sums of integers, at most 64 rows of one piece: w (nq, 64) are the weights over their largest,
    zero past row m. Times the scales over their largest they become 16-bit numbers u (nq, 64); the largest
    scale / 32767 is returned. bias (nq): the weighted sum of the minima. */
-KVMEM__AVX512 KVMEM__INLINE float kvmem__weigh_vnni(kvmem__rows kind, int16_t *u, float *bias, const uint8_t *p,
+KVMEM__AVX512 static float kvmem__weigh_vnni(kvmem__rows kind, int16_t *u, float *bias, const uint8_t *p,
                                                     size_t rb, int m, const float *w, int nq) {
     __m512 scale[4], min[4], most = _mm512_setzero_ps(), inv;
     __m512i fifth;
@@ -10435,9 +10433,9 @@ static const kvmem_codec kvmem__codec_qjl = {
 static const kvmem_codec *kvmem__codec_table(int i) {
     static const kvmem_codec *const table[] = {
         &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0,
+        &kvmem__codec_q4_1, &kvmem__codec_q5_0, &kvmem__codec_q5_1, &kvmem__codec_iq4_nl,
         &kvmem__codec_qjl,
         &kvmem__codec_polark,
-        &kvmem__codec_q4_1, &kvmem__codec_q5_0, &kvmem__codec_q5_1, &kvmem__codec_iq4_nl,
         &kvmem__codec_polarquant,
         &kvmem__codec_kivi, &kvmem__codec_gear, &kvmem__codec_zip,
         &kvmem__codec_mikv,
