@@ -16348,6 +16348,8 @@ static kvmem_status kvmem__chunks_load(kvmem_cache *c, const void *bytes, size_t
     if (st == KVMEM_OK) st = kvmem__chunks_verify(&s, &c->error);
     for (i = 0; st == KVMEM_OK && i < s.n_chunks; i++) st = kvmem_cache_load_chunk(c, &s, i, level);
     if (st == KVMEM_OK) st = kvmem__chunks_state(c, &s);
+    for (i = 0; st == KVMEM_OK && i < c->shape.n_layers; i++)
+        st = kvmem__settle_layer(c, i, KVMEM_PROMPT_END);
     if (st != KVMEM_OK) {
         const kvmem_error e = c->error;
         kvmem_cache_clear(c);

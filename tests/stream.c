@@ -435,6 +435,44 @@ TEST(a_file_loads_into_a_cache_of_any_codec) {
     CHECK(kvmem_cache_load(&d, s.p, s.n) == KVMEM_MISMATCH);
     kvmem_cache_free(&d); kvmem_cache_free(&c); world_free(&z); world_free(&w); free(s.p);
 }
+TEST(block_codecs_and_keys_before_rope_take_files_and_make_them) {
+    static const char *const recipe[] = { "kivi(bits=4)", "kvquant(bits=4)/kvquant_v(bits=4)", "turboquant(bits=4)",
+                                          "zip(bits=4)", "rotatekv(bits=4)", "lowrank" };
+    char text[100];
+    int i, j;
+    for (i = 0; i < 6; i++) {
+        world w, z; kvmem_cache c, d, e; bytes s, s2; double k, v, k2, v2; kvmem_error err; kvmem_bytes full, coded;
+        kvmem_recipe r = kvmem_recipe_default();
+        memset(&s, 0, sizeof s); memset(&s2, 0, sizeof s2);
+        snprintf(text, sizeof text, "full codec=%s page=16", recipe[i]);
+        if (kvmem_recipe_parse(&r, text, &err) != KVMEM_OK) { printf("  %s: %s\n", text, err.text); continue; }
+        test_state = 3;
+        REQUIRE(world_init(&w, 2, 2, 2, 32, 0.95, "full codec=f32"));
+        test_state = 3;
+        REQUIRE(world_init(&z, 2, 2, 2, 32, 0.95, text));
+        w.cfg.shape.rope = w.rope; z.cfg.shape.rope = z.rope;
+        CHECK_OK(kvmem_cache_init(&c, &w.cfg)); CHECK_OK(kvmem_cache_init(&d, &z.cfg));
+        CHECK_OK(feed(&w, &c, 100, KVMEM_PROMPT_END, NULL));
+        for (j = 0; j < 2; j++) { /* exact entries to the codec's cache, and the codec's to another file */
+            kvmem_level_options o = at_level(3, 1);
+            s.n = 0;
+            CHECK_OK(kvmem_cache_save_level(j ? &d : &c, &o, bytes_write, &s));
+            if (!j) {
+                CHECK_OK(kvmem_cache_load(&d, s.p, s.n));
+                CHECK(compare(&w, &c, &d, &k, &v) && k < 0.08 && v < 0.08);
+                kvmem_cache_bytes(&c, &full); kvmem_cache_bytes(&d, &coded);
+                CHECK(coded.live.k + coded.live.v < (full.live.k + full.live.v) / 3); /* they are coded again at once */
+            } else {
+                CHECK_OK(kvmem_cache_init(&e, &w.cfg));
+                CHECK_OK(kvmem_cache_load(&e, s.p, s.n));
+                CHECK(compare(&w, &d, &e, &k2, &v2) && k2 < 0.03 && v2 < 0.03);
+                kvmem_cache_free(&e);
+            }
+        }
+        CHECK_OK(feed(&z, &d, 3, KVMEM_DECODE, NULL));
+        kvmem_cache_free(&c); kvmem_cache_free(&d); free(s.p); free(s2.p); world_free(&w); world_free(&z);
+    }
+}
 TEST(lanes_with_holes_empty_lanes_and_short_chunks_come_back) {
     static const int chunk[] = { 1, 2, 7, 65536 };
     int i, group;
@@ -830,6 +868,7 @@ int main(int argc, char **argv) {
     RUN(finer_levels_are_larger_and_nearer);
     RUN(level_0_is_the_save_of_entries_as_stored);
     RUN(a_file_loads_into_a_cache_of_any_codec);
+    RUN(block_codecs_and_keys_before_rope_take_files_and_make_them);
     RUN(lanes_with_holes_empty_lanes_and_short_chunks_come_back);
     RUN(an_empty_cache_and_one_whose_entries_are_all_gone_come_back);
     RUN(zeros_huge_and_tiny_values_stay_finite);
