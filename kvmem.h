@@ -6222,6 +6222,7 @@ static int kvmem__affine_width(int bits, int d, int group) {
 /* May the twins be used? group 0: by column. */
 static int kvmem__affine_fits(int bits, int group, int d) {
     if ((bits != 2 && bits != 4 && bits != 8) || d > 512 || (group && group < d && group % 32)) return 0;
+    if (bits == 8 && (group ? KVMEM__MIN(group, d) : d) > 128) return 0; /* sums of a group stay below 2^31 */
     return kvmem__affine_width(bits, d, group) > 0;
 }
 /* A prepared query: d high bytes, d low bytes, then for every group its step and its sum (by column: the step
@@ -6249,7 +6250,8 @@ KVMEM__AVX512 KVMEM__INLINE float kvmem__affine_bytes(int bits, uint8_t *out, co
     return step;
 }
 /* By column: fold q (d) with the head. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_fold(int bits, float *out, const uint8_t *head, const float *q, int d) {
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_fold4(int bits, float *out, const uint8_t *head,
+                                                     const float *q, int d) {
     __m512 beta = _mm512_setzero_ps();
     float x[512];
     int c;
@@ -6264,7 +6266,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_fold(int bits, float *out, const 
     out[d / 2 + 1] = _mm512_reduce_add_ps(beta);
 }
 /* By row: group by group. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_split(int bits, float *out, const float *q, int d, int group) {
+KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_split4(int bits, float *out, const float *q, int d, int group) {
     const int groups = kvmem__affine_groups(group, d);
     int g, c;
     for (g = 0; g < groups; g++) {
@@ -6354,7 +6356,8 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_flush(int nq, int na, __m512 *tot
 }
 /* m <= 16 rows against nq prepared queries, qf bytes apart. group 0: by column. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_dot16(int bits, int nq, float *s, size_t ld, const uint8_t *rows,
-                                                     size_t rb, int m, const uint8_t *q, size_t qf, int d, int group) {
+                                                     size_t rb, int m, const uint8_t *q, size_t qf, int d,
+                                                         int group) {
     const int F = 8 / bits, na = nq == 1 ? 4 : nq == 2 ? 2 : 1, by_row = group > 0;
     const int groups = by_row ? kvmem__affine_groups(group, d) : 1, every = by_row ? KVMEM__MIN(group, d) : d;
     const float *step = (const float *)(const void *)(q + 2 * d);
@@ -6406,37 +6409,15 @@ KVMEM__AVX512 static void kvmem__affine_dot_512(int bits, float *s, int ld, cons
     else if (bits == 4) kvmem__affine_dot_bits(4, s, ld, rows, rb, n, q, qf, nq, d, group);
     else kvmem__affine_dot_bits(8, s, ld, rows, rb, n, q, qf, nq, d, group);
 }
-/* By column: s[i*ld + t] = <q_i, row t>, q (nq, d). */
-KVMEM__AVX512 static void kvmem__affine_cols_dot_512(int bits, float *s, int ld, const uint8_t *head,
-                                                     const uint8_t *rows, size_t rb, int n, const float *q, int nq,
-                                                     int d) {
-    float f[4 * (256 + 2)];
-    const size_t qf = (size_t)(d / 2 + 2);
-    int i, k, j;
-    for (i = 0; i < nq; i += k) {
-        k = KVMEM__MIN(4, nq - i);
-        for (j = 0; j < k; j++) {
-            const float *x = q + (size_t)(i + j) * (size_t)d;
-            if (bits == 2) kvmem__affine_fold(2, f + qf * (size_t)j, head, x, d);
-            else if (bits == 4) kvmem__affine_fold(4, f + qf * (size_t)j, head, x, d);
-            else kvmem__affine_fold(8, f + qf * (size_t)j, head, x, d);
-        }
-        kvmem__affine_dot_512(bits, s + (size_t)i * (size_t)ld, ld, rows, rb, n, f, qf, k, d, 0);
-    }
+KVMEM__AVX512 static void kvmem__affine_fold_512(int bits, float *out, const uint8_t *head, const float *q, int d) {
+    if (bits == 2) kvmem__affine_fold4(2, out, head, q, d);
+    else if (bits == 4) kvmem__affine_fold4(4, out, head, q, d);
+    else kvmem__affine_fold4(8, out, head, q, d);
 }
 KVMEM__AVX512 static void kvmem__affine_split_512(int bits, float *out, const float *q, int d, int group) {
-    if (bits == 2) kvmem__affine_split(2, out, q, d, group);
-    else if (bits == 4) kvmem__affine_split(4, out, q, d, group);
-    else kvmem__affine_split(8, out, q, d, group);
-}
-/* By row: the queries are prepared (affine_split). */
-KVMEM__AVX512 static void kvmem__affine_rows_dot_512(int bits, float *s, int ld, const uint8_t *rows, size_t rb, int n,
-                                                     const float *q, int nq, int d, int group) {
-    const size_t qf = (size_t)kvmem__affine_q_size(group, d);
-    int i;
-    for (i = 0; i < nq; i += 4)
-        kvmem__affine_dot_512(bits, s + (size_t)i * (size_t)ld, ld, rows, rb, n, q + qf * (size_t)i, qf,
-                              KVMEM__MIN(4, nq - i), d, group);
+    if (bits == 2) kvmem__affine_split4(2, out, q, d, group);
+    else if (bits == 4) kvmem__affine_split4(4, out, q, d, group);
+    else kvmem__affine_split4(8, out, q, d, group);
 }
 
 /* Weights of m <= 64 rows as 16-bit numbers: dword 4 p + g of pair (32, 4) is (w s_g) of rows 2p and 2p + 1
@@ -6675,55 +6656,458 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__affine_axpy_512(int bits, int nq, float 
         }
     }
 }
+/* ---- AVX2: the same with 8 rows or 16 code bytes a half register; multiplied are 16-bit numbers, a code by
+   one of the query's (the field's in bytes 0 1 of a word with that in bytes 2 3) or by a weight ---- */
+KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__down_256(__m256i x, int n) {
+    switch (n) {
+    case 0: return x;
+    case 2: return _mm256_srli_epi16(x, 2);
+    case 4: return _mm256_srli_epi16(x, 4);
+    case 6: return _mm256_srli_epi16(x, 6);
+    case 8: return _mm256_srli_epi16(x, 8);
+    case 10: return _mm256_srli_epi16(x, 10);
+    case 12: return _mm256_srli_epi16(x, 12);
+    default: return _mm256_srli_epi16(x, 14);
+    }
+}
+/* Field f of every word: the last one needs no mask. */
+KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__field_256(int bits, __m256i x, int f) {
+    const __m256i y = kvmem__down_256(x, f * bits);
+    return f == 16 / bits - 1 ? y : _mm256_and_si256(y, _mm256_set1_epi16((short)((1 << bits) - 1)));
+}
+KVMEM__AVX2 KVMEM__INLINE float kvmem__top_256(__m256 x) {
+    __m128 h = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
+}
+KVMEM__AVX2 KVMEM__INLINE float kvmem__total_256(__m256 x) {
+    __m128 h = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    h = _mm_add_ps(h, _mm_movehl_ps(h, h));
+    return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
+}
+KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__halves_256(const uint8_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+/* x (d0 .. d1) as 16-bit numbers in pairs of channels f, 16 / bits + f of a word. Returns the step. */
+KVMEM__AVX2 KVMEM__INLINE float kvmem__affine_shorts(int bits, int16_t *out, const float *x, int d0, int d1) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 most = _mm256_setzero_ps(), inv;
+    float step;
+    int c;
+    for (c = d0; c < d1; c += 8) most = _mm256_max_ps(most, _mm256_andnot_ps(sign, _mm256_loadu_ps(x + c)));
+    step = kvmem__top_256(most) / 32767.0f;
+    inv = _mm256_set1_ps(kvmem__inverse(step));
+    for (c = d0; c < d1; c += 16) {
+        const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + c), inv));
+        const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + c + 8), inv));
+        const __m256i h = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+        __m128i u = _mm256_castsi256_si128(h), v = _mm256_extracti128_si256(h, 1), y = u;
+        if (bits == 2) {
+            u = _mm_unpacklo_epi16(y, v);
+            v = _mm_unpackhi_epi16(y, v);
+        } else if (bits == 4) {
+            u = _mm_unpacklo_epi16(u, _mm_srli_si128(u, 8));
+            v = _mm_unpacklo_epi16(v, _mm_srli_si128(v, 8));
+        } else {
+            u = _mm_shufflehi_epi16(_mm_shufflelo_epi16(u, 0xd8), 0xd8);
+            v = _mm_shufflehi_epi16(_mm_shufflelo_epi16(v, 0xd8), 0xd8);
+        }
+        _mm_storeu_si128((__m128i *)(void *)(out + c), u);
+        _mm_storeu_si128((__m128i *)(void *)(out + c + 8), v);
+    }
+    return step;
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__affine_fold2(int bits, float *out, const uint8_t *head, const float *q, int d) {
+    __m256 beta = _mm256_setzero_ps();
+    float x[512];
+    int c;
+    for (c = 0; c < d; c += 8) {
+        const __m256 v = _mm256_loadu_ps(q + c);
+        _mm256_storeu_ps(x + c, _mm256_mul_ps(v, kvmem__halves_256(head + 2 * c)));
+        beta = _mm256_fmadd_ps(v, kvmem__halves_256(head + 2 * (d + c)), beta);
+    }
+    out[d / 2] = kvmem__affine_shorts(bits, (int16_t *)(void *)out, x, 0, d);
+    out[d / 2 + 1] = kvmem__total_256(beta);
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__affine_split2(int bits, float *out, const float *q, int d, int group) {
+    const int groups = kvmem__affine_groups(group, d);
+    int g, c;
+    for (g = 0; g < groups; g++) {
+        const int from = g * group, to = g + 1 < groups ? from + group : d;
+        __m256 sum = _mm256_setzero_ps();
+        for (c = from; c < to; c += 8) sum = _mm256_add_ps(sum, _mm256_loadu_ps(q + c));
+        out[d / 2 + 2 * g] = kvmem__affine_shorts(bits, (int16_t *)(void *)out, q, from, to);
+        out[d / 2 + 2 * g + 1] = kvmem__total_256(sum);
+    }
+}
+/* 16 bytes at `at` of m <= 8 rows as words of 8 rows. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__affine_load2(__m256i *w, const uint8_t *rows, size_t rb, int m, size_t at) {
+    __m256i z[4], a, b, c, e;
+    int j;
+    KVMEM__UNROLL
+    for (j = 0; j < 4; j++) {
+        const uint8_t *p = rows + at + rb * (size_t)KVMEM__MIN(j, m - 1);
+        const uint8_t *r = rows + at + rb * (size_t)KVMEM__MIN(4 + j, m - 1);
+        z[j] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)p)),
+                                       _mm_loadu_si128((const __m128i *)(const void *)r), 1);
+    }
+    a = _mm256_unpacklo_epi32(z[0], z[1]);
+    b = _mm256_unpacklo_epi32(z[2], z[3]);
+    c = _mm256_unpackhi_epi32(z[0], z[1]);
+    e = _mm256_unpackhi_epi32(z[2], z[3]);
+    w[0] = _mm256_unpacklo_epi64(a, b);
+    w[1] = _mm256_unpackhi_epi64(a, b);
+    w[2] = _mm256_unpacklo_epi64(c, e);
+    w[3] = _mm256_unpackhi_epi64(c, e);
+}
+/* m <= 8 rows against nq <= 2 prepared queries, qf floats apart. group 0: by column. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__affine_dot8(int bits, int nq, float *s, size_t ld, const uint8_t *rows,
+                                                  size_t rb,
+                                                  int m, const float *q, size_t qf, int d, int group) {
+    const int F = 8 / bits, by_row = group > 0, groups = by_row ? kvmem__affine_groups(group, d) : 1;
+    const int every = by_row ? KVMEM__MIN(group, d) : d;
+    __m256i sum[2], w[4], meta[4];
+    __m256 tot[2];
+    float out[8];
+    int c, g = 0, i, k, f;
+    for (i = 0; i < 2; i++) {
+        sum[i] = _mm256_setzero_si256();
+        tot[i] = _mm256_setzero_ps();
+    }
+    for (i = 0; i < 4; i++) meta[i] = sum[0];
+    for (c = 0; c < d; c += 16 * F) {
+        kvmem__affine_load2(w, rows + (by_row ? 4 * groups : 0), rb, m, (size_t)(c / F));
+        KVMEM__UNROLL
+        for (k = 0; k < 4; k++) {
+            const int to = c + 4 * F * (k + 1);
+            const float *qw = q + (to - 4 * F) / 2;
+            KVMEM__UNROLL
+            for (f = 0; f < 2 * F; f++) {
+                const __m256i y = kvmem__field_256(bits, w[k], f);
+                KVMEM__UNROLL
+                for (i = 0; i < nq; i++) {
+                    int pair;
+                    memcpy(&pair, qw + qf * (size_t)i + f, 4);
+                    sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(y, _mm256_set1_epi32(pair)));
+                }
+            }
+            if (k % 2 == 0 || (to != d && to != (g + 1) * every)) continue;
+            if (by_row && g % 4 == 0) kvmem__affine_load2(meta, rows, rb, m, 4 * (size_t)g);
+            KVMEM__UNROLL
+            for (i = 0; i < nq; i++) {
+                const float *p = q + qf * (size_t)i + d / 2 + 2 * g;
+                __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[i]), _mm256_set1_ps(p[0]));
+                if (by_row) { /* 16 bits of each dword: halves s, then m */
+                    const __m256i lo = _mm256_and_si256(meta[0], _mm256_set1_epi32(0xffff));
+                    const __m256i hi = _mm256_srli_epi32(meta[0], 16);
+                    const __m256i h = _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
+                    x = _mm256_fmadd_ps(x, _mm256_cvtph_ps(_mm256_castsi256_si128(h)), tot[i]);
+                    tot[i] = _mm256_fmadd_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(h, 1)),
+                                             _mm256_set1_ps(p[1]), x);
+                } else tot[i] = _mm256_add_ps(x, _mm256_set1_ps(p[1]));
+                sum[i] = _mm256_setzero_si256();
+            }
+            meta[0] = meta[1];
+            meta[1] = meta[2];
+            meta[2] = meta[3];
+            g++;
+        }
+    }
+    for (i = 0; i < nq; i++) {
+        if (m == 8) _mm256_storeu_ps(s + (size_t)i * ld, tot[i]);
+        else {
+            _mm256_storeu_ps(out, tot[i]);
+            memcpy(s + (size_t)i * ld, out, (size_t)m * sizeof *out);
+        }
+    }
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__affine_dot2_bits(int bits, float *s, int ld, const uint8_t *rows,
+                                                       size_t rb, int n,
+                                                       const float *q, size_t qf, int nq, int d, int group) {
+    int t;
+    for (t = 0; t < n; t += 8) {
+        const uint8_t *p = rows + rb * (size_t)t;
+        const int m = KVMEM__MIN(8, n - t);
+        if (nq == 2) kvmem__affine_dot8(bits, 2, s + t, (size_t)ld, p, rb, m, q, qf, d, group);
+        else kvmem__affine_dot8(bits, 1, s + t, (size_t)ld, p, rb, m, q, qf, d, group);
+    }
+}
+KVMEM__AVX2 static void kvmem__affine_dot_256(int bits, float *s, int ld, const uint8_t *rows, size_t rb, int n,
+                                               const float *q, size_t qf, int nq, int d, int group) {
+    if (bits == 2) kvmem__affine_dot2_bits(2, s, ld, rows, rb, n, q, qf, nq, d, group);
+    else if (bits == 4) kvmem__affine_dot2_bits(4, s, ld, rows, rb, n, q, qf, nq, d, group);
+    else kvmem__affine_dot2_bits(8, s, ld, rows, rb, n, q, qf, nq, d, group);
+}
+KVMEM__AVX2 static void kvmem__affine_fold_256(int bits, float *out, const uint8_t *head, const float *q, int d) {
+    if (bits == 2) kvmem__affine_fold2(2, out, head, q, d);
+    else if (bits == 4) kvmem__affine_fold2(4, out, head, q, d);
+    else kvmem__affine_fold2(8, out, head, q, d);
+}
+KVMEM__AVX2 static void kvmem__affine_split_256(int bits, float *out, const float *q, int d, int group) {
+    if (bits == 2) kvmem__affine_split2(2, out, q, d, group);
+    else if (bits == 4) kvmem__affine_split2(4, out, q, d, group);
+    else kvmem__affine_split2(8, out, q, d, group);
+}
+/* Weights of m <= 64 rows, as affine_weigh makes them. meta NULL: by column, s = m = 1 of one group. */
+KVMEM__AVX2 static float kvmem__affine_weigh2(int32_t *pair, float *bias, const float *w, const uint8_t *meta,
+                                              size_t rb,
+                                              int m, int groups) {
+    const __m256 sign = _mm256_set1_ps(-0.0f), one = _mm256_set1_ps(1);
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256 some = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(2 * groups), lane));
+    const __m256 even = _mm256_and_ps(some, _mm256_castsi256_ps(_mm256_cmpeq_epi32(
+        _mm256_and_si256(lane, _mm256_set1_epi32(1)), _mm256_setzero_si256())));
+    __m256 most = _mm256_setzero_ps(), sum = most, inv;
+    float u[64 * 8], step;
+    int t, k;
+    for (t = 0; t < m; t++) {
+        __m256 x = meta ? kvmem__halves_256(meta + rb * (size_t)t) : one;
+        x = _mm256_and_ps(_mm256_mul_ps(x, _mm256_set1_ps(w[t])), some);
+        sum = _mm256_add_ps(sum, x);
+        most = _mm256_max_ps(most, _mm256_and_ps(even, _mm256_andnot_ps(sign, x)));
+        _mm256_storeu_ps(u + 8 * t, x);
+    }
+    for (; t % 2; t++) _mm256_storeu_ps(u + 8 * t, _mm256_setzero_ps());
+    step = kvmem__top_256(most) / 32767.0f;
+    inv = _mm256_set1_ps(kvmem__inverse(step));
+    for (m = t, t = 0; t < m; t += 2) {
+        const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_and_ps(even, _mm256_loadu_ps(u + 8 * t)), inv));
+        const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_and_ps(even, _mm256_loadu_ps(u + 8 * t + 8)), inv));
+        const __m256i x = _mm256_or_si256(_mm256_and_si256(a, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(b, 16));
+        _mm_storeu_si128((__m128i *)(void *)(pair + 2 * t), _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(
+            x, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6))));
+    }
+    for (; t < 64; t += 2) memset(pair + 2 * t, 0, 16);
+    _mm256_storeu_ps(u, sum);
+    for (k = 0; k < groups; k++) bias[k] = u[2 * k + 1];
+    return step;
+}
+/* acc (16 / bits * 4 channels from c on, one lane of sums a[f]) gains scale times them. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__affine_gain2(float *acc, __m128i x, __m128 scale) {
+    _mm_storeu_ps(acc, _mm_fmadd_ps(_mm_cvtepi32_ps(x), scale, _mm_loadu_ps(acc)));
+}
+/* The sums a (2 F fields) of half k of a unit, to their channels. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__affine_end2(int bits, int W, float *acc, const __m256i *a, int stride,
+                                                  float step) {
+    const int F = 8 / bits, nf = 2 * F;
+    const __m128 scale = _mm_set1_ps(step);
+    int l, i, f;
+    KVMEM__UNROLL
+    for (l = 0; l < W / 16; l++) {
+        __m128i x[8];
+        float *o = acc + 16 * F * l;
+        KVMEM__UNROLL
+        for (f = 0; f < nf; f++) {
+            x[f] = l ? _mm256_extracti128_si256(a[f * stride], 1) : _mm256_castsi256_si128(a[f * stride]);
+            if (W == 16) x[f] = _mm_add_epi32(x[f], _mm256_extracti128_si256(a[f * stride], 1));
+        }
+        if (nf == 2) {
+            kvmem__affine_gain2(o, _mm_unpacklo_epi32(x[0], x[1]), scale);
+            kvmem__affine_gain2(o + 4, _mm_unpackhi_epi32(x[0], x[1]), scale);
+            continue;
+        }
+        KVMEM__UNROLL
+        for (f = 0; f < nf; f += 4) {
+            const __m128i p = _mm_unpacklo_epi32(x[f], x[f + 1]), q = _mm_unpacklo_epi32(x[f + 2], x[f + 3]);
+            const __m128i r = _mm_unpackhi_epi32(x[f], x[f + 1]), s = _mm_unpackhi_epi32(x[f + 2], x[f + 3]);
+            __m128i y[4];
+            y[0] = _mm_unpacklo_epi64(p, q);
+            y[1] = _mm_unpackhi_epi64(p, q);
+            y[2] = _mm_unpacklo_epi64(r, s);
+            y[3] = _mm_unpackhi_epi64(r, s);
+            KVMEM__UNROLL
+            for (i = 0; i < 4; i++) kvmem__affine_gain2(o + nf * i + f, y[i], scale);
+        }
+    }
+}
+KVMEM__AVX2 KVMEM__INLINE __m256i kvmem__affine_units2(int W, const uint8_t *p, size_t rb, int t, int m) {
+    const uint8_t *a = p + rb * (size_t)KVMEM__MIN(t, m - 1), *b = p + rb * (size_t)KVMEM__MIN(t + 2, m - 1);
+    if (W == 32) return _mm256_loadu_si256((const __m256i *)(const void *)a);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)a)),
+                                   _mm_loadu_si128((const __m128i *)(const void *)b), 1);
+}
+/* Half k of a unit of W code bytes of m <= 64 rows. idx: which dword of the pairs belongs to which lane. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__affine_half2(int bits, int W, int nq, int k, float *acc, size_t ld,
+                                                   const uint8_t *p,
+                                                   size_t rb, int m, const int32_t *pair, __m256i idx,
+                                                       const float *step) {
+    const int nf = 16 / bits;
+    __m256i a[8];
+    int t, i, f;
+    KVMEM__UNROLL
+    for (i = 0; i < nf * nq; i++) a[i] = _mm256_setzero_si256();
+    for (t = 0; t < m; t += 64 / W) {
+        const __m256i u = kvmem__affine_units2(W, p, rb, t, m), v = kvmem__affine_units2(W, p, rb, t + 1, m);
+        const __m256i z = k ? _mm256_unpackhi_epi16(u, v) : _mm256_unpacklo_epi16(u, v);
+        __m256i ws[2];
+        KVMEM__UNROLL
+        for (i = 0; i < nq; i++) {
+            const __m128i *d = (const __m128i *)(const void *)(pair + 128 * i + 2 * t);
+            ws[i] = W == 32 ? _mm256_broadcastsi128_si256(_mm_loadu_si128(d))
+                            : _mm256_loadu_si256((const __m256i *)(const void *)d);
+            ws[i] = _mm256_permutevar8x32_epi32(ws[i], idx);
+        }
+        KVMEM__UNROLL
+        for (f = 0; f < nf; f++) {
+            const __m256i y = kvmem__field_256(bits, z, f);
+            KVMEM__UNROLL
+            for (i = 0; i < nq; i++) a[f * nq + i] = _mm256_add_epi32(a[f * nq + i], _mm256_madd_epi16(y, ws[i]));
+        }
+    }
+    KVMEM__UNROLL
+    for (i = 0; i < nq; i++) kvmem__affine_end2(bits, W, acc + ld * (size_t)i, a + i, nq, step[i]);
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__affine_sum2(int bits, int W, int nq, float *acc, size_t ld, const uint8_t *p,
+                                                  size_t rb, int m, const int32_t *pair, const float *step,
+                                                      int c0, int c1,
+                                                  int group) {
+    const int F = 8 / bits;
+    int c, l, k;
+    for (c = c0; c < c1; c += W * F) {
+        KVMEM__UNROLL
+        for (k = 0; k < 2; k++) {
+            int32_t at[8];
+            for (l = 0; l < 8; l++)
+                at[l] = l / 4 / (W / 16) * 4 + (group ? (c - c0 + F * (l / 4 % (W / 16) * 16 + 8 * k)) / group : 0);
+            kvmem__affine_half2(bits, W, nq, k, acc + c + 8 * F * k, ld, p + c / F, rb, m, pair,
+                                _mm256_loadu_si256((const __m256i *)(const void *)at), step);
+        }
+    }
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__affine_axpy2(int bits, int nq, float *acc, size_t ld, float *bias,
+                                                   const uint8_t *codes, const uint8_t *meta, size_t rb, int n,
+                                                   const float *w, size_t wl, int d, int group) {
+    const int W = KVMEM__MIN(32, kvmem__affine_width(bits, d, group)), each = meta ? group : 0;
+    const int every = meta ? KVMEM__MIN(4 * group, d) : d;
+    int32_t pair[2 * 128];
+    float step[2], more[4];
+    int t, i, c, k, x;
+    for (t = 0; t < n; t += 64) {
+        const int m = KVMEM__MIN(64, n - t);
+        const size_t at = rb * (size_t)t;
+        for (c = 0; c < d; c += every) {
+            const int to = KVMEM__MIN(c + every, d), groups = meta ? (to - c + group - 1) / group : 1;
+            for (i = 0; i < nq; i++) {
+                step[i] = kvmem__affine_weigh2(pair + 128 * i, more, w + wl * (size_t)i + t,
+                                               meta ? meta + at + c / group * 4 : NULL, rb, m, groups);
+                if (!meta) bias[i] += more[0];
+                for (k = 0; k < groups && meta; k++)
+                    for (x = c + k * group; x < KVMEM__MIN(c + (k + 1) * group, to); x += 8) {
+                        float *o = acc + ld * (size_t)i + x;
+                        _mm256_storeu_ps(o, _mm256_add_ps(_mm256_loadu_ps(o), _mm256_set1_ps(more[k])));
+                    }
+            }
+            if (W == 32) kvmem__affine_sum2(bits, 32, nq, acc, ld, codes + at, rb, m, pair, step, c, to, each);
+            else kvmem__affine_sum2(bits, 16, nq, acc, ld, codes + at, rb, m, pair, step, c, to, each);
+        }
+    }
+}
 #define KVMEM__AFFINE_AXPY(bits)                                                                    \
-    KVMEM__AVX512 static void kvmem__affine_axpy##bits##_512(float *acc, size_t ld, float *bias, const uint8_t *codes, \
+    KVMEM__AVX512 static void kvmem__affine_axpy##bits##_512(float *acc, size_t ld, float *bias,    \
+                                                            const uint8_t *codes,                   \
                                                              const uint8_t *meta, size_t rb, int n, const float *w, \
                                                              size_t wl, int nq, int d, int group) { \
         if (nq == 3) kvmem__affine_axpy_512(bits, 3, acc, ld, bias, codes, meta, rb, n, w, wl, d, group); \
         else if (nq == 2) kvmem__affine_axpy_512(bits, 2, acc, ld, bias, codes, meta, rb, n, w, wl, d, group); \
         else kvmem__affine_axpy_512(bits, 1, acc, ld, bias, codes, meta, rb, n, w, wl, d, group);   \
+    }                                                                                               \
+    KVMEM__AVX2 static void kvmem__affine_axpy##bits##_256(float *acc, size_t ld, float *bias, const uint8_t *codes, \
+                                                           const uint8_t *meta, size_t rb, int n, const float *w, \
+                                                           size_t wl, int nq, int d, int group) {   \
+        if (nq == 2) kvmem__affine_axpy2(bits, (bits) == 2 ? 1 : 2, acc, ld, bias, codes, meta, rb, n, w, wl,\
+                                         d, group);                                                 \
+        else kvmem__affine_axpy2(bits, 1, acc, ld, bias, codes, meta, rb, n, w, wl, d, group);      \
     }
 KVMEM__AFFINE_AXPY(2)
 KVMEM__AFFINE_AXPY(4)
 KVMEM__AFFINE_AXPY(8)
 #undef KVMEM__AFFINE_AXPY
-static void kvmem__affine_axpy_any_512(int bits, float *acc, size_t ld, float *bias, const uint8_t *codes,
-                                       const uint8_t *meta, size_t rb, int n, const float *w, size_t wl, int nq, int d,
-                                       int group) {
-    if (bits == 2) kvmem__affine_axpy2_512(acc, ld, bias, codes, meta, rb, n, w, wl, nq, d, group);
-    else if (bits == 4) kvmem__affine_axpy4_512(acc, ld, bias, codes, meta, rb, n, w, wl, nq, d, group);
-    else kvmem__affine_axpy8_512(acc, ld, bias, codes, meta, rb, n, w, wl, nq, d, group);
+
+/* ---- what codecs call, for either path (isa 2 or 3): any number of queries ---- */
+static void kvmem__affine_split(int isa, int bits, float *out, const float *q, int d, int group) {
+    if (isa == 3) kvmem__affine_split_512(bits, out, q, d, group);
+    else kvmem__affine_split_256(bits, out, q, d, group);
+}
+static void kvmem__affine_dot(int isa, int bits, float *s, int ld, const uint8_t *rows, size_t rb, int n,
+                              const float *q,
+                              size_t qf, int nq, int d, int group) {
+    if (isa == 3) kvmem__affine_dot_512(bits, s, ld, rows, rb, n, q, qf, nq, d, group);
+    else kvmem__affine_dot_256(bits, s, ld, rows, rb, n, q, qf, nq, d, group);
+}
+/* By column: s[i*ld + t] = <q_i, row t>, q (nq, d). */
+static void kvmem__affine_cols_dot(int isa, int bits, float *s, int ld, const uint8_t *head, const uint8_t *rows,
+                                   size_t rb, int n, const float *q, int nq, int d) {
+    const int some = isa == 3 ? 4 : 2;
+    const size_t qf = (size_t)(d / 2 + 2);
+    float f[4 * (256 + 2)];
+    int i, j;
+    for (i = 0; i < nq; i += some) {
+        for (j = 0; j < KVMEM__MIN(some, nq - i); j++) {
+            const float *x = q + (size_t)(i + j) * (size_t)d;
+            if (isa == 3) kvmem__affine_fold_512(bits, f + qf * (size_t)j, head, x, d);
+            else kvmem__affine_fold_256(bits, f + qf * (size_t)j, head, x, d);
+        }
+        kvmem__affine_dot(isa, bits, s + (size_t)i * (size_t)ld, ld, rows, rb, n, f, qf, KVMEM__MIN(some,
+                                                            nq - i), d, 0);
+    }
+}
+/* By row: the queries are prepared (affine_split). */
+static void kvmem__affine_rows_dot(int isa, int bits, float *s, int ld, const uint8_t *rows, size_t rb, int n,
+                                   const float *q, int nq, int d, int group) {
+    const size_t qf = (size_t)kvmem__affine_q_size(group, d);
+    const int some = isa == 3 ? 4 : 2;
+    int i;
+    for (i = 0; i < nq; i += some)
+        kvmem__affine_dot(isa, bits, s + (size_t)i * (size_t)ld, ld, rows, rb, n, q + qf * (size_t)i, qf,
+                          KVMEM__MIN(some, nq - i), d, group);
+}
+/* How many of nq queries one pass over the codes takes: their sums must stay in registers. */
+static int kvmem__affine_pass(int isa, int bits, int nq) {
+    if (isa == 3) return nq == 4 ? 2 : KVMEM__MIN(3, nq);
+    return bits == 2 ? 1 : KVMEM__MIN(2, nq);
+}
+static void kvmem__affine_axpy(int isa, int bits, float *acc, size_t ld, float *bias, const uint8_t *codes,
+                               const uint8_t *meta, size_t rb, int n, const float *w, size_t wl, int nq,
+                                   int d, int group) {
+    if (isa == 3 && bits == 2) kvmem__affine_axpy2_512(acc, ld, bias, codes, meta, rb, n, w, wl, nq, d, group);
+    else if (isa == 3 && bits == 4) kvmem__affine_axpy4_512(acc, ld, bias, codes, meta, rb, n, w, wl, nq, d, group);
+    else if (isa == 3) kvmem__affine_axpy8_512(acc, ld, bias, codes, meta, rb, n, w, wl, nq, d, group);
+    else if (bits == 2) kvmem__affine_axpy2_256(acc, ld, bias, codes, meta, rb, n, w, wl, nq, d, group);
+    else if (bits == 4) kvmem__affine_axpy4_256(acc, ld, bias, codes, meta, rb, n, w, wl, nq, d, group);
+    else kvmem__affine_axpy8_256(acc, ld, bias, codes, meta, rb, n, w, wl, nq, d, group);
 }
 /* acc (nq, d): acc_i += sum_t w[i*ld + t] row t. */
-static void kvmem__affine_rows_axpy_512(int bits, float *acc, const uint8_t *rows, size_t rb, int n, const float *w,
-                                        int ld, int nq, int d, int group) {
+static void kvmem__affine_rows_axpy(int isa, int bits, float *acc, const uint8_t *rows, size_t rb, int n,
+                                    const float *w,
+                                    int ld, int nq, int d, int group) {
     const int groups = kvmem__affine_groups(group, d);
     float none[3];
     int i, k;
     for (i = 0; i < nq; i += k) {
-        k = nq - i == 4 ? 2 : KVMEM__MIN(3, nq - i);
-        kvmem__affine_axpy_any_512(bits, acc + (size_t)i * (size_t)d, (size_t)d, none, rows + 4 * groups, rows, rb, n,
-                                   w + (size_t)i * (size_t)ld, (size_t)ld, k, d, KVMEM__MIN(group, d));
+        k = kvmem__affine_pass(isa, bits, nq - i);
+        kvmem__affine_axpy(isa, bits, acc + (size_t)i * (size_t)d, (size_t)d, none, rows + 4 * groups, rows, rb, n,
+                           w + (size_t)i * (size_t)ld, (size_t)ld, k, d, KVMEM__MIN(group, d));
     }
 }
-KVMEM__AVX512 static void kvmem__affine_cols_axpy_512(int bits, float *acc, const uint8_t *head, const uint8_t *rows,
-                                                      size_t rb, int n, const float *w, int ld, int nq, int d) {
+KVMEM__AVX2 static void kvmem__affine_cols_axpy(int isa, int bits, float *acc, const uint8_t *head,
+                                                const uint8_t *rows,
+                                                size_t rb, int n, const float *w, int ld, int nq, int d) {
     float sum[2 * 512];
     int i, k, j, c;
     for (i = 0; i < nq; i += k) {
         float bias[3] = { 0, 0, 0 };
-        k = KVMEM__MIN(2, nq - i);
+        k = KVMEM__MIN(2, kvmem__affine_pass(isa, bits, nq - i));
         memset(sum, 0, sizeof(float) * (size_t)(k * d));
-        kvmem__affine_axpy_any_512(bits, sum, (size_t)d, bias, rows, NULL, rb, n, w + (size_t)i * (size_t)ld,
-                                   (size_t)ld, k, d, 0);
+        kvmem__affine_axpy(isa, bits, sum, (size_t)d, bias, rows, NULL, rb, n, w + (size_t)i * (size_t)ld,
+                           (size_t)ld, k,
+                           d, 0);
         for (j = 0; j < k; j++) {
             float *a = acc + (size_t)(i + j) * (size_t)d;
-            for (c = 0; c < d; c += 16) {
-                const __m512 s = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(head + 2 * c)));
-                const uint8_t *mins = head + 2 * (d + c);
-                const __m512 m = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)mins));
-                const __m512 x = _mm512_fmadd_ps(s, _mm512_loadu_ps(sum + j * d + c), _mm512_loadu_ps(a + c));
-                _mm512_storeu_ps(a + c, _mm512_fmadd_ps(m, _mm512_set1_ps(bias[j]), x));
+            for (c = 0; c < d; c += 8) {
+                const __m256 x = _mm256_fmadd_ps(kvmem__halves_256(head + 2 * c), _mm256_loadu_ps(sum + j * d + c),
+                                                 _mm256_loadu_ps(a + c));
+                _mm256_storeu_ps(a + c, _mm256_fmadd_ps(kvmem__halves_256(head + 2 * (d + c)),
+                                                        _mm256_set1_ps(bias[j]), x));
             }
         }
     }
@@ -6792,39 +7176,45 @@ static int kvmem__kivi_group(const double *par) { return kvmem__kivi_token(par) 
 static int kvmem__kivi_fits(const double *par, int d) {
     return kvmem__affine_fits((int)par[KVMEM__KIVI_BITS], kvmem__kivi_group(par), d);
 }
-static int kvmem__kivi_q_floats_512(const double *par, int d) {
+static int kvmem__kivi_q_floats(const double *par, int d) {
     return kvmem__kivi_token(par) && kvmem__kivi_fits(par, d) ? kvmem__affine_q_size(kvmem__kivi_group(par), d) : d;
 }
-static void kvmem__kivi_prepare_512(const kvmem_coded *b, float *out, const float *q) {
-    if (kvmem__kivi_token(b->par) && kvmem__kivi_fits(b->par, b->d))
-        kvmem__affine_split_512((int)b->par[KVMEM__KIVI_BITS], out, q, b->d, kvmem__kivi_group(b->par));
-    else memcpy(out, q, (size_t)b->d * sizeof(float));
-}
-static void kvmem__kivi_dot_512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
-    const int bits = (int)b->par[KVMEM__KIVI_BITS], d = b->d;
-    const uint8_t *rows = kvmem__row_at(b, t0);
-    if (!kvmem__kivi_fits(b->par, d)) kvmem__dot_by_expand(kvmem__kivi_expand, b, d, d, s, ld, t0, n, q, nq);
-    else if (kvmem__kivi_token(b->par))
-        kvmem__affine_rows_dot_512(bits, s, ld, rows, b->row_bytes, n, q, nq, d, kvmem__kivi_group(b->par));
-    else kvmem__affine_cols_dot_512(bits, s, ld, b->head, rows, b->row_bytes, n, q, nq, d);
-}
-static void kvmem__kivi_axpy_512(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
-    const int bits = (int)b->par[KVMEM__KIVI_BITS], d = b->d;
-    const uint8_t *rows = kvmem__row_at(b, t0);
-    if (!kvmem__kivi_fits(b->par, d)) kvmem__axpy_by_expand(kvmem__kivi_expand, b, d, acc, t0, n, w, ld, nq);
-    else if (kvmem__kivi_token(b->par))
-        kvmem__affine_rows_axpy_512(bits, acc, rows, b->row_bytes, n, w, ld, nq, d, kvmem__kivi_group(b->par));
-    else kvmem__affine_cols_axpy_512(bits, acc, b->head, rows, b->row_bytes, n, w, ld, nq, d);
-}
+#define KVMEM__KIVI_FAST(isa, number)                                                               \
+    static void kvmem__kivi_prepare_##isa(const kvmem_coded *b, float *out, const float *q) {       \
+        if (kvmem__kivi_token(b->par) && kvmem__kivi_fits(b->par, b->d))                            \
+            kvmem__affine_split(number, (int)b->par[KVMEM__KIVI_BITS], out, q, b->d, kvmem__kivi_group(b->par)); \
+        else memcpy(out, q, (size_t)b->d * sizeof(float));                                          \
+    }                                                                                               \
+    static void kvmem__kivi_dot_##isa(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q,\
+                                      int nq) {                                                     \
+        const int bits = (int)b->par[KVMEM__KIVI_BITS], d = b->d;                                   \
+        const uint8_t *rows = kvmem__row_at(b, t0);                                                 \
+        if (!kvmem__kivi_fits(b->par, d)) kvmem__dot_by_expand(kvmem__kivi_expand, b, d, d, s, ld, t0, n, q, nq); \
+        else if (kvmem__kivi_token(b->par))                                                         \
+            kvmem__affine_rows_dot(number, bits, s, ld, rows, b->row_bytes, n, q, nq, d, kvmem__kivi_group(b->par)); \
+        else kvmem__affine_cols_dot(number, bits, s, ld, b->head, rows, b->row_bytes, n, q, nq, d); \
+    }                                                                                               \
+    static void kvmem__kivi_axpy_##isa(const kvmem_coded *b, float *acc, int t0, int n, const float *w,\
+                                       int ld, int nq) {                                            \
+        const int bits = (int)b->par[KVMEM__KIVI_BITS], d = b->d;                                   \
+        const uint8_t *rows = kvmem__row_at(b, t0);                                                 \
+        if (!kvmem__kivi_fits(b->par, d)) kvmem__axpy_by_expand(kvmem__kivi_expand, b, d, acc, t0, n, w, ld, nq); \
+        else if (kvmem__kivi_token(b->par))                                                         \
+            kvmem__affine_rows_axpy(number, bits, acc, rows, b->row_bytes, n, w, ld, nq, d,         \
+                                    kvmem__kivi_group(b->par));                                     \
+        else kvmem__affine_cols_axpy(number, bits, acc, b->head, rows, b->row_bytes, n, w, ld, nq, d); \
+    }
+KVMEM__KIVI_FAST(avx2, 2)
+KVMEM__KIVI_FAST(avx512, 3)
+#undef KVMEM__KIVI_FAST
 #endif
 static void kvmem__kivi_fast(kvmem_codec *c, int isa) {
 #if KVMEM__X86
-    if (isa == 3) {
-        c->q_floats = kvmem__kivi_q_floats_512;
-        c->q_prepare = kvmem__kivi_prepare_512;
-        c->dot = kvmem__kivi_dot_512;
-        c->axpy = kvmem__kivi_axpy_512;
-    }
+    if (isa < 2) return;
+    c->q_floats = kvmem__kivi_q_floats;
+    c->q_prepare = isa == 3 ? kvmem__kivi_prepare_avx512 : kvmem__kivi_prepare_avx2;
+    c->dot = isa == 3 ? kvmem__kivi_dot_avx512 : kvmem__kivi_dot_avx2;
+    c->axpy = isa == 3 ? kvmem__kivi_axpy_avx512 : kvmem__kivi_axpy_avx2;
 #else
     (void)c;
     (void)isa;
@@ -6958,7 +7348,8 @@ static void kvmem__gear_backbone(const kvmem_coded *b, const kvmem__gear *g, flo
         while (i + 1 < g->groups && t >= first + kvmem__le16(b->head + 2 + 2 * i))
             first += kvmem__le16(b->head + 2 + 2 * i++);
         if (i + 1 < g->groups) to = KVMEM__MIN(to, first + kvmem__le16(b->head + 2 + 2 * i));
-        kvmem__affine_cols_get(out + (size_t)(t - t0) * (size_t)b->d, b->head + g->at_cols + 4 * (size_t)b->d * (size_t)i,
+        kvmem__affine_cols_get(out + (size_t)(t - t0) * (size_t)b->d,
+                               b->head + g->at_cols + 4 * (size_t)b->d * (size_t)i,
                                kvmem__row_at(b, t) + g->at_row, b->row_bytes, to - t, b->d, g->bits);
         t = to - 1;
     }
@@ -6967,7 +7358,8 @@ static void kvmem__gear_backbone(const kvmem_coded *b, const kvmem__gear *g, flo
 static void kvmem__gear_code(const kvmem_coded *b, const kvmem__gear *g, const float *f, int t0, int n, float *room) {
     int t;
     for (t = 0; t < n && g->token; t++)
-        kvmem__affine_row_put(kvmem__row_at(b, t0 + t) + g->at_row, f + (size_t)t * (size_t)b->d, b->d, g->bits, g->group);
+        kvmem__affine_row_put(kvmem__row_at(b, t0 + t) + g->at_row, f + (size_t)t * (size_t)b->d, b->d,
+                              g->bits, g->group);
     for (t = 0; t < n && !g->token; t += g->group) {
         const int m = KVMEM__MIN(g->group, n - t), i = t / g->group;
         kvmem__put16(b->head + 2 + 2 * i, (uint16_t)m);
@@ -6996,7 +7388,8 @@ static void kvmem__gear_encode(const kvmem_coded *b, const float *x, int t0, int
     for (i = 0; i < (g.token ? n : d); i++) {
         uint8_t *list = g.token ? kvmem__row_at(b, t0 + i) : b->head + g.at_out + 8 * (size_t)g.k * (size_t)i;
         for (c = 0; c < 2 * g.k; c++, list += 4) {
-            float *at = g.token ? e + (size_t)i * (size_t)d + kvmem__le16(list) : e + (size_t)kvmem__le16(list) * (size_t)d + i;
+            const size_t at_t = g.token ? (size_t)i : kvmem__le16(list), at_c = g.token ? kvmem__le16(list) : (size_t)i;
+            float *at = e + at_t * (size_t)d + at_c;
             kvmem__put16(list + 2, kvmem__half_sat(*at));
             *at = 0;
         }
@@ -7020,7 +7413,8 @@ static void kvmem__gear_low_rank(const kvmem_coded *b, const kvmem__gear *g, flo
                 q[j * r + i] = kvmem__f16_to_f32(kvmem__le16(kvmem__row_at(b, t0 + t + j) + g->at_q + 2 * i));
         for (c = 0; c < b->d && r; c++) {
             for (i = 0; i < r; i++) p[i] = kvmem__f16_to_f32(kvmem__le16(b->head + g->at_p + 2 * (c * r + i)));
-            for (j = 0; j < m; j++) out[(size_t)(t + j) * (size_t)b->d + (size_t)c] += kvmem__dot_plain(p, q + j * r, r);
+            for (j = 0; j < m; j++) out[(size_t)(t + j) * (size_t)b->d + (size_t)c] += kvmem__dot_plain(p,
+                                                            q + j * r, r);
         }
     }
 }
@@ -7121,38 +7515,41 @@ KVMEM__UNUSED static void kvmem__channel_most(float *most, const float *x, int n
         kvmem__scaled_get(b, out, t0, n, kvmem__##word##_group(b->par, b->d));                      \
     }
 #if KVMEM__X86
-#define KVMEM__SCALED_FAST(word)                                                                    \
-    static int kvmem__##word##_q_floats_512(const double *par, int d) {                             \
-        const int group = kvmem__##word##_group(par, d);                                            \
-        return kvmem__affine_fits((int)par[KVMEM__SCALED_BITS], group, d) ? kvmem__affine_q_size(group, d) : d; \
-    }                                                                                               \
-    static void kvmem__##word##_prepare_512(const kvmem_coded *b, float *out, const float *q) {     \
+#define KVMEM__SCALED_ISA(word, isa, number)                                                        \
+    static void kvmem__##word##_prepare_##isa(const kvmem_coded *b, float *out, const float *q) {   \
         const int bits = (int)b->par[KVMEM__SCALED_BITS], group = kvmem__##word##_group(b->par, b->d); \
         float x[512];                                                                               \
         if (!kvmem__affine_fits(bits, group, b->d)) { kvmem__scaled_back(b, out, q); return; }      \
         kvmem__scaled_back(b, x, q);                                                                \
-        kvmem__affine_split_512(bits, out, x, b->d, group);                                         \
+        kvmem__affine_split(number, bits, out, x, b->d, group);                                     \
     }                                                                                               \
-    static void kvmem__##word##_dot_512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, \
-                                        int nq) {                                                   \
+    static void kvmem__##word##_dot_##isa(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, \
+                                          int nq) {                                                 \
         const int bits = (int)b->par[KVMEM__SCALED_BITS], d = b->d, group = kvmem__##word##_group(b->par, d); \
         if (!kvmem__affine_fits(bits, group, d))                                                    \
             kvmem__dot_by_expand(kvmem__##word##_expand, b, d, d, s, ld, t0, n, q, nq);             \
-        else kvmem__affine_rows_dot_512(bits, s, ld, kvmem__row_at(b, t0), b->row_bytes, n, q, nq, d, group); \
+        else kvmem__affine_rows_dot(number, bits, s, ld, kvmem__row_at(b, t0), b->row_bytes, n, q, nq, d, group); \
     }                                                                                               \
-    static void kvmem__##word##_axpy_512(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, \
-                                         int nq) {                                                  \
+    static void kvmem__##word##_axpy_##isa(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, \
+                                           int nq) {                                                \
         const int bits = (int)b->par[KVMEM__SCALED_BITS], d = b->d, group = kvmem__##word##_group(b->par, d); \
         if (!kvmem__affine_fits(bits, group, d))                                                    \
             kvmem__axpy_by_expand(kvmem__##word##_expand, b, d, acc, t0, n, w, ld, nq);             \
-        else kvmem__affine_rows_axpy_512(bits, acc, kvmem__row_at(b, t0), b->row_bytes, n, w, ld, nq, d, group); \
+        else kvmem__affine_rows_axpy(number, bits, acc, kvmem__row_at(b, t0), b->row_bytes, n, w, ld, nq, d, group); \
+    }
+#define KVMEM__SCALED_FAST(word)                                                                    \
+    KVMEM__SCALED_ISA(word, avx2, 2)                                                                \
+    KVMEM__SCALED_ISA(word, avx512, 3)                                                              \
+    static int kvmem__##word##_q_floats(const double *par, int d) {                                 \
+        const int group = kvmem__##word##_group(par, d);                                            \
+        return kvmem__affine_fits((int)par[KVMEM__SCALED_BITS], group, d) ? kvmem__affine_q_size(group, d) : d; \
     }                                                                                               \
     static void kvmem__##word##_fast(kvmem_codec *c, int isa) {                                     \
-        if (isa != 3) return;                                                                       \
-        c->q_floats = kvmem__##word##_q_floats_512;                                                 \
-        c->q_prepare = kvmem__##word##_prepare_512;                                                 \
-        c->dot = kvmem__##word##_dot_512;                                                           \
-        c->axpy = kvmem__##word##_axpy_512;                                                         \
+        if (isa < 2) return;                                                                        \
+        c->q_floats = kvmem__##word##_q_floats;                                                     \
+        c->q_prepare = isa == 3 ? kvmem__##word##_prepare_avx512 : kvmem__##word##_prepare_avx2;    \
+        c->dot = isa == 3 ? kvmem__##word##_dot_avx512 : kvmem__##word##_dot_avx2;                  \
+        c->axpy = isa == 3 ? kvmem__##word##_axpy_avx512 : kvmem__##word##_axpy_avx2;               \
     }
 #else
 #define KVMEM__SCALED_FAST(word)                                                                    \

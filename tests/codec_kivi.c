@@ -143,19 +143,19 @@ TEST(kivi_reads_codes_as_decoded_at_odd_sizes) {
 }
 TEST(kivi_fast_twins_agree_with_the_decoded_rows) {
     static const char *const path[2] = { "avx2", "avx512" };
-    static const int dims[7] = { 16, 32, 64, 80, 128, 192, 512 };
+    static const int dims[6] = { 16, 64, 80, 128, 192, 256 };
     int i, p, bits, nq, axis;
     for (p = 0; p < 2; p++)
-        for (i = 0; i < 7; i++)
+        for (i = 0; i < 6; i++)
             for (bits = 2; bits <= 8; bits *= 2)
-                for (nq = 1; nq <= 7; nq += nq == 5 ? 2 : 1)
+                for (nq = 1; nq <= 7; nq += nq == 4 ? 3 : 1)
                     for (axis = 0; axis < 4; axis++) {
                         static const int group[4] = { 0, 32, 64, 4096 };
                         char text[80];
                         snprintf(text, sizeof text, axis ? "kivi(bits=%d,axis=token,group=%d)" : "kivi(bits=%d)", bits,
                                  group[axis]);
-                        CHECK_READS(text, dims[i], nq * 29 % 67 + 1, nq, path[p], 2.5e-4);
-                        if (nq == 5) CHECK_READS(text, dims[i], 150, 1, path[p], 2.5e-4);
+                        CHECK_READS(text, dims[i], nq * 13 % 30 + 1, nq, path[p], 2.5e-4);
+                        if (nq == 2 && i == 1) CHECK_READS(text, dims[i], 150, 1, path[p], 2.5e-4);
                     }
 }
 TEST(kivi_cut_leaves_the_other_rows_as_they_were) {

@@ -84,7 +84,7 @@ TEST(mikv_any_input_and_any_path) {
 }
 int main(int argc, char **argv) {
     test_begin(argc, argv, "codec_mikv");
-    codec_facts_fast = 2e-4;
+    codec_facts_fast = codec_facts_avx2 = 2e-4;
     RUN(mikv_example_of_the_card);
     RUN(mikv_reproduces_the_figures_of_the_card);
     RUN(mikv_balancer_lowers_the_error_of_outlier_channels);

@@ -32,7 +32,8 @@ TEST(zip_with_equal_channels_is_plain_rows) {
     int i;
     figure_rows(x, 'G', N, D, 4);
     for (i = 0; i < N * D; i++) x[i] = i < D ? 16.0f : x[i]; /* c = 4 in every channel */
-    REQUIRE(coded_make(&a, "zip(bits=3)", NULL, D, x, N) && coded_make(&b, "kivi(bits=3,axis=token,group=24)", NULL, D, x, N));
+    REQUIRE(coded_make(&a, "zip(bits=3)", NULL, D, x, N) && coded_make(&b, "kivi(bits=3,axis=token,group=24)",
+                                                            NULL, D, x, N));
     coded_decode(&a, y);
     coded_decode(&b, z);
     CHECK(!memcmp(y, z, sizeof y));
@@ -109,7 +110,7 @@ TEST(score_with_every_query_as_a_probe_is_the_normalised_sum) {
 }
 int main(int argc, char **argv) {
     test_begin(argc, argv, "codec_zipcache");
-    codec_facts_fast = 2e-4;
+    codec_facts_fast = codec_facts_avx2 = 2e-4;
     RUN(zip_reproduces_the_figures_of_the_card);
     RUN(zip_beats_plain_rows_on_channels_of_different_size);
     RUN(zip_with_equal_channels_is_plain_rows);
