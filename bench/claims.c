@@ -119,7 +119,7 @@ static const claim claims[] = {
     /* codecs: channels, rotations, centring */
     {"keys: a scale a channel codes better than a scale a token", KIVI, LOWER, EVAL_PPL, 0,
      "codec.k=kivi(bits=2,axis=channel) page=32", "codec.k=kivi(bits=2,axis=token)"},
-    {"the same seen in the predictions", KIVI, NEARER, EVAL_PPL, 0,
+    {"a scale a channel of keys: nearer predictions", KIVI, NEARER, EVAL_PPL, 0,
      "full codec.k=kivi(bits=2,axis=channel) page=32", "full codec.k=kivi(bits=2,axis=token)"},
     {"2 bits a code are within the stated bound", TURBOQUANT, BOUND, EVAL_PPL, 0,
      "codec=turboquant(bits=2)", NULL},
@@ -127,11 +127,11 @@ static const claim claims[] = {
      "codec=turboquant(bits=4)", NULL},
     {"centring lowers the error of keys", "-", LOWER, EVAL_PPL, 0,
      "codec.k=turboquant(bits=2,center=head)", "codec.k=turboquant(bits=2)"},
-    {"the same seen in the predictions", "-", NEARER, EVAL_PPL, 0,
+    {"centred keys: nearer predictions", "-", NEARER, EVAL_PPL, 0,
      "full codec.k=turboquant(bits=2,center=head)", "full codec.k=turboquant(bits=2)"},
     {"a Hadamard rotation lowers the error of 4 bits", "llama.cpp PR 21038", LOWER, EVAL_PPL, 0,
      "codec=q4_0(rot=had)", "codec=q4_0"},
-    {"the same seen in the predictions", "llama.cpp PR 21038", NEARER, EVAL_PPL, 0,
+    {"4 bits with Hadamard: nearer predictions", "llama.cpp PR 21038", NEARER, EVAL_PPL, 0,
      "full codec=q4_0(rot=had)", "full codec=q4_0"}};
 enum { N_CLAIMS = sizeof claims / sizeof *claims };
 

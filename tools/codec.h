@@ -189,7 +189,6 @@ static int codec_feed(codec_run *r) {
 /* Every query against every row, page by page, as attention scores them. */
 static int codec_scores(codec_run *r) {
     const kvmem_lane *ln = r->c.lane;
-    const int P = r->c.recipe.page;
     float *f = (float *)grow(NULL, r->c.worker_bytes + 64, 1), *q;
     const int32_t last = r->pos[r->n - 1];
     kvmem__worker w;
@@ -201,19 +200,16 @@ static int codec_scores(codec_run *r) {
         if (r->turns) codec_turn(r, q, &last, 1, -1);
         w.kc = NULL;
         for (p = 0; p < ln->n_pages; p++) {
-            const int rows = kvmem__page_rows(&r->c, ln, p);
-            float *s = r->s + (size_t)i * (size_t)r->n + (size_t)p * (size_t)P;
-            if (r->is_v) {
-                const kvmem_codec_use *u = ln->pages[p]->vc;
-                const kvmem_coded b = kvmem__page_v(ln->pages[p], rows);
-                float *qp = (float *)grow(NULL, (size_t)u->q_floats, sizeof *qp);
-                kvmem__coded_prepare(u, &b, qp, q);
-                kvmem__coded_dot(u, &b, s, P, 0, rows, qp, 1);
-                free(qp);
-            } else {
-                kvmem__page_logits(&w, &r->c, 0, ln, p, 0, rows, q, r->n - 1, last);
-                memcpy(s, w.s, (size_t)rows * sizeof *s);
-            }
+            const int rows = kvmem__page_rows(ln, p);
+            const kvmem__side *side = &ln->pages[p]->side[1];
+            if (r->is_v) { /* attention has no scores on values: the same steps, on their side */
+                const kvmem_coded b = kvmem__side_coded(side);
+                kvmem__worker_query(&w, &r->c, 0, q, last, side);
+                kvmem__coded_dot(side->use, &b, w.s, r->c.recipe.page, 0, rows, w.qp, 1);
+                kvmem__page_amend(&w, &r->c, side, 0, rows);
+            } else kvmem__page_logits(&w, &r->c, 0, ln, p, 0, rows, q, r->n - 1, last);
+            memcpy(r->s + (size_t)i * (size_t)r->n + kvmem__page_first(ln, p), w.s,
+                   (size_t)rows * sizeof *w.s);
         }
     }
     free(q);
@@ -226,12 +222,22 @@ static codec_size codec_count(const kvmem_cache *c, int lane, int is_v) {
     int p;
     memset(&z, 0, sizeof z);
     for (p = 0; p < ln->n_pages; p++) {
-        const kvmem_codec_use *u = is_v ? ln->pages[p]->vc : ln->pages[p]->kc;
-        const size_t rows = (size_t)kvmem__page_rows(c, ln, p);
-        z.coded_rows += rows;
-        z.rows += rows * u->row_bytes;
-        z.table = u->table_bytes;
+        const kvmem__side *side = &ln->pages[p]->side[is_v];
+        const size_t rows = (size_t)kvmem__page_rows(ln, p), all = kvmem__side_bytes(side, (int)rows),
+                     kept = side->n_exact * kvmem__exact_bytes(side->use);
+        if (side->use == c->fresh && side->use != ln->use[is_v]) { /* rows that wait as float16 */
+            z.exact_rows += rows;
+            z.exact += all;
+            continue;
+        }
+        z.coded_rows += rows - (size_t)side->n_exact;
+        z.exact_rows += (size_t)side->n_exact;
+        z.exact += kept;
+        z.rows += rows * side->use->row_bytes;
+        z.heads += all - kept - rows * side->use->row_bytes;
     }
+    if (ln->lesson[is_v]) z.state = ln->lesson[is_v]->bytes - sizeof(kvmem_lesson);
+    z.table = ln->use[is_v]->table_bytes;
     z.total = z.rows + z.heads + z.state + z.exact;
     return z;
 }

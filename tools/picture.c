@@ -147,7 +147,8 @@ static void place_points(void) {
         points[i].y = y_of(points[i].kl);
         points[i].best = !points[i].hollow;
         for (j = 0; j < n_points; j++)
-            if (!points[j].hollow && points[j].bits <= points[i].bits && points[j].kl < points[i].kl) points[i].best = 0;
+            if (!points[j].hollow && points[j].bits <= points[i].bits && points[j].kl < points[i].kl)
+                points[i].best = 0;
     }
 }
 /* How much of a box is hidden by points, lines and other names. */
@@ -290,8 +291,8 @@ static void put_names(void) {
         int j, has = 0;
         for (j = 0; j < n_curves; j++) has |= curves[j].family == i;
         if (!has) continue;
-        printf("<circle class=\"f%d\" cx=\"%d\" cy=\"%d\" r=\"4\"/><text class=\"f%d\" x=\"%d\" y=\"%d\">%s</text>\n", i,
-               x, H - 16, i, x + 10, H - 12, families[i].name);
+        printf("<circle class=\"f%d\" cx=\"%d\" cy=\"%d\" r=\"4\"/>"
+               "<text class=\"f%d\" x=\"%d\" y=\"%d\">%s</text>\n", i, x, H - 16, i, x + 10, H - 12, families[i].name);
         x += 36 + (int)(6.6 * (double)strlen(families[i].name));
     }
     printf("<text class=\"tick\" x=\"%d\" y=\"42\" text-anchor=\"end\">open circle: only K or only V is coded; grey"
