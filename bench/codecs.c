@@ -5,7 +5,7 @@
            learned and rows kept finer, all of them
    error   sum of squares of x - y over that of x, over all lanes: K and V of the default model
            (corpus text) and of stories260K (tinystories) if ../shared is there
-   output  the same for the output of attention: 64 tokens with the model's own queries over 960
+   output  the same for the output of attention: 64 tokens with the model's own queries over 1024
            coded ones, against exact K and V
    KL, top-1   next-token distribution beside the full cache, in nats, and how often the likeliest
            token is the same: `./kvmem eval --suite ppl`
@@ -143,7 +143,7 @@ static void lane_bits(const kvmem_cache *c, double *bits) {
     size_t sum[2] = { 0, 0 };
     const int lanes = c->shape.n_layers * c->shape.n_kv_heads;
     int g, i;
-    for (g = 0; g < lanes; g++)
+    for (g = 0; g < c->n_lanes; g++) /* those of demoted rows, too */
         for (i = 0; i < 2; i++) sum[i] += codec_count(c, g, i).total;
     for (i = 0; i < 2; i++) bits[i] = 8.0 * (double)sum[i] / ((double)lanes * FED * c->shape.head_dim);
 }
@@ -322,7 +322,7 @@ static void measure_attention(row *w, int fed) {
         double seconds;
         size_t bytes = 0;
         int g;
-        for (g = 0; g < KV; g++) bytes += codec_count(&c, g, 0).total + codec_count(&c, g, 1).total;
+        for (g = 0; g < c.n_lanes; g++) bytes += codec_count(&c, g, 0).total + codec_count(&c, g, 1).total;
         c.threads = i + 1;
         seconds = attend_seconds(&c, x, o);
         if (seconds <= 0) break;

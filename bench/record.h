@@ -10,7 +10,7 @@
 #ifndef KVMEM_RECORD_H
 #define KVMEM_RECORD_H
 
-enum { FED = 960, SEEN = 64 };
+enum { FED = 1024, SEEN = 64 };
 
 /* What a model gives its cache, recorded on the way: k, v (layers, n, kv heads, d), q (.., heads, d). */
 typedef struct record {
@@ -23,12 +23,13 @@ typedef struct record {
 static record recorded;
 static const kvmem_backend *real; /* the path that computes */
 
-static kvmem_status record_encode(kvmem_cache *c, int layer, int n, const float *k, const float *v) {
+static kvmem_status record_encode(kvmem_cache *c, int layer, int n, const float *k, const float *raw,
+                                  const float *v) {
     const size_t w = (size_t)c->shape.n_kv_heads * (size_t)c->shape.head_dim;
     const size_t where = ((size_t)layer * (size_t)recorded.n + (size_t)c->tokens) * w;
-    memcpy(recorded.k + where, k, (size_t)n * w * sizeof *k);
+    memcpy(recorded.k + where, raw, (size_t)n * w * sizeof *k); /* as the model gave them */
     memcpy(recorded.v + where, v, (size_t)n * w * sizeof *v);
-    return real->encode(c, layer, n, k, v);
+    return real->encode(c, layer, n, k, raw, v);
 }
 static kvmem_status record_attend(kvmem_cache *c, int layer, int n, const float *q, float *o, float *lse) {
     const size_t w = (size_t)c->shape.n_heads * (size_t)c->shape.head_dim;
@@ -82,6 +83,19 @@ static int record_block(kvmem_cache *c, int from, int n, kvmem_phase phase, floa
 }
 typedef struct exact { float *k, *v, *o; } exact; /* (lanes, FED, d) as read; (layers, SEEN, heads, d) */
 
+/* A lane's rows in the order of their positions: demoted ones stand behind the others. */
+static int record_read(kvmem_cache *c, int layer, int head, float *k, float *v) {
+    const size_t d = (size_t)c->shape.head_dim;
+    float *rows = (float *)grow(NULL, 2 * FED * d, sizeof *rows);
+    int32_t pos[FED];
+    int i, bad = kvmem_cache_read(c, layer, head, 0, FED, rows, rows + FED * d, pos) != KVMEM_OK;
+    for (i = 0; i < FED && !bad; i++) {
+        memcpy(k + (size_t)pos[i] * d, rows + (size_t)i * d, d * sizeof *k);
+        memcpy(v + (size_t)pos[i] * d, rows + (FED + (size_t)i) * d, d * sizeof *v);
+    }
+    free(rows);
+    return bad;
+}
 static int record_run(const kvmem_recipe *r, kvmem_cache *c, exact *x, char *why, size_t size) {
     kvmem_config cfg = kvmem_config_default();
     const size_t H = (size_t)recorded.shape.n_heads, d = (size_t)recorded.shape.head_dim;
@@ -100,9 +114,8 @@ static int record_run(const kvmem_recipe *r, kvmem_cache *c, exact *x, char *why
     bad = kvmem_cache_init(c, &cfg) || record_block(c, 0, FED, KVMEM_PROMPT_END, o);
     for (g = 0; g < lanes && !bad; g++) {
         const int layer = g / recorded.shape.n_kv_heads, head = g % recorded.shape.n_kv_heads;
-        if (kvmem_cache_lane_len(c, layer, head) != FED) continue; /* it drops: rows have no match */
-        bad = kvmem_cache_read(c, layer, head, 0, FED, x->k + (size_t)g * FED * d,
-                               x->v + (size_t)g * FED * d, NULL) != KVMEM_OK;
+        if (kvmem_cache_lane_len(c, layer, head) == FED) /* else it drops: rows have no match */
+            bad = record_read(c, layer, head, x->k + (size_t)g * FED * d, x->v + (size_t)g * FED * d);
     }
     free(o);
     if (bad) snprintf(why, size, "%s", c->error.text);

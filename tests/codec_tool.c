@@ -110,8 +110,8 @@ static void one_codec(const char *spec, const char *as, int n, int d) {
     if (!(w >= 0 && w < 2e-5)) FAIL_AT("%s as %s, %d rows of %d: scores differ by %g", spec, as, n, d, w);
     if (!(fabs(told("relative_error") - e / s) <= 1e-6 * e / s))
         FAIL_AT("%s as %s: error %g is told as %g", spec, as, e / s, told("relative_error"));
-    if (!(e / s < 0.6)) FAIL_AT("%s as %s, %d rows of %d: error %g", spec, as, n, d, e / s);
-    CHECK_NEAR(told("bits_per_value"), 8 * told("bytes") / (n * d), 1e-6);
+    if (!(e / s < 1)) FAIL_AT("%s as %s, %d rows of %d: error %g", spec, as, n, d, e / s);
+    CHECK_NEAR(told("bits_per_value") / (8 * told("bytes") / (n * d)), 1, 1e-6);
     CHECK(told("bytes") == told("code_bytes") + told("head_bytes") + told("learned_bytes") + told("exact_bytes"));
     free(x);
     free(y);
@@ -124,10 +124,8 @@ TEST(every_codec_scores_its_own_rows) {
         const unsigned flags = codec_of(e)->flags;
         if (!(flags & KVMEM_CODEC_VALUES)) one_codec(e->word, "k", 150, 64);
         if (!(flags & KVMEM_CODEC_KEYS)) one_codec(e->word, "v", 150, 64);
-        if (!(flags & KVMEM_CODEC_VALUES) && matrix_ask(e->word, 80, 1, NULL) == KVMEM_OK)
-            one_codec(e->word, "k", 70, 80);
-        if (matrix_ask(e->word, 33, 1, NULL) == KVMEM_OK)
-            one_codec(e->word, flags & KVMEM_CODEC_VALUES ? "v" : "k", 1, 33);
+        if (!(flags & KVMEM_CODEC_VALUES)) one_codec(e->word, "k", 70, 80);
+        one_codec(e->word, flags & KVMEM_CODEC_VALUES ? "v" : "k", 1, 33);
     }
 }
 TEST(f32_gives_every_bit_back_and_f16_half_the_bytes) {

@@ -1,7 +1,8 @@
 /* codec.h - `kvmem codec`: arrays in, arrays out, so that any codec can be checked from outside.
 
    The rows go through a lane as a model's would: a cache of one layer and one KV head takes them as a
-   prompt and codes them when it ends. Then the lane is read back, and queries are scored by the
+   prompt and codes them when it ends (the last page, too, full or not, unless a residual window keeps
+   it). Then the lane is read back, and queries are scored by the
    function that attention uses, on the coded bytes.
 
    Keys are expected as other tools see them, after RoPE. For a codec that stores keys before RoPE
@@ -184,6 +185,9 @@ static int codec_feed(codec_run *r) {
             status = fail("%s", r->c.error.text);
     }
     free(zero);
+    /* a lane's newest rows wait until their page is full; without a window to wait in they are coded now */
+    if (status == OK && !r->c.lane->use[r->is_v]->residual && kvmem__lane_settle(&r->c, 0, 1) != KVMEM_OK)
+        status = fail("%s", r->c.error.text);
     return status;
 }
 /* Every query against every row, page by page, as attention scores them. */
@@ -224,7 +228,7 @@ static codec_size codec_count(const kvmem_cache *c, int lane, int is_v) {
     for (p = 0; p < ln->n_pages; p++) {
         const kvmem__side *side = &ln->pages[p]->side[is_v];
         const size_t rows = (size_t)kvmem__page_rows(ln, p), all = kvmem__side_bytes(side, (int)rows),
-                     kept = side->n_exact * kvmem__exact_bytes(side->use);
+                     kept = (size_t)side->n_exact * kvmem__exact_bytes(side->use);
         if (side->use == c->fresh && side->use != ln->use[is_v]) { /* rows that wait as float16 */
             z.exact_rows += rows;
             z.exact += all;

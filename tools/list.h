@@ -114,7 +114,19 @@ static const struct { const char *word, *formula; } codec_formulas[] = {
     { "turboquant", "gamma = |x|, y = R x / gamma (R: random signs and Hadamard), code_j = nearest Lloyd-Max level "
                     "to y_j; x^ = gamma R^T c[code]; form=prod adds the signs of a sketch of the rest" },
     { "octopus", "gamma = |x|, y = R x / gamma; triplets of y: octahedral coordinates xi, eta (bits + 1 each) and "
-                 "length rho (bits - 1), the best of 9 neighbours" } };
+                 "length rho (bits - 1), the best of 9 neighbours" },
+    { "polark", "pairs of key channels to angle and length; t bits an angle, r bits a length, the length's range for "
+                "each pair over a page" },
+    { "qjl", "sign(S x), one bit for each row of a Gaussian S, and |x|; <q, x^> = sqrt(pi/2) / m |x| <S q, sign>; "
+             "the largest channels of a page apart" },
+    { "gear", "X^ = D + Q P^T + outliers: D affine codes of `bits` by channel or token, Q P^T of low rank by power "
+              "iteration on what is left, the largest and smallest values in a list" },
+    { "zip", "each channel divided by c_j = sqrt(max |x_j|) of the page, then one affine range a token" },
+    { "mikv", "keys times a balancer b_j = sqrt(max |q_j| / max |k_j|), then affine codes in groups; demoted rows "
+              "take fewer bits" },
+    { "rotatekv", "y = H x before RoPE, channels of y in learned order; code = round(y / s) + z, s and z from min and "
+                  "max of `group` channels, both times `clip`" },
+    { "vq", "pieces of a row: index of the nearest vector of a learned codebook, in the metric of the queries" } };
 
 static const char *codec_formula(const char *word) {
     size_t i;
@@ -249,7 +261,11 @@ static int list_word(const char *word) {
 /* ---- the matrix: what the checks refuse */
 
 /* One column: the term that is put beside a codec, or the shape of the rows. */
-typedef struct matrix_column { char term[64]; const char *head, *sub; int d, rope; } matrix_column;
+typedef struct matrix_column {
+    char term[64];
+    const char *head, *sub;
+    int d, rope; /* of the rows; d 0: any */
+} matrix_column;
 enum { MATRIX_COLUMNS = 48, MATRIX_REASONS = 64 };
 typedef struct matrix {
     matrix_column column[MATRIX_COLUMNS];
@@ -268,34 +284,40 @@ static void matrix_add(matrix *m, const char *head, const char *sub, const char 
     c->d = d;
     c->rope = rope;
 }
-static void matrix_stage(matrix *m, int stage, const char *head) {
+/* "reduce=drop", with what it needs to be asked about: parameters without a default, a budget. */
+static void matrix_term(char *to, size_t size, int stage, const kvmem_entry *e) {
+    const int cuts = stage == (int)KVMEM_REDUCE;
+    snprintf(to, size, "%s%s=%.30s%s", cuts ? "budget=50% " : "", kvmem_stage_word((kvmem_stage)stage),
+             e->word, !strcmp(e->word, "demote") ? "(q4_0)" : "");
+}
+static void matrix_stage(matrix *m, int stage) {
     const kvmem_entry *e;
     char term[64];
     int i;
     for (i = 0; (e = kvmem_stage_entry((kvmem_stage)stage, i)) != NULL; i++) {
-        const int keeps = stage == (int)KVMEM_REDUCE; /* is reached only if something is left out */
-        snprintf(term, sizeof term, "%s=%s%s", head, e->word, keeps ? " budget=50%" : "");
-        matrix_add(m, head, e->word, term, 64, 1);
+        matrix_term(term, sizeof term, stage, e);
+        matrix_add(m, stage_name(stage), e->word, term, 0, 1);
     }
 }
 static void matrix_columns(matrix *m) {
-    matrix_stage(m, KVMEM_PLACE, "place");
-    matrix_stage(m, KVMEM_REDUCE, "reduce");
-    matrix_stage(m, KVMEM_RETRIEVE, "retrieve");
-    matrix_add(m, "when", "prompt", "budget=50% when=prompt", 64, 1);
-    matrix_add(m, "when", "step", "budget=50% when=step", 64, 1);
-    matrix_add(m, "when", "block", "budget=50% when=block", 64, 1);
-    matrix_add(m, "when", "every", "budget=50% when=every(16)", 64, 1);
+    matrix_stage(m, KVMEM_PLACE);
+    matrix_stage(m, KVMEM_REDUCE);
+    matrix_stage(m, KVMEM_RETRIEVE);
+    matrix_add(m, "when", "prompt", "budget=50% when=prompt", 0, 1);
+    matrix_add(m, "when", "step", "budget=50% when=step", 0, 1);
+    matrix_add(m, "when", "block", "budget=50% when=block", 0, 1);
+    matrix_add(m, "when", "every", "budget=50% when=every(16)", 0, 1);
     matrix_add(m, "page", "1", "page=1", 64, 1);
     matrix_add(m, "page", "1024", "page=1024", 64, 1);
     matrix_add(m, "bytes", "limit", "budget=1MiB", 64, 1);
-    matrix_add(m, "d", "64", "", 64, 1);
+    matrix_add(m, "d", "128", "", 128, 1);
     matrix_add(m, "d", "80", "", 80, 1);
     matrix_add(m, "d", "33", "", 33, 1);
-    matrix_add(m, "d", "7", "", 7, 1);
+    matrix_add(m, "d", "1", "", 1, 1);
     matrix_add(m, "RoPE", "none", "", 64, 0);
 }
-/* Do recipe and shape fit? Asked of the parser and of the estimate that init shares. */
+/* Do the entries fit together, and (d not 0) to rows of d? Asked of the parser, whose check every cache
+   makes again, and of the estimate, whose plan is that of init. */
 static kvmem_status matrix_ask(const char *text, int d, int rope, kvmem_error *error) {
     kvmem_config cfg = kvmem_config_default();
     kvmem_recipe r;
@@ -303,7 +325,7 @@ static kvmem_status matrix_ask(const char *text, int d, int rope, kvmem_error *e
     float freq[64];
     kvmem_bytes bytes;
     kvmem_status status = kvmem_recipe_parse(&r, text, error);
-    if (status != KVMEM_OK) return status;
+    if (status != KVMEM_OK || !d) return status;
     memset(freq, 0, sizeof freq);
     turn.n_rot = d & ~1;
     turn.neox = 0;
@@ -325,46 +347,60 @@ static int matrix_cell(matrix *m, const char *text, int d, int rope) {
     snprintf(m->reason[m->n_reasons++], sizeof *m->reason, "%s", error.text);
     return m->n_reasons;
 }
-static void matrix_line(matrix *m, const char *word, const char *side) {
+static int matrix_width(const matrix_column *c) {
+    return (int)(strlen(c->sub) > strlen(c->head) ? strlen(c->sub) : strlen(c->head));
+}
+static int other_side(const kvmem_entry *e, int is_v) { /* is it for the other side alone? */
+    return (codec_of(e)->flags & (is_v ? KVMEM_CODEC_KEYS : KVMEM_CODEC_VALUES)) != 0;
+}
+static void matrix_line(matrix *m, const kvmem_entry *e, int is_v) {
     char text[160];
-    int i;
-    put("%-14s %-2s", word, side);
+    int i, bad;
+    put("%-14s %-2s", e->word, is_v ? "v" : "k");
+    if (other_side(e, is_v)) {
+        put(" for %s only\n", is_v ? "keys" : "values");
+        return;
+    }
     for (i = 0; i < m->n_columns; i++) {
         const matrix_column *c = m->column + i;
-        const int w = (int)strlen(c->sub) > (int)strlen(c->head) ? (int)strlen(c->sub) : (int)strlen(c->head);
-        int bad;
-        snprintf(text, sizeof text, "codec.%s=%.60s %.60s", side, word, c->term);
+        snprintf(text, sizeof text, "codec.%s=%.40s %.60s", is_v ? "v" : "k", e->word, c->term);
         bad = matrix_cell(m, text, c->d, c->rope);
-        if (bad) put(" %*d", w, bad);
-        else put(" %*s", w, "+");
+        if (bad) put(" %*d", matrix_width(c), bad);
+        else put(" %*s", matrix_width(c), "+");
     }
-    put("\n");
+    snprintf(text, sizeof text, "codec.%s=f16 budget=50%% reduce=demote(%.40s)", is_v ? "v" : "k", e->word);
+    bad = matrix_cell(m, text, 0, 1);
+    if (bad) put(" %10d\n", bad);
+    else put(" %10s\n", "+");
 }
 static void matrix_head(const matrix *m, int sub) {
     int i;
     put("%-14s %-2s", sub ? "codec" : "", sub ? "of" : "");
     for (i = 0; i < m->n_columns; i++) {
         const matrix_column *c = m->column + i;
-        const int w = (int)strlen(c->sub) > (int)strlen(c->head) ? (int)strlen(c->sub) : (int)strlen(c->head);
         const int again = i && !strcmp(m->column[i - 1].head, c->head);
-        put(" %*s", w, sub ? c->sub : again ? "" : c->head);
+        put(" %*s", matrix_width(c), sub ? c->sub : again ? "" : c->head);
     }
-    put("\n");
+    put(" %10s\n", sub ? "to it" : "demoted");
 }
-/* Every entry of one stage beside every entry of another, with one codec for both sides. */
+/* Every entry of one stage beside every entry of another; what is for the other side alone is left out. */
 static void matrix_pairs(matrix *m, int a, int b) {
     const kvmem_entry *x, *y;
-    char text[160]; /* words are short; the parser would say so if one were cut off */
-    int i, j, asked = 0, bad = 0;
+    char one[64], two[64], text[160];
+    int i, j, asked = 0, bad = 0, why;
     for (i = 0; (x = kvmem_stage_entry((kvmem_stage)a, i)) != NULL; i++)
         for (j = 0; (y = kvmem_stage_entry((kvmem_stage)b, j)) != NULL; j++) {
-            int why;
-            snprintf(text, sizeof text, "budget=50%% %s=%.40s %s=%.40s",
-                     a == (int)KVMEM_CODEC_K ? "codec.k" : stage_name(a), x->word,
-                     b == (int)KVMEM_CODEC_V ? "codec.v" : stage_name(b), y->word);
+            if (a == (int)KVMEM_CODEC_K && other_side(x, 0)) continue;
+            if (a == (int)KVMEM_CODEC_V && other_side(x, 1)) continue;
+            if (b == (int)KVMEM_CODEC_K && other_side(y, 0)) continue;
+            if (b == (int)KVMEM_CODEC_V && other_side(y, 1)) continue;
+            matrix_term(one, sizeof one, a, x);
+            matrix_term(two, sizeof two, b, y);
+            snprintf(text, sizeof text, "%s %s", one, two);
             asked++;
-            if ((why = matrix_cell(m, text, 64, 1)) == 0) continue;
-            if (!bad++) put("%s with %s, refused:", stage_name(a), stage_name(b));
+            if ((why = matrix_cell(m, text, 0, 1)) == 0) continue;
+            if (!bad++) put("%s with %s, all but", kvmem_stage_word((kvmem_stage)a),
+                            kvmem_stage_word((kvmem_stage)b));
             put(" %s+%s (%d)", x->word, y->word, why);
         }
     if (bad) put("\n");
@@ -382,8 +418,8 @@ static int list_matrix(void) {
     matrix_head(m, 0);
     matrix_head(m, 1);
     for (i = 0; (e = kvmem_stage_entry(KVMEM_CODEC_K, i)) != NULL; i++) {
-        matrix_line(m, e->word, "k");
-        matrix_line(m, e->word, "v");
+        matrix_line(m, e, 0);
+        matrix_line(m, e, 1);
     }
     put("\nEntries of two stages together:\n");
     for (a = 0; a < (int)KVMEM_N_STAGES; a++)
