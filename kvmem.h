@@ -7463,11 +7463,26 @@ static void kvmem__gear_cut(const kvmem_coded *to, const kvmem_coded *from, cons
         kvmem__put16(list, (uint16_t)(lo < to->n && kept[lo] == row ? lo : 0xffff));
     }
 }
+/* The head is as long as it says, its counts are those of the rows, outliers lie inside. */
+static int kvmem__gear_valid(const kvmem_coded *b) {
+    const kvmem__gear g = kvmem__gear_of(b->par, b->d, b->head_bytes >= 2 ? kvmem__le16(b->head) : 1);
+    const int lists = g.token ? b->n : b->d;
+    int i, j, sum = 0;
+    if (g.head != b->head_bytes) return 0;
+    for (i = 0; i < g.groups; i++) sum += kvmem__le16(b->head + 2 + 2 * i);
+    if (g.groups && sum != b->n) return 0;
+    for (i = 0; i < lists; i++) {
+        const uint8_t *list = g.token ? kvmem__row_at(b, i) : b->head + g.at_out + 8 * (size_t)g.k * (size_t)i;
+        for (j = 0; j < 2 * g.k; j++, list += 4)
+            if (kvmem__le16(list) >= (g.token ? b->d : b->n) && (g.token || kvmem__le16(list) != 0xffff)) return 0;
+    }
+    return 1;
+}
 static const kvmem_codec kvmem__codec_gear = {
     { "gear", "low bits plus a low-rank correction plus a few percent exact outliers",
       "Kang 2024, arXiv 2403.05527", kvmem__params_gear, 0 }, 0, kvmem__gear_row_bytes, kvmem__gear_head_bytes, NULL,
     NULL, NULL, NULL, NULL, kvmem__gear_scratch, NULL, NULL, kvmem__gear_encode, kvmem__gear_expand, NULL, NULL, NULL,
-    NULL, kvmem__gear_cut, NULL, NULL };
+    NULL, kvmem__gear_cut, NULL, kvmem__gear_valid };
 
 /* ==== >>scaled : rows whose channels are scaled before they are coded by groups; for zip and mikv ===
    The lane's state is f (d), one factor a channel, above 0. Coded is x f, by >>affine in groups of a row; the
@@ -7606,15 +7621,17 @@ static const kvmem_codec kvmem__codec_zip = {
    by >>affine in groups of a row. f = bal of >>scaled: the queries of the lane's group are watched as they come
    (those of the prompt), the keys are learned when the first one is coded (1024 at most); then bal stays.
    bits a value: b + 32/group, and 32 d bits a lane for the balancer. group = d/2: b=2, d=64: 3.0, d=128: 2.5.
-   reads: K after RoPE with its queries; V has no balancer: kivi(axis=token,group=d/2).   state: bal.   cost: O(n d).
-   defaults: bits=2 group=0 (half the row). Preset mikv: score h2o, a share r of the tokens in float16 (half of it
+   reads: K after RoPE with its queries; V has no balancer (balancer=0).   state: bal.   cost: O(n d).
+   defaults: bits=2 group=0 (half the row) balancer=1. Preset mikv: score h2o, a share r of the tokens in float16 (half of it
    the newest), the rest demoted to this codec; 16 r + (1 - r)(b + 32/g) bits a value: r=.2, b=2, d=64: 5.6.
    departs: no official code; the maximum over a group's query heads is our choice. Where no query was seen, all
    channels count as equally asked; a channel that no query uses counts as asked a thousandth of the most used one;
    a channel without keys has bal = 1.   test: tests/codec_mikv.c */
+enum { KVMEM__MIKV_BALANCER = KVMEM__SCALED_GROUP + 1 };
 static const kvmem_param kvmem__params_mikv[] = {
     { "bits", 2, 1, 8, NULL, 1, "bits of a code" },
     { "group", 0, 0, 4096, NULL, 1, "channels of a row that share a scale; 0: half of them" },
+    { "balancer", 1, 0, 1, NULL, 1, "1: channels balanced against the queries; 0: as they are, for values" },
     KVMEM__CODEC_COMMON };
 static int kvmem__mikv_group(const double *par, int d) {
     return par[KVMEM__SCALED_GROUP] > 0 ? (int)par[KVMEM__SCALED_GROUP] : (d + 1) / 2;
@@ -7643,12 +7660,12 @@ static void kvmem__mikv_learn(const kvmem_coded *b, float *state, const float *x
     for (c = 0; c < b->d; c++) {
         const float asked = most > 0 ? KVMEM__MAX(state[c], 1e-3f * most) : 1.0f;
         const float f = key[c] > FLT_MIN ? sqrtf(asked) / sqrtf(key[c]) : 1.0f;
-        state[c] = f > FLT_MIN && f <= FLT_MAX ? f : 1.0f;
+        state[c] = f > FLT_MIN && f <= FLT_MAX && b->par[KVMEM__MIKV_BALANCER] > 0 ? f : 1.0f;
     }
 }
 static const kvmem_codec kvmem__codec_mikv = {
     { "mikv", "keys balanced channel by channel against the prompt's queries, then low bits in groups of d/2",
-      "Yang 2024, arXiv 2402.18096", kvmem__params_mikv, 0 }, KVMEM_CODEC_KEYS, kvmem__mikv_row_bytes, NULL, NULL, NULL,
+      "Yang 2024, arXiv 2402.18096", kvmem__params_mikv, 0 }, 0, kvmem__mikv_row_bytes, NULL, NULL, NULL,
     kvmem__mikv_state, kvmem__mikv_watch, kvmem__mikv_learn, kvmem__mikv_scratch, NULL, NULL, kvmem__mikv_encode,
     kvmem__mikv_expand, kvmem__scaled_back, kvmem__scaled_back, NULL, NULL, NULL, kvmem__mikv_fast, NULL };
 
@@ -16914,6 +16931,15 @@ static const kvmem_preset kvmem__presets[] = {
       "codec.k=kivi(bits=2,axis=channel,residual=128,flush=1) codec.v=kivi(bits=2,axis=token,group=32,residual=128) "
       "page=32", "2-bit keys by channel and values by token, the last 128 rows exact",
       "Liu 2024, arXiv 2402.02750" },
+    { "mikv",
+      "score=h2o budget=20% recent=50% when=step place=original "
+      "reduce=demote(mikv(bits=2)/mikv(bits=2,balancer=0)) codec=f16 page=64",
+      "what h2o would drop stays in 2 bits, keys balanced against the queries", "Yang 2024, arXiv 2402.18096" },
+    { "zipcache",
+      "score=zipcache(window=64) budget=60% when=every(100) place=original "
+      "reduce=demote(kivi(bits=2,axis=channel)/zip(bits=2)) codec.k=kivi(bits=4,axis=channel,residual=100,flush=1) "
+      "codec.v=zip(bits=4,residual=100,flush=1) page=64",
+      "60 % of the entries, by normalised attention, in 4 bits, the others in 2", "He 2024, arXiv 2405.14256" },
     { "gear", "codec.k=gear(bits=2,axis=channel,group=64,rank=4,sparse=2) "
       "codec.v=gear(bits=2,axis=token,group=64,rank=4,sparse=2) page=128",
       "2-bit codes corrected by rank 4 and 2 % outliers", "Kang 2024, arXiv 2403.05527" },

@@ -120,6 +120,7 @@ TEST(gear_cut_leaves_the_other_rows_as_they_were) {
         for (i = 0; i < 9; i++) CHECK(!memcmp(z + 24 * i, y + 24 * first[i], 24 * sizeof(float)));
         coded_cut(&c, second, 4);
         coded_decode(&c, z);
+        CHECK(c.u.fn.valid(&c.b));
         for (i = 0; i < 4; i++) CHECK(!memcmp(z + 24 * i, y + 24 * first[second[i]], 24 * sizeof(float)));
         coded_free(&c);
     }
@@ -132,6 +133,7 @@ TEST(gear_head_that_lies_is_read_inside_its_bytes) {
     for (k = 0; k < 2; k++) {
         REQUIRE(coded_make(&c, k ? "gear(axis=token,rank=2,sparse=30)" : "gear(group=5,rank=2,sparse=30)",
                            NULL, 8, x, 20));
+        CHECK(c.u.fn.valid(&c.b));
         for (i = 0; i < 200; i++) { /* the sanitizers see what is read */
             const size_t at = kvmem__mix((uint64_t)i) % (i < 100 ? 10 : c.b.head_bytes);
             c.b.head[at] ^= (uint8_t)(1 + kvmem__mix((uint64_t)i + 999) % 255);
@@ -139,6 +141,8 @@ TEST(gear_head_that_lies_is_read_inside_its_bytes) {
             coded_decode(&c, y);
             c.u.fn.expand(&c.b, y, 13, 7);
         }
+        c.b.head[0] ^= 255;
+        CHECK(!c.u.fn.valid(&c.b)); /* a file with this block is refused */
         coded_free(&c);
     }
 }
