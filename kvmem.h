@@ -74,6 +74,7 @@
      >>linear             rotations, signs and packed codes, shared by codecs
      >>calibrate          k-means, eigenvectors, Cholesky: what codecs learn with
      >>codecs             how the rows of K and V are stored
+     >>codec_shared       one row for K and V, where a model's V is its K
      >>affine             a scale and a minimum for a group of values, shared by codecs
      >>codec_kivi         keys by channel, values by token, 2 or 4 bits
      >>codec_gear         low bits, a low-rank correction and a few exact outliers
@@ -326,7 +327,8 @@ typedef struct kvmem_coded {
 enum {
     KVMEM_CODEC_PRE_ROPE = 1, /* keys come and are read before RoPE: attention rotates each row it reads */
     KVMEM_CODEC_KEYS = 2,     /* for K only */
-    KVMEM_CODEC_VALUES = 4    /* for V only */
+    KVMEM_CODEC_VALUES = 4,   /* for V only */
+    KVMEM_CODEC_SHARED = 8    /* V is K: reads the key's row of the same page and stores nothing */
 };
 
 /* A codec reads and writes blocks. It may have a space of its own (rotated, latent) of `width` floats in
@@ -6066,6 +6068,30 @@ KVMEM__ROW_CODED(iq4_nl, "4-bit codes of 16 uneven levels, one scale per 32 chan
 #undef KVMEM__ROW
 #undef KVMEM__ROW_CODED
 
+/* ==== >>codec_shared : one row for K and V, where a model's V is its K. stage: codec.k, codec.v ====
+   Kayyam et al. Do Transformers Need Three Projections? Systematic Study of QKV Variants. 2026.
+   arXiv 2606.04032.   Code: Brainchip-Inc/Do-Transformers-Need-3-Projections
+   transformer_KV_1_300_M.py (QKVAttention_KEqualsV).
+   A model with W_V = W_K (Q-K=V) needs one vector a token and KV head. f16_pre keeps the key as half
+   floats before RoPE, and key makes V of it:
+       logits  q . RoPE(k_t, t)        output  sum_t p_t k_t
+   A rotated key would be no value, so codec.v=key goes with codec.k=f16_pre alone; the price is a
+   rotation of every row that is read. 16 bits for K and V together; 8 a value.
+   stage: both.   defaults: the preset qkv_share.   departs: the code has absolute positions and no
+   RoPE; rows that differ are refused (append), since nothing would hold the values.
+   test: tests/transform.c shared_* */
+static const kvmem_codec kvmem__codec_f16_pre = {
+    { "f16_pre", "IEEE half floats of keys before RoPE, 16 bits a value", "-", NULL, 0 },
+    KVMEM_CODEC_PRE_ROPE | KVMEM_CODEC_KEYS, kvmem__f16_bytes, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    NULL, NULL, kvmem__f16_encode, kvmem__f16_expand, NULL, NULL, kvmem__f16_dot, kvmem__f16_axpy, NULL,
+    kvmem__f16_fast, NULL };
+static const kvmem_codec kvmem__codec_key = {
+    { "key", "no bits: the value is the key's row, for models with W_V = W_K",
+      "Kayyam 2026, arXiv 2606.04032", NULL, 0 },
+    KVMEM_CODEC_SHARED | KVMEM_CODEC_VALUES, kvmem__f16_bytes, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+    NULL, NULL, kvmem__f16_encode, kvmem__f16_expand, NULL, NULL, kvmem__f16_dot, kvmem__f16_axpy, NULL,
+    kvmem__f16_fast, NULL };
+
 /* ==== >>affine : a scale and a minimum for a group of values, shared by codecs ====================
    A group of values is stored as half(s), half(m) and codes of b bits; s = (max - min) / (2^b - 1), m = min:
        code = round((x - m) / s) clamped to 0 .. 2^b - 1 (half to even),      x^ = code s + m
@@ -10848,6 +10874,7 @@ static const kvmem_codec *kvmem__codec_table(int i) {
     static const kvmem_codec *const table[] = {
         &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0,
         &kvmem__codec_q4_1, &kvmem__codec_q5_0, &kvmem__codec_q5_1, &kvmem__codec_iq4_nl,
+        &kvmem__codec_f16_pre, &kvmem__codec_key,
         &kvmem__codec_qjl,
         &kvmem__codec_polark,
         &kvmem__codec_polarquant,
@@ -11007,6 +11034,7 @@ static size_t kvmem__rows_at(const kvmem__side *s) {
     return kvmem__mean_bytes(s->use) + (size_t)s->n_exact * kvmem__exact_bytes(s->use) + s->head_bytes;
 }
 static size_t kvmem__side_bytes(const kvmem__side *s, int rows) {
+    if (s->use->fn.flags & KVMEM_CODEC_SHARED) return 0;
     return kvmem__rows_at(s) + (size_t)rows * s->use->row_bytes;
 }
 static kvmem_coded kvmem__side_coded(const kvmem__side *s) {
@@ -11053,6 +11081,7 @@ static void kvmem__set_cap(kvmem_cache *c);
 static int kvmem__recomputes(const kvmem_recipe *r);
 static kvmem_status kvmem__lane_lessons(kvmem_cache *c, kvmem_lane *to, const kvmem_lane *from);
 static kvmem_status kvmem__add_event(kvmem_cache *c, int64_t pos);
+static int kvmem__shares(const kvmem_choice *ch);
 static void kvmem__view_scratch_end(kvmem_cache *c);
 static float *kvmem__view_scratch(const kvmem_view *v, size_t floats);
 
@@ -11505,6 +11534,7 @@ static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem__side *
         if (side[i].lesson) side[i].lesson->refs++;
         m += KVMEM__ALIGN16(kvmem__side_bytes(&side[i], P));
     }
+    if (side[1].use->fn.flags & KVMEM_CODEC_SHARED) p->side[1].data = p->side[0].data;
     return p;
 }
 static void kvmem__page_drop(kvmem_cache *c, kvmem_page *p) {
@@ -12399,6 +12429,10 @@ KVMEM_API kvmem_status kvmem_cache_append(kvmem_cache *c, int layer, int n, cons
     KVMEM__TRY(kvmem__block_begin(c, n, pos));
     KVMEM__TRY(kvmem__check_finite(c, k, n, G, "k", layer));
     KVMEM__TRY(kvmem__check_finite(c, v, n, G, "v", layer));
+    if ((kvmem__lane_at(c, layer, 0)->use[1]->fn.flags & KVMEM_CODEC_SHARED) &&
+        memcmp(k, v, (size_t)n * (size_t)(G * d) * sizeof *k))
+        return kvmem__fail(&c->error, KVMEM_MISMATCH, "codec.v=key: values of layer %d are not its keys; only a "
+                           "model with W_V = W_K can share them", layer);
     KVMEM__TRY(kvmem__scratch(c, kvmem__append_bytes(c, c->arena->limit, n, G)));
     if (c->shape.rope) {
         float *kr = (float *)c->scratch;
@@ -12547,6 +12581,9 @@ KVMEM_API kvmem_status kvmem_cache_recode(kvmem_cache *c, const char *codec_k, c
     r.stage[KVMEM_CODEC_K] = ch[0];
     r.stage[KVMEM_CODEC_V] = ch[1];
     KVMEM__TRY(kvmem_recipe_check(&r, &c->error));
+    if (c->tokens && !kvmem__shares(&c->recipe.stage[KVMEM_CODEC_V]) && kvmem__shares(&ch[1]))
+        return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "recode to codec.v=key: values that have rows of "
+                           "their own may differ from the keys");
     c->recipe = r;
     KVMEM__TRY(kvmem__choose_codecs(c));
     kvmem__set_cap(c);
@@ -16911,6 +16948,9 @@ static const kvmem_preset kvmem__presets[] = {
     { "vhad", "codec.k=q4_0 codec.v=q4_0(rot=had)", "had for values only", "ikawrakow/ik_llama.cpp -vhad" },
     { "attn_rot", "codec.k=q4_0(rot=had,least=64) codec.v=q4_0(rot=had,block=64)",
       "had where 64 divides the head size; values in blocks of 64", "ggml-org/llama.cpp pull request 21038" },
+    { "qkv_share", "codec.k=f16_pre codec.v=key",
+      "one row for K and V, for models with W_V = W_K (tools/transform share makes one)",
+      "Kayyam 2026, arXiv 2606.04032" },
     { "kvdirect", "score=recency budget=256 reduce=recompute when=block place=original",
       "newest tokens as rows, older ones as checkpoints from which rows are made again, bit for bit",
       "Qasim 2026, arXiv 2603.19664" },
@@ -16964,9 +17004,7 @@ KVMEM_API const kvmem_method *kvmem_method_at(int i) {
         { "llmflash", "weights", "feed-forward neurons read from a file when they are about to fire",
           "Alizadeh 2023, arXiv 2312.11514", "kvmem_flash_*" },
         { "kvheads_svd", "model", "groups of KV heads merged into one by the SVD of calibration keys and values",
-          "Yu 2024, arXiv 2406.07056", "tools/transform.c" },
-        { "qkv_share", "model", "one projection for keys and values",
-          "Kayyam 2026, arXiv 2606.04032", "tools/transform.c" } };
+          "Yu 2024, arXiv 2406.07056", "tools/transform.c" } };
     return i >= 0 && i < KVMEM__COUNT(methods) ? &methods[i] : NULL;
 }
 
@@ -17712,6 +17750,22 @@ static kvmem_status kvmem__check_fields(const kvmem_recipe *r, kvmem_error *err)
     return KVMEM_OK;
 }
 
+/* codec.v=key: V is the key's row. */
+static int kvmem__shares(const kvmem_choice *ch) {
+    return (((const kvmem_codec *)(const void *)ch->entry)->flags & KVMEM_CODEC_SHARED) != 0;
+}
+static kvmem_status kvmem__check_shared(const kvmem_recipe *r, int demotes, kvmem_error *err) {
+    int i, any = demotes && kvmem__shares(&r->low[1]);
+    for (i = 0; i < r->n_maps; i++) any |= kvmem__shares(&r->map[i].codec);
+    if (any || (kvmem__shares(&r->stage[KVMEM_CODEC_V]) && (demotes || r->n_maps)))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "codec.v=key: keys and values share their rows, so "
+                           "neither maps nor demote may store some of them otherwise");
+    if (kvmem__shares(&r->stage[KVMEM_CODEC_V]) &&
+        r->stage[KVMEM_CODEC_K].entry != &kvmem__codec_f16_pre.e)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "codec.v=key: a value is a key before RoPE, exactly, so "
+                           "it needs codec.k=f16_pre");
+    return KVMEM_OK;
+}
 /* Codecs beside those of the two stages: what demote stores, and maps. And who may have which. */
 static kvmem_status kvmem__check_codecs(const kvmem_recipe *r, kvmem_error *err) {
     const kvmem_entry *reduce = r->stage[KVMEM_REDUCE].entry;
@@ -17741,6 +17795,7 @@ static kvmem_status kvmem__check_codecs(const kvmem_recipe *r, kvmem_error *err)
             return kvmem__fail(err, KVMEM_BAD_RECIPE, "codec@%d..%d:%d..%d: a range runs from the lower to the higher number",
                                m->layer_lo, m->layer_hi, m->head_lo, m->head_hi);
     }
+    KVMEM__TRY(kvmem__check_shared(r, demotes, err));
     if (demotes && ((const kvmem_place_entry *)(const void *)r->stage[KVMEM_PLACE].entry)->fn)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "reduce=%s with place=%s: demoted entries have left their slots, so they "
                            "can only be read at place=original", reduce->word, r->stage[KVMEM_PLACE].entry->word);

@@ -367,6 +367,114 @@ TEST(shared_projections_give_equal_rows_and_symmetric_logits) {
     free(file);
     net_free(&t);
 }
+/* A model whose V is its K; n_rot 0: positions do not matter. The caller frees the bytes. */
+static bytes shared_model(int n_rot) {
+    net t = net_default("llama");
+    transform a = plan(TRANSFORM_SHARE, 1);
+    bytes out;
+    size_t size;
+    uint8_t *file;
+    t.n_rot = n_rot;
+    net_build(&t);
+    file = net_gguf(&t, &size);
+    make_ids(t.V);
+    a.share_v = 1;
+    if (!changed(file, size, &a, &out)) FAIL_AT("%s", a.why);
+    free(file);
+    net_free(&t);
+    return out;
+}
+TEST(shared_rows_give_the_same_bits_in_half_the_bytes) {
+    static const char *const more[3] = { "", " score=recency budget=20 when=block sink=2",
+                                         " score=h2o budget=20 when=step" };
+    int n_rot, i;
+    for (n_rot = 0; n_rot <= 8; n_rot += 8) {
+        bytes m = shared_model(n_rot);
+        for (i = 0; i < 3; i++) {
+            char text[128];
+            size_t two = 0, one = 0, post = 0;
+            float *a, *b, *c;
+            snprintf(text, sizeof text, "codec.k=f16_pre codec.v=f16 page=16%s", more[i]);
+            a = logits_of(m.p, m.n, text, &two);
+            snprintf(text, sizeof text, "qkv_share page=16%s", more[i]);
+            b = logits_of(m.p, m.n, text, &one);
+            snprintf(text, sizeof text, "codec=f16 page=16%s", more[i]);
+            c = logits_of(m.p, m.n, text, &post);
+            CHECK(!memcmp(a, b, (size_t)TOKENS * 50 * sizeof *a));
+            CHECK(two == 2 * one && post == two);
+            if (i == 0 && n_rot == 0) CHECK_NEAR(distance(c, b, (size_t)TOKENS * 50), 0, 1e-5);
+            if (i == 0 && n_rot)
+                CHECK_NEAR(distance(c, b, (size_t)TOKENS * 50), 0, 2e-3); /* half(RoPE(k)) */
+            free(a);
+            free(b);
+            free(c);
+        }
+        free(m.p);
+    }
+}
+TEST(shared_rows_are_read_saved_and_copied) {
+    bytes m = shared_model(8), file = { NULL, 0, 0 };
+    kvmem_model model;
+    kvmem_session s, l;
+    kvmem_session_config cfg = kvmem_session_config_default();
+    kvmem_recipe r;
+    float k[8], v[8];
+    REQUIRE_OK(kvmem_model_open(&model, m.p, m.n, NULL, 0, NULL));
+    REQUIRE_OK(kvmem_recipe_parse(&r, "qkv_share page=16", NULL));
+    cfg.recipe = &r;
+    REQUIRE_OK(kvmem_session_init(&s, &model, &cfg));
+    REQUIRE_OK(kvmem_session_init(&l, &model, &cfg));
+    CHECK_OK(kvmem_session_feed(&s, ids, 40, KVMEM_PROMPT_END, NULL, NULL));
+    CHECK_OK(kvmem_cache_read(&s.cache, 1, 1, 0, 1, k, v, NULL));
+    CHECK(!memcmp(k, v, sizeof k)); /* position 0: RoPE turns by nothing */
+    CHECK_OK(kvmem_session_save(&s, keep, &file));
+    CHECK_OK(kvmem_session_load(&l, file.p, file.n));
+    CHECK_OK(kvmem_session_feed(&s, ids + 40, 1, KVMEM_DECODE, NULL, NULL));
+    CHECK_OK(kvmem_session_feed(&l, ids + 40, 1, KVMEM_DECODE, NULL, NULL));
+    CHECK(!memcmp(s.logits, l.logits, (size_t)model.n_vocab * sizeof(float)));
+    kvmem_session_free(&l);
+    CHECK_OK(kvmem_session_copy(&l, &s));
+    CHECK_OK(kvmem_session_truncate(&l, 30));
+    CHECK_OK(kvmem_session_feed(&l, ids + 30, 11, KVMEM_PREFILL, NULL, NULL));
+    CHECK(distance(s.logits, l.logits, (size_t)model.n_vocab) < 1e-4);
+    kvmem_session_free(&s);
+    kvmem_session_free(&l);
+    kvmem_model_close(&model);
+    free(file.p);
+    free(m.p);
+}
+TEST(shared_rows_are_refused_where_values_are_not_keys) {
+    static const char *const bad[3] = { "codec.k=f16 codec.v=key", "codec.k=key",
+                                        "codec.v=f16_pre" };
+    net t = net_default("llama");
+    kvmem_model model;
+    kvmem_session s;
+    kvmem_session_config cfg = kvmem_session_config_default();
+    kvmem_recipe r;
+    kvmem_error err;
+    uint8_t *file;
+    size_t size;
+    int i;
+    for (i = 0; i < 3; i++) CHECK(kvmem_recipe_parse(&r, bad[i], &err) == KVMEM_BAD_RECIPE);
+    net_build(&t);
+    file = net_gguf(&t, &size);
+    make_ids(t.V);
+    REQUIRE_OK(kvmem_model_open(&model, file, size, NULL, 0, NULL));
+    REQUIRE_OK(kvmem_recipe_parse(&r, "qkv_share", &err));
+    cfg.recipe = &r;
+    REQUIRE_OK(kvmem_session_init(&s, &model, &cfg));
+    CHECK(kvmem_session_feed(&s, ids, 5, KVMEM_PROMPT_END, NULL, NULL) == KVMEM_MISMATCH);
+    CHECK(strstr(s.error.text, "not its keys") != NULL);
+    kvmem_session_free(&s);
+    REQUIRE_OK(kvmem_recipe_parse(&r, "full", &err));
+    REQUIRE_OK(kvmem_session_init(&s, &model, &cfg));
+    CHECK_OK(kvmem_session_feed(&s, ids, 5, KVMEM_PROMPT_END, NULL, NULL));
+    CHECK(kvmem_cache_recode(&s.cache, "f16_pre", "key") == KVMEM_UNSUPPORTED);
+    kvmem_session_free(&s);
+    kvmem_model_close(&model);
+    free(file);
+    net_free(&t);
+}
 int main(int argc, char **argv) {
     test_begin(argc, argv, "transform");
     RUN(identical_heads_become_one_without_loss);
@@ -377,5 +485,8 @@ int main(int argc, char **argv) {
     RUN(types_of_the_file_stay_and_other_tensors_are_copied);
     RUN(what_cannot_be_folded_is_refused);
     RUN(shared_projections_give_equal_rows_and_symmetric_logits);
+    RUN(shared_rows_give_the_same_bits_in_half_the_bytes);
+    RUN(shared_rows_are_read_saved_and_copied);
+    RUN(shared_rows_are_refused_where_values_are_not_keys);
     return test_end();
 }

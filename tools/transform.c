@@ -23,7 +23,7 @@
    Transformers Need Three Projections? 2026. arXiv 2606.04032; code
    Brainchip-Inc/Do-Transformers-Need-3-Projections). The paper trains such models from the start; a
    trained model is ruined by it, but it shows the mechanics: with V = K before RoPE one row a token
-   and KV head is enough, so K and V together take half the bytes.
+   and KV head is enough, which the recipe qkv_share keeps: half the bytes of codec=f16.
 
    Tests include this file with TRANSFORM_NO_MAIN. */
 #include <ctype.h>
