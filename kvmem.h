@@ -4559,16 +4559,31 @@ KVMEM__UNUSED static float kvmem__distance2(const float *a, const float *b, int 
     for (j = 0; i < d; i++, j++) s[j] += (a[i] - b[i]) * (a[i] - b[i]);
     return kvmem__sum8(s);
 }
-/* The row of c (k, d) nearest to x, the lower one on a tie; its squared distance in *far, unless NULL. */
-KVMEM__UNUSED static int kvmem__nearest_row(const float *c, int k, const float *x, int d, float *far) {
+/* The column of ct (d, k) nearest to x (d), the lower one on a tie: the least of bias[j] - 2 <x, column j>,
+   bias its squared length. Sixteen columns go side by side, so that short rows are fast, too. */
+KVMEM__UNUSED static int kvmem__nearest_column(const float *ct, const float *bias, int k, const float *x, int d) {
+    enum { SIDE = 16 };
     float least = INFINITY;
-    int j, best = 0;
-    for (j = 0; j < k; j++) {
-        const float s = kvmem__distance2(c + (size_t)j * (size_t)d, x, d);
-        if (s < least) { least = s; best = j; }
+    int j, i, l, best = 0;
+    for (j = 0; j < k; j += SIDE) {
+        const int m = KVMEM__MIN(SIDE, k - j);
+        float s[SIDE];
+        for (l = 0; l < m; l++) s[l] = bias[j + l];
+        for (i = 0; i < d; i++) {
+            const float *row = ct + (size_t)i * (size_t)k + j;
+            const float a = -2 * x[i];
+            if (m == SIDE) for (l = 0; l < SIDE; l++) s[l] += a * row[l];
+            else for (l = 0; l < m; l++) s[l] += a * row[l];
+        }
+        for (l = 0; l < m; l++) if (s[l] < least) { least = s[l]; best = j + l; }
     }
-    if (far) *far = least;
     return best;
+}
+/* ct (d, k) = c (k, d) turned. */
+KVMEM__UNUSED static void kvmem__columns(float *ct, const float *c, int k, int d) {
+    int j, i;
+    for (j = 0; j < k; j++)
+        for (i = 0; i < d; i++) ct[(size_t)i * (size_t)k + (size_t)j] = c[(size_t)j * (size_t)d + (size_t)i];
 }
 /* k-means++ (Arthur, Vassilvitskii 2007): the first row is drawn evenly, each next one with a chance that
    grows with its squared distance to the rows drawn before. far (n) is scratch. */
@@ -4589,28 +4604,37 @@ static void kvmem__kmeans_start(float *c, int k, const float *x, int n, int d, u
         for (at = 0; at + 1 < n && (draw -= (double)far[at]) >= 0; at++) {}
     }
 }
-/* k-means of the rows x (n, d): c (k, d) by k-means++ and at most `rounds` rounds of Lloyd; stops when no row
-   changes its centre. A centre that loses all rows moves to the row that is farthest from its own.
+/* Every row x (n, d) to the centre nearest to it: own (n), squared distances far (n). Did one change? */
+static int kvmem__kmeans_assign(float *own, float *far, const float *c, int k, const float *x, int n, int d,
+                                float *bias, float *ct) {
+    const size_t row = (size_t)d;
+    int i, j, changed = 0;
+    kvmem__columns(ct, c, k, d);
+    for (j = 0; j < k; j++) bias[j] = kvmem__dot_plain(c + (size_t)j * row, c + (size_t)j * row, d);
+    for (i = 0; i < n; i++) {
+        const int best = kvmem__nearest_column(ct, bias, k, x + (size_t)i * row, d);
+        if ((float)best != own[i]) changed = 1;
+        own[i] = (float)best;
+        far[i] = kvmem__distance2(c + (size_t)best * row, x + (size_t)i * row, d);
+    }
+    return changed;
+}
+/* k-means of the rows x (n, d): c (k, d) by k-means++ and at most `rounds` rounds of Lloyd; stops when no
+   row changes its centre. A centre that loses all rows moves to the row that is farthest from its own.
    scratch: kvmem__kmeans_floats. With k >= n every row is a centre. */
-KVMEM__UNUSED static int kvmem__kmeans_floats(int k, int n) { return 2 * n + k; }
+KVMEM__UNUSED static int kvmem__kmeans_floats(int k, int n, int d) { return 2 * n + 2 * k + k * d; }
 KVMEM__UNUSED static void kvmem__kmeans(float *c, int k, const float *x, int n, int d, int rounds,
                                         uint64_t seed, float *scratch) {
     const size_t row = (size_t)d;
-    float *far = scratch, *own = far + n, *count = own + n; /* own: the row's centre */
-    int i, j, m, changed = 1;
+    float *far = scratch, *own = far + n, *count = own + n, *bias = count + k, *ct = bias + k;
+    int i, j, m;
     if (k >= n) {
         for (j = 0; j < k; j++) memcpy(c + (size_t)j * row, x + (size_t)(j % n) * row, row * sizeof(float));
         return;
     }
     kvmem__kmeans_start(c, k, x, n, d, seed, far);
     for (i = 0; i < n; i++) own[i] = -1;
-    while (rounds-- > 0 && changed) {
-        changed = 0;
-        for (i = 0; i < n; i++) {
-            const float best = (float)kvmem__nearest_row(c, k, x + (size_t)i * row, d, far + i);
-            if (best != own[i]) { own[i] = best; changed = 1; }
-        }
-        if (!changed) break;
+    while (rounds-- > 0 && kvmem__kmeans_assign(own, far, c, k, x, n, d, bias, ct)) {
         memset(c, 0, (size_t)k * row * sizeof(float));
         memset(count, 0, (size_t)k * sizeof(float));
         for (i = 0; i < n; i++) {
@@ -4620,7 +4644,10 @@ KVMEM__UNUSED static void kvmem__kmeans(float *c, int k, const float *x, int n, 
         }
         for (j = 0; j < k; j++) {
             float *to = c + (size_t)j * row;
-            if (count[j] > 0) { for (m = 0; m < d; m++) to[m] /= count[j]; continue; }
+            if (count[j] > 0) {
+                for (m = 0; m < d; m++) to[m] /= count[j];
+                continue;
+            }
             for (m = 0, i = 1; i < n; i++) if (far[i] > far[m]) m = i;
             memcpy(to, x + (size_t)m * row, row * sizeof(float));
             far[m] = 0;
@@ -8507,7 +8534,8 @@ static kvmem__vq kvmem__vq_of(const double *par, int d) {
     }
     return v;
 }
-/* Piece p: its channels from c0 on, its codebook c (k, n), bias (k) = c H c^T, H (n, n) or NULL. */
+/* Piece p: its channels from c0 on, and where in the state lie its codebook, a column for each centre c
+   (n, k), bias (k) = c H c^T, and H (n, n). */
 typedef struct kvmem__vq_piece { int c0, n; size_t c, bias, h; } kvmem__vq_piece;
 static kvmem__vq_piece kvmem__vq_at(const kvmem__vq *v, int p) {
     const int longer = v->d % v->parts ? v->d / v->parts + 1 : 0; /* pieces have this length or one less */
@@ -8535,7 +8563,7 @@ static size_t kvmem__vq_row_bytes(const double *par, int d) { /* low 8 bits of t
 static int kvmem__vq_scratch(const double *par, int d, int n) {
     const kvmem__vq v = kvmem__vq_of(par, d);
     const int len = (d + v.parts - 1) / v.parts;
-    return n * len + 2 * len * len + 2 * len + kvmem__kmeans_floats(v.k, n);
+    return n * len + len * len + 2 * len + v.k * len + kvmem__kmeans_floats(v.k, n, len);
 }
 static void kvmem__vq_watch(const kvmem_coded *b, float *state, const float *q, int n) {
     const kvmem__vq v = kvmem__vq_of(b->par, b->d);
@@ -8577,8 +8605,8 @@ static void kvmem__vq_learn(const kvmem_coded *b, float *state, const float *x, 
     for (p = 0; p < v.parts; p++) {
         const kvmem__vq_piece a = kvmem__vq_at(&v, p);
         const size_t len = (size_t)a.n;
-        float *rows = b->scratch, *l = rows + (size_t)n * len, *g = l + len * len, *work = g + len;
-        float *c = state + a.c, *h = v.h ? state + a.h : NULL;
+        float *rows = b->scratch, *l = rows + (size_t)n * len, *g = l + len * len, *c = g + len;
+        float *h = v.h ? state + a.h : NULL;
         const int weighted = h && kvmem__vq_metric(l, h, a.n);
         if (h && !weighted) {
             memset(h, 0, len * len * sizeof(float));
@@ -8586,29 +8614,25 @@ static void kvmem__vq_learn(const kvmem_coded *b, float *state, const float *x, 
         }
         for (t = 0; t < n; t++) {
             float *row = rows + (size_t)t * len;
-            for (i = 0; i < a.n; i++) row[i] = kvmem__finite(x[(size_t)t * (size_t)b->d + (size_t)(a.c0 + i)]);
+            for (i = 0; i < a.n; i++)
+                row[i] = kvmem__finite(x[(size_t)t * (size_t)b->d + (size_t)(a.c0 + i)]);
             if (weighted) kvmem__lower_mul(row, row, l, a.n);
         }
-        kvmem__kmeans(c, v.k, rows, n, a.n, KVMEM__VQ_ROUNDS, (uint64_t)p + 1, work);
-        for (t = 0; t < v.k; t++, c += a.n) {
-            if (weighted) kvmem__lower_solve(c, c, l, a.n);
-            kvmem__vq_times_h(g, c, h, a.n);
-            state[a.bias + (size_t)t] = kvmem__dot_plain(g, c, a.n);
+        kvmem__kmeans(c, v.k, rows, n, a.n, KVMEM__VQ_ROUNDS, (uint64_t)p + 1, c + (size_t)v.k * len);
+        for (t = 0; t < v.k; t++) {
+            float *row = c + (size_t)t * len;
+            if (weighted) kvmem__lower_solve(row, row, l, a.n);
+            kvmem__vq_times_h(g, row, h, a.n);
+            state[a.bias + (size_t)t] = kvmem__dot_plain(g, row, a.n);
         }
+        kvmem__columns(state + a.c, c, v.k, a.n);
     }
 }
-/* The index of the codebook row nearest to k (n) in the metric. */
+/* The index of the centre nearest to k (n) in the metric. */
 static int kvmem__vq_nearest(const kvmem_coded *b, const kvmem__vq *v, int p, const float *k, float *g) {
     const kvmem__vq_piece a = kvmem__vq_at(v, p);
-    const float *c = b->state + a.c, *bias = b->state + a.bias;
-    float least = INFINITY;
-    int i, best = 0;
     kvmem__vq_times_h(g, k, v->h ? b->state + a.h : NULL, a.n);
-    for (i = 0; i < v->k; i++, c += a.n) {
-        const float s = bias[i] - 2 * kvmem__dot_plain(g, c, a.n);
-        if (s < least) { least = s; best = i; }
-    }
-    return best;
+    return kvmem__nearest_column(b->state + a.c, b->state + a.bias, v->k, g, a.n);
 }
 static void kvmem__vq_encode(const kvmem_coded *b, const float *x, int t0, int n) {
     const kvmem__vq v = kvmem__vq_of(b->par, b->d);
@@ -8636,9 +8660,10 @@ static void kvmem__vq_expand(const kvmem_coded *b, float *out, int t0, int n) {
     const kvmem__vq v = kvmem__vq_of(b->par, b->d);
     const int low = KVMEM__MIN(v.bits, 8);
     uint8_t lo[64], hi[64];
-    int t, p, j, m;
+    int begin[65], t, p, j, c, m; /* begin: first channel of a piece */
     for (p = 0; p < v.parts; p += 64) {
         m = KVMEM__MIN(64, v.parts - p);
+        for (j = 0; j <= m; j++) begin[j] = (p + j) * v.d / v.parts;
         memset(hi, 0, sizeof hi);
         for (t = 0; t < n; t++) {
             const uint8_t *in = kvmem__row_at(b, t0 + t);
@@ -8646,9 +8671,8 @@ static void kvmem__vq_expand(const kvmem_coded *b, float *out, int t0, int n) {
             kvmem__bits_get(lo, in, p, m, low);
             if (v.bits > 8) kvmem__bits_get(hi, in + kvmem__bits_bytes(v.parts, low), p, m, v.bits - 8);
             for (j = 0; j < m; j++) {
-                const kvmem__vq_piece a = kvmem__vq_at(&v, p + j);
-                const size_t row = (size_t)lo[j] | (size_t)hi[j] << 8;
-                memcpy(y + a.c0, b->state + a.c + row * (size_t)a.n, (size_t)a.n * sizeof(float));
+                const float *column = b->state + (lo[j] | hi[j] << 8);
+                for (c = begin[j]; c < begin[j + 1]; c++) y[c] = column[(size_t)c * (size_t)v.k];
             }
         }
     }

@@ -16,6 +16,18 @@ static double level_error(const float *level, int k, const float *x, const float
     return e;
 }
 
+/* Squared distance of x to the row of c (k, d) nearest to it, its index in *at. */
+static double nearest(const float *c, int k, const float *x, int d, int *at) {
+    double least = 1e300;
+    int j;
+    for (j = 0; j < k; j++) {
+        const double e = (double)kvmem__distance2(c + j * d, x, d);
+        if (e < least && at) *at = j;
+        least = fmin(least, e);
+    }
+    return least;
+}
+
 TEST(sorting_floats_carries_the_weights) {
     float x[100], w[100], y[100];
     int n, i;
@@ -101,42 +113,53 @@ TEST(levels_of_hard_inputs_are_finite_and_rise) {
 }
 TEST(kmeans_finds_separate_groups_and_repeats_itself) {
     enum { N = 300, D = 5, K = 6 };
-    static float x[N * D], a[K * D], b[K * D], scratch[2 * N + K];
+    static float x[N * D], a[K * D], b[K * D], scratch[2 * N + 2 * K + K * D];
     double e = 0;
-    float far;
     int i, j;
     for (i = 0; i < N; i++)
         for (j = 0; j < D; j++) x[i * D + j] = (float)(20 * ((i % K) == j) + 0.1 * test_normal());
     kvmem__kmeans(a, K, x, N, D, 50, 3, scratch);
     kvmem__kmeans(b, K, x, N, D, 50, 3, scratch);
-    CHECK(!memcmp(a, b, sizeof a) && kvmem__kmeans_floats(K, N) == 2 * N + K);
-    for (i = 0; i < N; i++) { kvmem__nearest_row(a, K, x + i * D, D, &far); e += (double)far; }
+    CHECK(!memcmp(a, b, sizeof a) && kvmem__kmeans_floats(K, N, D) == 2 * N + 2 * K + K * D);
+    for (i = 0; i < N; i++) e += nearest(a, K, x + i * D, D, NULL);
     CHECK(e / (N * D) < .0125);
 }
 TEST(kmeans_with_as_many_centres_as_rows_is_exact) {
-    float x[12], c[20], scratch[32], far;
-    int i, k;
+    float x[12], c[20], scratch[64];
+    int i, k, at;
     normals(x, 12);
     for (k = 4; k <= 5; k++) {
         kvmem__kmeans(c, k, x, 4, 3, 50, 1, scratch);
-        for (i = 0; i < 4; i++) { CHECK(kvmem__nearest_row(c, k, x + 3 * i, 3, &far) == i); CHECK(far == 0); }
+        for (i = 0; i < 4; i++) { CHECK(nearest(c, k, x + 3 * i, 3, &at) == 0); CHECK(at == i); }
     }
     memcpy(x + 3, x, 12); memcpy(x + 6, x, 12); memcpy(x + 9, x, 12); /* all rows the same, fewer centres */
     kvmem__kmeans(c, 3, x, 4, 3, 50, 1, scratch);
-    CHECK(kvmem__nearest_row(c, 3, x, 3, &far) == 0 && far == 0);
+    CHECK(nearest(c, 3, x, 3, &at) == 0 && at == 0);
     for (i = 0; i < 9; i++) CHECK(c[i] == c[i]);
+}
+TEST(nearest_column_is_the_nearest_row) {
+    enum { D = 5, K = 37 };
+    float c[K * D], ct[K * D], bias[K], x[D];
+    int t, j, at = 0;
+    normals(c, K * D);
+    kvmem__columns(ct, c, K, D);
+    for (j = 0; j < K; j++) bias[j] = kvmem__dot_plain(c + j * D, c + j * D, D);
+    for (t = 0; t < 200; t++) {
+        normals(x, D);
+        nearest(c, K, x, D, &at);
+        CHECK(kvmem__nearest_column(ct, bias, K, x, D) == at);
+    }
 }
 TEST(a_round_of_kmeans_never_raises_the_error) {
     enum { N = 200, D = 7, K = 9 };
-    static float x[N * D], c[K * D], scratch[2 * N + K];
+    static float x[N * D], c[K * D], scratch[2 * N + 2 * K + K * D];
     double last = 1e30;
-    float far;
     int r, i;
     normals(x, N * D);
     for (r = 1; r <= 8; r++) {
         double e = 0;
         kvmem__kmeans(c, K, x, N, D, r, 5, scratch);
-        for (i = 0; i < N; i++) { kvmem__nearest_row(c, K, x + i * D, D, &far); e += (double)far; }
+        for (i = 0; i < N; i++) e += nearest(c, K, x + i * D, D, NULL);
         CHECK(e <= last * 1.000001);
         last = e;
     }
@@ -254,6 +277,7 @@ int main(int argc, char **argv) {
     RUN(levels_of_hard_inputs_are_finite_and_rise);
     RUN(kmeans_finds_separate_groups_and_repeats_itself);
     RUN(kmeans_with_as_many_centres_as_rows_is_exact);
+    RUN(nearest_column_is_the_nearest_row);
     RUN(a_round_of_kmeans_never_raises_the_error);
     RUN(eigenvectors_of_a_known_matrix);
     RUN(eigenvectors_rebuild_the_matrix_and_are_orthonormal);

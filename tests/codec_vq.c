@@ -11,7 +11,7 @@ static int taken(const char *text, const float *h, float k0, float k1, const flo
     coded v;
     int i, r;
     if (!coded_begin(&v, text, NULL, 2)) return -1;
-    memcpy(v.state, c, 4 * sizeof(float));
+    kvmem__columns(v.state, c, 2, 2);
     if (h) memcpy(v.state + 6, h, 4 * sizeof(float));
     for (i = 0; i < 2; i++) {
         const float *y = c + 2 * i;
