@@ -7971,6 +7971,17 @@ static void kvmem__kvquant_expand_by(kvmem__levels_fn levels, const kvmem_coded 
     }
     kvmem__kvquant_overwrite(b, out, t0, n);
 }
+/* Does a head read from a file hold what it says, in order and inside the block? */
+static int kvmem__kvquant_valid(const kvmem_coded *b) {
+    size_t each, count = kvmem__kvquant_count(b, &each), i, last = 0;
+    if (b->head_bytes < 4 || (kvmem__le32(b->head) & 0x7fffffffu) != count) return 0;
+    for (i = 0; i < count; i++) {
+        const size_t at = kvmem__kvquant_index(b, i, each);
+        if (at >= (size_t)b->n * (size_t)b->d || (i && at <= last)) return 0;
+        last = at;
+    }
+    return 1;
+}
 /* Rows that stay bring their outliers along; the head keeps its size. */
 static void kvmem__kvquant_cut(const kvmem_coded *to, const kvmem_coded *from, const int *kept) {
     const size_t d = (size_t)from->d;
@@ -8129,7 +8140,7 @@ static const kvmem_codec kvmem__codec_kvquant = {
     KVMEM_CODEC_PRE_ROPE | KVMEM_CODEC_KEYS, kvmem__kvquant_row_bytes, kvmem__kvquant_head_bytes,
     NULL, NULL, kvmem__kvquant_state, NULL, kvmem__kvquant_learn, kvmem__kvquant_scratch, NULL, NULL,
     kvmem__kvquant_encode, kvmem__kvquant_expand_plain, NULL, NULL, NULL, NULL, kvmem__kvquant_cut,
-    kvmem__kvquant_fast, NULL
+    kvmem__kvquant_fast, kvmem__kvquant_valid
 };
 static const kvmem_codec kvmem__codec_kvquant_post = {
     { "kvquant_post", "the same for keys after RoPE: no rotation at a read, ranges less tight",
@@ -8137,14 +8148,15 @@ static const kvmem_codec kvmem__codec_kvquant_post = {
     KVMEM_CODEC_KEYS, kvmem__kvquant_row_bytes, kvmem__kvquant_head_bytes,
     NULL, NULL, kvmem__kvquant_state, NULL, kvmem__kvquant_learn, kvmem__kvquant_scratch, NULL, NULL,
     kvmem__kvquant_encode, kvmem__kvquant_expand_plain, NULL, NULL, NULL, NULL, kvmem__kvquant_cut,
-    kvmem__kvquant_fast, NULL
+    kvmem__kvquant_fast, kvmem__kvquant_valid
 };
 static const kvmem_codec kvmem__codec_kvquant_v = {
     { "kvquant_v", "values by token: learned levels, outliers in the row; bits + 1.25 bits a value at d = 64",
       KVMEM__KVQUANT_CITE, kvmem__kvquant_v_params, 0 },
     KVMEM_CODEC_VALUES, kvmem__kvquant_v_row_bytes, NULL, NULL, NULL,
     kvmem__kvquant_v_state, NULL, kvmem__kvquant_v_learn, kvmem__kvquant_scratch, NULL, NULL,
-    kvmem__kvquant_v_encode, kvmem__kvquant_v_expand_plain, NULL, NULL, NULL, NULL, NULL, kvmem__kvquant_fast, NULL
+    kvmem__kvquant_v_encode, kvmem__kvquant_v_expand_plain, NULL, NULL, NULL, NULL, NULL,
+    kvmem__kvquant_fast, NULL
 };
 #undef KVMEM__KVQUANT_CITE
 
@@ -8353,6 +8365,17 @@ static int kvmem__rotatekv_channel(const kvmem_coded *b, int i) {
     const float c = b->par[KVMEM__ROTATEKV_ORDER] > 0 ? b->state[i] : (float)i;
     return c >= 0 && c < (float)b->d ? (int)c : i;
 }
+/* Is the order read from a file one? */
+static int kvmem__rotatekv_valid(const kvmem_coded *b) {
+    uint8_t seen[KVMEM_MAX_WIDTH];
+    int i;
+    memset(seen, 0, (size_t)b->d);
+    for (i = 0; i < kvmem__rotatekv_state(b->par, b->d); i++) {
+        const float c = b->state[i];
+        if (!(c >= 0 && c < (float)b->d) || c != floorf(c) || seen[(int)c]++) return 0;
+    }
+    return 1;
+}
 static void kvmem__rotatekv_turn(float *y, const float *x, int d) {
     int c;
     for (c = 0; c < d; c++) y[c] = kvmem__finite(x[c]);
@@ -8491,7 +8514,8 @@ static const kvmem_codec kvmem__codec_rotatekv = {
       "Su 2025, arXiv 2501.16383", kvmem__rotatekv_params, 0 },
     KVMEM_CODEC_PRE_ROPE, kvmem__rotatekv_row_bytes, NULL, NULL, NULL, kvmem__rotatekv_state, NULL,
     kvmem__rotatekv_learn, kvmem__rotatekv_scratch, NULL, NULL, kvmem__rotatekv_encode, kvmem__rotatekv_expand,
-    kvmem__rotatekv_finish, kvmem__rotatekv_prepare, NULL, NULL, NULL, kvmem__rotatekv_fast, NULL
+    kvmem__rotatekv_finish, kvmem__rotatekv_prepare, NULL, NULL, NULL, kvmem__rotatekv_fast,
+    kvmem__rotatekv_valid
 };
 
 /* ==== >>codec_vq : a row as indices into learned codebooks, in the metric of the queries. stage: codec ==
@@ -8516,7 +8540,8 @@ static const kvmem_codec kvmem__codec_rotatekv = {
    the 3 % of keys that are then read exactly (parts=1, 4096 centroids): that is the retrieve stage's, which
    this codec does not do; here the codes replace the keys.
    guards: no queries seen: H = I; fewer rows than centres: every row is one; NaN is 0.
-   departs: the paper learns offline on 80k tokens, here the lane's own rows; k-means runs 16 rounds, not 300.
+   departs: the paper learns offline on 80k tokens, here the lane's own rows; k-means runs 16 rounds, not
+   300; the paper turns queries by RoPE to a fixed distance of 2048, here they are as before RoPE.
    test: tests/codec_vq.c */
 enum { KVMEM__VQ_CENTROIDS, KVMEM__VQ_PARTS, KVMEM__VQ_WEIGHT, KVMEM__VQ_ROUNDS = 16 };
 typedef struct kvmem__vq { int k, bits, parts, d, h; } kvmem__vq; /* h: floats of all pieces' H */
@@ -9922,7 +9947,7 @@ static const kvmem_codec kvmem__codec_turboquant = {
       "Zandieh 2025, arXiv 2504.19874", kvmem__tq_params, 0 }, 0,
     kvmem__tq_row_bytes, NULL, kvmem__tq_table_bytes, kvmem__tq_build, NULL, NULL, NULL, kvmem__tq_scratch,
     kvmem__tq_width, NULL, kvmem__tq_encode, kvmem__tq_expand, kvmem__tq_finish, kvmem__tq_prepare, NULL, NULL,
-    NULL, kvmem__tq_fast };
+    NULL, kvmem__tq_fast, NULL };
 
 /* ==== >>codec_octopus : triplets of rotated coordinates by direction and length. stage: codec; both
    Mark Boss. OCTOPUS: Optimized KV Cache for Transformers via Octahedral Parametrization Under optimal
@@ -10141,7 +10166,7 @@ static const kvmem_codec kvmem__codec_octopus = {
       "Boss 2026, arXiv 2605.21226", kvmem__oct_params, 0 }, 0,
     kvmem__oct_row_bytes, NULL, kvmem__oct_table_bytes, kvmem__oct_build, NULL, NULL, NULL, kvmem__tq_scratch,
     kvmem__oct_width, NULL, kvmem__oct_encode, kvmem__oct_expand, kvmem__oct_finish, kvmem__oct_prepare, NULL, NULL,
-    NULL, NULL };
+    NULL, NULL, NULL };
 
 /* ==== >>codec_polark : a pair of channels as radius and angle, by table. stage: codec.k ==========
    Songhao Wu et al. Leveraging Polar Transformation for Key Cache Quantization and Decoding
@@ -17013,7 +17038,22 @@ static const kvmem_preset kvmem__presets[] = {
     { "gear-kcvt", "codec.k=gear(bits=4,axis=channel,group=0,rank=4,sparse=2) "
       "codec.v=gear(bits=4,axis=token,group=0,rank=4,sparse=2) page=128",
       "gear over 4-bit codes with one scale for each key channel of a page and each value row",
-      "Kang 2024, arXiv 2403.05527" } };
+      "Kang 2024, arXiv 2403.05527" },
+    { "kvquant",
+      "codec.k=kvquant(bits=3,sparse=1,sinks=4) codec.v=kvquant_v(bits=3,sparse=1,sinks=4) page=64",
+      "3-bit learned levels, keys by channel before RoPE, values by token, outliers and 4 first tokens exact",
+      "Hooper 2024, arXiv 2401.18079" },
+    { "rotatekv",
+      "codec.k=rotatekv(bits=2,group=128,sinks=20) codec.v=rotatekv(bits=2,group=128,order=0,sinks=20)",
+      "2-bit rotated rows, keys before RoPE with channels in learned order, the first 20 tokens exact",
+      "Su 2025, arXiv 2501.16383" },
+    { "lowrank",
+      "codec.k=lowrank(rank=0.5,center=head,residual=32) codec.v=lowrank(rank=0.5,center=head,residual=32)",
+      "half of the principal directions of every head in halves, the last 32 rows exact",
+      "Lin 2024 (MatryoshkaKV, untrained), arXiv 2410.14731" },
+    { "a2ats", "codec.k=vq(centroids=256,parts=16,residual=64,sinks=8) codec.v=f16",
+      "keys as 16 indices into codebooks weighed by queries, the last 64 and first 8 exact; values as halves",
+      "He 2025, arXiv 2502.12665" } };
 
 #define KVMEM__COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
 
