@@ -9415,6 +9415,7 @@ static void kvmem__tq_encode(const kvmem_coded *b, const float *x, int t0, int n
     const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
     const int d = b->d, bits = kvmem__tq_bits(b->par), prod = kvmem__tq_prod(b->par);
     const kvmem__rest rest = kvmem__tq_rest(b);
+    const int rescale = b->par[KVMEM__TQ_RESCALE] > 0 && !prod;
     float *u = b->scratch, *y = u + d;
     uint8_t code[64];
     int t, c, j;
@@ -9429,12 +9430,12 @@ static void kvmem__tq_encode(const kvmem_coded *b, const float *x, int t0, int n
             const int m = KVMEM__MIN(64, d - c);
             for (j = 0; j < m; j++) {
                 code[j] = (uint8_t)kvmem__cell_of(tq->mid, 1 << bits, y[c + j]);
-                along += y[c + j] * tq->level[code[j]];
+                if (rescale) along += y[c + j] * tq->level[code[j]];
                 y[c + j] = tq->level[code[j]];
             }
             out = kvmem__weave_put(out, code, m, bits);
         }
-        if (b->par[KVMEM__TQ_RESCALE] > 0 && !prod && along > 0) gamma /= along;
+        if (along > 0) gamma /= along;
         kvmem__put16(prod ? out + kvmem__weave_bytes(d, 1) : out, kvmem__half_sat(gamma));
         if (prod) kvmem__put16(out + kvmem__weave_bytes(d, 1) + 2,
                                kvmem__f32_to_f16(kvmem__rest_encode(&rest, out, u, y)));
@@ -9870,6 +9871,90 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_expand_avx512_b(int bits, const kvmem
         if (prod) kvmem__tq_row_expand(1, out + d, p + d / 8 * bits, d, 1, g, sign);
     }
 }
+/* kvmem__unit_row, equal bit for bit; d a multiple of 16. */
+KVMEM__AVX512 KVMEM__INLINE float kvmem__unit_row_avx512(float *u, const float *x, int d) {
+    __m512d sum = _mm512_setzero_pd();
+    double part[8];
+    __m512 inv;
+    float norm;
+    int j;
+    for (j = 0; j < d; j += 8) {
+        const __m256 most = _mm256_set1_ps(65504.0f), low = _mm256_set1_ps(-65504.0f);
+        __m256 v = _mm256_loadu_ps(x + j);
+        __m512d w;
+        v = _mm256_maskz_mov_ps(_mm256_cmp_ps_mask(v, v, _CMP_ORD_Q), v);
+        v = _mm256_max_ps(_mm256_min_ps(v, most), low);
+        _mm256_storeu_ps(u + j, v);
+        w = _mm512_cvtps_pd(v);
+        sum = _mm512_fmadd_pd(w, w, sum);
+    }
+    _mm512_storeu_pd(part, sum);
+    norm = (float)sqrt(((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7])));
+    inv = _mm512_set1_ps(norm < 2.98e-8f ? 0.0f : 1.0f / norm);
+    for (j = 0; j < d; j += 16) _mm512_storeu_ps(u + j, _mm512_mul_ps(_mm512_loadu_ps(u + j), inv));
+    return norm < 2.98e-8f ? 0.0f : norm;
+}
+/* A piece of woven codes from code[k]: 16 k .. 16 k + 15. */
+KVMEM__AVX512 KVMEM__INLINE uint8_t *kvmem__weave_avx512(uint8_t *out, const __m512i *code, int bits) {
+    int at, part, k;
+    for (at = 0; at < bits; at += part, out += 8 * part) {
+        __m512i v = _mm512_setzero_si512(), by;
+        part = kvmem__weave_part(bits - at);
+        by = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)kvmem__weave_shift[part]));
+        KVMEM__UNROLL
+        for (k = 0; k < 4; k++) {
+            const __m512i c = _mm512_and_si512(_mm512_srl_epi32(code[k], _mm_cvtsi32_si128(at)),
+                                               _mm512_set1_epi32((1 << part) - 1));
+            v = _mm512_or_si512(v, _mm512_sll_epi32(c, _mm_cvtsi32_si128(4 * k)));
+        }
+        v = _mm512_sllv_epi32(v, by); /* lanes of one word come together */
+        if (part <= 2) v = _mm512_or_si512(v, _mm512_shuffle_i64x2(v, v, 0x4e));
+        if (part == 1) v = _mm512_or_si512(v, _mm512_shuffle_i64x2(v, v, 0xb1));
+        if (part == 4) _mm256_storeu_si256((__m256i *)(void *)out, _mm512_cvtepi32_epi16(v));
+        else if (part == 2) _mm_storeu_si128((__m128i *)(void *)out, _mm512_castsi512_si128(
+                                                 _mm512_castsi256_si512(_mm512_cvtepi32_epi16(v))));
+        else _mm_storel_epi64((__m128i *)(void *)out, _mm256_castsi256_si128(_mm512_cvtepi32_epi16(v)));
+    }
+    return out;
+}
+/* Equal to the plain twin bit for bit: the search for a cell takes its borders from a register. */
+KVMEM__AVX512 static void kvmem__tq_encode_avx512(const kvmem_coded *b, const float *x, int t0, int n) {
+    const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
+    const int d = b->d, bits = kvmem__tq_bits(b->par), prod = kvmem__tq_prod(b->par);
+    const kvmem__rest rest = kvmem__tq_rest(b);
+    const __m512 mid = _mm512_loadu_ps(tq->mid), level = _mm512_loadu_ps(tq->level);
+    float *u = b->scratch, *y = u + d;
+    int t, c, k, step;
+    if (!kvmem__tq_can_fast(b->par, d) || b->par[KVMEM__TQ_RESCALE] > 0) {
+        kvmem__tq_encode(b, x, t0, n);
+        return;
+    }
+    for (t = 0; t < n; t++, x += d) {
+        uint8_t *out = kvmem__row_at(b, t0 + t);
+        const float gamma = kvmem__unit_row_avx512(u, x, d);
+        memset(out, 0, b->row_bytes);
+        if (gamma <= 0) continue;
+        memcpy(y, u, (size_t)d * sizeof *y);
+        kvmem__spin(y, rest.spin, d);
+        for (c = 0; c < d; c += 64) {
+            __m512i code[4];
+            KVMEM__UNROLL
+            for (k = 0; k < 4; k++) {
+                const __m512 v = _mm512_loadu_ps(y + c + 16 * k);
+                code[k] = _mm512_setzero_si512();
+                for (step = 1 << bits >> 1; step; step /= 2) {
+                    const __m512i up = _mm512_add_epi32(code[k], _mm512_set1_epi32(step));
+                    const __m512 border = _mm512_permutexvar_ps(_mm512_sub_epi32(up, _mm512_set1_epi32(1)), mid);
+                    code[k] = _mm512_mask_mov_epi32(code[k], _mm512_cmp_ps_mask(v, border, _CMP_GE_OQ), up);
+                }
+                if (prod) _mm512_storeu_ps(y + c + 16 * k, _mm512_permutexvar_ps(code[k], level));
+            }
+            out = kvmem__weave_avx512(out, code, bits);
+        }
+        kvmem__put16(prod ? out + d / 8 : out, kvmem__half_sat(gamma));
+        if (prod) kvmem__put16(out + d / 8 + 2, kvmem__f32_to_f16(kvmem__rest_encode(&rest, out, u, y)));
+    }
+}
 /* One function for each number of bits, 0 (form=prod alone) to 4. */
 #define KVMEM__TQ_AVX512(bits)                                                                      \
     KVMEM__AVX512 static void kvmem__tq_dot##bits##_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, \
@@ -9922,6 +10007,7 @@ static void kvmem__tq_fast(kvmem_codec *c, int isa) {
         c->dot = kvmem__tq_dot_avx512;
         c->axpy = kvmem__tq_axpy_avx512;
         c->expand = kvmem__tq_expand_avx512;
+        c->encode = kvmem__tq_encode_avx512;
         c->q_floats = kvmem__tq_q_words;
         c->q_prepare = kvmem__tq_prepare_words;
     }

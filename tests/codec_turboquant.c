@@ -299,6 +299,35 @@ TEST(attention_on_codes_equals_decoded_rows) {
         }
     }
 }
+TEST(fast_encoding_is_the_plain_one_bit_for_bit) {
+    static const char *const texts[] = { "turboquant(bits=1)", "turboquant(bits=2)", "turboquant(bits=3)",
+        "turboquant(bits=4)", "turboquant(bits=6)", "turboquant(bits=2,rescale=1)", "turboquant(bits=1,form=prod)",
+        "turboquant(bits=3,form=prod)", "turboquant(bits=5,form=prod,sketch=gauss)" };
+    static const char *const paths[] = { "avx2", "avx512", "neon" };
+    static const int dims[] = { 64, 80, 128, 192 };
+    float *x = (float *)malloc(32 * 192 * sizeof *x);
+    size_t i, p, k;
+    REQUIRE(x);
+    figure_rows(x, 'O', 32, 192, 9);
+    memset(x + 3 * 192, 0, 192 * sizeof *x);
+    x[5 * 192] = NAN;
+    x[5 * 192 + 70] = -INFINITY;
+    x[6 * 192 + 1] = 3e38f;
+    for (k = 7 * 192; k < 8 * 192; k++) x[k] *= 1e-41f;
+    for (i = 0; i < sizeof texts / sizeof *texts; i++) {
+        for (p = 0; p < 3; p++) {
+            for (k = 0; k < 4; k++) {
+                coded a, b;
+                if (!kvmem_backend_cpu(paths[p])) continue;
+                REQUIRE(coded_make(&a, texts[i], NULL, dims[k], x, 32) && coded_make(&b, texts[i], paths[p], dims[k], x, 32));
+                if (memcmp(a.b.rows, b.b.rows, 32 * a.b.row_bytes)) FAIL_AT("%s, %s, d=%d", texts[i], paths[p], dims[k]);
+                coded_free(&a);
+                coded_free(&b);
+            }
+        }
+    }
+    free(x);
+}
 TEST(heads_too_wide_for_two_halves_are_read_as_one) {
     CHECK(coded_reads_error("turboquant(bits=2,form=prod)", NULL, 2560, 3, 2) <= 1e-5);
     CHECK(coded_reads_error("turboquant(bits=2)", NULL, 4096, 3, 2) <= 1e-5);
@@ -323,6 +352,7 @@ int main(int argc, char **argv) {
     RUN(one_value_is_coded_exactly);
     RUN(woven_codes_come_back_and_fill_their_bytes);
     RUN(attention_on_codes_equals_decoded_rows);
+    RUN(fast_encoding_is_the_plain_one_bit_for_bit);
     RUN(heads_too_wide_for_two_halves_are_read_as_one);
     RUN(facts_of_every_codec_hold);
     return test_end();
