@@ -117,6 +117,7 @@ static void make_rows(const char *only) {
     for (i = 0; (e = kvmem_stage_entry(KVMEM_CODEC_K, i)) != NULL; i++) {
         const kvmem_param *bits = find_param(e, "bits"), *center = find_param(e, "center");
         if (!strcmp(e->word, "f32") || !strcmp(e->word, "f16") || is_paired(e->word)) continue;
+        if (codec_of(e)->flags & KVMEM_CODEC_SHARED) continue; /* for models whose V is K */
         if (!bits) add_codec(e, "");
         for (b = 2; bits && b <= 4; b++) {
             snprintf(params, sizeof params, "bits=%d", b);
@@ -127,6 +128,7 @@ static void make_rows(const char *only) {
     for (i = 0; (p = kvmem_preset_at(i)) != NULL; i++) {
         kvmem_recipe r;
         if (kvmem_recipe_parse(&r, p->word, NULL) != KVMEM_OK) continue;
+        if (codec_of(r.stage[KVMEM_CODEC_V].entry)->flags & KVMEM_CODEC_SHARED) continue;
         if (plain_codec(&r.stage[KVMEM_CODEC_K]) && plain_codec(&r.stage[KVMEM_CODEC_V])) continue;
         snprintf(params, sizeof params, "preset %s", p->word);
         add_row(params, p->word);

@@ -92,6 +92,8 @@ static void put_reads(unsigned reads) {
 static const struct { const char *word, *formula; } codec_formulas[] = {
     { "f32", "x as it is, little-endian" },
     { "f16", "x rounded to float16 (nearest even)" },
+    { "f16_pre", "x before RoPE rounded to float16; RoPE is applied when the row is read" },
+    { "key", "v^ = k^ before RoPE: the row that codec.k=f16_pre keeps serves both, V takes no bits" },
     { "bf16", "the upper 16 bits of x, rounded to nearest even" },
     { "q8_0", "32 channels share s = max|x| / 127; code = round(x / s), x^ = s code" },
     { "q4_0", "32 channels share s = m / -8, m the value of largest |x|; "
@@ -142,6 +144,7 @@ static double codec_bits(const kvmem_codec *codec, const double *par, int d, int
     kvmem_codec_use u;
     kvmem_coded b;
     size_t bytes;
+    if (codec->flags & KVMEM_CODEC_SHARED) return 0; /* the key's row */
     kvmem__use_init(&u, codec, par, d, 0);
     b = kvmem__coded_of(&u, NULL, NULL, 0, NULL, page);
     bytes = u.row_bytes * (size_t)page + (u.fn.head_bytes ? u.fn.head_bytes(&b, NULL) : 0);
