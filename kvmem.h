@@ -8791,6 +8791,10 @@ static void kvmem__polar_set_book(float *book, int k, const double *angle, int u
         book[3 * k + i] = (float)sin(angle[i]);
     }
 }
+/* The books in force. A lane that learns by its other side's codec has a state here, too. */
+static const float *kvmem__polar_books(const kvmem_coded *b) {
+    return b->state && b->par[KVMEM__PQ_BOOK] > 0 ? b->state : (const float *)b->table;
+}
 /* Density of an angle of a level above the first, up to a factor. */
 static double kvmem__polar_density(double psi, double power) { return pow(sin(2 * psi), power); }
 #define KVMEM__PI 3.14159265358979323846
@@ -8862,7 +8866,7 @@ static void kvmem__polar_down(float *y, const uint8_t *code, int n, const float 
 }
 static void kvmem__polarquant_encode(const kvmem_coded *b, const float *x, int t0, int n) {
     const kvmem__polar p = kvmem__polar_of(b->par, b->d);
-    const float *book = b->state ? b->state : (const float *)b->table;
+    const float *book = kvmem__polar_books(b);
     float y[KVMEM_MAX_WIDTH];
     uint8_t code[KVMEM_MAX_WIDTH], *row = kvmem__row_at(b, t0);
     int t, l, at;
@@ -8880,7 +8884,7 @@ static void kvmem__polarquant_encode(const kvmem_coded *b, const float *x, int t
 }
 static void kvmem__polarquant_expand(const kvmem_coded *b, float *out, int t0, int n) {
     const kvmem__polar p = kvmem__polar_of(b->par, b->d);
-    const float *book = b->state ? b->state : (const float *)b->table;
+    const float *book = kvmem__polar_books(b);
     const uint8_t *row = kvmem__row_at(b, t0);
     uint8_t code[KVMEM_MAX_WIDTH];
     int t, l, at;
@@ -8972,7 +8976,7 @@ KVMEM__AVX512 static void kvmem__polar_q_avx512(const kvmem_coded *b, float *out
 /* Cosines and sines of levels 2 to 4, four times over in a register each. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__polar_books_avx512(const kvmem__polar *p, const kvmem_coded *b,
                                                            __m512 *c, __m512 *s) {
-    const float *book = b->state ? b->state : (const float *)b->table;
+    const float *book = kvmem__polar_books(b);
     int l;
     KVMEM__UNROLL
     for (l = 0; l < 3; l++) {

@@ -138,6 +138,20 @@ TEST(a_book_learnt_from_too_few_rows_is_the_law_s) {
     coded_free(&c);
     CHECK(memcmp(a + 16, b + 16, 16 * sizeof(float)) == 0);
 }
+TEST(with_the_law_s_book_the_state_of_the_lane_s_other_side_is_not_read) {
+    static const float other[1] = { NAN };
+    static float x[64], a[64], b[64];
+    coded c;
+    check_rows(x, 1, 64, 4);
+    REQUIRE(coded_begin(&c, "polarquant", NULL, 64));
+    coded_encode(&c, x, 1);
+    coded_decode(&c, a);
+    c.b.state = other;
+    c.u.fn.encode(&c.b, x, 0, 1);
+    coded_decode(&c, b);
+    CHECK(memcmp(a, b, sizeof a) == 0);
+    coded_free(&c);
+}
 static const int sizes[] = { 1, 2, 3, 7, 16, 33, 64, 80, 96, 128, 576 };
 TEST(scores_and_sums_are_those_of_the_decoded_rows) {
     size_t i;
@@ -199,6 +213,7 @@ int main(int argc, char **argv) {
     RUN(reference_figures_four_levels);
     RUN(a_learnt_book_beats_the_law_where_rows_are_not_gaussian);
     RUN(a_book_learnt_from_too_few_rows_is_the_law_s);
+    RUN(with_the_law_s_book_the_state_of_the_lane_s_other_side_is_not_read);
     RUN(scores_and_sums_are_those_of_the_decoded_rows);
     RUN(a_value_without_a_partner_keeps_its_sign_and_size);
     RUN(fast_twins_give_the_plain_ones_numbers);
