@@ -74,6 +74,8 @@
      >>linear             rotations, signs and packed codes, shared by codecs
      >>calibrate          k-means, eigenvectors, Cholesky: what codecs learn with
      >>codecs             how the rows of K and V are stored
+     >>codec_had          rows turned by a Hadamard matrix before they are coded
+     >>codec_block        the codecs f32 to iq4_nl and their fast twins
      >>codec_shared       one row for K and V, where a model's V is its K
      >>affine             a scale and a minimum for a group of values, shared by codecs
      >>codec_kivi         keys by channel, values by token, 2 or 4 bits
@@ -1771,31 +1773,32 @@ KVMEM__UNUSED static uint32_t kvmem__crc32(uint32_t crc, const void *p, size_t n
 }
 
 /* ==== >>blocks : up to 32 values in one piece of bytes, for tensors and for caches ================
-   A row of values is a chain of pieces of b = min(32, rest) values. Little-endian bytes, so that files can
-   be read anywhere. The six coded kinds keep a scale, two of them a minimum, for every piece; where b = 32
-   they are GGUF's blocks bit for bit, and tensors of those types are coded and decoded here, too.
-     kind    bytes of a piece             bits/value   a value is
-     f32     4 b                          32           itself
-     f16     2 b                          16           IEEE half, nearest even; finite values stop at +-65504
-     bf16    2 b                          16           the upper half of a float, nearest even
-     q8_0    h s, b bytes                 8.5          q s,         s = max|x| / 127, q = roundf(x / s)
-     q4_0    h s, nibbles                 4.5          (q - 8) s,   s = M / -8,  q = min(15, trunc(x / s + 8.5))
-     q5_0    h s, fifth bits, nibbles     5.5          (q - 16) s,  s = M / -16, q = min(31, trunc(x / s + 16.5))
-     q4_1    h s, h m, nibbles            5            q s + m,     m = min x, s = (max x - m) / 15,
-                                                                    q = min(15, trunc((x - m) / s + 0.5))
-     q5_1    h s, h m, fifth bits, nibb.  6            the same with 31
-     iq4_nl  h s, nibbles                 4.5          level[q] s,  q the level nearest to x / s0, s0 = M / -127
-   h is a float16. M is the signed value of the first largest |x|, so it maps to code 0 exactly and the other
-   sign of q4_0 is clipped at 7/8 of it. Codes come from the unrounded 1 / s (and m). Nibbles: byte j holds
-   code j low and code j + (b + 1) / 2 high. Fifth bits: bit j % 8 of byte j / 8 for code j, (b + 7) / 8 bytes.
-   iq4_nl has 16 levels, closer together near 0, as Gaussian values are; of two levels equally near it takes
-   the upper one. Its codes stay, its scale is fitted once more to them by least squares with weights x^2:
+   A row of values is a chain of pieces of b = min(32, rest) values. Little-endian bytes, so that files
+   can be read anywhere. The six coded kinds keep a scale, two of them a minimum, for every piece; where
+   b = 32 they are GGUF's blocks bit for bit; tensors of those types are coded and decoded here, too.
+     kind    bytes of a piece          bits/value   a value is
+     f32     4 b                       32           itself
+     f16     2 b                       16           IEEE half, nearest even; finite ones stop at +-65504
+     bf16    2 b                       16           the upper half of a float, nearest even
+     q8_0    s, b bytes                8.5          q s,        s = max|x| / 127, q = roundf(x / s)
+     q4_0    s, nibbles                4.5          (q - 8) s,  s = M / -8, q = min(15, [x / s + 8.5])
+     q5_0    s, fifth bits, nibbles    5.5          (q - 16) s, s = M / -16, q = min(31, [x / s + 16.5])
+     q4_1    s, m, nibbles             5            q s + m,    m = min x, s = (max x - m) / 15,
+                                                                q = min(15, [(x - m) / s + 0.5])
+     q5_1    s, m, fifth bits, nibbles 6            q s + m     the same with 31
+     iq4_nl  s, nibbles                4.5          level[q] s, q: level nearest to x / s0, s0 = M / -127
+   s and m are float16, [] truncates. M is the signed value of the first largest |x|, so it maps to code 0
+   exactly and the other sign of q4_0 is clipped at 7/8 of it. Codes come from the unrounded 1 / s and m.
+   Nibbles: byte j holds code j low and code j + (b + 1) / 2 high. Fifth bits: bit j % 8 of byte j / 8 for
+   code j, (b + 7) / 8 bytes.
+   iq4_nl has 16 levels, closer together near 0, as Gaussian values are; of two levels equally near it
+   takes the upper one. Its codes stay, its scale is fitted to them once more by least squares:
        s = sum(w level[q] x) / sum(w level[q]^2),  w = x^2.
-   ggml also tries other first scales; a cache writes each row once and soon, so that search is left out.
+   ggml also tries other first scales; a cache codes every row at once, so that search is left out.
    Guards: a constant or zero piece has scale 0; a scale or minimum too large for a half stays at +-65504;
    NaN counts as 0; an infinity takes the last code on its side and is left out of the scale.
-   Code: ggml-org/ggml src/ggml-quants.c (quantize_row_*_ref), src/ggml-common.h. test: tests/codec_block.c,
-   tests/quants.c */
+   Code: ggml-org/ggml src/ggml-quants.c (quantize_row_*_ref), src/ggml-common.h.
+   test: tests/codec_block.c, tests/quants.c */
 typedef enum kvmem__rows {
     KVMEM__ROWS_F32, KVMEM__ROWS_F16, KVMEM__ROWS_BF16, KVMEM__ROWS_Q8_0, KVMEM__ROWS_Q4_0, KVMEM__ROWS_Q4_1,
     KVMEM__ROWS_Q5_0, KVMEM__ROWS_Q5_1, KVMEM__ROWS_IQ4_NL
@@ -1860,9 +1863,11 @@ static int kvmem__piece_put(kvmem__rows kind, uint8_t *out, float s, float m, co
     if (kvmem__has_min(kind)) kvmem__put16(out + 2, kvmem__half_sat(m));
     if (kind == KVMEM__ROWS_Q8_0) memcpy(o, code, (size_t)b);
     else {
-        for (j = 0; j < half; j++) o[j] = (uint8_t)((code[j] & 15) | (half + j < b ? code[half + j] & 15 : 0) << 4);
+        for (j = 0; j < half; j++)
+            o[j] = (uint8_t)((code[j] & 15) | (half + j < b ? code[half + j] & 15 : 0) << 4);
         memset(fifth, 0, (size_t)(o - fifth));
-        for (j = 0; j < b && o > fifth; j++) fifth[j / 8] = (uint8_t)(fifth[j / 8] | (code[j] >> 4) << j % 8);
+        for (j = 0; j < b && o > fifth; j++)
+            fifth[j / 8] = (uint8_t)(fifth[j / 8] | (code[j] >> 4) << j % 8);
     }
     return s < 65520.0f && s > -65520.0f && m < 65520.0f && m > -65520.0f;
 }
@@ -1908,7 +1913,7 @@ static int kvmem__encode_signed(kvmem__rows kind, uint8_t *out, const float *x, 
     }
     return kvmem__piece_put(kind, out, s, 0, code, b);
 }
-/* The step that leads from *lo to hi in `top` steps. lo > hi: nothing was finite. */
+/* The step that leads from *lo to hi in `top` of them. *lo > hi: nothing was finite. */
 static float kvmem__min_scale(float *lo, float hi, float top) {
     if (*lo > hi) *lo = hi = 0;
     if (*lo == 0) *lo = 0; /* one zero, whatever its sign was */
@@ -4303,7 +4308,7 @@ static int kvmem__bits_put16(uint8_t *out, const uint8_t *code, int n, int bits)
     __m128i m[6], by[3], x;
     int i;
     kvmem__bits_masks(m, by, bits);
-    for (i = 0; n - i >= 8 + 64 / bits; i += 16, out += 2 * bits) { /* 8 bytes each; what is too much is written over */
+    for (i = 0; n - i >= 8 + 64 / bits; i += 16, out += 2 * bits) { /* 8 bytes each, later ones over them */
         x = _mm_loadu_si128((const __m128i *)(const void *)(code + i));
         x = _mm_or_si128(_mm_and_si128(x, m[0]), _mm_and_si128(_mm_srl_epi16(x, by[0]), m[1]));
         x = _mm_or_si128(_mm_and_si128(x, m[2]), _mm_and_si128(_mm_srl_epi32(x, by[1]), m[3]));
@@ -4775,8 +4780,8 @@ KVMEM__UNUSED static void kvmem__lower_solve_t(float *x, const float *y, const f
    Nothing is decoded into a big scratch; a piece of at most 32 values on the stack is all.
 
    The codecs f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 iq4_nl are chains of pieces (see >>blocks) and share
-   everything below. The plain twins are the definition. Sums run left to right inside a piece, then over
-   pieces. test: tests/codecs.c */
+   the loops below, which are the definition; their fast twins stand in >>codec_block. Sums run left to
+   right inside a piece, then over pieces. test: tests/codecs.c */
 /* n rows of d values, each cut into pieces: x (n, d) -> rows. */
 KVMEM__UNUSED static void kvmem__encode_rows(kvmem__rows kind, void *rows, const float *x, int n, int d) {
     uint8_t *out = (uint8_t *)rows;
@@ -4893,20 +4898,23 @@ static double kvmem__param_of(const kvmem_entry *e, const double *par, const cha
 
 static uint8_t *kvmem__row_at(const kvmem_coded *b, int t) { return b->rows + (size_t)t * b->row_bytes; }
 
-/* --- rotation -------------------------------------------------------------------------------------
-   The six coded kinds can turn every row by a Hadamard matrix before it is coded (rot=had), after random
-   signs if wanted (rot=signs, see >>linear). Queries are turned once, outputs are turned back once, so
-   dot and axpy know nothing of it: <H q, H k> = <q, k>, and H (sum w H v) = sum w v. A row with a few large
-   channels, which would cost the other 31 of their piece all precision, becomes a row of equals; the bits
-   stay the same. Blocks of `block` channels are turned apart; `whole` is the largest power of two in d. Rows
-   that are not whole blocks, or whose block would be smaller than `least`, stay as they are.
-     presets had, khad, vhad: ikawrakow/ik_llama.cpp -khad -vhad (src/llama-build-context.cpp; fast_ht of
-     ggml/src/iqk/iqk_cpu_ops.cpp): keys after RoPE, queries and values, one block if d is a power of two. It
-     cuts other d into 512..64; here blocks go on down to the power of two in d.
-     preset attn_rot: ggml-org/llama.cpp pull request 21038, on there whenever the cache is quantized: only if
-     64 divides d; keys in the largest power of two, values in blocks of 64.
-   Signs are ours (the transforms above have none): without them a row that is itself like a line of the
-   Hadamard matrix becomes a single spike. stage: codec. cost: O(d log d) a row, a query and an output. */
+/* ==== >>codec_had : rows turned by a Hadamard matrix before they are coded. stage: codec ===========
+   No paper; after QuaRot.       Code: ikawrakow/ik_llama.cpp src/llama-build-context.cpp (-khad, -vhad),
+   ggml/src/iqk/iqk_cpu_ops.cpp (fast_ht); ggml-org/llama.cpp pull request 21038 (attn_rot).
+   A few large channels cost the other values of their piece all precision. H of >>linear makes a row of
+   equals of them, and it keeps products: <H q, H k> = <q, k>, H (sum w H v) = sum w v. So the six coded
+   kinds take a parameter rot=had: keys (after RoPE) and values are turned before they are coded, queries
+   once each, outputs are turned back once each; dot and axpy know nothing of it, the bits stay the same.
+   rot=signs multiplies with random signs first (ours): without them a row that is itself like a line of
+   the Hadamard matrix becomes a single spike.
+   block: channels turned together; `whole` is the largest power of two in d. Rows that are no whole
+   number of blocks, or whose block would be smaller than `least`, stay as they are.
+     had, khad, vhad: ik's rule, one block if d is a power of two; it cuts other d into blocks of 512..64,
+       here they go on down to the power of two in d.
+     attn_rot: only if 64 divides d; keys in the largest power of two, values in blocks of 64.
+   defaults: rot=none. On in attn_rot and in llama.cpp whenever the cache is quantized, off in ik.
+   reads: keys after RoPE, values.   state: none.   cost: O(d log d) a row, a query and an output.
+   test: tests/codec_block.c */
 enum { KVMEM__ROT, KVMEM__ROT_BLOCK, KVMEM__ROT_LEAST, KVMEM__ROT_SEED };
 static const kvmem_param kvmem__rot_params[] = {
     { "rot", 0, 0, 2, "none|had|signs", 1, "rows are turned by a Hadamard matrix, with random signs first" },
@@ -4954,6 +4962,9 @@ static void kvmem__rot_encode(const kvmem_coded *b, kvmem__encode_fn fn, kvmem__
         if (kvmem__is_coded(kind) && kvmem__rot_block(b)) kvmem__rot_encode(b, fn, kind, x, t0, n); \
         else fn(kind, kvmem__row_at(b, t0), x, n, b->d);                                            \
     }
+
+/* ==== >>codec_block : the codecs f32 to iq4_nl and their fast twins. stage: codec ==================
+   The loops of >>codecs with the kind of >>blocks bound, and the same again for the processors at hand. */
 
 /* The functions of one codec: the loops above with the kind bound. */
 #define KVMEM__CODEC(word, kind)                                                                    \
@@ -5198,7 +5209,8 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__words16(__m512i *w, const __m512i *z) {
     w[3] = _mm512_unpackhi_epi64(e, f);
 }
 /* w[c] (4 words of raw codes of 16 rows, channels 16 half + 4 c ..) -> codes that are not negative. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__codes16(kvmem__rows kind, __m512i *y, const __m512i *w, int half, __m512i fifth) {
+KVMEM__AVX512 KVMEM__INLINE void kvmem__codes16(kvmem__rows kind, __m512i *y, const __m512i *w, int half,
+                                                __m512i fifth) {
     const __m512i level = _mm512_broadcast_i32x4(_mm_xor_si128(_mm_setr_epi8(KVMEM__IQ4_LEVELS),
                                                                _mm_set1_epi8((char)-128)));
     const __m512i first = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
@@ -5209,7 +5221,8 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__codes16(kvmem__rows kind, __m512i *y, co
         else y[c] = _mm512_and_si512(half ? _mm512_srli_epi16(w[c], 4) : w[c], _mm512_set1_epi8(15));
         if (kind == KVMEM__ROWS_IQ4_NL) y[c] = _mm512_shuffle_epi8(level, y[c]);
         if (kvmem__has_fifth(kind)) { /* byte 2 half + c / 2 of a row's bits, for each of its 4 codes */
-            const __m512i byte = _mm512_shuffle_epi8(fifth, _mm512_add_epi8(first, _mm512_set1_epi8((char)(2 * half + c / 2))));
+            const __m512i at = _mm512_add_epi8(first, _mm512_set1_epi8((char)(2 * half + c / 2)));
+            const __m512i byte = _mm512_shuffle_epi8(fifth, at);
             const __m512i bit = _mm512_set1_epi32(c % 2 ? (int)0x80402010u : 0x08040201);
             y[c] = _mm512_mask_add_epi8(y[c], _mm512_test_epi8_mask(byte, bit), y[c], _mm512_set1_epi8(16));
         }
@@ -5554,7 +5567,8 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__axpy_avx2_q(kvmem__rows kind, int nq, floa
                 for (i = 0; i < nq; i++) bias[i] = 0;
                 for (r = 0; r < m; r++) {
                     const uint8_t *p = in + rb * (size_t)r + (size_t)(c / 32) * kvmem__piece_bytes(kind, 32);
-                    const float scale = kvmem__scale_f16c(p), min = kvmem__has_min(kind) ? kvmem__scale_f16c(p + 2) : 0.0f;
+                    const float scale = kvmem__scale_f16c(p);
+                    const float min = kvmem__has_min(kind) ? kvmem__scale_f16c(p + 2) : 0.0f;
                     for (i = 0; i < nq; i++) {
                         const float wt = w[(size_t)i * ld + (size_t)(t + r)];
                         ws[64 * i + r] = scale * wt;
@@ -5748,7 +5762,8 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__iq4_nl_avx2(uint8_t *out, const float *x, 
     }
     KVMEM__UNROLL
     for (i = 0; i < 4; i++) {
-        const __m256 big = _mm256_cmp_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), w[i]), _mm256_set1_ps(128), _CMP_LE_OQ);
+        const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), w[i]);
+        const __m256 big = _mm256_cmp_ps(size, _mm256_set1_ps(128), _CMP_LE_OQ);
         const __m256i at = _mm256_packs_epi32(n[i], n[i]); /* words 0..3 in each half */
         const __m128i code = _mm_packs_epi16(_mm_unpacklo_epi64(_mm256_castsi256_si128(at),
                                              _mm256_extracti128_si256(at, 1)), _mm_setzero_si128());
@@ -5820,7 +5835,8 @@ KVMEM__INLINE float32x4_t kvmem__load_neon(kvmem__rows kind, const uint8_t *row,
         if (kind == KVMEM__ROWS_IQ4_NL) {
             static const int8_t level[16] = { KVMEM__IQ4_LEVELS };
             x = vqtbl1_s8(vld1q_s8(level), vreinterpret_u8_s8(x));
-        } else if (kind != KVMEM__ROWS_Q8_0 && !kvmem__has_min(kind)) x = vsub_s8(x, vdup_n_s8((int8_t)kvmem__code_zero(kind)));
+        } else if (kind != KVMEM__ROWS_Q8_0 && !kvmem__has_min(kind))
+            x = vsub_s8(x, vdup_n_s8((int8_t)kvmem__code_zero(kind)));
         return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(x))));
     }
 }
