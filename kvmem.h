@@ -9547,26 +9547,6 @@ static int kvmem__tq_can_fast(const double *par, int d) { /* otherwise the twins
 static int kvmem__tq_q_words(const double *par, int d) { /* words of each half, its scale */
     return kvmem__tq_can_fast(par, d) ? (d / 2 + 1) * (1 + kvmem__tq_prod(par)) : kvmem__tq_width(par, d);
 }
-static void kvmem__tq_dot_any(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
-    const int width = kvmem__tq_width(b->par, b->d);
-    float row[KVMEM_MAX_WIDTH];
-    int t, i;
-    for (t = 0; t < n; t++) {
-        kvmem__tq_expand(b, row, t0 + t, 1);
-        for (i = 0; i < nq; i++)
-            s[(size_t)i * (size_t)ld + (size_t)t] = kvmem__dot_plain(q + (size_t)i * (size_t)width, row, width);
-    }
-}
-static void kvmem__tq_axpy_any(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
-    const int width = kvmem__tq_width(b->par, b->d);
-    float row[KVMEM_MAX_WIDTH];
-    int t, i;
-    for (t = 0; t < n; t++) {
-        kvmem__tq_expand(b, row, t0 + t, 1);
-        for (i = 0; i < nq; i++)
-            kvmem__axpy_plain(acc + (size_t)i * (size_t)width, w[(size_t)i * (size_t)ld + (size_t)t], row, width);
-    }
-}
 /* Scores of the halves of a prepared query are its whole numbers times these. */
 static void kvmem__tq_prepare_words(const kvmem_coded *b, float *out, const float *q) {
     const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
@@ -10011,10 +9991,13 @@ KVMEM__TQ_AVX512(4)
         default: kvmem__tq_##what##4##_##isa args; break;                                           \
     }
 static void kvmem__tq_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
-    KVMEM__TQ_CALL(dot, avx512, (b, s, ld, t0, n, q, nq), kvmem__tq_dot_any(b, s, ld, t0, n, q, nq))
+    KVMEM__TQ_CALL(dot, avx512, (b, s, ld, t0, n, q, nq), 
+                   kvmem__dot_by_expand(kvmem__tq_expand, b, kvmem__tq_width(b->par, b->d), kvmem__tq_width(b->par, b->d), s,
+                                        ld, t0, n, q, nq))
 }
 static void kvmem__tq_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
-    KVMEM__TQ_CALL(axpy, avx512, (b, acc, t0, n, w, ld, nq), kvmem__tq_axpy_any(b, acc, t0, n, w, ld, nq))
+    KVMEM__TQ_CALL(axpy, avx512, (b, acc, t0, n, w, ld, nq), 
+                   kvmem__axpy_by_expand(kvmem__tq_expand, b, kvmem__tq_width(b->par, b->d), acc, t0, n, w, ld, nq))
 }
 static void kvmem__tq_expand_avx512(const kvmem_coded *b, float *out, int t0, int n) {
     KVMEM__TQ_CALL(expand, avx512, (b, out, t0, n), kvmem__tq_expand(b, out, t0, n))
@@ -10261,6 +10244,205 @@ static void kvmem__oct_finish(const kvmem_coded *b, float *out, const float *acc
     const kvmem__rest rest = kvmem__oct_rest(b);
     kvmem__rest_finish(&rest, out, acc, kvmem__oct_wide(b->par, b->d));
 }
+/* --- fast twins -----------------------------------------------------------------------------------
+   Codes of at most 4 bits, no qjl, d up to 1536. Sixteen triplets at a time: a permute and a shift bring their
+   codes into lanes; xi, eta and rho are look-ups in registers (an index may carry bits of its neighbour, tables
+   repeat). The direction is then unfolded and normalized in the lanes, about 25 instructions for 48 values,
+   where turboquant has 6: arithmetic, not memory, is the limit here. A query is kept as three planes x, y, z
+   of 16 lanes a chunk. Differs from the plain twin by rounding alone. */
+#define KVMEM__OCT_CHUNKS 32
+static int kvmem__oct_chunks(int d) { return (kvmem__oct_triplets(d) + 15) / 16; }
+static int kvmem__oct_can_fast(const double *par, int d) {
+    return kvmem__oct_bits(par) <= 4 && par[KVMEM__OCT_QJL] <= 0 && kvmem__oct_chunks(d) <= KVMEM__OCT_CHUNKS;
+}
+#if KVMEM__X86
+static int kvmem__oct_q_planes(const double *par, int d) {
+    return kvmem__oct_can_fast(par, d) ? 48 * kvmem__oct_chunks(d) : kvmem__oct_width(par, d);
+}
+static void kvmem__oct_prepare_planes(const kvmem_coded *b, float *out, const float *q) {
+    float y[KVMEM_MAX_WIDTH];
+    int j;
+    if (!kvmem__oct_can_fast(b->par, b->d)) {
+        kvmem__oct_prepare(b, out, q);
+        return;
+    }
+    kvmem__oct_prepare(b, y, q);
+    memset(out, 0, (size_t)kvmem__oct_chunks(b->d) * 48 * sizeof *out);
+    for (j = 0; j < b->d; j++) out[j / 48 * 48 + j % 3 * 16 + j / 3 % 16] = y[j];
+}
+typedef struct kvmem__oct_table { __m512 low, high, rho; __m512i word, shift; } kvmem__oct_table;
+KVMEM__AVX512 KVMEM__INLINE kvmem__oct_table kvmem__oct_load(const kvmem_coded *b) {
+    const kvmem__octo *o = (const kvmem__octo *)b->table;
+    const int bits = kvmem__oct_bits(b->par), n = 2 << bits, width = 3 * bits + 1;
+    float xi[32], rho[16];
+    uint16_t word[32];
+    uint32_t shift[16];
+    kvmem__oct_table t;
+    int i;
+    for (i = 0; i < 32; i++) xi[i] = o->xi[i % n];
+    for (i = 0; i < 16; i++) {
+        rho[i] = o->rho[i % (n / 4)];
+        word[2 * i] = (uint16_t)(width * i / 16);
+        word[2 * i + 1] = (uint16_t)(width * i / 16 + 1);
+        shift[i] = (uint32_t)(width * i % 16);
+    }
+    t.low = _mm512_loadu_ps(xi);
+    t.high = _mm512_loadu_ps(xi + 16);
+    t.rho = _mm512_loadu_ps(rho);
+    t.word = _mm512_loadu_si512((const void *)word);
+    t.shift = _mm512_loadu_si512((const void *)shift);
+    return t;
+}
+/* x, y, z of the 16 triplets whose codes begin at p, before they are multiplied by the length v[3]. No byte
+   from p + left on is read. */
+KVMEM__AVX512 KVMEM__INLINE void kvmem__oct_values(__m512 *v, int bits, const kvmem__oct_table *t, const uint8_t *p,
+                                                   int left) {
+    const __mmask32 some = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+    const __m512i raw = _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(some, p));
+    const __m512i code = _mm512_srlv_epi32(_mm512_permutexvar_epi16(t->word, raw), t->shift);
+    const __m512i code2 = _mm512_srl_epi32(code, _mm_cvtsi32_si128(bits + 1));
+    const __m512i code3 = _mm512_srl_epi32(code, _mm_cvtsi32_si128(2 * bits + 2));
+    const __m512 sign = _mm512_set1_ps(-0.0f), half = _mm512_set1_ps(0.5f);
+    const __m512 xi = bits < 4 ? _mm512_permutexvar_ps(code, t->low) : _mm512_permutex2var_ps(t->low, code, t->high);
+    const __m512 eta = bits < 4 ? _mm512_permutexvar_ps(code2, t->low) : _mm512_permutex2var_ps(t->low, code2, t->high);
+    __m512 in, square, r;
+    v[2] = _mm512_sub_ps(_mm512_sub_ps(_mm512_set1_ps(1), _mm512_abs_ps(xi)), _mm512_abs_ps(eta));
+    in = _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), v[2]), _mm512_setzero_ps());
+    v[0] = _mm512_sub_ps(xi, _mm512_or_ps(in, _mm512_and_ps(xi, sign)));
+    v[1] = _mm512_sub_ps(eta, _mm512_or_ps(in, _mm512_and_ps(eta, sign)));
+    square = _mm512_fmadd_ps(v[0], v[0], _mm512_fmadd_ps(v[1], v[1], _mm512_mul_ps(v[2], v[2])));
+    r = _mm512_rsqrt14_ps(square); /* one step of Newton's method makes it exact */
+    square = _mm512_mul_ps(_mm512_mul_ps(square, half), r);
+    r = _mm512_fmadd_ps(r, _mm512_fnmadd_ps(square, r, half), r);
+    v[3] = _mm512_mul_ps(r, _mm512_permutexvar_ps(code3, t->rho));
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__oct_dot_avx512_q(int bits, int nq, const kvmem_coded *b, float *s, size_t ld,
+                                                         int t0, int n, const float *q) {
+    const kvmem__oct_table table = kvmem__oct_load(b);
+    const int nr = 16 / nq, chunks = kvmem__oct_chunks(b->d), rb = (int)b->row_bytes;
+    const size_t qf = 48 * (size_t)chunks;
+    float out[16];
+    int t, c, i, r;
+    for (t = 0; t < n; t += nr) {
+        const int m = KVMEM__MIN(nr, n - t);
+        __m512 a[16], v[4], sum[4];
+        for (r = 0; r < nr; r++) {
+            const uint8_t *p = kvmem__row_at(b, t0 + t + KVMEM__MIN(r, m - 1));
+            const __m512 gamma = _mm512_set1_ps(kvmem__scale_f16c(p + rb - 2));
+            KVMEM__UNROLL
+            for (i = 0; i < nq; i++) sum[i] = _mm512_setzero_ps();
+            for (c = 0; c < chunks; c++) {
+                const int at = 2 * (3 * bits + 1) * c;
+                const float *qc = q + 48 * c;
+                kvmem__oct_values(v, bits, &table, p + at, rb - at);
+                KVMEM__UNROLL
+                for (i = 0; i < nq; i++, qc += qf) {
+                    __m512 x = _mm512_mul_ps(v[0], _mm512_loadu_ps(qc));
+                    x = _mm512_fmadd_ps(v[1], _mm512_loadu_ps(qc + 16), x);
+                    x = _mm512_fmadd_ps(v[2], _mm512_loadu_ps(qc + 32), x);
+                    sum[i] = _mm512_fmadd_ps(x, v[3], sum[i]);
+                }
+            }
+            KVMEM__UNROLL
+            for (i = 0; i < nq; i++) a[i * nr + r] = _mm512_mul_ps(sum[i], gamma);
+        }
+        _mm512_storeu_ps(out, kvmem__fold_avx512(a));
+        for (i = 0; i < nq; i++) {
+            for (r = 0; r < m; r++) s[(size_t)i * ld + (size_t)(t + r)] = out[i * nr + r];
+        }
+    }
+}
+KVMEM__AVX512 KVMEM__INLINE void kvmem__oct_axpy_avx512_q(int bits, int nq, const kvmem_coded *b, float *acc, int t0,
+                                                          int n, const float *w, size_t ld) {
+    const kvmem__oct_table table = kvmem__oct_load(b);
+    const int d = b->d, chunks = kvmem__oct_chunks(d), rb = (int)b->row_bytes;
+    float ws[4 * 64], plane[48];
+    int t, c, i, j, k;
+    for (; n > 0; n -= 64, t0 += 64, w += 64) {
+        const int m = KVMEM__MIN(64, n);
+        for (t = 0; t < m; t++) {
+            const float gamma = kvmem__scale_f16c(kvmem__row_at(b, t0 + t) + rb - 2);
+            for (i = 0; i < nq; i++) ws[64 * i + t] = gamma * w[(size_t)i * ld + (size_t)t];
+        }
+        for (c = 0; c < chunks; c++) {
+            const int at = 2 * (3 * bits + 1) * c;
+            __m512 a[12], v[4];
+            KVMEM__UNROLL
+            for (i = 0; i < 3 * nq; i++) a[i] = _mm512_setzero_ps();
+            for (t = 0; t < m; t++) {
+                kvmem__oct_values(v, bits, &table, kvmem__row_at(b, t0 + t) + at, rb - at);
+                KVMEM__UNROLL
+                for (k = 0; k < 3; k++) v[k] = _mm512_mul_ps(v[k], v[3]);
+                KVMEM__UNROLL
+                for (i = 0; i < 3 * nq; i++) a[i] = _mm512_fmadd_ps(v[i % 3], _mm512_set1_ps(ws[64 * (i / 3) + t]), a[i]);
+            }
+            KVMEM__UNROLL
+            for (i = 0; i < nq; i++) {
+                KVMEM__UNROLL
+                for (k = 0; k < 3; k++) _mm512_storeu_ps(plane + 16 * k, a[3 * i + k]);
+                for (j = 0; j < 48 && 48 * c + j < d; j++)
+                    acc[(size_t)i * (size_t)d + (size_t)(48 * c + j)] += plane[j % 3 * 16 + j / 3];
+            }
+        }
+    }
+}
+#define KVMEM__OCT_AVX512(bits)                                                                     \
+    KVMEM__AVX512 static void kvmem__oct_dot##bits##_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, \
+                                                            const float *q, int nq) {               \
+        const size_t l = (size_t)ld, qf = (size_t)kvmem__oct_q_planes(b->par, b->d);                \
+        for (; nq >= 4; nq -= 4, s += 4 * l, q += 4 * qf) kvmem__oct_dot_avx512_q(bits, 4, b, s, l, t0, n, q); \
+        for (; nq > 0; nq--, s += l, q += qf) kvmem__oct_dot_avx512_q(bits, 1, b, s, l, t0, n, q);  \
+    }                                                                                               \
+    KVMEM__AVX512 static void kvmem__oct_axpy##bits##_avx512(const kvmem_coded *b, float *acc, int t0, int n, \
+                                                             const float *w, int ld, int nq) {      \
+        const size_t l = (size_t)ld, f = (size_t)b->d;                                              \
+        for (; nq >= 4; nq -= 4, acc += 4 * f, w += 4 * l) kvmem__oct_axpy_avx512_q(bits, 4, b, acc, t0, n, w, l); \
+        for (; nq > 0; nq--, acc += f, w += l) kvmem__oct_axpy_avx512_q(bits, 1, b, acc, t0, n, w, l); \
+    }
+KVMEM__OCT_AVX512(1)
+KVMEM__OCT_AVX512(2)
+KVMEM__OCT_AVX512(3)
+KVMEM__OCT_AVX512(4)
+#undef KVMEM__OCT_AVX512
+static void kvmem__oct_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
+    if (!kvmem__oct_can_fast(b->par, b->d)) {
+        kvmem__dot_by_expand(kvmem__oct_expand, b, kvmem__oct_width(b->par, b->d), kvmem__oct_width(b->par, b->d), s,
+                                        ld, t0, n, q, nq);
+        return;
+    }
+    switch (kvmem__oct_bits(b->par)) {
+    case 1: kvmem__oct_dot1_avx512(b, s, ld, t0, n, q, nq); break;
+    case 2: kvmem__oct_dot2_avx512(b, s, ld, t0, n, q, nq); break;
+    case 3: kvmem__oct_dot3_avx512(b, s, ld, t0, n, q, nq); break;
+    default: kvmem__oct_dot4_avx512(b, s, ld, t0, n, q, nq); break;
+    }
+}
+static void kvmem__oct_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
+    if (!kvmem__oct_can_fast(b->par, b->d)) {
+        kvmem__axpy_by_expand(kvmem__oct_expand, b, kvmem__oct_width(b->par, b->d), acc, t0, n, w, ld, nq);
+        return;
+    }
+    switch (kvmem__oct_bits(b->par)) {
+    case 1: kvmem__oct_axpy1_avx512(b, acc, t0, n, w, ld, nq); break;
+    case 2: kvmem__oct_axpy2_avx512(b, acc, t0, n, w, ld, nq); break;
+    case 3: kvmem__oct_axpy3_avx512(b, acc, t0, n, w, ld, nq); break;
+    default: kvmem__oct_axpy4_avx512(b, acc, t0, n, w, ld, nq); break;
+    }
+}
+#endif
+static void kvmem__oct_fast(kvmem_codec *c, int isa) {
+#if KVMEM__X86
+    if (isa == 3) {
+        c->dot = kvmem__oct_dot_avx512;
+        c->axpy = kvmem__oct_axpy_avx512;
+        c->q_floats = kvmem__oct_q_planes;
+        c->q_prepare = kvmem__oct_prepare_planes;
+    }
+#else
+    (void)c;
+    (void)isa;
+#endif
+}
 static const kvmem_param kvmem__oct_params[] = {
     { "bits", 3, 1, 5, NULL, 1, "nominal bits: 3 bits + 1 for three coordinates" },
     { "rounding", 0, 0, 1, "joint|plain", 1, "joint: the best of the nine code pairs around the nearest" },
@@ -10272,7 +10454,7 @@ static const kvmem_codec kvmem__codec_octopus = {
       "Boss 2026, arXiv 2605.21226", kvmem__oct_params, 0 }, 0,
     kvmem__oct_row_bytes, NULL, kvmem__oct_table_bytes, kvmem__oct_build, NULL, NULL, NULL, kvmem__tq_scratch,
     kvmem__oct_width, NULL, kvmem__oct_encode, kvmem__oct_expand, kvmem__oct_finish, kvmem__oct_prepare, NULL, NULL,
-    NULL, NULL, NULL };
+    NULL, kvmem__oct_fast, NULL };
 
 /* ==== >>codec_polark : a pair of channels as radius and angle, by table. stage: codec.k ==========
    Songhao Wu et al. Leveraging Polar Transformation for Key Cache Quantization and Decoding
