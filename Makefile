@@ -85,6 +85,8 @@ $(B)/bench_direct: tools/corpus.h tools/gguf_write.h
 $(B)/test_corpus $(B)/corpus $(B)/train: tools/corpus.h tools/gguf_write.h
 $(B)/mkgguf: tools/gguf_write.h tools/corpus.h
 $(B)/test_report: tools/report.h
+$(B)/test_stream $(B)/fuzz_stream: tools/mend.h
+$(B)/fuzz_stream $(B)/fuzz_cache: tools/fuzz_saved.h
 $(B)/test_npy: tools/npy.h
 $(B)/test_eval $(B)/test_codec_tool: $(wildcard tools/*.h) tools/kvmem.c tools/mkgguf.c
 $(B)/kvmem: $(wildcard tools/*.h)

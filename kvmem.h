@@ -16673,7 +16673,7 @@ static kvmem_status kvmem__chunks_check_rows(const kvmem_chunks *s, size_t at, k
         kvmem_chunks_at(s, i, &ch);
         bytes = (uint64_t)ch.text_bytes + ch.place_bytes;
         bad = ch.offset != at || ch.tokens < 1 || ch.tokens > s->chunk || ch.first < ch.from ||
-              ch.end > s->next_pos || ch.end - ch.first < ch.tokens || ch.place_bytes < 4 ||
+              ch.end > s->next_pos || ch.end < ch.first || ch.end - ch.first < ch.tokens || ch.place_bytes < 4 ||
               (ch.text_bytes && ch.text_bytes < 5);
         for (l = 0; l < 3; l++) {
             bad = bad || !!ch.level_bytes[l] != (int)(s->levels >> l & 1) ||

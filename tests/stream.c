@@ -1,6 +1,7 @@
 /* Arithmetic coder, levels, chunks, the controller: sections entropy, stream, stream_plan. */
 #define KVMEM_NO_DECODER /* the memory layer alone */
 #include "test.h"
+#include "../tools/mend.h"
 
 /* --- a stream of tokens whose channels go on from token to token: AR(1), log-normal scales --------- */
 typedef struct world {
@@ -642,24 +643,6 @@ static unsigned char *small_file(world *w, kvmem_cache *c, bytes *s, const char 
     o.chunk = 9; o.ids = ids; o.n_ids = 26;
     CHECK_OK(kvmem_cache_save_level(c, &o, bytes_write, s));
     return s->p;
-}
-/* Make every checksum of a file fit again, where its index still leads. */
-static void mend(unsigned char *p, size_t n) {
-    const size_t rows = n >= 116 ? (size_t)kvmem__le32(p + n - 4) * 44 : 0, at = n >= 116 ? (size_t)kvmem__le64(p + n - 12) : 0;
-    size_t i, x, head;
-    if (n < 116 || rows > n || at > n - 44 || rows != n - 44 - at) return;
-    kvmem__put32(p + n - 16, kvmem__crc32(0, p + at, rows + 28));
-    head = rows ? (size_t)kvmem__le64(p + at) : at;
-    if (head >= 4 && head <= at) kvmem__put32(p + head - 4, kvmem__crc32(0, p, head - 4));
-    for (i = 0; i < rows; i += 44) {
-        size_t part = (size_t)kvmem__le64(p + at + i);
-        for (x = 0; x < 5; x++) {
-            const size_t size = kvmem__le32(p + at + i + 24 + 4 * x);
-            if (part > at || size > at - part) return;
-            if (size >= 4) kvmem__put32(p + part + size - 4, kvmem__crc32(0, p + part, size - 4));
-            part += size;
-        }
-    }
 }
 TEST(cut_and_changed_files_are_refused_and_leave_an_empty_cache) {
     static const char *const recipe[] = { "full", "h2o budget=12 sink=1 recent=3 page=4" };

@@ -533,12 +533,7 @@ static int cache_levels(const args *a) {
         m->row = (float *)grow(NULL, (size_t)m->block * (size_t)m->l.model.n_vocab, sizeof *m->row);
         status = cache_levels_run(m, a);
     }
-    kvmem_session_free(&m->full);
-    kvmem_session_free(&m->kv);
-    unload(&m->l);
-    free(m->row);
-    free(m->text.id);
-    free(m);
+    measure_close(m);
     return status;
 }
 

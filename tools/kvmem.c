@@ -1312,6 +1312,14 @@ static void measure_table(const measure *m, const args *a, const kvmem_bytes *fu
     }
     measure_row_text(m, "all", &m->all, a->csv);
 }
+static void measure_close(measure *m) {
+    kvmem_session_free(&m->full);
+    kvmem_session_free(&m->kv);
+    unload(&m->l);
+    free(m->row);
+    free(m->text.id);
+    free(m);
+}
 static int cmd_measure(const args *a) {
     measure *m = (measure *)grow(NULL, 1, sizeof *m);
     kvmem_bytes full, kv;
@@ -1325,12 +1333,7 @@ static int cmd_measure(const args *a) {
         if (a->json) measure_json(m, a, &full, &kv);
         else measure_table(m, a, &full, &kv);
     }
-    kvmem_session_free(&m->full);
-    kvmem_session_free(&m->kv);
-    unload(&m->l);
-    free(m->row);
-    free(m->text.id);
-    free(m);
+    measure_close(m);
     return status;
 }
 
