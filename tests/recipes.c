@@ -492,6 +492,8 @@ TEST(tables_have_unique_words_defaults_in_range_and_texts) {
                     CHECK(kvmem_recipe_check(&r, &err) == KVMEM_BAD_RECIPE && strstr(err.text, "only"));
                     continue;
                 }
+                if (c->flags & KVMEM_CODEC_SHARED)
+                    kvmem__choose(&r.stage[KVMEM_CODEC_K], &kvmem__codec_f16_pre.e);
             }
             if (kvmem_recipe_check(&r, &err)) FAIL_AT("%s: %s", e->word, err.text);
             for (k = 0; e->params && e->params[k].name; k++) CHECK(k < KVMEM_MAX_PARAMS && e->params[k].what);
