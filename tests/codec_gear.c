@@ -166,6 +166,20 @@ TEST(gear_any_input_gives_finite_rows) {
     codec_facts("gear(bits=2,rank=2,sparse=10)", 1e-3);
     codec_facts("gear(bits=4,axis=token,group=0,rank=3,sparse=5)", 1e-3);
 }
+TEST(gear_presets_run_and_four_bits_are_near_lossless) {
+    static const char *const text[3] = { "gear", "gear-l", "gear-kcvt" };
+    float a[4 * CODED_RUN_D], b[4 * CODED_RUN_D];
+    double e[3];
+    kvmem_bytes x, y;
+    int i;
+    CHECK(coded_run("full codec=f16", 260, 10, b, &y) == 270);
+    for (i = 0; i < 3; i++) {
+        CHECK(coded_run(text[i], 260, 10, a, &x) == 270);
+        e[i] = figure_ratio(b, a, 4, CODED_RUN_D, FIGURE_REL);
+        CHECK(e[i] > 0 && e[i] < 0.2);
+    }
+    CHECK(e[2] < 0.01);
+}
 int main(int argc, char **argv) {
     test_begin(argc, argv, "codec_gear");
     codec_facts_fast = codec_facts_avx2 = 2e-4;
@@ -179,5 +193,6 @@ int main(int argc, char **argv) {
     RUN(gear_head_that_lies_is_read_inside_its_bytes);
     RUN(gear_reads_codes_as_decoded_at_odd_sizes);
     RUN(gear_any_input_gives_finite_rows);
+    RUN(gear_presets_run_and_four_bits_are_near_lossless);
     return test_end();
 }

@@ -174,6 +174,16 @@ TEST(kivi_cut_leaves_the_other_rows_as_they_were) {
     }
     free(x); free(y); free(z);
 }
+TEST(kivi_preset_is_exact_until_its_window_is_full) {
+    float a[4 * CODED_RUN_D], b[4 * CODED_RUN_D];
+    kvmem_bytes x, y;
+    CHECK(coded_run("kivi", 100, 27, a, &x) == 127 && coded_run("full codec=f16 page=32", 100, 27, b, &y) == 127);
+    CHECK(!memcmp(a, b, sizeof a));
+    CHECK(coded_run("kivi", 300, 20, a, &x) == 320 && coded_run("full codec=f16 page=32", 300, 20, b, &y) == 320);
+    CHECK(memcmp(a, b, sizeof a));
+    CHECK_NEAR(figure_ratio(b, a, 4, CODED_RUN_D, FIGURE_REL), 0, 0.3);
+    CHECK(x.live.k + x.live.v < 0.75 * (double)(y.live.k + y.live.v));
+}
 int main(int argc, char **argv) {
     test_begin(argc, argv, "codec_kivi");
     RUN(affine_codes_round_half_to_even);
@@ -187,5 +197,6 @@ int main(int argc, char **argv) {
     RUN(kivi_reads_codes_as_decoded_at_odd_sizes);
     RUN(kivi_fast_twins_agree_with_the_decoded_rows);
     RUN(kivi_cut_leaves_the_other_rows_as_they_were);
+    RUN(kivi_preset_is_exact_until_its_window_is_full);
     return test_end();
 }

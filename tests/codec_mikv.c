@@ -82,61 +82,26 @@ TEST(mikv_any_input_and_any_path) {
     codec_facts("mikv(bits=2)", 2e-3);
     codec_facts("mikv(bits=4,group=32)", 2e-3);
 }
-/* One layer, 2 KV heads with 2 query heads each, a prompt of n tokens and `more` decoded ones: the last output,
-   (4, 16). Keys have a large channel. Returns the entries of head 0. */
-enum { RUN_D = 16 };
-static int run_cache(const char *recipe, int n, int more, float *out, kvmem_bytes *bytes) {
-    kvmem_config cfg = kvmem_config_default();
-    kvmem_recipe r = kvmem_recipe_default();
-    kvmem_error e;
-    kvmem_cache c;
-    float q[4 * RUN_D], k[2 * RUN_D], v[2 * RUN_D];
-    int t, i, len;
-    if (kvmem_recipe_parse(&r, recipe, &e)) { FAIL_AT("%s: %s", recipe, e.text); return -1; }
-    cfg.shape.n_layers = 1;
-    cfg.shape.n_heads = 4;
-    cfg.shape.n_kv_heads = 2;
-    cfg.shape.head_dim = RUN_D;
-    cfg.recipe = &r;
-    if (kvmem_cache_init(&c, &cfg)) { FAIL_AT("%s: %s", recipe, c.error.text); return -1; }
-    for (t = 0; t < n + more; t++) {
-        for (i = 0; i < 4 * RUN_D; i++) q[i] = (float)figure_normal(1, (unsigned long long)(t * 64 + i));
-        for (i = 0; i < 2 * RUN_D; i++) {
-            k[i] = (float)figure_normal(2, (unsigned long long)(t * 32 + i)) * (i % 7 == 3 ? 6.0f : 1.0f);
-            v[i] = (float)figure_normal(3, (unsigned long long)(t * 32 + i));
-            if (i % 7 == 3) q[i] *= 0.2f, q[2 * RUN_D + i] *= 0.2f;
-        }
-        if (kvmem_cache_append(&c, 0, 1, k, v, NULL) || kvmem_cache_attend(&c, 0, 1, q, out) ||
-            kvmem_cache_commit(&c, t < n - 1 ? KVMEM_PREFILL : t == n - 1 ? KVMEM_PROMPT_END : KVMEM_DECODE)) {
-            FAIL_AT("%s, token %d: %s", recipe, t, c.error.text);
-            break;
-        }
-    }
-    len = kvmem_cache_lane_len(&c, 0, 0);
-    kvmem_cache_bytes(&c, bytes);
-    kvmem_cache_free(&c);
-    return len;
-}
 TEST(mikv_keeps_every_token_and_all_exact_is_no_compression) {
-    float a[4 * RUN_D], b[4 * RUN_D];
+    float a[4 * CODED_RUN_D], b[4 * CODED_RUN_D];
     kvmem_bytes x, y;
-    CHECK(run_cache("mikv", 150, 5, a, &x) == 155);
-    CHECK(run_cache("mikv budget=100%", 150, 5, a, &x) == 155);
-    run_cache("full codec=f16 page=64", 150, 5, b, &y);
+    CHECK(coded_run("mikv", 150, 5, a, &x) == 155);
+    CHECK(coded_run("mikv budget=100%", 150, 5, a, &x) == 155);
+    coded_run("full codec=f16 page=64", 150, 5, b, &y);
     CHECK(!memcmp(a, b, sizeof a)); /* r = 1, float16: bit for bit */
 }
 TEST(mikv_and_zipcache_are_nearer_to_the_truth_than_eviction) {
     static const char *const low[3] = { "mikv", "mikv reduce=demote(mikv(bits=4)/mikv(bits=4,balancer=0))", "zipcache" };
-    float exact[4 * RUN_D], a[4 * RUN_D];
+    float exact[4 * CODED_RUN_D], a[4 * CODED_RUN_D];
     double drop;
     kvmem_bytes x, full;
     int i;
-    run_cache("full codec=f16 page=64", 300, 12, exact, &full);
-    CHECK(run_cache("mikv reduce=drop", 300, 12, a, &x) < 70);
-    drop = figure_ratio(exact, a, 4, RUN_D, FIGURE_REL);
+    coded_run("full codec=f16 page=64", 300, 12, exact, &full);
+    CHECK(coded_run("mikv reduce=drop", 300, 12, a, &x) < 70);
+    drop = figure_ratio(exact, a, 4, CODED_RUN_D, FIGURE_REL);
     for (i = 0; i < 3; i++) {
-        CHECK(run_cache(low[i], 300, 12, a, &x) == 312);
-        CHECK(figure_ratio(exact, a, 4, RUN_D, FIGURE_REL) < 0.5 * drop);
+        CHECK(coded_run(low[i], 300, 12, a, &x) == 312);
+        CHECK(figure_ratio(exact, a, 4, CODED_RUN_D, FIGURE_REL) < 0.5 * drop);
         CHECK(x.live.k + x.live.v < 0.75 * (double)(full.live.k + full.live.v));
     }
 }

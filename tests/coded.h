@@ -11,6 +11,7 @@
        coded_reads_error(text, path, d, n, nq)     scores and sums on the coded block against those over the
                                                    decoded rows: the largest difference, relative to the
                                                    operands' sizes (0: no such path; 9: no such codec)
+       coded_run(recipe, n, more, out, &bytes)     a whole recipe in a small cache: its last output
 
    The generic parameters center, residual, flush and sinks are the cache's business and do nothing here.
    raw_* call one function of a row codec on bytes of the caller. */
@@ -173,6 +174,44 @@ static KVMEM__UNUSED double coded_reads_error(const char *text, const char *path
 done:
     free(x); free(y); free(q); free(o); free(s); free(w);
     return worst;
+}
+
+/* --- a recipe in a cache: one layer, 2 KV heads with 2 query heads each, keys with large channels ---
+   A prompt of n tokens and `more` decoded ones; out (4, CODED_RUN_D) is the last output. Returns the entries of
+   KV head 0, -1 if a call failed (its message is printed). */
+enum { CODED_RUN_D = 16 };
+static KVMEM__UNUSED int coded_run(const char *recipe, int n, int more, float *out, kvmem_bytes *bytes) {
+    enum { D = CODED_RUN_D };
+    kvmem_config cfg = kvmem_config_default();
+    kvmem_recipe r = kvmem_recipe_default();
+    kvmem_error e;
+    kvmem_cache c;
+    float q[4 * D], k[2 * D], v[2 * D];
+    int t, i, len = -1;
+    if (kvmem_recipe_parse(&r, recipe, &e)) { printf("  %s: %s\n", recipe, e.text); return -1; }
+    cfg.shape.n_layers = 1;
+    cfg.shape.n_heads = 4;
+    cfg.shape.n_kv_heads = 2;
+    cfg.shape.head_dim = D;
+    cfg.recipe = &r;
+    if (kvmem_cache_init(&c, &cfg)) { printf("  %s: %s\n", recipe, c.error.text); return -1; }
+    for (t = 0; t < n + more; t++) {
+        for (i = 0; i < 4 * D; i++)
+            q[i] = (float)(6 * kvmem__unit(kvmem__random(1, (uint64_t)t, (uint64_t)i, 0)) - 3) * (i % D == 3 ? 0.2f : 1.0f);
+        for (i = 0; i < 2 * D; i++) {
+            k[i] = (float)(3 * kvmem__unit(kvmem__random(2, (uint64_t)t, (uint64_t)i, 0)) - 1.5) * (i % D == 3 ? 6.0f : 1.0f);
+            v[i] = (float)(3 * kvmem__unit(kvmem__random(3, (uint64_t)t, (uint64_t)i, 0)) - 1.5);
+        }
+        if (kvmem_cache_append(&c, 0, 1, k, v, NULL) || kvmem_cache_attend(&c, 0, 1, q, out) ||
+            kvmem_cache_commit(&c, t < n - 1 ? KVMEM_PREFILL : t == n - 1 ? KVMEM_PROMPT_END : KVMEM_DECODE)) {
+            printf("  %s, token %d: %s\n", recipe, t, c.error.text);
+            break;
+        }
+    }
+    if (t == n + more) len = kvmem_cache_lane_len(&c, 0, 0);
+    kvmem_cache_bytes(&c, bytes);
+    kvmem_cache_free(&c);
+    return len;
 }
 
 /* --- row codecs on bytes of the caller --- */
