@@ -7457,7 +7457,8 @@ static void kvmem__gear_encode(const kvmem_coded *b, const float *x, int t0, int
     for (i = 0; i < (g.token ? n : d); i++) {
         uint8_t *list = g.token ? kvmem__row_at(b, t0 + i) : b->head + g.at_out + 8 * (size_t)g.k * (size_t)i;
         for (c = 0; c < 2 * g.k; c++, list += 4) {
-            const size_t at_t = g.token ? (size_t)i : kvmem__le16(list), at_c = g.token ? kvmem__le16(list) : (size_t)i;
+            const size_t at_t = g.token ? (size_t)i : kvmem__le16(list),
+                at_c = g.token ? kvmem__le16(list) : (size_t)i;
             float *at = e + at_t * (size_t)d + at_c;
             kvmem__put16(list + 2, kvmem__half_sat(*at));
             *at = 0;
@@ -7547,11 +7548,152 @@ static int kvmem__gear_valid(const kvmem_coded *b) {
     }
     return 1;
 }
+#if KVMEM__X86
+/* Fast twins: the backbone by >>affine, then what the low rank and the outliers add. A query of axis=token is
+   prepared for the backbone and follows once more as it came (the other parts read that). */
+static int kvmem__gear_split(const kvmem__gear *g, int d) {
+    return g->token && kvmem__affine_fits(g->bits, g->group, d) ? kvmem__affine_q_size(g->group, d) : 0;
+}
+static int kvmem__gear_q_floats(const double *par, int d) {
+    const kvmem__gear g = kvmem__gear_of(par, d, 1);
+    return kvmem__gear_split(&g, d) + d;
+}
+/* The low rank's part of n scores (or, back, of the sums): t (r) = P^T q. */
+KVMEM__AVX2 static void kvmem__gear_contract(const kvmem_coded *b, const kvmem__gear *g, float *t, const float *q) {
+    const uint8_t *p = b->head + g->at_p;
+    int c, i;
+    for (i = 0; i < g->rank; i++) t[i] = 0;
+    for (c = 0; c < b->d; c++, p += 2 * g->rank) {
+        for (i = 0; i + 4 <= g->rank; i += 4) {
+            const __m128 x = _mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)(const void *)(p + 2 * i)));
+            _mm_storeu_ps(t + i, _mm_fmadd_ps(x, _mm_set1_ps(q[c]), _mm_loadu_ps(t + i)));
+        }
+        for (; i < g->rank; i++) t[i] += q[c] * kvmem__scale_f16c(p + 2 * i);
+    }
+}
+KVMEM__AVX2 static void kvmem__gear_dot_more(const kvmem_coded *b, const kvmem__gear *g, float *s, int t0, int n,
+                                             const float *q) {
+    const uint8_t *list = b->head + g->at_out;
+    float pq[64];
+    int t, i, c;
+    if (g->rank) kvmem__gear_contract(b, g, pq, q);
+    for (t = 0; t < n; t++) {
+        const uint8_t *row = kvmem__row_at(b, t0 + t);
+        float more = 0;
+        for (i = 0; i < 2 * g->k && g->token; i++) more += q[kvmem__le16(row + 4 * i)] * kvmem__scale_f16c(row + 4 * i + 2);
+        for (i = 0; i < g->rank; i++) more += pq[i] * kvmem__scale_f16c(row + g->at_q + 2 * i);
+        s[t] += more;
+    }
+    for (c = 0; c < b->d && !g->token; c++) {
+        for (i = 0; i < 2 * g->k; i++, list += 4) {
+            t = kvmem__le16(list) - t0;
+            if (t >= 0 && t < n) s[t] += q[c] * kvmem__scale_f16c(list + 2);
+        }
+    }
+}
+KVMEM__AVX2 static void kvmem__gear_axpy_more(const kvmem_coded *b, const kvmem__gear *g, float *acc, int t0, int n,
+                                              const float *w) {
+    const uint8_t *list = b->head + g->at_out, *p = b->head + g->at_p;
+    float wq[64];
+    int t, i, c;
+    for (i = 0; i < g->rank; i++) wq[i] = 0;
+    for (t = 0; t < n; t++) {
+        const uint8_t *row = kvmem__row_at(b, t0 + t);
+        for (i = 0; i < 2 * g->k && g->token; i++) acc[kvmem__le16(row + 4 * i)] += w[t] * kvmem__scale_f16c(row + 4 * i + 2);
+        for (i = 0; i < g->rank; i++) wq[i] += w[t] * kvmem__scale_f16c(row + g->at_q + 2 * i);
+    }
+    for (c = 0; c < b->d; c++) {
+        float more = 0;
+        for (i = 0; i < g->rank; i++) more += wq[i] * kvmem__scale_f16c(p + 2 * (c * g->rank + i));
+        for (i = 0; i < 2 * g->k && !g->token; i++, list += 4) {
+            t = kvmem__le16(list) - t0;
+            if (t >= 0 && t < n) more += w[t] * kvmem__scale_f16c(list + 2);
+        }
+        acc[c] += more;
+    }
+}
+/* The group that row t of a block is in (axis=channel), and the row after its last one. */
+static int kvmem__gear_group(const kvmem_coded *b, const kvmem__gear *g, int t, int *end) {
+    int i = 0;
+    *end = kvmem__le16(b->head + 2);
+    while (i + 1 < g->groups && t >= *end) *end += kvmem__le16(b->head + 2 + 2 * ++i);
+    return i;
+}
+#define KVMEM__GEAR_FAST(isa, number)                                                               \
+    static void kvmem__gear_prepare_##isa(const kvmem_coded *b, float *out, const float *q) {       \
+        const kvmem__gear g = kvmem__gear_of(b->par, b->d, 1);                                      \
+        const int split = kvmem__gear_split(&g, b->d);                                              \
+        if (split) kvmem__affine_split(number, g.bits, out, q, b->d, g.group);                      \
+        memcpy(out + split, q, (size_t)b->d * sizeof *q);                                           \
+    }                                                                                               \
+    static void kvmem__gear_dot_##isa(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q,\
+                                      int nq) {                                                     \
+        const kvmem__gear g = kvmem__gear_at(b);                                                    \
+        const int d = b->d, split = kvmem__gear_split(&g, d), qf = split + d;                       \
+        const size_t rb = b->row_bytes;                                                             \
+        int i, t, end;                                                                              \
+        if (!kvmem__affine_fits(g.bits, g.token ? g.group : 0, d) || (!g.token && !g.groups)) {     \
+            kvmem__dot_by_expand(kvmem__gear_expand, b, d, qf, s, ld, t0, n, q, nq);                \
+            return;                                                                                 \
+        }                                                                                           \
+        for (i = 0; i < nq; i++) {                                                                  \
+            const float *x = q + (size_t)i * (size_t)qf;                                            \
+            float *o = s + (size_t)i * (size_t)ld;                                                  \
+            if (split) kvmem__affine_rows_dot(number, g.bits, o, ld, kvmem__row_at(b, t0) + g.at_row, rb, n,\
+                                              x, 1, d,                                              \
+                                              g.group);                                             \
+            for (t = t0; t < t0 + n && !split; t = end) {                                           \
+                const int j = kvmem__gear_group(b, &g, t, &end);                                    \
+                end = j + 1 < g.groups ? KVMEM__MIN(end, t0 + n) : t0 + n;                          \
+                kvmem__affine_cols_dot(number, g.bits, o + t - t0, ld,                              \
+                                       b->head + g.at_cols + 4 * (size_t)d * (size_t)j,             \
+                                       kvmem__row_at(b, t) + g.at_row, rb, end - t, x, 1, d);       \
+            }                                                                                       \
+            kvmem__gear_dot_more(b, &g, o, t0, n, x + split);                                       \
+        }                                                                                           \
+    }                                                                                               \
+    static void kvmem__gear_axpy_##isa(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, \
+                                       int nq) {                                                    \
+        const kvmem__gear g = kvmem__gear_at(b);                                                    \
+        const int d = b->d;                                                                         \
+        int i, t, end;                                                                              \
+        if (!kvmem__affine_fits(g.bits, g.token ? g.group : 0, d) || (!g.token && !g.groups)) {     \
+            kvmem__axpy_by_expand(kvmem__gear_expand, b, d, acc, t0, n, w, ld, nq);                 \
+            return;                                                                                 \
+        }                                                                                           \
+        if (g.token) kvmem__affine_rows_axpy(number, g.bits, acc, kvmem__row_at(b, t0) + g.at_row,  \
+                                             b->row_bytes, n, w,                                    \
+                                             ld, nq, d, g.group);                                   \
+        for (t = t0; t < t0 + n && !g.token; t = end) {                                             \
+            const int j = kvmem__gear_group(b, &g, t, &end);                                        \
+            end = j + 1 < g.groups ? KVMEM__MIN(end, t0 + n) : t0 + n;                              \
+            kvmem__affine_cols_axpy(number, g.bits, acc, b->head + g.at_cols + 4 * (size_t)d * (size_t)j, \
+                                    kvmem__row_at(b, t) + g.at_row, b->row_bytes, end - t, w + t - t0, ld, nq, d); \
+        }                                                                                           \
+        for (i = 0; i < nq; i++)                                                                    \
+            kvmem__gear_axpy_more(b, &g, acc + (size_t)i * (size_t)d, t0, n, w + (size_t)i * (size_t)ld); \
+    }
+KVMEM__GEAR_FAST(avx2, 2)
+KVMEM__GEAR_FAST(avx512, 3)
+#undef KVMEM__GEAR_FAST
+#endif
+static void kvmem__gear_fast(kvmem_codec *c, int isa) {
+#if KVMEM__X86
+    if (isa < 2) return;
+    c->q_floats = kvmem__gear_q_floats;
+    c->q_prepare = isa == 3 ? kvmem__gear_prepare_avx512 : kvmem__gear_prepare_avx2;
+    c->dot = isa == 3 ? kvmem__gear_dot_avx512 : kvmem__gear_dot_avx2;
+    c->axpy = isa == 3 ? kvmem__gear_axpy_avx512 : kvmem__gear_axpy_avx2;
+#else
+    (void)c;
+    (void)isa;
+#endif
+}
 static const kvmem_codec kvmem__codec_gear = {
     { "gear", "low bits plus a low-rank correction plus a few percent exact outliers",
       "Kang 2024, arXiv 2403.05527", kvmem__params_gear, 0 }, 0, kvmem__gear_row_bytes, kvmem__gear_head_bytes, NULL,
     NULL, NULL, NULL, NULL, kvmem__gear_scratch, NULL, NULL, kvmem__gear_encode, kvmem__gear_expand, NULL, NULL, NULL,
-    NULL, kvmem__gear_cut, NULL, kvmem__gear_valid };
+    NULL, kvmem__gear_cut, kvmem__gear_fast, kvmem__gear_valid };
 
 /* ==== >>scaled : rows whose channels are scaled before they are coded by groups; for zip and mikv ===
    The lane's state is f (d), one factor a channel, above 0. Coded is x f, by >>affine in groups of a row; the

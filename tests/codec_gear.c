@@ -162,6 +162,18 @@ TEST(gear_reads_codes_as_decoded_at_odd_sizes) {
         }
     }
 }
+TEST(gear_fast_twins_agree_with_the_decoded_rows) {
+    static const char *const text[5] = { "gear(bits=2,group=64,rank=4)", "gear(bits=4,group=20,rank=3,sparse=10)",
+                                         "gear(bits=2,axis=token,group=64,rank=4)",
+                                             "gear(bits=4,axis=token,group=0,rank=5)",
+                                         "gear(bits=8,axis=token,rank=0,sparse=5)" };
+    static const char *const path[2] = { "avx2", "avx512" };
+    static const int dims[3] = { 32, 64, 128 };
+    int i, k, p;
+    for (i = 0; i < 5; i++)
+        for (k = 0; k < 3; k++)
+            for (p = 0; p < 2; p++) CHECK_READS(text[i], dims[k], 75, 1 + i, path[p], 2e-4);
+}
 TEST(gear_any_input_gives_finite_rows) {
     codec_facts("gear(bits=2,rank=2,sparse=10)", 1e-3);
     codec_facts("gear(bits=4,axis=token,group=0,rank=3,sparse=5)", 1e-3);
@@ -192,6 +204,7 @@ int main(int argc, char **argv) {
     RUN(gear_cut_leaves_the_other_rows_as_they_were);
     RUN(gear_head_that_lies_is_read_inside_its_bytes);
     RUN(gear_reads_codes_as_decoded_at_odd_sizes);
+    RUN(gear_fast_twins_agree_with_the_decoded_rows);
     RUN(gear_any_input_gives_finite_rows);
     RUN(gear_presets_run_and_four_bits_are_near_lossless);
     return test_end();
