@@ -4849,8 +4849,8 @@ KVMEM__UNUSED static void kvmem__axpy_rows(kvmem__rows kind, float *acc, const v
 /* What stands in for a codec's dot and axpy where it has none, or none for this shape: rows of `width` floats
    are expanded, KVMEM_MAX_WIDTH floats at a time. qf: floats of a prepared query. */
 typedef void (*kvmem__expand_fn)(const kvmem_coded *b, float *out, int t0, int n);
-KVMEM__UNUSED static void kvmem__dot_by_expand(kvmem__expand_fn expand, const kvmem_coded *b, int width, int qf, float *s,
-                                               int ld, int t0, int n, const float *q, int nq) {
+KVMEM__UNUSED static void kvmem__dot_by_expand(kvmem__expand_fn expand, const kvmem_coded *b, int width, int qf,
+                                               float *s, int ld, int t0, int n, const float *q, int nq) {
     float v[KVMEM_MAX_WIDTH];
     const int m = KVMEM_MAX_WIDTH / width;
     int t, i, j, k;
@@ -4858,9 +4858,8 @@ KVMEM__UNUSED static void kvmem__dot_by_expand(kvmem__expand_fn expand, const kv
         k = KVMEM__MIN(m, n - t);
         expand(b, v, t0 + t, k);
         for (i = 0; i < nq; i++) {
-            for (j = 0; j < k; j++)
-                s[(size_t)i * (size_t)ld + (size_t)(t + j)] = kvmem__dot_plain(q + (size_t)i * (size_t)qf, v + j * width,
-                                                                               width);
+            float *o = s + (size_t)i * (size_t)ld + t;
+            for (j = 0; j < k; j++) o[j] = kvmem__dot_plain(q + (size_t)i * (size_t)qf, v + j * width, width);
         }
     }
 }
@@ -7580,7 +7579,8 @@ KVMEM__AVX2 static void kvmem__gear_dot_more(const kvmem_coded *b, const kvmem__
     for (t = 0; t < n; t++) {
         const uint8_t *row = kvmem__row_at(b, t0 + t);
         float more = 0;
-        for (i = 0; i < 2 * g->k && g->token; i++) more += q[kvmem__le16(row + 4 * i)] * kvmem__scale_f16c(row + 4 * i + 2);
+        for (i = 0; i < 2 * g->k && g->token; i++)
+            more += q[kvmem__le16(row + 4 * i)] * kvmem__scale_f16c(row + 4 * i + 2);
         for (i = 0; i < g->rank; i++) more += pq[i] * kvmem__scale_f16c(row + g->at_q + 2 * i);
         s[t] += more;
     }
@@ -7599,7 +7599,8 @@ KVMEM__AVX2 static void kvmem__gear_axpy_more(const kvmem_coded *b, const kvmem_
     for (i = 0; i < g->rank; i++) wq[i] = 0;
     for (t = 0; t < n; t++) {
         const uint8_t *row = kvmem__row_at(b, t0 + t);
-        for (i = 0; i < 2 * g->k && g->token; i++) acc[kvmem__le16(row + 4 * i)] += w[t] * kvmem__scale_f16c(row + 4 * i + 2);
+        for (i = 0; i < 2 * g->k && g->token; i++)
+            acc[kvmem__le16(row + 4 * i)] += w[t] * kvmem__scale_f16c(row + 4 * i + 2);
         for (i = 0; i < g->rank; i++) wq[i] += w[t] * kvmem__scale_f16c(row + g->at_q + 2 * i);
     }
     for (c = 0; c < b->d; c++) {
@@ -7833,8 +7834,9 @@ static const kvmem_codec kvmem__codec_zip = {
    (those of the prompt), the keys are learned when the first one is coded (1024 at most); then bal stays.
    bits a value: b + 32/group, and 32 d bits a lane for the balancer. group = d/2: b=2, d=64: 3.0, d=128: 2.5.
    reads: K after RoPE with its queries; V has no balancer (balancer=0).   state: bal.   cost: O(n d).
-   defaults: bits=2 group=0 (half the row) balancer=1. Preset mikv: score h2o, a share r of the tokens in float16 (half of it
-   the newest), the rest demoted to this codec; 16 r + (1 - r)(b + 32/g) bits a value: r=.2, b=2, d=64: 5.6.
+   defaults: bits=2 group=0 (half the row) balancer=1. Preset mikv: score h2o, a share r of the tokens in float16
+   (half of it the newest), the rest demoted to this codec; 16 r + (1 - r)(b + 32/g) bits a value: r=.2, b=2,
+   d=64: 5.6.
    departs: no official code; the maximum over a group's query heads is our choice. Where no query was seen, all
    channels count as equally asked; a channel that no query uses counts as asked a thousandth of the most used one;
    a channel without keys has bal = 1.   test: tests/codec_mikv.c */

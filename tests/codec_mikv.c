@@ -91,7 +91,8 @@ TEST(mikv_keeps_every_token_and_all_exact_is_no_compression) {
     CHECK(!memcmp(a, b, sizeof a)); /* r = 1, float16: bit for bit */
 }
 TEST(mikv_and_zipcache_are_nearer_to_the_truth_than_eviction) {
-    static const char *const low[3] = { "mikv", "mikv reduce=demote(mikv(bits=4)/mikv(bits=4,balancer=0))", "zipcache" };
+    static const char *const low[3] = { "mikv", "mikv reduce=demote(mikv(bits=4)/mikv(bits=4,balancer=0))",
+                                        "zipcache" };
     float exact[4 * CODED_RUN_D], a[4 * CODED_RUN_D];
     double drop;
     kvmem_bytes x, full;

@@ -180,6 +180,9 @@ done:
    A prompt of n tokens and `more` decoded ones; out (4, CODED_RUN_D) is the last output. Returns the entries of
    KV head 0, -1 if a call failed (its message is printed). */
 enum { CODED_RUN_D = 16 };
+static KVMEM__UNUSED double coded_unit(int what, int t, int i) {
+    return kvmem__unit(kvmem__random((uint64_t)what, (uint64_t)t, (uint64_t)i, 0));
+}
 static KVMEM__UNUSED int coded_run(const char *recipe, int n, int more, float *out, kvmem_bytes *bytes) {
     enum { D = CODED_RUN_D };
     kvmem_config cfg = kvmem_config_default();
@@ -197,10 +200,10 @@ static KVMEM__UNUSED int coded_run(const char *recipe, int n, int more, float *o
     if (kvmem_cache_init(&c, &cfg)) { printf("  %s: %s\n", recipe, c.error.text); return -1; }
     for (t = 0; t < n + more; t++) {
         for (i = 0; i < 4 * D; i++)
-            q[i] = (float)(6 * kvmem__unit(kvmem__random(1, (uint64_t)t, (uint64_t)i, 0)) - 3) * (i % D == 3 ? 0.2f : 1.0f);
+            q[i] = (float)(6 * coded_unit(1, t, i) - 3) * (i % D == 3 ? 0.2f : 1.0f);
         for (i = 0; i < 2 * D; i++) {
-            k[i] = (float)(3 * kvmem__unit(kvmem__random(2, (uint64_t)t, (uint64_t)i, 0)) - 1.5) * (i % D == 3 ? 6.0f : 1.0f);
-            v[i] = (float)(3 * kvmem__unit(kvmem__random(3, (uint64_t)t, (uint64_t)i, 0)) - 1.5);
+            k[i] = (float)(3 * coded_unit(2, t, i) - 1.5) * (i % D == 3 ? 6.0f : 1.0f);
+            v[i] = (float)(3 * coded_unit(3, t, i) - 1.5);
         }
         if (kvmem_cache_append(&c, 0, 1, k, v, NULL) || kvmem_cache_attend(&c, 0, 1, q, out) ||
             kvmem_cache_commit(&c, t < n - 1 ? KVMEM_PREFILL : t == n - 1 ? KVMEM_PROMPT_END : KVMEM_DECODE)) {
