@@ -8944,7 +8944,8 @@ static size_t kvmem__polar_book(const kvmem__polar *p, int level) { /* floats in
 static void kvmem__polar_set_book(float *book, int k, const double *angle, int uniform) {
     int i;
     for (i = 0; i < k; i++) {
-        const double edge = uniform ? angle[i] + angle[0] : i + 1 < k ? (angle[i] + angle[i + 1]) / 2 : angle[i];
+        const double edge = uniform ? angle[i] + angle[0]
+                          : i + 1 < k ? (angle[i] + angle[i + 1]) / 2 : angle[i];
         book[i] = (float)cos(edge);
         book[k + i] = (float)sin(edge);
         book[2 * k + i] = (float)cos(angle[i]);
@@ -9155,7 +9156,8 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__polar_words_avx512(const kvmem__polar *p
     int r;
     for (r = 0; r < 16; r++) {
         const uint8_t *in = row + rb * (size_t)KVMEM__MIN(r, m - 1);
-        const uint32_t upper = (uint32_t)kvmem__le16(in + three + 2 * unit) | (uint32_t)in[four + (size_t)unit] << 16;
+        const uint32_t upper = (uint32_t)kvmem__le16(in + three + 2 * unit) |
+                               (uint32_t)in[four + (size_t)unit] << 16;
         memcpy(some + 16 * r, in + 8 * unit, 8);
         memcpy(some + 16 * r + 8, in + p->at_upper + 4 * unit, 4);
         memcpy(some + 16 * r + 12, &upper, 4);
@@ -9267,7 +9269,8 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__polar_down_avx512(const kvmem__polar_lan
     const uint8_t *two = row + p->at_upper + 2 * unit, *three = row + p->at_upper + p->d / 16 + unit;
     const uint8_t *four = row + p->at_upper + p->d / 16 + p->d / 32 + unit / 2,
         *one = row + p->at_first + 8 * unit;
-    const uint32_t upper = kvmem__le16(two) | (uint32_t)three[0] << 16 | (uint32_t)(four[0] >> 4 * (unit % 2)) << 24;
+    const uint32_t upper = kvmem__le16(two) | (uint32_t)three[0] << 16 |
+                           (uint32_t)(four[0] >> 4 * (unit % 2)) << 24;
     const __m512i w = _mm512_set1_epi32((int)upper);
     const __m512i a = _mm512_srlv_epi32(w, x->at[0]), b = _mm512_srlv_epi32(w, x->at[1]),
         c = _mm512_srlv_epi32(w, x->at[2]);

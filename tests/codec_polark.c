@@ -6,6 +6,17 @@
 #include "coded_check.h"
 #include "figures.h"
 
+TEST(sine_and_cosine_are_right_to_2e_7) {
+    double worst = 0;
+    int i;
+    for (i = 0; i < 160000; i++) {
+        const float x = 1e-4f * (float)i;
+        float s, c;
+        kvmem__sincos(x, &s, &c);
+        worst = KVMEM__MAX(worst, KVMEM__MAX(fabs((double)s - sin((double)x)), fabs((double)c - cos((double)x))));
+    }
+    CHECK(worst < 2e-7);
+}
 TEST(the_card_s_pairs_decode_as_printed) {
     static const float x[4] = { 3, 4, 1, .2f };
     static const double want[4] = { 3.01843, 3.34086, 1.45456, .4319 };
@@ -255,6 +266,7 @@ TEST(the_preset_is_the_card_s_composition) {
 }
 int main(int argc, char **argv) {
     test_begin(argc, argv, "codec_polark");
+    RUN(sine_and_cosine_are_right_to_2e_7);
     RUN(the_card_s_pairs_decode_as_printed);
     RUN(bits_a_value_count_the_head);
     RUN(angle_and_radius_err_by_half_a_step_at_most);

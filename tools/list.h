@@ -117,9 +117,9 @@ static const struct { const char *word, *formula; } codec_formulas[] = {
                     "to y_j; x^ = gamma R^T c[code]; form=prod adds the signs of a sketch of the rest" },
     { "octopus", "gamma = |x|, y = R x / gamma; triplets of y: octahedral coordinates xi, eta (bits + 1 each) and "
                  "length rho (bits - 1), the best of 9 neighbours" },
-    { "polark", "pairs of key channels to angle and length; t bits an angle, r bits a length, the length's range for "
-                "each pair over a page" },
-    { "qjl", "sign(S x), one bit for each row of a Gaussian S, and |x|; <q, x^> = sqrt(pi/2) / m |x| <S q, sign>; "
+    { "polark", "pairs of key channels to angle and length; codes of `angle` and `radius` bits in the ranges that "
+                "both have for each pair over a page" },
+    { "qjl", "sign(S x), a bit for each row of a random orthogonal S, and |x|; <q, x^> = sqrt(pi/2)/m |x| <S q, sign>; "
              "the largest channels of a page apart" },
     { "gear", "X^ = D + Q P^T + outliers: D affine codes of `bits` by channel or token, Q P^T of low rank by power "
               "iteration on what is left, the largest and smallest values in a list" },
