@@ -9852,29 +9852,43 @@ KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__halves_avx512(const uint8_t *p, size_t
         KVMEM__H(8), KVMEM__H(9), KVMEM__H(10), KVMEM__H(11), KVMEM__H(12), KVMEM__H(13), KVMEM__H(14), KVMEM__H(15)));
 #undef KVMEM__H
 }
-KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_dot_avx512_q(int bits, int nq, const kvmem_coded *b, float *s, size_t ld,
-                                                        int t0, int n, const float *q) {
+/* The functions above and below with bits 1..4 and 1, 2 or 4 queries bound: bound(3, 4) and so on. */
+#define KVMEM__TQ_EACH(bound)                                                                       \
+    bound(1, 1) bound(1, 2) bound(1, 4) bound(2, 1) bound(2, 2) bound(2, 4)                         \
+    bound(3, 1) bound(3, 2) bound(3, 4) bound(4, 1) bound(4, 2) bound(4, 4)
+#define KVMEM__TQ_SUMS(bits, nq)                                                                    \
+    KVMEM__AVX512 static void kvmem__tq_sums##bits##_##nq(__m512 *tot, const uint8_t *p, size_t rb, const float *q, \
+                                                          size_t qf, int d, __m512i table) {        \
+        kvmem__tq_sums(bits, nq, tot, p, rb, q, qf, d, table);                                      \
+    }
+KVMEM__TQ_EACH(KVMEM__TQ_SUMS)
+#undef KVMEM__TQ_SUMS
+typedef void (*kvmem__tq_sums_fn)(__m512 *tot, const uint8_t *p, size_t rb, const float *q, size_t qf, int d, __m512i table);
+KVMEM__AVX512 static void kvmem__tq_dot_avx512_q(int nq, const kvmem_coded *b, float *s, size_t ld, int t0, int n,
+                                                 const float *q) {
+    static const kvmem__tq_sums_fn fns[4][3] = {
+        { kvmem__tq_sums1_1, kvmem__tq_sums1_2, kvmem__tq_sums1_4 }, { kvmem__tq_sums2_1, kvmem__tq_sums2_2, kvmem__tq_sums2_4 },
+        { kvmem__tq_sums3_1, kvmem__tq_sums3_2, kvmem__tq_sums3_4 }, { kvmem__tq_sums4_1, kvmem__tq_sums4_2, kvmem__tq_sums4_4 } };
     const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
-    const int d = b->d, prod = kvmem__tq_prod(b->par);
+    const int d = b->d, prod = kvmem__tq_prod(b->par), bits = kvmem__tq_bits(b->par);
     const size_t rb = b->row_bytes, half = (size_t)d / 2 + 1, qf = half * (size_t)(1 + prod);
     const __m512i level = _mm512_loadu_si512((const void *)tq->word), sign = _mm512_set1_epi32((int)0xffff0001u);
     uint8_t tail[16 * (KVMEM_MAX_WIDTH / 4 + KVMEM_MAX_WIDTH / 16 + 4)];
+    __m512 tot[4], rest[4];
     int t, i, r;
     for (t = 0; t < n; t += 16) {
         const int m = KVMEM__MIN(16, n - t), end = (int)rb - (prod ? 4 : 2);
         const uint8_t *p = kvmem__row_at(b, t0 + t);
         const __m512 gamma = kvmem__halves_avx512(p + end, rb, m);
         const __m512 g = prod ? _mm512_mul_ps(gamma, kvmem__halves_avx512(p + end + 2, rb, m)) : gamma;
-        __m512 tot[4], rest[4];
         size_t ahead;
         for (ahead = 0; ahead < 16 * rb; ahead += 64) KVMEM__AHEAD(p, 64 * rb + ahead);
         if (m < 16) {
             for (r = 0; r < 16; r++) memcpy(tail + rb * (size_t)r, p + rb * (size_t)KVMEM__MIN(r, m - 1), rb);
             p = tail;
         }
-        if (bits) kvmem__tq_sums(bits, nq, tot, p, rb, q, qf, d, level);
-        if (prod) kvmem__tq_sums(1, nq, rest, p + d / 8 * bits, rb, q + half, qf, d, sign);
-        KVMEM__UNROLL
+        if (bits) fns[bits - 1][nq / 2](tot, p, rb, q, qf, d, level);
+        if (prod) fns[0][nq / 2](rest, p + d / 8 * bits, rb, q + half, qf, d, sign);
         for (i = 0; i < nq; i++) {
             const float *scale = q + (size_t)i * qf + d / 2;
             __m512 x = bits ? _mm512_mul_ps(_mm512_mul_ps(tot[i], _mm512_set1_ps(scale[0])), gamma) : _mm512_setzero_ps();
@@ -9951,15 +9965,33 @@ KVMEM__AVX512 KVMEM__INLINE float kvmem__tq_whole(int16_t *u, const __m512 *x) {
                             _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(x[j], inv))));
     return step;
 }
-KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_axpy_avx512_q(int bits, int nq, const kvmem_coded *b, float *acc, int t0,
-                                                         int n, const float *w, size_t ld) {
+#define KVMEM__TQ_PIECES(bits, nq)                                                                  \
+    KVMEM__AVX512 static void kvmem__tq_pieces##bits##_##nq(float *acc, size_t stride, const uint8_t *p, size_t rb, int m, \
+                                                            const int16_t *u, const float *step, int d, __m512i table, \
+                                                            int fetch) {                            \
+        int c;                                                                                      \
+        for (c = 0; c < d; c += 64)                                                                 \
+            kvmem__tq_piece_axpy(bits, nq, acc + c, stride, p + c / 8 * bits, rb, m, u, step, table, fetch); \
+    }
+KVMEM__TQ_EACH(KVMEM__TQ_PIECES)
+#undef KVMEM__TQ_PIECES
+#undef KVMEM__TQ_EACH
+typedef void (*kvmem__tq_pieces_fn)(float *acc, size_t stride, const uint8_t *p, size_t rb, int m, const int16_t *u,
+                                    const float *step, int d, __m512i table, int fetch);
+KVMEM__AVX512 static void kvmem__tq_axpy_avx512_q(int nq, const kvmem_coded *b, float *acc, int t0, int n, const float *w,
+                                                  size_t ld) {
+    static const kvmem__tq_pieces_fn fns[4][3] = {
+        { kvmem__tq_pieces1_1, kvmem__tq_pieces1_2, kvmem__tq_pieces1_4 },
+        { kvmem__tq_pieces2_1, kvmem__tq_pieces2_2, kvmem__tq_pieces2_4 },
+        { kvmem__tq_pieces3_1, kvmem__tq_pieces3_2, kvmem__tq_pieces3_4 },
+        { kvmem__tq_pieces4_1, kvmem__tq_pieces4_2, kvmem__tq_pieces4_4 } };
     const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
-    const int d = b->d, prod = kvmem__tq_prod(b->par), width = kvmem__tq_width(b->par, d);
+    const int d = b->d, prod = kvmem__tq_prod(b->par), width = kvmem__tq_width(b->par, d), bits = kvmem__tq_bits(b->par);
     const __m512i level = _mm512_loadu_si512((const void *)tq->word), sign = _mm512_set1_epi32((int)0xffff0001u);
     const size_t rb = b->row_bytes;
     int16_t u[4 * 64], v[4 * 64];
     float step[4], rest[4];
-    int t, i, c, j;
+    int t, i, j;
     for (t = 0; t < n; t += 64) {
         const int m = KVMEM__MIN(64, n - t);
         const uint8_t *p = kvmem__row_at(b, t0 + t), *end = p + rb - (prod ? 4 : 2);
@@ -9982,14 +10014,12 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_axpy_avx512_q(int bits, int nq, const
             step[i] = kvmem__tq_whole(u + 64 * i, x) * tq->step;
             if (prod) rest[i] = kvmem__tq_whole(v + 64 * i, y) * (KVMEM__ROOT_HALF_PI / (float)d);
         }
-        for (c = 0; c < d && bits; c += 64)
-            kvmem__tq_piece_axpy(bits, nq, acc + c, (size_t)width, p + c / 8 * bits, rb, m, u, step, level, 1);
-        for (c = 0; c < d && prod; c += 64)
-            kvmem__tq_piece_axpy(1, nq, acc + d + c, (size_t)width, p + d / 8 * bits + c / 8, rb, m, v, rest, sign, 0);
+        if (bits) fns[bits - 1][nq / 2](acc, (size_t)width, p, rb, m, u, step, d, level, 1);
+        if (prod) fns[0][nq / 2](acc + d, (size_t)width, p + d / 8 * bits, rb, m, v, rest, d, sign, 0);
     }
 }
 /* out (d) = scale times level words of a row of pieces. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_row_expand(int bits, float *out, const uint8_t *p, int d, float step,
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_row_expand_b(int bits, float *out, const uint8_t *p, int d, float step,
                                                       float scale, __m512i table) {
     int c, k;
     for (c = 0; c < d; c += 64, p += 8 * bits) {
@@ -10004,18 +10034,14 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_row_expand(int bits, float *out, cons
         }
     }
 }
-KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_expand_avx512_b(int bits, const kvmem_coded *b, float *out, int t0, int n) {
-    const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
-    const int d = b->d, prod = kvmem__tq_prod(b->par), width = kvmem__tq_width(b->par, d);
-    const __m512i level = _mm512_loadu_si512((const void *)tq->word), sign = _mm512_set1_epi32((int)0xffff0001u);
-    int t;
-    for (t = 0; t < n; t++, out += width) {
-        const uint8_t *p = kvmem__row_at(b, t0 + t), *end = p + b->row_bytes - (prod ? 4 : 2);
-        const float gamma = kvmem__scale_f16c(end);
-        const float g = prod ? gamma * kvmem__scale_f16c(end + 2) * (KVMEM__ROOT_HALF_PI / (float)d) : 0.0f;
-        if (bits) kvmem__tq_row_expand(bits, out, p, d, tq->step, gamma, level);
-        else memset(out, 0, (size_t)d * sizeof *out);
-        if (prod) kvmem__tq_row_expand(1, out + d, p + d / 8 * bits, d, 1, g, sign);
+KVMEM__AVX512 static void kvmem__tq_row_expand(int bits, float *out, const uint8_t *p, int d, float step, float scale,
+                                               __m512i table) {
+    switch (bits) {
+    case 0: memset(out, 0, (size_t)d * sizeof *out); break;
+    case 1: kvmem__tq_row_expand_b(1, out, p, d, step, scale, table); break;
+    case 2: kvmem__tq_row_expand_b(2, out, p, d, step, scale, table); break;
+    case 3: kvmem__tq_row_expand_b(3, out, p, d, step, scale, table); break;
+    default: kvmem__tq_row_expand_b(4, out, p, d, step, scale, table); break;
     }
 }
 /* kvmem__unit_row, equal bit for bit; d a multiple of 16. */
@@ -10102,54 +10128,47 @@ KVMEM__AVX512 static void kvmem__tq_encode_avx512(const kvmem_coded *b, const fl
         if (prod) kvmem__put16(out + d / 8 + 2, kvmem__f32_to_f16(kvmem__rest_encode(&rest, out, u, y)));
     }
 }
-/* One function for each number of bits, 0 (form=prod alone) to 4. */
-#define KVMEM__TQ_AVX512(bits)                                                                      \
-    KVMEM__AVX512 static void kvmem__tq_dot##bits##_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, \
-                                                           const float *q, int nq) {                \
-        const size_t l = (size_t)ld, qf = (size_t)kvmem__tq_q_words(b->par, b->d);                  \
-        for (; nq >= 4; nq -= 4, s += 4 * l, q += 4 * qf) kvmem__tq_dot_avx512_q(bits, 4, b, s, l, t0, n, q); \
-        for (; nq >= 2; nq -= 2, s += 2 * l, q += 2 * qf) kvmem__tq_dot_avx512_q(bits, 2, b, s, l, t0, n, q); \
-        if (nq) kvmem__tq_dot_avx512_q(bits, 1, b, s, l, t0, n, q);                                 \
-    }                                                                                               \
-    KVMEM__AVX512 static void kvmem__tq_axpy##bits##_avx512(const kvmem_coded *b, float *acc, int t0, int n, \
-                                                            const float *w, int ld, int nq) {       \
-        const size_t l = (size_t)ld, f = (size_t)kvmem__tq_width(b->par, b->d);                     \
-        for (; nq >= 4; nq -= 4, acc += 4 * f, w += 4 * l) kvmem__tq_axpy_avx512_q(bits, 4, b, acc, t0, n, w, l); \
-        for (; nq >= 2; nq -= 2, acc += 2 * f, w += 2 * l) kvmem__tq_axpy_avx512_q(bits, 2, b, acc, t0, n, w, l); \
-        if (nq) kvmem__tq_axpy_avx512_q(bits, 1, b, acc, t0, n, w, l);                              \
-    }                                                                                               \
-    KVMEM__AVX512 static void kvmem__tq_expand##bits##_avx512(const kvmem_coded *b, float *out, int t0, int n) { \
-        kvmem__tq_expand_avx512_b(bits, b, out, t0, n);                                             \
+KVMEM__AVX512 static void kvmem__tq_expand_avx512(const kvmem_coded *b, float *out, int t0, int n) {
+    const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
+    const int d = b->d, prod = kvmem__tq_prod(b->par), width = kvmem__tq_width(b->par, d), bits = kvmem__tq_bits(b->par);
+    int t;
+    if (!kvmem__tq_can_fast(b->par, d)) {
+        kvmem__tq_expand(b, out, t0, n);
+        return;
     }
-KVMEM__TQ_AVX512(0)
-KVMEM__TQ_AVX512(1)
-KVMEM__TQ_AVX512(2)
-KVMEM__TQ_AVX512(3)
-KVMEM__TQ_AVX512(4)
-#undef KVMEM__TQ_AVX512
-/* The function for the block's bits, or the plain loops. */
-#define KVMEM__TQ_CALL(what, isa, args, any)                                                        \
-    if (!kvmem__tq_can_fast(b->par, b->d)) any;                                                     \
-    else switch (kvmem__tq_bits(b->par)) {                                                          \
-        case 0: kvmem__tq_##what##0##_##isa args; break;                                            \
-        case 1: kvmem__tq_##what##1##_##isa args; break;                                            \
-        case 2: kvmem__tq_##what##2##_##isa args; break;                                            \
-        case 3: kvmem__tq_##what##3##_##isa args; break;                                            \
-        default: kvmem__tq_##what##4##_##isa args; break;                                           \
+    for (t = 0; t < n; t++, out += width) {
+        const uint8_t *p = kvmem__row_at(b, t0 + t), *end = p + b->row_bytes - (prod ? 4 : 2);
+        const float gamma = kvmem__scale_f16c(end);
+        const float g = prod ? gamma * kvmem__scale_f16c(end + 2) * (KVMEM__ROOT_HALF_PI / (float)d) : 0.0f;
+        kvmem__tq_row_expand(bits, out, p, d, tq->step, gamma, _mm512_loadu_si512((const void *)tq->word));
+        if (prod) kvmem__tq_row_expand(1, out + d, p + d / 8 * bits, d, 1, g, _mm512_set1_epi32((int)0xffff0001u));
     }
+}
+/* Four queries at a time, then two, then one; the plain loops where the kernels cannot. */
 static void kvmem__tq_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
-    KVMEM__TQ_CALL(dot, avx512, (b, s, ld, t0, n, q, nq), 
-                   kvmem__dot_by_expand(kvmem__tq_expand, b, kvmem__tq_width(b->par, b->d), kvmem__tq_width(b->par, b->d), s,
-                                        ld, t0, n, q, nq))
+    const int width = kvmem__tq_width(b->par, b->d), qf = kvmem__tq_q_words(b->par, b->d);
+    int i, m;
+    if (!kvmem__tq_can_fast(b->par, b->d)) {
+        kvmem__dot_by_expand(kvmem__tq_expand, b, width, width, s, ld, t0, n, q, nq);
+        return;
+    }
+    for (i = 0; i < nq; i += m) {
+        m = nq - i >= 4 ? 4 : nq - i >= 2 ? 2 : 1;
+        kvmem__tq_dot_avx512_q(m, b, s + (size_t)i * (size_t)ld, (size_t)ld, t0, n, q + (size_t)i * (size_t)qf);
+    }
 }
 static void kvmem__tq_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
-    KVMEM__TQ_CALL(axpy, avx512, (b, acc, t0, n, w, ld, nq), 
-                   kvmem__axpy_by_expand(kvmem__tq_expand, b, kvmem__tq_width(b->par, b->d), acc, t0, n, w, ld, nq))
+    const int width = kvmem__tq_width(b->par, b->d);
+    int i, m;
+    if (!kvmem__tq_can_fast(b->par, b->d)) {
+        kvmem__axpy_by_expand(kvmem__tq_expand, b, width, acc, t0, n, w, ld, nq);
+        return;
+    }
+    for (i = 0; i < nq; i += m) {
+        m = nq - i >= 4 ? 4 : nq - i >= 2 ? 2 : 1;
+        kvmem__tq_axpy_avx512_q(m, b, acc + (size_t)i * (size_t)width, t0, n, w + (size_t)i * (size_t)ld, (size_t)ld);
+    }
 }
-static void kvmem__tq_expand_avx512(const kvmem_coded *b, float *out, int t0, int n) {
-    KVMEM__TQ_CALL(expand, avx512, (b, out, t0, n), kvmem__tq_expand(b, out, t0, n))
-}
-#undef KVMEM__TQ_CALL
 #endif
 static void kvmem__tq_fast(kvmem_codec *c, int isa) {
 #if KVMEM__X86
