@@ -78,6 +78,7 @@ $(B)/test_%: tests/%.c tests/test.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -ffp-contract=off -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/test_mkgguf $(B)/test_peer $(B)/test_decoder: tools/mkgguf.c tools/gguf_write.h tools/corpus.h
+$(B)/test_cache $(B)/test_settle: tests/world.h
 $(B)/test_train: tools/gguf_write.h
 $(B)/test_transform: tools/transform.c tools/gguf_write.h
 $(B)/transform: tools/gguf_write.h
