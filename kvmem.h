@@ -12669,18 +12669,26 @@ static void kvmem__mean_of(float *mean, const float *x, int n, int d, const unsi
     }
     for (i = 0; m && i < d; i++) mean[i] /= (float)m;
 }
+/* Scratch of learning from n rows, and of coding a page of n rows. */
+static size_t kvmem__learn_bytes(const kvmem_codec_use *u, int n) {
+    const int more = u->fn.scratch_floats ? u->fn.scratch_floats(u->par, u->d, n) : 0;
+    return ((size_t)n * (size_t)u->d + (size_t)more) * sizeof(float);
+}
+static size_t kvmem__fill_bytes(const kvmem_codec_use *u, int n) {
+    return kvmem__learn_bytes(u, n) + 2 * (size_t)u->d * sizeof(float) + (size_t)n +
+           (size_t)KVMEM__MIN(n, u->sinks) * kvmem__exact_bytes(u);
+}
 /* Let use[i] of the lane learn from its first n entries, or an even choice of KVMEM_LEARN_ROWS of them. */
 static kvmem_status kvmem__lane_learn(kvmem_cache *c, kvmem_lane *ln, int i, int n) {
     const kvmem_codec_use *u = ln->use[i];
     const int d = u->d, rows = KVMEM__MIN(n, KVMEM_LEARN_ROWS);
-    const int more = u->fn.scratch_floats ? u->fn.scratch_floats(u->par, d, rows) : 0;
     kvmem_lesson *l;
     kvmem_coded b;
     float *x;
     int t;
     KVMEM__TRY(kvmem__lane_lesson(c, ln, i, &l));
     if (!l || l->learned || n < 1) return KVMEM_OK;
-    KVMEM__TRY(kvmem__scratch(c, ((size_t)rows * (size_t)d + (size_t)more) * sizeof(float)));
+    KVMEM__TRY(kvmem__scratch(c, kvmem__learn_bytes(u, rows)));
     x = (float *)c->scratch;
     for (t = 0; t < rows; t++) {
         const int e = (int)((int64_t)t * n / rows), at = kvmem__page_at(ln, e);
@@ -12727,12 +12735,10 @@ static kvmem_status kvmem__side_plan(kvmem_cache *c, int lane, int page, int i, 
     const int d = u->d, n = kvmem__page_rows(ln, page);
     const int more = u->fn.scratch_floats ? u->fn.scratch_floats(u->par, d, n) : 0;
     const size_t nd = (size_t)n * (size_t)d;
-    const int sinks = KVMEM__MIN(n, u->sinks);
     float *fill; /* what stands in for an exact row */
     kvmem_coded b;
     int t, k;
-    KVMEM__TRY(kvmem__scratch(c, (nd + 2 * (size_t)d + (size_t)more) * sizeof(float) + (size_t)n +
-                                 (size_t)sinks * kvmem__exact_bytes(u)));
+    KVMEM__TRY(kvmem__scratch(c, kvmem__fill_bytes(u, n)));
     f->x = (float *)c->scratch;
     f->mean = f->x + nd;
     fill = f->mean + d;
@@ -12816,6 +12822,69 @@ static int kvmem__settled_end(const kvmem_lane *ln, int i) {
     for (j = 0; j < ln->n_pages && ln->pages[j]->side[i].use == u; j++) done = ln->end[j];
     return done + (ln->n - done) / u->residual * u->residual;
 }
+/* Do rows of side s move from one page to the other as they are? */
+static int kvmem__side_moves(const kvmem__side *a, const kvmem__side *b) {
+    return a->use == b->use && a->lesson == b->lesson && !a->use->fn.head_bytes && a->use->center != 2 &&
+           !a->n_exact && !b->n_exact;
+}
+/* Join page i and the next one, both cut by eviction, and code the sides that are blocks anew. */
+static kvmem_status kvmem__page_join(kvmem_cache *c, int lane, int i) {
+    kvmem_lane *ln = &c->lane[lane];
+    kvmem_page *from[2], *p;
+    const int n[2] = { kvmem__page_rows(ln, i), kvmem__page_rows(ln, i + 1) }, d = c->shape.head_dim;
+    kvmem__side side[2];
+    unsigned which = 0;
+    int s, k, t, j;
+    from[0] = ln->pages[i];
+    from[1] = ln->pages[i + 1];
+    for (s = 0; s < 2; s++) {
+        side[s] = from[0]->side[s];
+        if (kvmem__side_moves(&from[0]->side[s], &from[1]->side[s])) continue;
+        memset(&side[s], 0, sizeof side[s]);
+        side[s].use = c->fresh;
+        which |= 1u << s;
+    }
+    KVMEM__TRY(kvmem__scratch(c, (size_t)d * sizeof(float)));
+    p = kvmem__page_new(c, n[0] + n[1], side, from[0]->pre);
+    if (!p) return c->error.status;
+    for (k = j = 0; k < 2; k++) {
+        for (t = 0; t < n[k]; t++, j++) {
+            kvmem__meta_move(c, p, j, from[k], t);
+            for (s = 0; s < 2; s++) {
+                const kvmem_coded b = kvmem__side_coded(&p->side[s]);
+                const size_t row = side[s].use->row_bytes;
+                if (!(which >> s & 1)) {
+                    memcpy(p->side[s].data + (size_t)j * row, from[k]->side[s].data + (size_t)t * row, row);
+                    continue;
+                }
+                kvmem__side_decode(&from[k]->side[s], (float *)c->scratch, t, 1);
+                p->side[s].use->fn.encode(&b, (const float *)c->scratch, j, 1);
+            }
+        }
+        kvmem__page_drop(c, from[k]);
+    }
+    ln->pages[i] = p;
+    ln->end[i] = ln->end[i + 1];
+    for (j = i + 1; j + 1 < ln->n_pages; j++) {
+        ln->pages[j] = ln->pages[j + 1];
+        ln->end[j] = ln->end[j + 1];
+    }
+    ln->n_pages--;
+    return kvmem__page_code(c, lane, i, which);
+}
+/* Join neighbours that together hold no more than half a page. */
+static kvmem_status kvmem__lane_tidy(kvmem_cache *c, int lane) {
+    kvmem_lane *ln = &c->lane[lane];
+    int i = 0;
+    while (i + 1 < ln->n_pages) {
+        const kvmem_page *a = ln->pages[i], *b = ln->pages[i + 1];
+        if (kvmem__page_rows(ln, i) + kvmem__page_rows(ln, i + 1) <= c->recipe.page / 2 && !kvmem__page_moves(a) &&
+            !kvmem__page_moves(b) && !kvmem__page_fresh(ln, i) && !kvmem__page_fresh(ln, i + 1) && a->pre == b->pre)
+            KVMEM__TRY(kvmem__page_join(c, lane, i));
+        else i++;
+    }
+    return KVMEM_OK;
+}
 /* Code what is due in lane i; all: everything, partly filled pages and the residual window, too. */
 static kvmem_status kvmem__lane_settle(kvmem_cache *c, int i, int all) {
     kvmem_lane *ln = &c->lane[i];
@@ -12834,7 +12903,7 @@ static kvmem_status kvmem__lane_settle(kvmem_cache *c, int i, int all) {
         KVMEM__TRY(kvmem__page_code(c, i, j, which));
         if (c->trace) kvmem__tell(c, i, kvmem__page_first(ln, j), ln->end[j], KVMEM_FATE_RECODED);
     }
-    return KVMEM_OK;
+    return c->fresh ? kvmem__lane_tidy(c, i) : KVMEM_OK;
 }
 
 /* --- append, truncate, read --- */
@@ -14999,7 +15068,7 @@ typedef struct kvmem__est {
     kvmem_bytes *out;
     int len[KVMEM__EST_LAYERS], cap[KVMEM__EST_LAYERS]; /* of each layer's lanes: entries, table slots, */
     int last[KVMEM__EST_LAYERS];                        /* rows the last page has room for, */
-    int done[KVMEM__EST_LAYERS], low[KVMEM__EST_LAYERS];/* entries that are settled, that were demoted */
+    int done[KVMEM__EST_LAYERS][2], low[KVMEM__EST_LAYERS]; /* entries whose K, V is settled; demoted ones */
 } kvmem__est;
 
 static void kvmem__est_add(kvmem_bytes_part *b, kvmem_bytes_part p, size_t n) {
@@ -15008,12 +15077,17 @@ static void kvmem__est_add(kvmem_bytes_part *b, kvmem_bytes_part p, size_t n) {
     b->stats += n * p.stats;
     b->meta += n * p.meta;
 }
-/* n entries of a lane in pages: those before `done` settled, the last page with room for `last` rows. */
-static void kvmem__est_pages(kvmem__est *e, int n, int done, int last, const kvmem__side *settled,
+/* n entries of a lane in pages: K and V of those before done[0], done[1] settled; the last page, if it is
+   fresh, has room for `last` rows. */
+static void kvmem__est_pages(kvmem__est *e, int n, const int *done, int last, const kvmem__side *settled,
                              const kvmem__side *fresh) {
-    const int P = e->p.page, rest = n - done;
+    const int P = e->p.page, both = KVMEM__MIN(done[0], done[1]), one = KVMEM__MAX(done[0], done[1]), rest = n - one;
     kvmem_bytes_part *b = &e->out->live;
-    if (done) kvmem__est_add(b, kvmem__page_part(P, e->p.n_stats, settled), (size_t)((done + P - 1) / P));
+    kvmem__side mixed[2];
+    mixed[0] = done[0] > done[1] ? settled[0] : fresh[0];
+    mixed[1] = done[0] > done[1] ? fresh[1] : settled[1];
+    kvmem__est_add(b, kvmem__page_part(P, e->p.n_stats, settled), (size_t)((both + P - 1) / P));
+    kvmem__est_add(b, kvmem__page_part(P, e->p.n_stats, mixed), (size_t)((one - both + P - 1) / P));
     if (rest < 1) return;
     kvmem__est_add(b, kvmem__page_part(P, e->p.n_stats, fresh), (size_t)((rest - 1) / P));
     kvmem__est_add(b, kvmem__page_part(last, e->p.n_stats, fresh), 1);
@@ -15034,9 +15108,11 @@ static void kvmem__est_count(kvmem__est *e, size_t more) {
             kvmem__plan_sides(&e->p, &e->c.recipe, L, l, g, 0, settled);
             kvmem__plan_sides(&e->p, &e->c.recipe, L, l, g, 1, fresh);
             kvmem__est_pages(e, e->len[l], e->done[l], e->last[l], settled, fresh);
-            for (i = 0; i < 2 && e->done[l]; i++) b->meta += kvmem__lesson_bytes(settled[i].use);
+            for (i = 0; i < 2; i++)
+                if (e->done[l][i]) b->meta += kvmem__lesson_bytes(settled[i].use);
             b->meta += (size_t)e->cap[l] * KVMEM__SLOT;
             if (e->low[l]) {
+                const int done[2] = { e->low[l] / P * P, e->low[l] / P * P };
                 for (i = 0; i < 2; i++) {
                     const kvmem_coded x = kvmem__coded_of(&e->p.codecs.low[i], NULL, NULL, 0, NULL, P);
                     memset(&settled[i], 0, sizeof settled[i]);
@@ -15048,7 +15124,7 @@ static void kvmem__est_count(kvmem__est *e, size_t more) {
                     fresh[i].use = &e->p.codecs.fresh;
                     b->meta += kvmem__lesson_bytes(settled[i].use);
                 }
-                kvmem__est_pages(e, e->low[l], e->low[l] / P * P, kvmem__page_cap(P, e->low[l] % P), settled, fresh);
+                kvmem__est_pages(e, e->low[l], done, kvmem__page_cap(P, e->low[l] % P), settled, fresh);
                 b->meta += (size_t)kvmem__table_cap((e->low[l] + P - 1) / P) * KVMEM__SLOT;
             }
             e->out->entries += (size_t)(e->len[l] + e->low[l]);
@@ -15057,22 +15133,22 @@ static void kvmem__est_count(kvmem__est *e, size_t more) {
     b->total = kvmem__part_total(b);
     if (b->total > e->out->peak.total) e->out->peak = *b;
 }
-/* Entries that settle now: as kvmem__lane_settle would on the layer's first lane. */
+/* Entries that settle now, as kvmem__lane_settle would have it for the layer's first lane, and its scratch. */
 static void kvmem__est_settle(kvmem__est *e, int layer) {
-    const int P = e->p.page;
-    int i, done = e->len[layer];
-    if (!e->p.codecs.waits) return;
+    const int P = e->p.page, n = e->len[layer];
+    int i;
     for (i = 0; i < 2; i++) {
         const kvmem_codec_use *u = &e->p.codecs.use[i][kvmem__map_of(&e->c.recipe, e->c.shape.n_layers, layer, 0, i)];
-        int end = e->len[layer] - u->residual;
+        int *done = &e->done[layer][i], end = n - u->residual;
         if (!kvmem__waits(u)) continue;
-        if (u->flush && u->residual > 0)
-            end = e->done[layer] + (e->len[layer] - e->done[layer]) / u->residual * u->residual;
-        done = KVMEM__MIN(done, KVMEM__MAX(end, 0));
+        if (u->flush && u->residual > 0) end = *done + (n - *done) / u->residual * u->residual;
+        end = KVMEM__MAX(end, 0) / P * P;
+        if (end <= *done) continue;
+        if (!*done && kvmem__lesson_bytes(u))
+            e->c.scratch_size = KVMEM__MAX(e->c.scratch_size, kvmem__learn_bytes(u, KVMEM__MIN(end, KVMEM_LEARN_ROWS)));
+        e->c.scratch_size = KVMEM__MAX(e->c.scratch_size, kvmem__fill_bytes(u, P));
+        *done = end;
     }
-    e->done[layer] = KVMEM__MAX(e->done[layer], done / P * P);
-    if (e->done[layer] < e->len[layer]) return;
-    e->done[layer] = e->len[layer] / P * P;
 }
 static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
     const kvmem_budget_entry *be = (const kvmem_budget_entry *)(const void *)e->c.recipe.stage[KVMEM_BUDGET].entry;
@@ -15089,7 +15165,8 @@ static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
     if (!(be->e.reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS))) be->fn(&v, mean, &len, NULL, &keep);
     keep = KVMEM__MAX(KVMEM__MIN(keep, len), KVMEM__MIN(1, len));
     if (e->p.codecs.demotes) e->low[layer] += len - keep;
-    e->done[layer] = KVMEM__MIN(e->done[layer], keep / P * P);
+    e->done[layer][0] = KVMEM__MIN(e->done[layer][0], keep / P * P);
+    e->done[layer][1] = KVMEM__MIN(e->done[layer][1], keep / P * P);
     if ((keep - 1) / P < (len - 1) / P) e->last[layer] = P;
     if (len - keep >= (P + 3) / 4) e->last[layer] = kvmem__page_cap(P, keep - (keep - 1) / P * P);
     e->len[layer] = keep;
@@ -15130,6 +15207,7 @@ static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
     }
     e->c.since_reduce = due ? 0 : e->c.since_reduce + n;
     e->c.tokens += n;
+    if (e->p.codecs.waits) kvmem__est_count(e, 0);
     if (phase == KVMEM_PROMPT_END) e->c.scratch_size = 0;
     kvmem__est_count(e, 0);
 }

@@ -197,6 +197,7 @@ TEST(keys_before_rope_are_read_where_they_belong) {
 static int codec_text(int i, int side, char *text, const char *more) {
     const kvmem_codec *c = kvmem__codec_table(i);
     if (!c || (c->flags & (side ? KVMEM_CODEC_KEYS : KVMEM_CODEC_VALUES))) return 0;
+    if (!strcmp(c->e.word, "key")) return 0; /* values that are keys: tests/transform.c */
     sprintf(text, "%s codec.%s=%s", more, side ? "v" : "k", c->e.word);
     return 1;
 }
@@ -441,8 +442,6 @@ TEST(a_byte_limit_holds_with_rows_that_wait) {
         CHECK_OK(feed(&w, &c, 500, 600, 1, KVMEM_DECODE, NULL));
         kvmem_cache_bytes(&c, &b);
         CHECK(h.peak <= b.limit && b.live.total == h.live);
-        if (b.live.k + b.live.v < b.limit / 4) printf("  %s: %lu of %lu bytes in use\n", recipe[i],
-            (unsigned long)(b.live.k + b.live.v), (unsigned long)b.limit);
         kvmem_cache_free(&c);
         CHECK(h.live == 0 && !h.wrong);
         world_free(&w);
