@@ -43,6 +43,7 @@ typedef struct claim {
 #define SNAPKV "Li 2024, 2404.14469"
 #define PYRAMIDKV "Cai 2024, 2406.02069"
 #define KNORM "Devoto 2024, 2406.11430"
+#define KVDIRECT "Qasim 2026, 2603.19664"
 #define FLEXGEN "Sheng 2023, 2303.06865"
 #define KIVI "Liu 2024, 2402.02750"
 #define TURBOQUANT "Zandieh 2025, 2504.19874"
@@ -132,7 +133,12 @@ static const claim claims[] = {
     {"a Hadamard rotation lowers the error of 4 bits", "llama.cpp PR 21038", LOWER, EVAL_PPL, 0,
      "codec=q4_0(rot=had)", "codec=q4_0"},
     {"4 bits with Hadamard: nearer predictions", "llama.cpp PR 21038", NEARER, EVAL_PPL, 0,
-     "full codec=q4_0(rot=had)", "full codec=q4_0"}};
+     "full codec=q4_0(rot=had)", "full codec=q4_0"},
+    /* made again */
+    {"rows made again from token ids lose nothing: prediction", KVDIRECT, CLOSE, EVAL_PPL, 0,
+     "kvdirect budget=@ reduce=recompute(hold=1)", "full"},
+    {"as many rows, the others made again: better answers than h2o", KVDIRECT, BETTER, EVAL_CONV, 0,
+     "kvdirect budget=@ reduce=recompute(hold=1)", "h2o budget=@"}};
 enum { N_CLAIMS = sizeof claims / sizeof *claims };
 
 /* What counts as little, as many and as too few; stated in the output. */
