@@ -24,6 +24,7 @@ typedef enum claim_kind {
     SMALL,   /* the same, but a loss that its source calls small */
     NEARER,  /* the next-token distribution under `first` is nearer to the full cache's */
     MATCH,   /* `first` always has the full cache's likeliest token, `second` far from always */
+    SMALLER, /* a saved cache of level `first` is small beside one coded by `second`, and loses little */
     LOWER,   /* rows coded by `first` have a lower error than by the best of `second` (a|b|c) */
     BOUND,   /* the error of rows coded by `first` is below sqrt(3) pi / 2 4^-bits */
     SINK,    /* position 0 draws far more probability than its even share */
@@ -47,7 +48,17 @@ typedef struct claim {
 #define FLEXGEN "Sheng 2023, 2303.06865"
 #define KIVI "Liu 2024, 2402.02750"
 #define TURBOQUANT "Zandieh 2025, 2504.19874"
-#define ROTATION(b) "codec=turboquant(bits=" b ")|codec=turboquant(bits=" b ",form=prod)"
+#define OCTOPUS "Boss 2026, 2605.21226"
+#define ROTATEKV "Su 2025, 2501.16383"
+#define GEAR "Kang 2024, 2403.05527"
+#define CACHEGEN "Liu 2023, 2310.07240"
+#define KVDIRECT "Qasim 2026, 2603.19664"
+/* Every other codec of this width that rotates and learns nothing of the rows; and those that do. */
+#define ROTATIONS(b)                                                                               \
+    "codec=turboquant(bits=" b ")|codec=turboquant(bits=" b ",form=prod)"                          \
+    "|codec=polarquant(levels=0,first=" b ",bits=" b ")|codec.k=qjl(m=" b ",mo=" b ")"
+#define LEARNED(b)                                                                                 \
+    "codec=rotatekv(bits=" b ")|codec.k=polark(angle=" b ",radius=" b ") page=128"
 static const claim claims[] = {
     /* sinks */
     {"the first token draws attention far beyond its share", STREAMINGLLM, SINK, EVAL_PPL, 0,
@@ -126,6 +137,25 @@ static const claim claims[] = {
      "codec=turboquant(bits=2)", NULL},
     {"4 bits a code are within the stated bound", TURBOQUANT, BOUND, EVAL_PPL, 0,
      "codec=turboquant(bits=4)", NULL},
+    {"no rotation codec has a lower error at 2 bits", OCTOPUS, LOWER, EVAL_PPL, 0,
+     "codec=octopus(bits=2)", ROTATIONS("2")},
+    {"no rotation codec has a lower error at 3 bits", OCTOPUS, LOWER, EVAL_PPL, 0,
+     "codec=octopus(bits=3)", ROTATIONS("3")},
+    {"no rotation codec has a lower error at 4 bits", OCTOPUS, LOWER, EVAL_PPL, 0,
+     "codec=octopus(bits=4)", ROTATIONS("4")},
+    {"nor have rotatekv and polark, which fit the rows, at 2 bits", OCTOPUS, LOWER, EVAL_PPL, 0,
+     "codec=octopus(bits=2)", LEARNED("2")},
+    {"2 bits change the perplexity little", ROTATEKV, SMALL, EVAL_PPL, 0, "full codec=rotatekv(bits=2)",
+     "full"},
+    {"4 bits are near lossless: prediction", GEAR, CLOSE, EVAL_PPL, 0, "gear-kcvt", "full"},
+    {"4 bits are near lossless: answers", GEAR, CLOSE, EVAL_CONV, 0, "gear-kcvt", "full"},
+    {"a cache on disk takes a third or less of 8 bits at equal quality", CACHEGEN, SMALLER, EVAL_PPL, 0,
+     "level 2", "full codec=q8_0"},
+    {"the same at the smallest level", CACHEGEN, SMALLER, EVAL_PPL, 0, "level 1", "full codec=q8_0"},
+    {"rows made again give every token of the full cache", KVDIRECT, MATCH, EVAL_PPL, 0,
+     "kvdirect budget=64", "streamingllm budget=64"},
+    {"the same beside heavy hitters", KVDIRECT, MATCH, EVAL_PPL, 0, "kvdirect budget=64",
+     "h2o budget=64"},
     {"centring lowers the error of keys", "-", LOWER, EVAL_PPL, 0,
      "codec.k=turboquant(bits=2,center=head)", "codec.k=turboquant(bits=2)"},
     {"centred keys: nearer predictions", "-", NEARER, EVAL_PPL, 0,
@@ -143,7 +173,7 @@ enum { N_CLAIMS = sizeof claims / sizeof *claims };
 
 /* What counts as little, as many and as too few; stated in the output. */
 static const double little_accuracy = 0.03, little_nll = 0.01, small_nll = 0.06, times_even = 10,
-                    needs = 0.5, far_from_all = 0.95;
+                    needs = 0.5, far_from_all = 0.95, third = 3;
 
 /* ==== >>claims_measure : one evaluation for each suite, with and without the question ========= */
 
@@ -160,7 +190,7 @@ typedef struct claim_run {
     int used;
 } claim_run;
 static claim_run runs[EVAL_SUITES][2];
-static char filled[N_CLAIMS][2][256]; /* @ filled in */
+static char filled[N_CLAIMS][2][400]; /* @ filled in */
 static int chosen[N_CLAIMS];
 
 static void fill_in(char *to, size_t size, const char *recipe, const char *budget) {
@@ -199,7 +229,7 @@ static int choose(const args *a) {
             claim_run *r = &runs[c->suite][j];
             if (c->kind != KNOWN && j != c->aware) continue;
             if (!r->used) { r->a = *a; r->a.kvs.n = 0; r->a.text = NULL; r->used = 1; }
-            if ((status = add_recipe(r, filled[i][0])) != OK) return status;
+            if (c->kind != SMALLER && (status = add_recipe(r, filled[i][0])) != OK) return status;
             if ((status = add_recipe(r, filled[i][1])) != OK) return status;
         }
     }
@@ -387,6 +417,77 @@ static void judge_match(claim_result *r, const eval_cell *a, const eval_cell *b)
     else verdict(r, r->of_second.hi < far_from_all ? "reproduced" : "not seen");
 }
 
+/* ---- saved caches */
+
+/* -log of what a row of logits gives token `to`. */
+static double logits_nll(const float *x, int n, int to) { return row_log_sum(x, n) - (double)x[to]; }
+/* The second half of the text in e->test, after its first half was saved at a level and loaded again:
+   bytes of the file and of the cache coded by r->second, loss in nats a token. */
+static int one_saved(eval *e, const char *recipe, int level, double *saved, double *coded, double *loss) {
+    kvmem_level_options o = kvmem_level_options_default();
+    const int n = e->test.n, half = n / 2;
+    kvmem_recipe exactly = kvmem_recipe_default(), other;
+    kvmem_session s[3];
+    eval_base bytes;
+    kvmem_bytes count;
+    double a = 0, b = 0;
+    int i, k, bad = 0;
+    memset(s, 0, sizeof s);
+    memset(&bytes, 0, sizeof bytes);
+    o.level = level;
+    if (kvmem_recipe_parse(&other, recipe, NULL) != KVMEM_OK) return 0;
+    for (i = 0; i < 3 && !bad; i++) {
+        e->cfg.recipe = i == 2 ? &other : &exactly;
+        bad = kvmem_session_init(&s[i], &e->l.model, &e->cfg) != KVMEM_OK;
+        if (i != 1 && !bad)
+            bad = kvmem_session_feed(&s[i], e->test.ids, half, KVMEM_PROMPT_END, NULL, NULL) != KVMEM_OK;
+    }
+    bad = bad || kvmem_cache_save_level(&s[0].cache, &o, base_write, &bytes) ||
+          kvmem_session_load(&s[1], bytes.saved, bytes.size);
+    for (i = half; i + 1 < n && !bad; i++) {
+        for (k = 0; k < 2 && !bad; k++)
+            bad = kvmem_session_feed(&s[k], e->test.ids + i, 1, KVMEM_DECODE, NULL, NULL) != KVMEM_OK;
+        a += bad ? 0 : logits_nll(s[0].logits, e->l.model.n_vocab, e->test.ids[i + 1]);
+        b += bad ? 0 : logits_nll(s[1].logits, e->l.model.n_vocab, e->test.ids[i + 1]);
+    }
+    *saved = (double)bytes.size;
+    if (!bad) kvmem_cache_bytes(&s[2].cache, &count);
+    *coded = bad ? 0 : (double)(count.live.k + count.live.v);
+    *loss = (b - a) / (n - 1 - half);
+    for (i = 0; i < 3; i++) kvmem_session_free(&s[i]);
+    free(bytes.saved);
+    return !bad;
+}
+static void judge_saved(claim_result *r, const claim *c, eval *e) {
+    const int n = e->r.group[0].streams, level = atoi(c->first + strcspn(c->first, "0123456789"));
+    double *x = (double *)grow(NULL, 4 * (size_t)n, sizeof *x);
+    interval loss;
+    int i, ok = 1;
+    for (i = 0; i < n && ok; i++) {
+        ok = make_stream(e, e->r.group, i) == OK &&
+             one_saved(e, c->second, level, x + i, x + n + i, x + 2 * n + i);
+        x[3 * n + i] = x[n + i] / (x[i] > 0 ? x[i] : 1);
+    }
+    r->n = n;
+    r->p = -1;
+    if (!ok) verdict(r, "failed: the cache could not be saved or loaded");
+    else {
+        r->first = mean_of(x, n);
+        r->second = mean_of(x + n, n);
+        r->of_first = bootstrap(x, n);
+        r->of_second = bootstrap(x + n, n);
+        r->diff = mean_of(x + 3 * n, n);
+        r->of_diff = bootstrap(x + 3 * n, n);
+        loss = bootstrap(x + 2 * n, n);
+        snprintf(r->more, sizeof r->more, "loss of the file %+.4f [%+.4f, %+.4f] nats a token",
+                 mean_of(x + 2 * n, n), loss.lo, loss.hi);
+        verdict(r, loss.hi < little_nll && r->of_diff.lo > third   ? "reproduced"
+                   : loss.lo > little_nll || r->of_diff.hi < third ? "reversed"
+                                                                   : "not seen");
+    }
+    free(x);
+}
+
 /* ---- rows: errors of each lane's K and V, the same rows for every recipe */
 
 enum { MAX_LANES = 1024 };
@@ -428,9 +529,10 @@ static int lane_errors(const char *text, double *err, double *bits, char *why, s
 }
 static void judge_rows(claim_result *r, const claim *c, const char *first, const char *second) {
     static double a[MAX_LANES], b[MAX_LANES], x[MAX_LANES], ratio[MAX_LANES];
-    double bits_a, bits = 0, bits_b = 0, width = 4;
+    double bits_a, bits = 0, bits_b = 0, width = 4, best = -1;
     char why[256], one[256];
-    int n = lane_errors(first, a, &bits_a, why, sizeof why), i, m = 0, many = 0;
+    int n = lane_errors(first, a, &bits_a, why, sizeof why), i, k, m = 0, many = 0;
+    double sum;
     const char *at = strstr(first, "bits=");
     if (at) width = atof(at + 5);
     for (i = 0; i < n; i++) b[i] = c->kind == BOUND ? sqrt(3) * 3.14159265358979 / 2 * pow(4, -width) : -1;
@@ -438,8 +540,9 @@ static void judge_rows(claim_result *r, const claim *c, const char *first, const
         const size_t len = strcspn(second, "|");
         snprintf(one, sizeof one, "%.*s", (int)len, second);
         if (lane_errors(one, x, &bits, why, sizeof why) != n) n = 0;
-        for (i = 0; i < n; i++) if (b[i] < 0 || x[i] < b[i]) b[i] = x[i];
-        bits_b += bits;
+        for (i = 0; i < n; i++) if (x[i] > 0 && (b[i] < 0 || x[i] < b[i])) b[i] = x[i];
+        for (sum = 0, k = i = 0; i < n; i++) if (x[i] > 0) { sum += x[i]; k++; }
+        if (k && (best < 0 || sum / k < best)) { best = sum / k; bits_b = bits; }
         many++;
         second += len + (second[len] == '|');
     }
@@ -462,7 +565,7 @@ static void judge_rows(claim_result *r, const claim *c, const char *first, const
     r->of_diff.lo = exp(r->of_diff.lo);
     r->of_diff.hi = exp(r->of_diff.hi);
     r->p = -1;
-    if (many) snprintf(r->more, sizeof r->more, "%.2f bits a value against %.2f", bits_a, bits_b / many);
+    if (many) snprintf(r->more, sizeof r->more, "%.2f bits a value against %.2f", bits_a, bits_b);
     else snprintf(r->more, sizeof r->more, "%.2f bits a value", bits_a);
     verdict(r, r->of_diff.lo > 1 ? "reproduced" : r->of_diff.hi < 1 ? "reversed" : "not seen");
 }
@@ -473,6 +576,7 @@ static void judge(claim_result *r, int i) {
     memset(r, 0, sizeof *r);
     if (c->kind == NOT_HERE) { verdict(r, "not testable here: %s", c->first); return; }
     if (c->kind == SINK) { judge_sink(r, &run->e); return; }
+    if (c->kind == SMALLER) { judge_saved(r, c, &run->e); return; }
     if (ROWS(c->kind)) { judge_rows(r, c, filled[i][0], filled[i][1]); return; }
     a = cell_of(run, filled[i][0]);
     b = c->kind == KNOWN ? cell_of(&runs[c->suite][0], filled[i][0]) : cell_of(run, filled[i][1]);
@@ -506,6 +610,8 @@ static const char *short_name(const claim *c, int second, char *buf, size_t size
 static void figure(char *to, size_t size, const claim *c, double x, interval i) {
     if (c->kind == SINK && i.lo >= i.hi) snprintf(to, size, "%.2f %%", 100 * x);
     else if (ROWS(c->kind)) snprintf(to, size, "error %.3g [%.3g, %.3g]", x, i.lo, i.hi);
+    else if (c->kind == SMALLER)
+        snprintf(to, size, "%.1f KiB [%.1f, %.1f]", x / 1024, i.lo / 1024, i.hi / 1024);
     else if (c->kind == NEARER) snprintf(to, size, "KL %.3g [%.3g, %.3g]", x, i.lo, i.hi);
     else if (c->kind == MATCH)
         snprintf(to, size, "%.1f %% the same [%.1f, %.1f]", 100 * x, 100 * i.lo, 100 * i.hi);
@@ -516,7 +622,7 @@ static void figure(char *to, size_t size, const claim *c, double x, interval i) 
 static void difference(char *to, size_t size, const claim *c, const claim_result *r) {
     const int nats = c->suite == EVAL_PPL && c->kind != SINK && c->kind != MATCH;
     const double k = nats ? 1 : 100;
-    if (ROWS(c->kind))
+    if (ROWS(c->kind) || c->kind == SMALLER)
         snprintf(to, size, "x %.2f [%.2f, %.2f]", r->diff, r->of_diff.lo, r->of_diff.hi);
     else snprintf(to, size, nats ? "%+.4f [%+.4f, %+.4f]" : "%+.1f [%+.1f, %+.1f]", k * r->diff,
              k * r->of_diff.lo, k * r->of_diff.hi);
@@ -579,7 +685,9 @@ static void show_rule(const args *a, const char *line) {
         line);
     put("%s            of the mean ratio over lanes beyond 1; the same token: in all texts, and the\n",
         line);
-    put("%s            other recipe's interval below %.0f %%;\n", line, 100 * far_from_all);
+    put("%s            other recipe's interval below %.0f %%; saved caches: more than %g times smaller,\n",
+        line, 100 * far_from_all, third);
+    put("%s            and the loss little;\n", line);
     put("%s            first token: interval of its probability above %.0f times the even share\n",
         line, times_even);
     put("%sreversed    the same, in the other direction; not seen: neither\n", line);
@@ -620,6 +728,7 @@ static void show_md(const args *a, const claim_result *r) {
         if (*t.diff) put("`%s` %s, `%s` %s", t.name[0], t.fig[0], t.name[1], t.fig[1]);
         if (*t.p) put(", p %s", t.p);
         else if (*t.diff && ROWS(claims[i].kind)) put(", errors %s", t.diff);
+        else if (*t.diff && claims[i].kind == SMALLER) put(", bytes %s", t.diff);
         else if (*t.diff && claims[i].kind != SINK && claims[i].kind != MATCH)
             put(", difference %s nats", t.diff);
         if (*r[i].more) put("; %s", r[i].more);

@@ -2,7 +2,8 @@
 # The measured tables of README.md: what the default model remembers, what recipes leave of it, and
 # the claims. `tools/tables.sh write` measures all of them (some minutes) and puts them there, each
 # with the command that made it; `... write NAME` one of them; `... print NAME` prints one;
-# `... commands` prints the commands. NAME: targets recipes aware claims.
+# `... commands` prints the commands. NAME: targets recipes aware claims; and those of codecs: codecs
+# (bits, errors, speed), eighth and sixteenth (eviction and codecs at the same bytes).
 # MODEL: another model than the default one; SEEDS: fewer contexts, for a trial.
 # KVMEM, B: the program and the build folder.
 KVMEM=${KVMEM:-./kvmem}
@@ -11,11 +12,26 @@ B=${B:-build}
 NAMES="targets recipes aware claims"
 RECIPES="--kv window --kv streamingllm --kv h2o --kv tova --kv snapkv --kv pyramidkv"
 RECIPES="$RECIPES --kv \"score=random when=prompt\""
+# The same bytes of K and V, an eighth and a sixteenth of float16: eviction alone, five compositions with a
+# codec of b bits a value, which keeps 16 / b times as many entries, and codecs alone.
+each() { for r in "$@"; do printf ' --kv "%s"' "$r"; done; }
+EIGHTH=$(each "pyramidkv codec=f16 budget=12.5%" "snapkv codec=f16 budget=12.5%" "h2o codec=f16 budget=12.5%" \
+    "pyramidkv codec=q8_0 budget=23.5%" "pyramidkv codec=q4_0(rot=had) budget=44.4%" \
+    "snapkv codec=q4_0(rot=had) budget=44.4%" "pyramidkv codec=octopus(bits=3) budget=53.3%" \
+    "pyramidkv codec=turboquant(bits=2) budget=88.9%" "full codec=kivi(bits=1) page=32" \
+    "full codec=turboquant(bits=1)")
+SIXTEENTH=$(each "pyramidkv codec=f16 budget=6.25%" "snapkv codec=f16 budget=6.25%" "h2o codec=f16 budget=6.25%" \
+    "pyramidkv codec=q8_0 budget=11.8%" "pyramidkv codec=q4_0(rot=had) budget=22.2%" \
+    "snapkv codec=q4_0(rot=had) budget=22.2%" "pyramidkv codec=octopus(bits=3) budget=26.7%" \
+    "pyramidkv codec=turboquant(bits=2) budget=44.4%" "full codec=vq(parts=8)")
 command_of() {
     case $1 in
     targets) echo "./kvmem eval --suite conv,order,copy --ctx 1k,2k,4k --kv full --questions 26 --seeds ${SEEDS:-60} --md" ;;
     recipes) echo "./kvmem eval --suite conv --ctx 2k --budgets 12.5% $RECIPES --seeds ${SEEDS:-20} --md" ;;
     aware) echo "./kvmem eval --suite conv --ctx 2k --budgets 12.5% $RECIPES --seeds ${SEEDS:-20} --question-aware --md" ;;
+    eighth) echo "./kvmem eval --suite conv --ctx 2k$EIGHTH --seeds ${SEEDS:-20} --md" ;;
+    sixteenth) echo "./kvmem eval --suite conv --ctx 2k$SIXTEENTH --seeds ${SEEDS:-20} --md" ;;
+    codecs) echo "build/bench_codecs" ;;
     claims) echo "build/bench_claims --md${SEEDS:+ --seeds $SEEDS}" ;;
     *) echo "tables.sh: no table '$1'; there are $NAMES" >&2; return 1 ;;
     esac
@@ -24,7 +40,7 @@ run_of() { # the command as written, with the program, the model and more option
     line=$(command_of "$1") || return 1
     case $line in
     ./kvmem\ *) line="\"\$KVMEM\" ${line#./kvmem }" ;;
-    *) line="\"\$B/bench_claims\" ${line#build/bench_claims }" ;;
+    *) line="\"\$B/${line#build/}" && line="${line%% *}\" ${line#"${line%% *}"}" ;;
     esac
     # shellcheck disable=SC2086
     eval "$line ${MODEL:+-m \"\$MODEL\"} $MORE"
