@@ -112,6 +112,34 @@ TEST(the_outliers_own_sketch_lowers_the_error_on_keys_with_outlier_channels) {
     measure("qjl(m=4,outliers=0,seed=%d)", 'O', 64, 40, &without, &slope); /* as many signs in one sketch */
     CHECK(with < .5 * without);
 }
+/* Share of queries whose best of 64 keys is the best by the estimate, too. */
+static double top1(const char *text) {
+    enum { D = 64, N = 64, NQ = 200 };
+    static float x[N * D], q[NQ * D], s[NQ * N], y[NQ * N];
+    int i, t, c, same = 0;
+    coded a;
+    figure_rows(x, 'G', N, D, 1);
+    figure_rows(q, 'G', NQ, D, 2);
+    if (!coded_make(&a, text, NULL, D, x, N)) return -1;
+    coded_dot(&a, s, q, NQ);
+    coded_free(&a);
+    for (i = 0; i < NQ; i++) {
+        int best = 0, guess = 0;
+        for (t = 0; t < N; t++) {
+            y[t] = 0;
+            for (c = 0; c < D; c++) y[t] += q[i * D + c] * x[t * D + c];
+            if (y[t] > y[best]) best = t;
+            if (s[i * N + t] > s[i * N + guess]) guess = t;
+        }
+        same += best == guess;
+    }
+    return (double)same / NQ;
+}
+TEST(a_longer_sketch_finds_the_best_key_more_often) {
+    const double one = top1("qjl(m=1,outliers=0)"), two = top1("qjl(m=2,outliers=0)");
+    const double eight = top1("qjl(m=8,outliers=0)");
+    CHECK(one > .25 && two > one + .05 && eight > two + .1); /* 1 of 64 by chance */
+}
 TEST(the_head_names_the_channels_of_largest_norm) {
     static float x[32 * 64];
     static const int want[4] = { 3, 17, 38, 59 };
@@ -180,6 +208,7 @@ int main(int argc, char **argv) {
     RUN(bits_a_value_are_the_card_s);
     RUN(scores_are_right_on_average_and_spread_as_the_card_says);
     RUN(the_outliers_own_sketch_lowers_the_error_on_keys_with_outlier_channels);
+    RUN(a_longer_sketch_finds_the_best_key_more_often);
     RUN(the_head_names_the_channels_of_largest_norm);
     RUN(scores_are_those_of_the_decoded_rows);
     RUN(bad_input_gives_finite_rows_and_zeros_stay);
