@@ -5453,7 +5453,8 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__axpy_vnni_q(kvmem__rows kind, int nq, fl
         }
     }
 }
-/* ---- AVX2: as above with 8 lanes; codes are multiplied as floats ---- */
+/* ---- AVX2: as above with 8 lanes; codes become floats, or 16-bit numbers for dot where 32 divides d:
+   the query is then rounded as above ---- */
 /* 8 values at channel c (a multiple of 8) of a row; codes come without scale and minimum. */
 KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__load_avx2(kvmem__rows kind, const uint8_t *row, int c, int d) {
     if (kind == KVMEM__ROWS_F32) return _mm256_loadu_ps((const float *)(const void *)(row + 4 * (size_t)c));
@@ -5526,6 +5527,106 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__dot_avx2_nq(kvmem__rows kind, int nq, floa
             for (r = 0; r < m; r++) s[(size_t)i * ld + (size_t)(t + r)] = out[i * nr + r];
         }
     }
+}
+/* A query for products of 16-bit numbers, 18 words (KVMEM__QWORDS) per 32 channels: 16 words of q / scale,
+   scale * their sum, the scale. */
+KVMEM__AVX2 static void kvmem__q_shorts(float *out, const float *q, int d) {
+    int c, j;
+    for (c = 0; c < d; c += 32, out += KVMEM__QWORDS) {
+        float most = 0, scale;
+        int sum = 0;
+        __m256i n[4];
+        for (j = 0; j < 32; j++) most = fabsf(q[c + j]) > most ? fabsf(q[c + j]) : most;
+        scale = most / 32767.0f;
+        for (j = 0; j < 4; j++) {
+            int k, part[8];
+            n[j] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(q + c + 8 * j),
+                                                    _mm256_set1_ps(kvmem__inverse(scale))));
+            _mm256_storeu_si256((__m256i *)(void *)part, n[j]);
+            for (k = 0; k < 8; k++) sum += part[k];
+        }
+        for (j = 0; j < 2; j++)
+            _mm256_storeu_si256((__m256i *)(void *)(out + 8 * j), _mm256_permute4x64_epi64(
+                                    _mm256_packs_epi32(n[2 * j], n[2 * j + 1]), 0xd8));
+        out[16] = scale * (float)sum;
+        out[17] = scale;
+    }
+}
+/* The 32 codes of a piece as 16-bit numbers, without scale and minimum. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__shorts_avx2(kvmem__rows kind, __m256i *y, const uint8_t *p) {
+    const __m128i first = _mm_loadu_si128((const __m128i *)(const void *)(p + kvmem__codes_at(kind, 32)));
+    __m128i x[2];
+    int h;
+    if (kind == KVMEM__ROWS_Q8_0) {
+        x[0] = first;
+        x[1] = _mm_loadu_si128((const __m128i *)(const void *)(p + 18));
+    } else {
+        x[0] = _mm_and_si128(first, _mm_set1_epi8(15));
+        x[1] = _mm_and_si128(_mm_srli_epi16(first, 4), _mm_set1_epi8(15));
+    }
+    KVMEM__UNROLL
+    for (h = 0; h < 2; h++) {
+        if (kvmem__has_fifth(kind)) {
+            const __m128i bit = _mm_set1_epi64x((int64_t)0x8040201008040201u);
+            const __m128i at = _mm_unpacklo_epi64(_mm_set1_epi8((char)(2 * h)), _mm_set1_epi8((char)(2 * h + 1)));
+            const __m128i b = _mm_shuffle_epi8(_mm_cvtsi32_si128((int)kvmem__le32(p + kvmem__fifth_at(kind))), at);
+            x[h] = _mm_or_si128(x[h], _mm_and_si128(_mm_cmpeq_epi8(_mm_and_si128(b, bit), bit), _mm_set1_epi8(16)));
+        }
+        if (kind == KVMEM__ROWS_IQ4_NL) x[h] = _mm_shuffle_epi8(_mm_setr_epi8(KVMEM__IQ4_LEVELS), x[h]);
+        else if (kind != KVMEM__ROWS_Q8_0 && !kvmem__has_min(kind))
+            x[h] = _mm_sub_epi8(x[h], _mm_set1_epi8((char)kvmem__code_zero(kind)));
+        y[h] = _mm256_cvtepi8_epi16(x[h]);
+    }
+}
+/* nq (1 to 4) queries of shorts against n rows, 8 / nq (2 for 3) rows at a time. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__dot_shorts_nq(kvmem__rows kind, int nq, float *s, size_t ld,
+                                                    const uint8_t *rows, size_t rb, int n, const float *q,
+                                                    int d) {
+    const size_t pb = kvmem__piece_bytes(kind, 32), qf = (size_t)(d / 32) * KVMEM__QWORDS;
+    const int nr = nq == 3 ? 2 : 8 / nq;
+    int t, c, i, r;
+    for (t = 0; t < n; t += nr) {
+        const int m = KVMEM__MIN(nr, n - t);
+        __m256 a[8];
+        float out[8];
+        KVMEM__UNROLL
+        for (i = 0; i < 8; i++) a[i] = _mm256_setzero_ps();
+        for (c = 0; c < d / 32; c++) {
+            KVMEM__UNROLL
+            for (r = 0; r < nr; r++) {
+                const uint8_t *p = rows + rb * (size_t)(t + KVMEM__MIN(r, m - 1)) + pb * (size_t)c;
+                const __m256 scale = _mm256_set1_ps(kvmem__scale_f16c(p));
+                const __m256 min = _mm256_set1_ps(kvmem__has_min(kind) ? kvmem__scale_f16c(p + 2) : 0.0f);
+                __m256i y[2];
+                kvmem__shorts_avx2(kind, y, p);
+                KVMEM__UNROLL
+                for (i = 0; i < nq; i++) {
+                    const float *qi = q + (size_t)i * qf + (size_t)c * KVMEM__QWORDS;
+                    const __m256i *w = (const __m256i *)(const void *)qi;
+                    const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(y[0], _mm256_loadu_si256(w)),
+                                                         _mm256_madd_epi16(y[1], _mm256_loadu_si256(w + 1)));
+                    a[i * nr + r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum),
+                                                    _mm256_mul_ps(scale, _mm256_set1_ps(qi[17])), a[i * nr + r]);
+                    if (kvmem__has_min(kind)) /* in one lane */
+                        a[i * nr + r] = _mm256_fmadd_ps(min, _mm256_insertf128_ps(_mm256_setzero_ps(),
+                                                        _mm_load_ss(qi + 16), 0), a[i * nr + r]);
+                }
+            }
+        }
+        _mm256_storeu_ps(out, kvmem__fold_avx2(a));
+        for (i = 0; i < nq; i++) {
+            for (r = 0; r < m; r++) s[(size_t)i * ld + (size_t)(t + r)] = out[i * nr + r];
+        }
+    }
+}
+KVMEM__AVX2 KVMEM__INLINE void kvmem__dot_shorts(kvmem__rows kind, float *s, int ld, const void *rows, int n,
+                                                 const float *q, int nq, int d) {
+    const uint8_t *in = (const uint8_t *)rows;
+    const size_t rb = kvmem__row_bytes(kind, d), l = (size_t)ld, qf = (size_t)(d / 32) * KVMEM__QWORDS;
+    for (; nq >= 4; nq -= 4, s += 4 * l, q += 4 * qf) kvmem__dot_shorts_nq(kind, 4, s, l, in, rb, n, q, d);
+    if (nq == 3) kvmem__dot_shorts_nq(kind, 3, s, l, in, rb, n, q, d);
+    else if (nq == 2) kvmem__dot_shorts_nq(kind, 2, s, l, in, rb, n, q, d);
+    else if (nq == 1) kvmem__dot_shorts_nq(kind, 1, s, l, in, rb, n, q, d);
 }
 KVMEM__AVX2 KVMEM__INLINE void kvmem__axpy_avx2_nq(kvmem__rows kind, int nq, float *acc, const uint8_t *rows,
                                                    size_t rb, int n, const float *w, size_t ld,
@@ -6006,12 +6107,22 @@ static int kvmem__q_words(const double *par, int d) {
     (void)par;
     return d % 32 ? d : d / 32 * KVMEM__QWORDS;
 }
+static void kvmem__prepare_shorts(const kvmem_coded *b, float *out, const float *q) {
+    float row[KVMEM_MAX_WIDTH];
+    kvmem__rot_row(b, b->d % 32 ? out : row, q);
+    if (b->d % 32 == 0) kvmem__q_shorts(out, row, b->d);
+}
 KVMEM__AVX512 static void kvmem__prepare_vnni(const kvmem_coded *b, float *out, const float *q, int zero) {
     float row[KVMEM_MAX_WIDTH];
     kvmem__rot_row(b, b->d % 32 ? out : row, q);
     if (b->d % 32 == 0) kvmem__q_bytes(out, row, b->d, zero);
 }
 #define KVMEM__VNNI(word, kind)                                                                     \
+    KVMEM__AVX2 static void kvmem__##word##_dot_shorts(const kvmem_coded *b, float *s, int ld, int t0, int n, \
+                                                       const float *q, int nq) {                    \
+        if (b->d % 32) kvmem__##word##_dot_avx2(b, s, ld, t0, n, q, nq);                            \
+        else kvmem__dot_shorts(kind, s, ld, kvmem__row_at(b, t0), n, q, nq, b->d);                  \
+    }                                                                                               \
     static void kvmem__##word##_prepare_vnni(const kvmem_coded *b, float *out, const float *q) {    \
         kvmem__prepare_vnni(b, out, q, kvmem__has_min(kind) ? -1 : kvmem__code_zero(kind));         \
     }                                                                                               \
@@ -6060,8 +6171,10 @@ KVMEM__EACH_ROWS(KVMEM__SPLIT_NEON)
         if (isa < 2) return;                                                                        \
         c->encode = kvmem__##word##_encode_avx2;                                                    \
         KVMEM__USE(word, avx2)                                                                      \
-        if (isa < 3) return;                                                                        \
         c->q_floats = kvmem__q_words;                                                               \
+        c->q_prepare = kvmem__prepare_shorts;                                                       \
+        c->dot = kvmem__##word##_dot_shorts;                                                        \
+        if (isa < 3) return;                                                                        \
         c->q_prepare = kvmem__##word##_prepare_vnni;                                                \
         c->dot = kvmem__##word##_dot_vnni;                                                          \
         c->axpy = kvmem__##word##_axpy_vnni;                                                        \
