@@ -10,8 +10,8 @@
    KL, top-1   next-token distribution beside the full cache, in nats, and how often the likeliest
            token is the same: `./kvmem eval --suite ppl`
    encode, decode   GB/s of float32 rows, d = 128, one thread
-   attention   one token over 16384 coded ones, 16 heads over 4 KV heads of 128: GB/s of coded bytes,
-           their share of the read bandwidth measured in the same run, and how many times as fast as
+   attention   one token over 16384 coded ones, 16 heads over 4 KV heads of 128: GB/s of coded
+   bytes, their share of the read bandwidth measured in the same run, and how many times as fast as
            f16; one thread and two. Caches are emptied between calls.
    A dash: not coded by this recipe, or not measured.
 
@@ -67,8 +67,8 @@ static void add_row(const char *label, const char *text) {
     w->why[0] = 0;
     n_rows++;
 }
-/* Codecs whose K and V are stored in two ways, or that are for one side alone: how they are paired, at
-   2, 3 and 4 bits (%d). Words that stand here get no rows of their own. */
+/* Codecs whose K and V are stored in two ways, or that are for one side alone: how they are paired,
+   at 2, 3 and 4 bits (%d). Words that stand here get no rows of their own. */
 static const struct { const char *words, *label, *text; } pairs[] = {
     { " kivi ", "kivi", "codec.k=kivi(bits=%d) codec.v=kivi(bits=%d,axis=token) page=32" },
     { " kvquant kvquant_v ", "kvquant", "codec.k=kvquant(bits=%d) codec.v=kvquant_v(bits=%d)" },
@@ -101,7 +101,8 @@ static void add_codec(const kvmem_entry *e, const char *params) {
     char spec[96], text[240];
     snprintf(spec, sizeof spec, *params ? "%s(%s)" : "%s%s", e->word, params);
     if (flags & KVMEM_CODEC_KEYS) snprintf(text, sizeof text, "codec.k=%s codec.v=f16", spec);
-    else if (flags & KVMEM_CODEC_VALUES) snprintf(text, sizeof text, "codec.k=f16 codec.v=%s", spec);
+    else if (flags & KVMEM_CODEC_VALUES)
+        snprintf(text, sizeof text, "codec.k=f16 codec.v=%s", spec);
     else snprintf(text, sizeof text, "codec=%s", spec);
     add_row(spec, text);
 }
@@ -123,7 +124,8 @@ static void make_rows(const char *only) {
             snprintf(params, sizeof params, "bits=%d", b);
             add_codec(e, params);
         }
-        if (bits && center && !(codec_of(e)->flags & KVMEM_CODEC_VALUES)) add_codec(e, "bits=2,center=head");
+        if (bits && center && !(codec_of(e)->flags & KVMEM_CODEC_VALUES))
+            add_codec(e, "bits=2,center=head");
     }
     for (i = 0; (p = kvmem_preset_at(i)) != NULL; i++) {
         kvmem_recipe r;
@@ -147,7 +149,8 @@ static void lane_bits(const kvmem_cache *c, double *bits) {
     int g, i;
     for (g = 0; g < c->n_lanes; g++) /* those of demoted rows, too */
         for (i = 0; i < 2; i++) sum[i] += codec_count(c, g, i).total;
-    for (i = 0; i < 2; i++) bits[i] = 8.0 * (double)sum[i] / ((double)lanes * FED * c->shape.head_dim);
+    for (i = 0; i < 2; i++)
+        bits[i] = 8.0 * (double)sum[i] / ((double)lanes * FED * c->shape.head_dim);
 }
 static void measure_rows(int model) {
     kvmem_recipe full = kvmem_recipe_default();
@@ -157,7 +160,8 @@ static void measure_rows(int model) {
     const size_t d = (size_t)recorded.shape.head_dim, H = (size_t)recorded.shape.n_heads,
                  L = (size_t)recorded.shape.n_layers, G = (size_t)recorded.shape.n_kv_heads;
     char why[320];
-    if (record_run(&full, &c, &a, why, sizeof why) || record_block(&c, FED, SEEN, KVMEM_DECODE, a.o)) {
+    if (record_run(&full, &c, &a, why, sizeof why) ||
+        record_block(&c, FED, SEEN, KVMEM_DECODE, a.o)) {
         fprintf(stderr, "%s\n", c.error.text);
         exit(FAILED);
     }
@@ -168,7 +172,8 @@ static void measure_rows(int model) {
         const int whole = !bad && kvmem_cache_lane_len(&c, 0, 0) == FED;
         for (k = 0; k < 2 && whole; k++)
             if (w->coded[k])
-                w->error[model][k] = k ? squares(a.v, b.v, L * G * FED * d) : squares(a.k, b.k, L * G * FED * d);
+                w->error[model][k] =
+                    k ? squares(a.v, b.v, L * G * FED * d) : squares(a.k, b.k, L * G * FED * d);
         if (!bad && !model) lane_bits(&c, w->bits);
         if (!bad) bad = record_block(&c, FED, SEEN, KVMEM_DECODE, b.o);
         if (!bad) w->output[model] = squares(a.o, b.o, L * SEEN * H * d);
@@ -191,19 +196,24 @@ static void measure_kl(const args *given) {
             kvmem_recipe_print(&rows[n].r, text, sizeof text);
             for (i = from; i < n; i++) { /* a preset may be what a codec is anyway */
                 kvmem_recipe_print(&rows[i].r, seen, sizeof seen);
-                if (!strcmp(strchr(seen, ' ') ? strchr(seen, ' ') : "", strchr(text, ' ') ? strchr(text, ' ') : ""))
+                if (!strcmp(strchr(seen, ' ') ? strchr(seen, ' ') : "",
+                            strchr(text, ' ') ? strchr(text, ' ') : ""))
                     break;
             }
             if (i == n && !rows[n].why[0]) a.kvs.item[a.kvs.n++] = rows[n].text;
         }
         eval_begin(&e, &a);
-        if (eval_options(&e, list, sizeof list) || eval_open(&e) || eval_streams(&e, 0)) exit(FAILED);
+        if (eval_options(&e, list, sizeof list) || eval_open(&e) || eval_streams(&e, 0))
+            exit(FAILED);
         for (i = 0; i < e.r.n_cells; i++) {
             const eval_cell *c = e.r.cell + i;
             int k;
             for (k = from; k < n; k++) {
                 if (strcmp(rows[k].text, e.r.method[c->method])) continue;
-                if (c->error[0]) { snprintf(rows[k].why, sizeof rows[k].why, "%s", c->error); continue; }
+                if (c->error[0]) {
+                    snprintf(rows[k].why, sizeof rows[k].why, "%s", c->error);
+                    continue;
+                }
                 rows[k].kl = mean_of(c->kl, c->n_s);
                 rows[k].top1 = mean_of(c->top1, c->n_s);
             }
@@ -244,7 +254,8 @@ static void measure_coding(row *w) {
         k.c.u.table = coded_alloc(k.c.u.table_bytes);
         k.c.u.fn.build(k.c.u.par, DIM, k.c.u.table);
     }
-    if (k.c.u.state_floats) k.c.state = (float *)coded_alloc((size_t)k.c.u.state_floats * sizeof(float));
+    if (k.c.u.state_floats)
+        k.c.state = (float *)coded_alloc((size_t)k.c.u.state_floats * sizeof(float));
     k.c.b = kvmem__coded_of(&k.c.u, k.c.state, NULL, 0, NULL, 0);
     lesson = (float *)grow(NULL, (size_t)KVMEM_LEARN_ROWS * DIM, sizeof *lesson);
     fill_rows(lesson, KVMEM_LEARN_ROWS, DIM);
@@ -316,7 +327,8 @@ static void measure_attention(row *w, int fed) {
     bad = kvmem_cache_init(&c, &cfg) != KVMEM_OK;
     for (at = 0; at < fed && !bad; at += BLOCK) {
         fill_rows(x, BLOCK, HEADS * DIM);
-        bad = kvmem_cache_append(&c, 0, BLOCK, x, x + at % 977, NULL) || kvmem_cache_attend(&c, 0, BLOCK, x, o) ||
+        bad = kvmem_cache_append(&c, 0, BLOCK, x, x + at % 977, NULL) ||
+              kvmem_cache_attend(&c, 0, BLOCK, x, o) ||
               kvmem_cache_commit(&c, at + BLOCK < fed ? KVMEM_PREFILL : KVMEM_PROMPT_END);
     }
     quiet.attend = real->attend;
@@ -324,7 +336,8 @@ static void measure_attention(row *w, int fed) {
         double seconds;
         size_t bytes = 0;
         int g;
-        for (g = 0; g < c.n_lanes; g++) bytes += codec_count(&c, g, 0).total + codec_count(&c, g, 1).total;
+        for (g = 0; g < c.n_lanes; g++)
+            bytes += codec_count(&c, g, 0).total + codec_count(&c, g, 1).total;
         c.threads = i + 1;
         seconds = attend_seconds(&c, x, o);
         if (seconds <= 0) break;
@@ -350,18 +363,22 @@ static const char *cell(double v, const char *f) { /* "-" for what was not measu
 }
 static void show_rows(double one, double two) {
     int i;
-    bench_header("<codec                            |bits K|bits V| error K| error V|  output| story K| story V|"
-                 "       KL| top-1|enc GB/s|dec GB/s|1t GB/s|of read|x f16|2t GB/s|of read 2|x f16 2");
+    bench_header(
+        "<codec                            |bits K|bits V| error K| error V|  output| story K| "
+        "story V|"
+        "       KL| top-1|enc GB/s|dec GB/s|1t GB/s|of read|x f16|2t GB/s|of read 2|x f16 2");
     for (i = 0; i < n_rows; i++) {
         const row *w = rows + i;
         bench_row("%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s|%s", w->label,
-                  cell(w->coded[0] ? w->bits[0] : -1, "%.2f"), cell(w->coded[1] ? w->bits[1] : -1, "%.2f"),
-                  cell(w->error[0][0], "%.3g"), cell(w->error[0][1], "%.3g"), cell(w->output[0], "%.3g"),
+                  cell(w->coded[0] ? w->bits[0] : -1, "%.2f"),
+                  cell(w->coded[1] ? w->bits[1] : -1, "%.2f"), cell(w->error[0][0], "%.3g"),
+                  cell(w->error[0][1], "%.3g"), cell(w->output[0], "%.3g"),
                   cell(w->error[1][0], "%.3g"), cell(w->error[1][1], "%.3g"), cell(w->kl, "%.3g"),
-                  cell(w->top1, "%.3f"), cell(w->encode / 1e9, "%.3f"), cell(w->decode / 1e9, "%.2f"),
-                  cell(w->at[0].gbs / 1e9, "%.2f"), cell(one > 0 ? w->at[0].gbs / one : -1, "%.2f"),
-                  cell(w->at[0].times, "%.2f"), cell(w->at[1].gbs / 1e9, "%.2f"),
-                  cell(two > 0 ? w->at[1].gbs / two : -1, "%.2f"), cell(w->at[1].times, "%.2f"));
+                  cell(w->top1, "%.3f"), cell(w->encode / 1e9, "%.3f"),
+                  cell(w->decode / 1e9, "%.2f"), cell(w->at[0].gbs / 1e9, "%.2f"),
+                  cell(one > 0 ? w->at[0].gbs / one : -1, "%.2f"), cell(w->at[0].times, "%.2f"),
+                  cell(w->at[1].gbs / 1e9, "%.2f"), cell(two > 0 ? w->at[1].gbs / two : -1, "%.2f"),
+                  cell(w->at[1].times, "%.2f"));
     }
     for (i = 0; i < n_rows; i++)
         if (rows[i].why[0]) fprintf(stderr, "%s: %s\n", rows[i].label, rows[i].why);
@@ -413,7 +430,9 @@ int main(int argc, char **argv) {
         one = bench_bandwidth();
         bench_threads = 2;
         two = bench_bandwidth();
-        if (!bench_json) printf("# read bandwidth: %.1f GB/s by one thread, %.1f by two\n", one / 1e9, two / 1e9);
+        if (!bench_json)
+            printf("# read bandwidth: %.1f GB/s by one thread, %.1f by two\n", one / 1e9,
+                   two / 1e9);
     }
     for (i = 0; i < n_rows && speeds; i++) {
         measure_coding(rows + i);

@@ -1,18 +1,20 @@
-/* record.h - keys, values and queries of a real model, recorded once and given to caches of any recipe.
+/* record.h - keys, values and queries of a real model, recorded once and given to caches of any
+   recipe.
 
        record_open(model, words, text, backend)     FED + SEEN tokens through the model, exactly
-       record_run(&recipe, &c, &x, why, size)       FED of them into a cache; its rows read back into x
-       record_block(&c, FED, SEEN, KVMEM_DECODE, o) the rest: what attention gives over the coded ones
-       record_free()
+       record_run(&recipe, &c, &x, why, size)       FED of them into a cache; its rows read back
+   into x record_block(&c, FED, SEEN, KVMEM_DECODE, o) the rest: what attention gives over the coded
+   ones record_free()
 
-   So every recipe is shown the same rows, and differences are those of coding alone. Included behind
-   tools/kvmem.c. */
+   So every recipe is shown the same rows, and differences are those of coding alone. Included
+   behind tools/kvmem.c. */
 #ifndef KVMEM_RECORD_H
 #define KVMEM_RECORD_H
 
 enum { FED = 1024, SEEN = 64 };
 
-/* What a model gives its cache, recorded on the way: k, v (layers, n, kv heads, d), q (.., heads, d). */
+/* What a model gives its cache, recorded on the way: k, v (layers, n, kv heads, d), q (.., heads,
+ * d). */
 typedef struct record {
     kvmem_shape shape;
     loaded l;
@@ -23,15 +25,16 @@ typedef struct record {
 static record recorded;
 static const kvmem_backend *real; /* the path that computes */
 
-static kvmem_status record_encode(kvmem_cache *c, int layer, int n, const float *k, const float *raw,
-                                  const float *v) {
+static kvmem_status record_encode(kvmem_cache *c, int layer, int n, const float *k,
+                                  const float *raw, const float *v) {
     const size_t w = (size_t)c->shape.n_kv_heads * (size_t)c->shape.head_dim;
     const size_t where = ((size_t)layer * (size_t)recorded.n + (size_t)c->tokens) * w;
     memcpy(recorded.k + where, raw, (size_t)n * w * sizeof *k); /* as the model gave them */
     memcpy(recorded.v + where, v, (size_t)n * w * sizeof *v);
     return real->encode(c, layer, n, k, raw, v);
 }
-static kvmem_status record_attend(kvmem_cache *c, int layer, int n, const float *q, float *o, float *lse) {
+static kvmem_status record_attend(kvmem_cache *c, int layer, int n, const float *q, float *o,
+                                  float *lse) {
     const size_t w = (size_t)c->shape.n_heads * (size_t)c->shape.head_dim;
     memcpy(recorded.q + ((size_t)layer * (size_t)recorded.n + (size_t)c->tokens) * w, q,
            (size_t)n * w * sizeof *q);
@@ -42,14 +45,16 @@ static int record_model(const int *id) {
     kvmem_session_config cfg = kvmem_session_config_default();
     static kvmem_backend watch;
     const kvmem_model *m = &recorded.l.model;
-    const size_t n = FED + SEEN, kv = (size_t)m->n_layers * n * (size_t)m->n_kv_heads * (size_t)m->head_dim;
+    const size_t n = FED + SEEN,
+                 kv = (size_t)m->n_layers * n * (size_t)m->n_kv_heads * (size_t)m->head_dim;
     watch = *real;
     watch.encode = record_encode;
     watch.attend = record_attend;
     recorded.n = FED + SEEN;
     recorded.k = (float *)grow(NULL, kv, sizeof(float));
     recorded.v = (float *)grow(NULL, kv, sizeof(float));
-    recorded.q = (float *)grow(NULL, kv / (size_t)m->n_kv_heads * (size_t)m->n_heads, sizeof(float));
+    recorded.q =
+        (float *)grow(NULL, kv / (size_t)m->n_kv_heads * (size_t)m->n_heads, sizeof(float));
     cfg.backend = &watch;
     cfg.threads = 1;
     cfg.n_ctx = FED + SEEN;
@@ -74,14 +79,17 @@ static int record_block(kvmem_cache *c, int from, int n, kvmem_phase phase, floa
     int l;
     for (l = 0; l < c->shape.n_layers; l++) {
         const size_t where = (size_t)l * (size_t)recorded.n + (size_t)from;
-        if (kvmem_cache_append(c, l, n, recorded.k + where * G * d, recorded.v + where * G * d, NULL) ||
+        if (kvmem_cache_append(c, l, n, recorded.k + where * G * d, recorded.v + where * G * d,
+                               NULL) ||
             kvmem_cache_attend(c, l, n, recorded.q + where * H * d,
                                to + (size_t)l * (size_t)n * H * d))
             return 1;
     }
     return kvmem_cache_commit(c, phase) != KVMEM_OK;
 }
-typedef struct exact { float *k, *v, *o; } exact; /* (lanes, FED, d) as read; (layers, SEEN, heads, d) */
+typedef struct exact {
+    float *k, *v, *o;
+} exact; /* (lanes, FED, d) as read; (layers, SEEN, heads, d) */
 
 /* A lane's rows in the order of their positions: demoted ones stand behind the others. */
 static int record_read(kvmem_cache *c, int layer, int head, float *k, float *v) {
@@ -115,7 +123,8 @@ static int record_run(const kvmem_recipe *r, kvmem_cache *c, exact *x, char *why
     for (g = 0; g < lanes && !bad; g++) {
         const int layer = g / recorded.shape.n_kv_heads, head = g % recorded.shape.n_kv_heads;
         if (kvmem_cache_lane_len(c, layer, head) == FED) /* else it drops: rows have no match */
-            bad = record_read(c, layer, head, x->k + (size_t)g * FED * d, x->v + (size_t)g * FED * d);
+            bad =
+                record_read(c, layer, head, x->k + (size_t)g * FED * d, x->v + (size_t)g * FED * d);
     }
     free(o);
     if (bad) snprintf(why, size, "%s", c->error.text);
@@ -136,8 +145,10 @@ static double squares(const float *x, const float *y, size_t n) {
     }
     return s > 0 ? e / s : -1;
 }
-/* The model's own corpus, or the file `text` if it is not NULL; words: a tokenizer of its own or NULL. */
-static int record_open(const char *model, const char *words, const char *text, const kvmem_backend *b) {
+/* The model's own corpus, or the file `text` if it is not NULL; words: a tokenizer of its own or
+ * NULL. */
+static int record_open(const char *model, const char *words, const char *text,
+                       const kvmem_backend *b) {
     loaded *l = &recorded.l;
     args a;
     ids list = { NULL, 0, 0 };

@@ -1,5 +1,6 @@
-/* codec_tool.c - `kvmem codec` and `kvmem list` of codecs: arrays through a lane, for every row of the
-   codec table. What the tool prints and writes is compared with what the arrays themselves say. */
+/* codec_tool.c - `kvmem codec` and `kvmem list` of codecs: arrays through a lane, for every row of
+   the codec table. What the tool prints and writes is compared with what the arrays themselves say.
+ */
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
 #endif
@@ -39,7 +40,10 @@ static void save(const char *name, const float *x, int rows, int cols) {
 static float *load(const char *name, int rows, int cols) {
     float *x = NULL;
     int n = 0, d = cols;
-    if (codec_read("test", at(name), &n, &d, &x) != OK || n != rows || d != cols) { free(x); return NULL; }
+    if (codec_read("test", at(name), &n, &d, &x) != OK || n != rows || d != cols) {
+        free(x);
+        return NULL;
+    }
     return x;
 }
 static double told(const char *key) { /* a number of the JSON in `out` */
@@ -54,7 +58,8 @@ static void fill(float *x, int n, int d) { /* channels of different offsets, as 
     for (i = 0; i < n * d; i++) x[i] = (float)(test_normal() + (i % d == 3 ? 8 : 0));
 }
 static int run_codec(const char *spec, const char *as, const char *more, const char *value) {
-    const char *v[16] = { "codec", "", "-i", "", "-o", "", "-q", "", "--dots", "", "--json", "--as", "" };
+    const char *v[16] = { "codec", "",       "-i", "",       "-o",   "", "-q",
+                          "",      "--dots", "",   "--json", "--as", "" };
     v[1] = spec;
     v[3] = at("x.npy");
     v[5] = at("y.npy");
@@ -107,12 +112,14 @@ static void one_codec(const char *spec, const char *as, int n, int d) {
         s += (double)x[i] * (double)x[i];
     }
     w = worst_score(q, y, M, n, d);
-    if (!(w >= 0 && w < 2e-5)) FAIL_AT("%s as %s, %d rows of %d: scores differ by %g", spec, as, n, d, w);
+    if (!(w >= 0 && w < 2e-5))
+        FAIL_AT("%s as %s, %d rows of %d: scores differ by %g", spec, as, n, d, w);
     if (!(fabs(told("relative_error") - e / s) <= 1e-6 * e / s))
         FAIL_AT("%s as %s: error %g is told as %g", spec, as, e / s, told("relative_error"));
     if (!(e / s < 1)) FAIL_AT("%s as %s, %d rows of %d: error %g", spec, as, n, d, e / s);
     CHECK_NEAR(told("bits_per_value") / (8 * told("bytes") / (n * d)), 1, 1e-6);
-    CHECK(told("bytes") == told("code_bytes") + told("head_bytes") + told("learned_bytes") + told("exact_bytes"));
+    CHECK(told("bytes") ==
+          told("code_bytes") + told("head_bytes") + told("learned_bytes") + told("exact_bytes"));
     free(x);
     free(y);
 }
@@ -157,9 +164,11 @@ TEST(keys_before_rope_are_scored_where_they_stand) {
     save("q.npy", x, 2, D);
     save("p.npy", p, 1, N);
     {
-        const char *const v[] = { "codec", "f32", "-i", at("x.npy"), "-o", at("y.npy"), "-q", at("q.npy"),
-                                  "--dots", at("d.npy"), "--pos", at("p.npy"), "--rope-base", "10000",
-                                  "--pre-rope" };
+        const char *const v[] = {
+            "codec",     "f32",       "-i",          at("x.npy"), "-o",
+            at("y.npy"), "-q",        at("q.npy"),   "--dots",    at("d.npy"),
+            "--pos",     at("p.npy"), "--rope-base", "10000",     "--pre-rope"
+        };
         REQUIRE(tool(15, v) == OK);
     }
     y = load("y.npy", N, D);
@@ -212,7 +221,8 @@ TEST(list_explains_every_codec) {
 TEST(formulas_are_of_codecs_that_exist) {
     size_t i;
     for (i = 0; i < sizeof codec_formulas / sizeof *codec_formulas; i++)
-        if (!find_entry((int)KVMEM_CODEC_K, codec_formulas[i].word)) FAIL_AT("%s", codec_formulas[i].word);
+        if (!find_entry((int)KVMEM_CODEC_K, codec_formulas[i].word))
+            FAIL_AT("%s", codec_formulas[i].word);
 }
 TEST(the_matrix_says_what_the_check_says) {
     matrix *m = (matrix *)calloc(1, sizeof *m);
@@ -228,7 +238,8 @@ TEST(the_matrix_says_what_the_check_says) {
 
 int main(int argc, char **argv) {
     const char *end = strrchr(argv[0], '/');
-    snprintf(folder, sizeof folder, "%.*s/codec_tool_", end ? (int)(end - argv[0]) : 1, end ? argv[0] : ".");
+    snprintf(folder, sizeof folder, "%.*s/codec_tool_", end ? (int)(end - argv[0]) : 1,
+             end ? argv[0] : ".");
     test_begin(argc, argv, "codec_tool");
     RUN(every_codec_scores_its_own_rows);
     RUN(f32_gives_every_bit_back_and_f16_half_the_bytes);

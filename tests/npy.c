@@ -37,7 +37,9 @@ TEST(what_is_written_is_read_back) {
     n = fread(b, 1, sizeof b, f);
     fclose(f);
     CHECK(n == 128 + 24);
-    CHECK(!memcmp(b, "\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", 68));
+    CHECK(!memcmp(
+        b, "\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }",
+        68));
     CHECK(b[127] == '\n');
     REQUIRE(parse(&a, b, n, why, &copy) == 0);
     CHECK(a.n_dims == 2 && a.dim[0] == 2 && a.dim[1] == 3 && a.count == 6 && a.item == 4);
@@ -69,20 +71,26 @@ TEST(versions_1_to_3_and_both_byte_orders_are_read) {
         }
 }
 TEST(every_number_type_is_read) {
-    static const struct { const char *type; unsigned char bytes[8]; int n; double want; } t[] = {
-        { "<f2", { 0x00, 0x3e }, 2, 1.5 }, { "<f2", { 0x01, 0x80 }, 2, -5.9604644775390625e-8 },
-        { ">f2", { 0x7c, 0x00 }, 2, INFINITY }, { "<f8", { 0, 0, 0, 0, 0, 0, 0xf8, 0xbf }, 8, -1.5 },
-        { "|i1", { 0x80 }, 1, -128 }, { "|u1", { 0xff }, 1, 255 }, { "<i2", { 0xfe, 0xff }, 2, -2 },
-        { ">u2", { 1, 2 }, 2, 258 }, { "<i4", { 0xff, 0xff, 0xff, 0x7f }, 4, 2147483647.0 },
-        { "<u4", { 0xff, 0xff, 0xff, 0xff }, 4, 4294967295.0 },
-        { "<i8", { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff }, 8, -1 },
-        { ">i8", { 0, 0, 0, 0, 0, 1, 0, 0 }, 8, 65536 } };
+    static const struct { const char *type; unsigned char bytes[8]; int n; double want;
+    } t[] = { { "<f2", { 0x00, 0x3e }, 2, 1.5 },
+              { "<f2", { 0x01, 0x80 }, 2, -5.9604644775390625e-8 },
+              { ">f2", { 0x7c, 0x00 }, 2, INFINITY },
+              { "<f8", { 0, 0, 0, 0, 0, 0, 0xf8, 0xbf }, 8, -1.5 },
+              { "|i1", { 0x80 }, 1, -128 },
+              { "|u1", { 0xff }, 1, 255 },
+              { "<i2", { 0xfe, 0xff }, 2, -2 },
+              { ">u2", { 1, 2 }, 2, 258 },
+              { "<i4", { 0xff, 0xff, 0xff, 0x7f }, 4, 2147483647.0 },
+              { "<u4", { 0xff, 0xff, 0xff, 0xff }, 4, 4294967295.0 },
+              { "<i8", { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff }, 8, -1 },
+              { ">i8", { 0, 0, 0, 0, 0, 1, 0, 0 }, 8, 65536 } };
     unsigned char b[256], *copy;
     char head[96], why[160];
     size_t i;
     for (i = 0; i < sizeof t / sizeof *t; i++) {
         npy a;
-        snprintf(head, sizeof head, "{'descr': '%s', 'fortran_order': False, 'shape': (1,), }", t[i].type);
+        snprintf(head, sizeof head, "{'descr': '%s', 'fortran_order': False, 'shape': (1,), }",
+                 t[i].type);
         REQUIRE(parse(&a, b, file_of(b, 1, head, t[i].bytes, (size_t)t[i].n), why, &copy) == 0);
         CHECK(npy_at(&a, 0) == t[i].want);
         free(copy);
@@ -103,30 +111,39 @@ TEST(shapes_of_zero_one_and_no_dimension) {
     free(copy);
 }
 TEST(hostile_headers_are_errors_with_a_reason) {
-    static const struct { const char *head, *why; } t[] = {
-        { "", "no dictionary" }, { "[1]", "no dictionary" }, { "{", "ends early" }, { "{'descr", "ends early" },
-        { "{'descr'", "ends early" }, { "{'descr':", "no simple type" },
-        { "{'descr': [('a', '<f4')], 'shape': (1,)}", "no simple type" },
-        { "{'descr': '<f4'", "ends early" }, { "{'descr': '<f4', ", "ends early" }, { "{}", "lacks" },
-        { "{'descr': '<f4', 'fortran_order': False}", "lacks" },
-        { "{'descr': '<c8', 'fortran_order': False, 'shape': (1,)}", "type '<c8'" },
-        { "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", "type '|O'" },
-        { "{'descr': '', 'fortran_order': False, 'shape': (1,)}", "type ''" },
-        { "{'descr': '<f3', 'fortran_order': False, 'shape': (1,)}", "type '<f3'" },
-        { "{'descr': '|f4', 'fortran_order': False, 'shape': (1,)}", "type '|f4'" },
-        { "{'descr': '<f4', 'fortran_order': True, 'shape': (1,)}", "ascontiguousarray" },
-        { "{'descr': '<f4', 'fortran_order': 0, 'shape': (1,)}", "neither" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': 1}", "'shape' is not" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}", "'shape' is not" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (1", "'shape' is not" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2 3)}", "'shape' is not" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999999,)}", "too large" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296)}", "too large" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}", "too large" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (3,)}", "cut off" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': ()}", "more than" },
-        { "{'descr': '<f4', 'descr': '<f4', 'shape': (1,)}", "there twice" },
-        { "{'descr': '<f4', 'magic': 1}", "unknown" } };
+    static const struct { const char *head, *why;
+    } t[] = { { "", "no dictionary" },
+              { "[1]", "no dictionary" },
+              { "{", "ends early" },
+              { "{'descr", "ends early" },
+              { "{'descr'", "ends early" },
+              { "{'descr':", "no simple type" },
+              { "{'descr': [('a', '<f4')], 'shape': (1,)}", "no simple type" },
+              { "{'descr': '<f4'", "ends early" },
+              { "{'descr': '<f4', ", "ends early" },
+              { "{}", "lacks" },
+              { "{'descr': '<f4', 'fortran_order': False}", "lacks" },
+              { "{'descr': '<c8', 'fortran_order': False, 'shape': (1,)}", "type '<c8'" },
+              { "{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", "type '|O'" },
+              { "{'descr': '', 'fortran_order': False, 'shape': (1,)}", "type ''" },
+              { "{'descr': '<f3', 'fortran_order': False, 'shape': (1,)}", "type '<f3'" },
+              { "{'descr': '|f4', 'fortran_order': False, 'shape': (1,)}", "type '|f4'" },
+              { "{'descr': '<f4', 'fortran_order': True, 'shape': (1,)}", "ascontiguousarray" },
+              { "{'descr': '<f4', 'fortran_order': 0, 'shape': (1,)}", "neither" },
+              { "{'descr': '<f4', 'fortran_order': False, 'shape': 1}", "'shape' is not" },
+              { "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}", "'shape' is not" },
+              { "{'descr': '<f4', 'fortran_order': False, 'shape': (1", "'shape' is not" },
+              { "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2 3)}", "'shape' is not" },
+              { "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999999,)}",
+                "too large" },
+              { "{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296)}",
+                "too large" },
+              { "{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}",
+                "too large" },
+              { "{'descr': '<f4', 'fortran_order': False, 'shape': (3,)}", "cut off" },
+              { "{'descr': '<f4', 'fortran_order': False, 'shape': ()}", "more than" },
+              { "{'descr': '<f4', 'descr': '<f4', 'shape': (1,)}", "there twice" },
+              { "{'descr': '<f4', 'magic': 1}", "unknown" } };
     const float x[2] = { 1, 2 };
     unsigned char b[512], *copy;
     char why[160];

@@ -1,9 +1,9 @@
 /* codec.h - `kvmem codec`: arrays in, arrays out, so that any codec can be checked from outside.
 
-   The rows go through a lane as a model's would: a cache of one layer and one KV head takes them as a
-   prompt and codes them when it ends (the last page, too, full or not, unless a residual window keeps
-   it). Then the lane is read back, and queries are scored by the
-   function that attention uses, on the coded bytes.
+   The rows go through a lane as a model's would: a cache of one layer and one KV head takes them as
+   a prompt and codes them when it ends (the last page, too, full or not, unless a residual window
+   keeps it). Then the lane is read back, and queries are scored by the function that attention
+   uses, on the coded bytes.
 
    Keys are expected as other tools see them, after RoPE. For a codec that stores keys before RoPE
    they are turned back first, and the decoded rows are turned forward again; queries are after RoPE
@@ -31,7 +31,7 @@ typedef struct codec_run {
 /* What the lane holds of K or of V, counted from its pages. */
 typedef struct codec_size {
     size_t coded_rows, exact_rows;        /* rows by the codec; rows kept finer (residual, sinks) */
-    size_t rows, heads, state, exact;     /* their bytes: codes, heads of pages, learned, finer rows */
+    size_t rows, heads, state, exact; /* their bytes: codes, heads of pages, learned, finer rows */
     size_t total, table;                  /* all of these; constants that lanes share */
 } codec_size;
 
@@ -162,8 +162,8 @@ static int codec_open(codec_run *r) {
     if (!r->c.reads) r->backend.attend = codec_attend;
     return OK;
 }
-/* The rows as a prompt, block by block; the other side gets zeros. Attention sees the queries of -q,
-   again and again, for codecs that learn from them. */
+/* The rows as a prompt, block by block; the other side gets zeros. Attention sees the queries of
+   -q, again and again, for codecs that learn from them. */
 static int codec_feed(codec_run *r) {
     const size_t d = (size_t)r->d;
     const int block = r->c.max_block;
@@ -185,8 +185,10 @@ static int codec_feed(codec_run *r) {
             status = fail("%s", r->c.error.text);
     }
     free(zero);
-    /* a lane's newest rows wait until their page is full; without a window to wait in they are coded now */
-    if (status == OK && !r->c.lane->use[r->is_v]->residual && kvmem__lane_settle(&r->c, 0, 1) != KVMEM_OK)
+    /* a lane's newest rows wait until their page is full; without a window to wait in they are
+     * coded now */
+    if (status == OK && !r->c.lane->use[r->is_v]->residual &&
+        kvmem__lane_settle(&r->c, 0, 1) != KVMEM_OK)
         status = fail("%s", r->c.error.text);
     return status;
 }
@@ -227,7 +229,8 @@ static codec_size codec_count(const kvmem_cache *c, int lane, int is_v) {
     memset(&z, 0, sizeof z);
     for (p = 0; p < ln->n_pages; p++) {
         const kvmem__side *side = &ln->pages[p]->side[is_v];
-        const size_t rows = (size_t)kvmem__page_rows(ln, p), all = kvmem__side_bytes(side, (int)rows),
+        const size_t rows = (size_t)kvmem__page_rows(ln, p),
+                     all = kvmem__side_bytes(side, (int)rows),
                      kept = (size_t)side->n_exact * kvmem__exact_bytes(side->use);
         if (side->use == c->fresh && side->use != ln->use[is_v]) { /* rows that wait as float16 */
             z.exact_rows += rows;

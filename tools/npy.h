@@ -5,8 +5,8 @@
        x = npy_at(&a, i);                       item i in C order, any stored type as a double
        n = npy_header(head, dims, n_dims);      the header of a float32 array; data follow it
 
-   Format: "\x93NUMPY", version (major, minor), length of the header (2 bytes in version 1, 4 in 2 and
-   3, little-endian), the header: the text of a Python dictionary
+   Format: "\x93NUMPY", version (major, minor), length of the header (2 bytes in version 1, 4 in 2
+   and 3, little-endian), the header: the text of a Python dictionary
        {'descr': '<f4', 'fortran_order': False, 'shape': (3, 64), }
    padded with spaces to a multiple of 64 and ended by a newline; then the items.
    Read are numbers of either byte order: f2 f4 f8, i1 i2 i4 i8, u1 u2 u4 u8. Fortran order, truth
@@ -197,7 +197,8 @@ static KVMEM__UNUSED double npy_at(const npy *a, size_t i) {
     return w >> 15 ? -d : d;
 }
 
-/* The header of a little-endian float32 array in C order into head; returns its length, a multiple of
+/* The header of a little-endian float32 array in C order into head; returns its length, a multiple
+   of
    64. n_dims is 1 to NPY_DIMS. */
 static KVMEM__UNUSED size_t npy_header(char head[NPY_HEADER], const size_t *dim, int n_dims) {
     char text[NPY_HEADER];

@@ -5,15 +5,25 @@
        build/picture codecs.csv > codecs.svg          (or: make picture)
 
    Across: bits a value, all metadata counted, the mean of K and V where both are coded. Up: KL
-   divergence to the full cache in nats a token; lower is better. Both axes are logarithmic. Points of
-   one codec at several bits are joined; a line below which nothing lies is the best that is measured.
-   A name stands at a point of its curve where it hides the least. */
+   divergence to the full cache in nats a token; lower is better. Both axes are logarithmic. Points
+   of one codec at several bits are joined; a line below which nothing lies is the best that is
+   measured. A name stands at a point of its curve where it hides the least. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_POINTS = 256, MAX_CURVES = 64, MAX_COLUMNS = 40, W = 920, H = 616, X0 = 64, X1 = 890, Y0 = 60, Y1 = 540 };
+enum {
+    MAX_POINTS = 256,
+    MAX_CURVES = 64,
+    MAX_COLUMNS = 40,
+    W = 920,
+    H = 616,
+    X0 = 64,
+    X1 = 890,
+    Y0 = 60,
+    Y1 = 540
+};
 
 typedef struct point { double bits, kl, x, y; int curve, hollow, best; } point;
 typedef struct curve { char name[64]; int family; double lx, ly; int right, placed; } curve;
@@ -23,19 +33,24 @@ static int n_points, n_curves;
 static double bits_lo = 1e9, bits_hi, kl_lo = 1e9, kl_hi;
 
 /* Families share a colour: one for light, one for dark paper. */
-static const struct { const char *name, *light, *dark, *words; } families[] = {
-    { "blocks of 32", "#1f6fb4", "#6db3f2", " q8_0 q4_0 q4_1 q5_0 q5_1 iq4_nl had khad vhad attn_rot f16 bf16 " },
-    { "affine, by channel or token", "#b3541e", "#f0985a", " kivi kvquant mikv zip zipcache gear gear-l gear-kcvt " },
-    { "rotations", "#1d7a46", "#5fcf8e", " turboquant octopus polarquant polark qjl rotatekv rht " },
-    { "vectors and rank", "#8a3fa0", "#d08ae6", " vq a2ats lowrank " },
-    { "others", "#666666", "#aaaaaa", "" } };
+static const struct { const char *name, *light, *dark, *words;
+} families[] = { { "blocks of 32", "#1f6fb4", "#6db3f2",
+                   " q8_0 q4_0 q4_1 q5_0 q5_1 iq4_nl had khad vhad attn_rot f16 bf16 " },
+                 { "affine, by channel or token", "#b3541e", "#f0985a",
+                   " kivi kvquant mikv zip zipcache gear gear-l gear-kcvt " },
+                 { "rotations", "#1d7a46", "#5fcf8e",
+                   " turboquant octopus polarquant polark qjl rotatekv rht " },
+                 { "vectors and rank", "#8a3fa0", "#d08ae6", " vq a2ats lowrank " },
+                 { "others", "#666666", "#aaaaaa", "" } };
 enum { FAMILIES = 5 };
 
 static int family_of(const char *name) {
-    const char *s = strncmp(name, "preset ", 7) ? name : name + 7, *const stop[2] = { " (", " (_-" };
+    const char *s = strncmp(name, "preset ", 7) ? name : name + 7, *const stop[2] = { " (",
+                                                                                      " (_-" };
     char word[80];
     int i, k;
-    for (k = 0; k < 2; k++) /* the word; then what stands before a '_' or '-' in it, as in kvquant_v */
+    for (k = 0; k < 2;
+         k++) /* the word; then what stands before a '_' or '-' in it, as in kvquant_v */
         for (i = 0; i + 1 < FAMILIES; i++) {
             snprintf(word, sizeof word, " %.*s ", (int)strcspn(s, stop[k]), s);
             if (strlen(word) < 70 && strstr(families[i].words, word)) return i;
@@ -102,7 +117,8 @@ static int read_csv(FILE *f, const char *path) {
                 if (!strcmp(cell[i], "KL")) kl = i;
             }
             if (name < 0 || k < 0 || v < 0 || kl < 0) {
-                fprintf(stderr, "picture: %s: the first line lacks codec, bits K, bits V or KL\n", path);
+                fprintf(stderr, "picture: %s: the first line lacks codec, bits K, bits V or KL\n",
+                        path);
                 return 1;
             }
             continue;
@@ -114,7 +130,8 @@ static int read_csv(FILE *f, const char *path) {
         p.kl = number(cell[kl]);
         p.hollow = bk < 0 || bv < 0;
         p.bits = p.hollow ? (bk > bv ? bk : bv) : 0.5 * (bk + bv);
-        if (!(p.kl > 0) || !(p.bits > 0) || p.bits > 10 || (p.curve = curve_of(cell[name])) < 0) continue;
+        if (!(p.kl > 0) || !(p.bits > 0) || p.bits > 10 || (p.curve = curve_of(cell[name])) < 0)
+            continue;
         if (p.bits < bits_lo) bits_lo = p.bits;
         if (p.bits > bits_hi) bits_hi = p.bits;
         if (p.kl < kl_lo) kl_lo = p.kl;
@@ -127,7 +144,9 @@ static int read_csv(FILE *f, const char *path) {
 
 /* ---- where things stand */
 
-static double x_of(double bits) { return X0 + (X1 - X0) * log(bits / bits_lo) / log(bits_hi / bits_lo); }
+static double x_of(double bits) {
+    return X0 + (X1 - X0) * log(bits / bits_lo) / log(bits_hi / bits_lo);
+}
 static double y_of(double kl) { return Y1 - (Y1 - Y0) * log(kl / kl_lo) / log(kl_hi / kl_lo); }
 
 static int by_bits(const void *a, const void *b) {
@@ -147,7 +166,8 @@ static void place_points(void) {
         points[i].y = y_of(points[i].kl);
         points[i].best = !points[i].hollow;
         for (j = 0; j < n_points; j++)
-            if (!points[j].hollow && points[j].bits <= points[i].bits && points[j].kl < points[i].kl)
+            if (!points[j].hollow && points[j].bits <= points[i].bits &&
+                points[j].kl < points[i].kl)
                 points[i].best = 0;
     }
 }
@@ -158,24 +178,29 @@ static double hidden(double x, double y, double w, double h, int own) {
     if (x < X0 || x + w > W - 4 || y < Y0 - 10 || y + h > Y1) sum += 500;
     for (i = 0; i < n_points; i++) {
         int k;
-        if (points[i].x > x - 6 && points[i].x < x + w + 6 && points[i].y > y - 6 && points[i].y < y + h + 6) sum += 20;
+        if (points[i].x > x - 6 && points[i].x < x + w + 6 && points[i].y > y - 6 &&
+            points[i].y < y + h + 6)
+            sum += 20;
         if (i + 1 == n_points || points[i + 1].curve != points[i].curve) continue;
         for (k = 1; k < 24; k++) { /* the line to the next point */
             const double px = points[i].x + (points[i + 1].x - points[i].x) * k / 24,
                          py = points[i].y + (points[i + 1].y - points[i].y) * k / 24;
-            if (px > x && px < x + w && py > y && py < y + h) sum += points[i].curve == own ? 0.7 : 1;
+            if (px > x && px < x + w && py > y && py < y + h)
+                sum += points[i].curve == own ? 0.7 : 1;
         }
     }
     for (i = 0; i < n_curves; i++) {
         const curve *c = curves + i;
         const double cw = 6.4 * (double)strlen(c->name), cx = c->right ? c->lx : c->lx - cw;
-        if (c->placed && cx < x + w && x < cx + cw && c->ly - 11 < y + h && y < c->ly + 3) sum += 100;
+        if (c->placed && cx < x + w && x < cx + cw && c->ly - 11 < y + h && y < c->ly + 3)
+            sum += 100;
     }
     return sum;
 }
 static void place_name(int at) {
-    static const double step[][2] = { { 8, 4 }, { 8, -6 }, { 8, 14 }, { 4, -10 }, { 4, 20 }, { 12, -18 }, { 12, 28 },
-                                      { 16, -30 }, { 16, 40 }, { 24, -44 }, { 24, 54 } };
+    static const double step[][2] = { { 8, 4 },   { 8, -6 },   { 8, 14 },  { 4, -10 },
+                                      { 4, 20 },  { 12, -18 }, { 12, 28 }, { 16, -30 },
+                                      { 16, 40 }, { 24, -44 }, { 24, 54 } };
     curve *c = curves + at;
     const double w = 6.4 * (double)strlen(c->name);
     double best = 1e9;
@@ -185,7 +210,8 @@ static void place_name(int at) {
         if (points[i].curve != at) continue;
         for (k = 0; k < sizeof step / sizeof *step; k++)
             for (right = 0; right < 2; right++) {
-                const double x = points[i].x + (right ? step[k][0] : -step[k][0] - w), y = points[i].y + step[k][1];
+                const double x = points[i].x + (right ? step[k][0] : -step[k][0] - w),
+                             y = points[i].y + step[k][1];
                 const double bad = hidden(x, y - 10, w, 13, at) + 1.2 * (double)k;
                 if (bad >= best) continue;
                 best = bad;
@@ -210,13 +236,17 @@ static void put_style(void) {
     int i;
     printf("<style>\n:root{color-scheme:light dark}\n"
            "text{font:12px system-ui,-apple-system,Segoe UI,sans-serif;fill:#333}\n"
-           ".paper{fill:#fff}.grid{stroke:#e4e4e4}.tick{fill:#666}.head{font-size:15px;font-weight:600;fill:#111}\n"
+           ".paper{fill:#fff}.grid{stroke:#e4e4e4}.tick{fill:#666}.head{font-size:15px;font-weight:"
+           "600;fill:#111}\n"
            ".best{stroke:#999;stroke-width:7;stroke-opacity:.28;fill:none;stroke-linejoin:round}\n"
            ".halo{stroke:#fff;stroke-width:3;paint-order:stroke;stroke-linejoin:round}\n");
     for (i = 0; i < FAMILIES; i++)
         printf(".c%d{stroke:%s}.f%d{fill:%s}\n", i, families[i].light, i, families[i].light);
-    printf(".line{fill:none;stroke-width:1.3;stroke-opacity:.55}.open{stroke-width:1.6}.open{fill:#fff}\n"
-           "@media (prefers-color-scheme:dark){\ntext{fill:#d6d6d6}.paper{fill:#0d1117}.grid{stroke:#2b3138}\n"
+    printf(".line{fill:none;stroke-width:1.3;stroke-opacity:.55}.open{stroke-width:1.6}.open{fill:#"
+           "fff}\n"
+           "@media "
+           "(prefers-color-scheme:dark){\ntext{fill:#d6d6d6}.paper{fill:#0d1117}.grid{stroke:#"
+           "2b3138}\n"
            ".tick{fill:#9aa4ae}.head{fill:#f0f0f0}.halo{stroke:#0d1117}.open{fill:#0d1117}\n");
     for (i = 0; i < FAMILIES; i++)
         printf(".c%d{stroke:%s}.f%d{fill:%s}\n", i, families[i].dark, i, families[i].dark);
@@ -240,11 +270,15 @@ static void put_axes(void) {
                    "<text class=\"tick\" x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%g</text>\n",
                    X0, X1, y_of(v), y_of(v), X0 - 8, y_of(v) + 4, v);
         }
-    printf("<text class=\"head\" x=\"%d\" y=\"24\">Quality against bits a value, every codec</text>\n", X0);
+    printf(
+        "<text class=\"head\" x=\"%d\" y=\"24\">Quality against bits a value, every codec</text>\n",
+        X0);
     printf("<text class=\"tick\" x=\"%d\" y=\"42\">KL divergence to the full cache, nats a token "
            "(lower is better)</text>\n", X0);
-    printf("<text class=\"tick\" x=\"%d\" y=\"%d\" text-anchor=\"end\">bits a value, all metadata counted"
-           " (float16: 16)</text>\n", X1, Y1 + 36);
+    printf("<text class=\"tick\" x=\"%d\" y=\"%d\" text-anchor=\"end\">bits a value, all metadata "
+           "counted"
+           " (float16: 16)</text>\n",
+           X1, Y1 + 36);
 }
 static void put_best(void) { /* the lower envelope, from few bits to many */
     double after = 0;
@@ -252,7 +286,9 @@ static void put_best(void) { /* the lower envelope, from few bits to many */
     printf("<path class=\"best\" d=\"");
     for (;;) {
         for (at = -1, i = 0; i < n_points; i++)
-            if (points[i].best && points[i].bits > after && (at < 0 || points[i].bits < points[at].bits)) at = i;
+            if (points[i].best && points[i].bits > after &&
+                (at < 0 || points[i].bits < points[at].bits))
+                at = i;
         if (at < 0) break;
         printf("%c%.1f %.1f", first ? 'M' : 'L', points[at].x, points[at].y);
         first = 0;
@@ -264,16 +300,18 @@ static void put_points(void) {
     int i;
     for (i = 0; i < n_points; i++) {
         const point *p = points + i;
-        const int f = curves[p->curve].family, next = i + 1 < n_points && points[i + 1].curve == p->curve;
+        const int f = curves[p->curve].family,
+                  next = i + 1 < n_points && points[i + 1].curve == p->curve;
         if (next)
-            printf("<path class=\"line c%d\" d=\"M%.1f %.1fL%.1f %.1f\"/>\n", f, p->x, p->y, points[i + 1].x,
-                   points[i + 1].y);
+            printf("<path class=\"line c%d\" d=\"M%.1f %.1fL%.1f %.1f\"/>\n", f, p->x, p->y,
+                   points[i + 1].x, points[i + 1].y);
     }
     for (i = 0; i < n_points; i++) {
         const point *p = points + i;
         const int f = curves[p->curve].family;
         printf(p->hollow ? "<circle class=\"open c%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"3.6\"><title>"
-                         : "<circle class=\"f%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"3.8\"><title>", f, p->x, p->y);
+                         : "<circle class=\"f%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"3.8\"><title>",
+               f, p->x, p->y);
         text_of(curves[p->curve].name);
         printf(": %.2f bits, KL %.3g</title></circle>\n", p->bits, p->kl);
     }
@@ -292,11 +330,14 @@ static void put_names(void) {
         for (j = 0; j < n_curves; j++) has |= curves[j].family == i;
         if (!has) continue;
         printf("<circle class=\"f%d\" cx=\"%d\" cy=\"%d\" r=\"4\"/>"
-               "<text class=\"f%d\" x=\"%d\" y=\"%d\">%s</text>\n", i, x, H - 16, i, x + 10, H - 12, families[i].name);
+               "<text class=\"f%d\" x=\"%d\" y=\"%d\">%s</text>\n",
+               i, x, H - 16, i, x + 10, H - 12, families[i].name);
         x += 36 + (int)(6.6 * (double)strlen(families[i].name));
     }
-    printf("<text class=\"tick\" x=\"%d\" y=\"42\" text-anchor=\"end\">open circle: only K or only V is coded; grey"
-           " band: the best at its size</text>\n", X1);
+    printf("<text class=\"tick\" x=\"%d\" y=\"42\" text-anchor=\"end\">open circle: only K or only "
+           "V is coded; grey"
+           " band: the best at its size</text>\n",
+           X1);
 }
 
 int main(int argc, char **argv) {
@@ -309,8 +350,10 @@ int main(int argc, char **argv) {
     if (bad) return 1;
     place_points();
     for (i = 0; i < n_curves; i++) place_name(i);
-    printf("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" height=\"%d\" role=\"img\" "
-           "aria-label=\"KL divergence to the full cache against bits a value, for all codecs\">\n", W, H, W, H);
+    printf("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" "
+           "height=\"%d\" role=\"img\" "
+           "aria-label=\"KL divergence to the full cache against bits a value, for all codecs\">\n",
+           W, H, W, H);
     put_style();
     printf("<rect class=\"paper\" width=\"%d\" height=\"%d\"/>\n", W, H);
     put_axes();
