@@ -6267,8 +6267,9 @@ KVMEM__UNUSED static size_t kvmem__affine_row_bytes(int bits, int group, int d) 
 }
 /* Widen [lo, hi] by x if x is finite. */
 KVMEM__UNUSED static void kvmem__affine_range(float x, float *lo, float *hi) {
-    if (x < *lo && x >= -FLT_MAX) *lo = x;
-    if (x > *hi && x <= FLT_MAX) *hi = x;
+    const float below = x >= -FLT_MAX ? x : FLT_MAX, above = x <= FLT_MAX ? x : -FLT_MAX;
+    *lo = below < *lo ? below : *lo;
+    *hi = above > *hi ? above : *hi;
 }
 /* [lo, hi] (lo > hi: nothing was finite) -> the stored halves and what they say: scale s, minimum m. */
 KVMEM__UNUSED static void kvmem__affine_fit(uint8_t *scale, uint8_t *min, float *s, float *m, float lo, float hi,
@@ -6285,16 +6286,15 @@ KVMEM__UNUSED static void kvmem__affine_fit(uint8_t *scale, uint8_t *min, float 
     *s = kvmem__f16_to_f32(hs);
     *m = kvmem__f16_to_f32(hm);
 }
-/* inverse: of s, 0 for s = 0; top = 2^b - 1. */
+/* inverse: of s, 0 for s = 0; top = 2^b - 1. Adding 2^23 leaves the nearest whole number in the low bits. */
 KVMEM__UNUSED static uint8_t kvmem__affine_code(float x, float m, float inverse, int top) {
-    const float v = (x - m) * inverse;
-    int n;
-    float rest;
-    if (!(v > 0)) return 0;
-    if (v >= (float)top) return (uint8_t)top;
-    n = (int)v;
-    rest = v - (float)n;
-    return (uint8_t)(n + (rest > 0.5f || (rest == 0.5f && (n & 1))));
+    float v = (x - m) * inverse;
+    uint32_t u;
+    v = v > 0 ? v : 0.0f; /* NaN, too */
+    v = v < (float)top ? v : (float)top;
+    v += 8388608.0f;
+    memcpy(&u, &v, 4);
+    return (uint8_t)(u & 255u);
 }
 
 /* One row by groups: x (d) -> out (affine_row_bytes), and back. */
