@@ -13,17 +13,18 @@ NAMES="targets recipes aware claims"
 RECIPES="--kv window --kv streamingllm --kv h2o --kv tova --kv snapkv --kv pyramidkv"
 RECIPES="$RECIPES --kv \"score=random when=prompt\""
 # The same bytes of K and V, an eighth and a sixteenth of float16: eviction alone, five compositions with a
-# codec of b bits a value, which keeps 16 / b times as many entries, and codecs alone.
+# codec of b bits a value, which keeps 16 / b times as many entries, and codecs alone (none takes one bit
+# a value, a sixteenth of 16: turboquant's 1.25 are the nearest).
 each() { for r in "$@"; do printf ' --kv "%s"' "$r"; done; }
 EIGHTH=$(each "pyramidkv codec=f16 budget=12.5%" "snapkv codec=f16 budget=12.5%" "h2o codec=f16 budget=12.5%" \
     "pyramidkv codec=q8_0 budget=23.5%" "pyramidkv codec=q4_0(rot=had) budget=44.4%" \
     "snapkv codec=q4_0(rot=had) budget=44.4%" "pyramidkv codec=octopus(bits=3) budget=53.3%" \
     "pyramidkv codec=turboquant(bits=2) budget=88.9%" "full codec=kivi(bits=1) page=32" \
-    "full codec=turboquant(bits=1)")
+    "full codec=turboquant(bits=1)" "full codec=turboquant(bits=2)/turboquant(bits=1)")
 SIXTEENTH=$(each "pyramidkv codec=f16 budget=6.25%" "snapkv codec=f16 budget=6.25%" "h2o codec=f16 budget=6.25%" \
     "pyramidkv codec=q8_0 budget=11.8%" "pyramidkv codec=q4_0(rot=had) budget=22.2%" \
     "snapkv codec=q4_0(rot=had) budget=22.2%" "pyramidkv codec=octopus(bits=3) budget=26.7%" \
-    "pyramidkv codec=turboquant(bits=2) budget=44.4%" "full codec=vq(parts=8)")
+    "pyramidkv codec=turboquant(bits=2) budget=44.4%" "full codec=turboquant(bits=1)")
 command_of() {
     case $1 in
     targets) echo "./kvmem eval --suite conv,order,copy --ctx 1k,2k,4k --kv full --questions 26 --seeds ${SEEDS:-60} --md" ;;
