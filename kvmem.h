@@ -10282,9 +10282,101 @@ static void kvmem__tq_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int 
         kvmem__tq_axpy_avx512_q(m, b, acc + (size_t)i * (size_t)width, t0, n, w + (size_t)i * (size_t)ld, (size_t)ld);
     }
 }
+
+/* ---- AVX2: rows are expanded one by one, eight look-ups at a time, and read from the stack ---- */
+
+/* out (64) = scale times the levels (16, repeated) of a piece of codes of 1..4 bits. */
+KVMEM__AVX2 KVMEM__INLINE void kvmem__tq_piece_avx2(int bits, float *out, const uint8_t *p, const float *level, float scale) {
+    const __m256 low = _mm256_loadu_ps(level), high = _mm256_loadu_ps(level + 8), by = _mm256_set1_ps(scale);
+    const __m256i pair = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    __m256i x[2], up = _mm256_setzero_si256();
+    int s;
+    if (bits == 1 || bits == 3) /* four words twice: bits 2 s and 2 s + 1 are codes 8 s .. 8 s + 7 */
+        up = _mm256_srlv_epi32(_mm256_cvtepu16_epi32(_mm_set1_epi64x((long long)kvmem__le64(p + (bits == 3 ? 16 : 0)))), pair);
+    x[0] = x[1] = up;
+    if (bits >= 2) x[0] = x[1] = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+    if (bits == 4) x[1] = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p + 16)));
+    KVMEM__UNROLL
+    for (s = 0; s < 8; s++) {
+        __m256i code = _mm256_srl_epi32(x[s % 2], _mm_cvtsi32_si128(bits == 4 ? s / 2 * 4 : 2 * s));
+        __m256 v;
+        if (bits == 3)
+            code = _mm256_or_si256(
+                _mm256_and_si256(code, _mm256_set1_epi32(3)),
+                _mm256_and_si256(_mm256_srl_epi32(_mm256_slli_epi32(up, 2), _mm_cvtsi32_si128(2 * s)), _mm256_set1_epi32(4)));
+        v = _mm256_permutevar8x32_ps(low, code);
+        if (bits == 4)
+            v = _mm256_blendv_ps(v, _mm256_permutevar8x32_ps(high, code), _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
+        _mm256_storeu_ps(out + 8 * s, _mm256_mul_ps(by, v));
+    }
+}
+KVMEM__AVX2 static void kvmem__tq_pieces_avx2(int bits, float *out, const uint8_t *p, int d, const float *level, float scale) {
+    int c;
+    for (c = 0; c < d; c += 64, p += 8 * bits) {
+        switch (bits) {
+        case 0: memset(out + c, 0, 64 * sizeof *out); break;
+        case 1: kvmem__tq_piece_avx2(1, out + c, p, level, scale); break;
+        case 2: kvmem__tq_piece_avx2(2, out + c, p, level, scale); break;
+        case 3: kvmem__tq_piece_avx2(3, out + c, p, level, scale); break;
+        default: kvmem__tq_piece_avx2(4, out + c, p, level, scale); break;
+        }
+    }
+}
+KVMEM__AVX2 static void kvmem__tq_expand_avx2(const kvmem_coded *b, float *out, int t0, int n) {
+    static const float sign[16] = { 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1 };
+    const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
+    const int d = b->d, prod = kvmem__tq_prod(b->par), width = kvmem__tq_width(b->par, d), bits = kvmem__tq_bits(b->par);
+    float level[16];
+    int t;
+    if (!kvmem__tq_can_fast(b->par, d)) {
+        kvmem__tq_expand(b, out, t0, n);
+        return;
+    }
+    for (t = 0; t < 16; t++) level[t] = tq->level[t & ((1 << bits) - 1)];
+    for (t = 0; t < n; t++, out += width) {
+        const uint8_t *p = kvmem__row_at(b, t0 + t), *end = p + b->row_bytes - (prod ? 4 : 2);
+        const float gamma = kvmem__scale_f16c(end);
+        kvmem__tq_pieces_avx2(bits, out, p, d, level, gamma);
+        if (prod)
+            kvmem__tq_pieces_avx2(1, out + d, p + d / 8 * bits, d, sign,
+                                  gamma * kvmem__scale_f16c(end + 2) * (KVMEM__ROOT_HALF_PI / (float)d));
+    }
+}
+/* dot and axpy of any codec whose prepared query is as wide as its expanded rows. */
+KVMEM__AVX2 static void kvmem__dot_expand_avx2(kvmem__expand_fn expand, int width, const kvmem_coded *b, float *s, int ld,
+                                               int t0, int n, const float *q, int nq) {
+    float row[KVMEM_MAX_WIDTH];
+    int t, i;
+    for (t = 0; t < n; t++) {
+        expand(b, row, t0 + t, 1);
+        for (i = 0; i < nq; i++)
+            s[(size_t)i * (size_t)ld + (size_t)t] = kvmem__dot_avx2(q + (size_t)i * (size_t)width, row, width);
+    }
+}
+KVMEM__AVX2 static void kvmem__axpy_expand_avx2(kvmem__expand_fn expand, int width, const kvmem_coded *b, float *acc, int t0,
+                                                int n, const float *w, int ld, int nq) {
+    float row[KVMEM_MAX_WIDTH];
+    int t, i;
+    for (t = 0; t < n; t++) {
+        expand(b, row, t0 + t, 1);
+        for (i = 0; i < nq; i++)
+            kvmem__axpy_avx2(acc + (size_t)i * (size_t)width, w[(size_t)i * (size_t)ld + (size_t)t], row, width);
+    }
+}
+static void kvmem__tq_dot_avx2(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
+    kvmem__dot_expand_avx2(kvmem__tq_expand_avx2, kvmem__tq_width(b->par, b->d), b, s, ld, t0, n, q, nq);
+}
+static void kvmem__tq_axpy_avx2(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
+    kvmem__axpy_expand_avx2(kvmem__tq_expand_avx2, kvmem__tq_width(b->par, b->d), b, acc, t0, n, w, ld, nq);
+}
 #endif
 static void kvmem__tq_fast(kvmem_codec *c, int isa) {
 #if KVMEM__X86
+    if (isa == 2) {
+        c->dot = kvmem__tq_dot_avx2;
+        c->axpy = kvmem__tq_axpy_avx2;
+        c->expand = kvmem__tq_expand_avx2;
+    }
     if (isa == 3) {
         c->dot = kvmem__tq_dot_avx512;
         c->axpy = kvmem__tq_axpy_avx512;
@@ -10527,7 +10619,7 @@ static void kvmem__oct_finish(const kvmem_coded *b, float *out, const float *acc
    Codes of at most 4 bits, no qjl, d up to 1536. Sixteen triplets at a time: a permute and a shift bring their
    codes into lanes; xi, eta and rho are look-ups in registers (an index may carry bits of its neighbour, tables
    repeat). The direction is then unfolded and normalized in the lanes, about 25 instructions for 48 values,
-   where turboquant has 6: arithmetic, not memory, is the limit here. A query is kept as three planes x, y, z
+   where turboquant has 6: arithmetic, not memory, is the limit here. (AVX2: rows by the table, sums by AVX2.) A query is kept as three planes x, y, z
    of 16 lanes a chunk. Differs from the plain twin by rounding alone. */
 #define KVMEM__OCT_CHUNKS 32
 static int kvmem__oct_chunks(int d) { return (kvmem__oct_triplets(d) + 15) / 16; }
@@ -10708,9 +10800,19 @@ static void kvmem__oct_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int
     default: kvmem__oct_axpy4_avx512(b, acc, t0, n, w, ld, nq); break;
     }
 }
+static void kvmem__oct_dot_avx2(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
+    kvmem__dot_expand_avx2(kvmem__oct_expand, kvmem__oct_width(b->par, b->d), b, s, ld, t0, n, q, nq);
+}
+static void kvmem__oct_axpy_avx2(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
+    kvmem__axpy_expand_avx2(kvmem__oct_expand, kvmem__oct_width(b->par, b->d), b, acc, t0, n, w, ld, nq);
+}
 #endif
 static void kvmem__oct_fast(kvmem_codec *c, int isa) {
 #if KVMEM__X86
+    if (isa == 2) {
+        c->dot = kvmem__oct_dot_avx2;
+        c->axpy = kvmem__oct_axpy_avx2;
+    }
     if (isa == 3) {
         c->dot = kvmem__oct_dot_avx512;
         c->axpy = kvmem__oct_axpy_avx512;
