@@ -2,6 +2,7 @@
 #define KVMEM_NO_DECODER /* the memory layer alone */
 #include "test.h"
 #include "coded.h"
+#include "figures.h"
 #include "coded_check.h"
 
 /* Rows that lie near a few directions: energy of direction i falls as 2^-i. */
@@ -122,6 +123,17 @@ TEST(a_lesson_of_fewer_rows_than_directions_is_exact_on_them) {
     }
     coded_free(&c);
 }
+TEST(preset_runs_in_a_cache) {
+    float a[4 * CODED_RUN_D], b[4 * CODED_RUN_D];
+    kvmem_bytes x, y;
+    double e;
+    CHECK(coded_run("full codec=f16", 300, 20, b, &y) == 320);
+    CHECK(coded_run("lowrank", 300, 20, a, &x) == 320);
+    e = figure_ratio(b, a, 4, CODED_RUN_D, FIGURE_REL);
+    CHECK(e > 0 && e < 1 && x.live.k + x.live.v < .7 * (double)(y.live.k + y.live.v));
+    CHECK(coded_run("full codec=lowrank(rank=1)", 300, 20, a, &x) == 320); /* all directions: nothing is lost */
+    CHECK(figure_ratio(b, a, 4, CODED_RUN_D, FIGURE_REL) < 1e-4);
+}
 /* What holds for every codec: odd sizes, hard inputs, cut blocks, fast twins. */
 static const char *const checked[5] = { "lowrank(rank=1,store=f32)",
                                          "lowrank",
@@ -151,6 +163,7 @@ int main(int argc, char **argv) {
     RUN(few_directions_beat_fewer_bits_at_equal_bytes);
     RUN(bits_are_those_of_the_store_times_the_share);
     RUN(a_lesson_of_fewer_rows_than_directions_is_exact_on_them);
+    RUN(preset_runs_in_a_cache);
     RUN(facts_of_every_codec);
     return test_end();
 }

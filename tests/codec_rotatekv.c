@@ -151,10 +151,25 @@ TEST(damaged_orders_stay_inside_the_row) {
     coded c;
     figure_rows(x, 'G', 8, 64, 5);
     REQUIRE(coded_make(&c, "rotatekv", NULL, 64, x, 8));
+    CHECK(c.u.fn.valid(&c.b));
+    c.state[3] = c.state[4];
+    CHECK(!c.u.fn.valid(&c.b));
     for (i = 0; i < 64; i++) c.state[i] = i % 3 ? (i % 2 ? -1e30f : 1e30f) : NAN;
-    coded_encode(&c, x, 8);
+    CHECK(!c.u.fn.valid(&c.b));
     coded_decode(&c, y);
     coded_free(&c);
+}
+TEST(preset_runs_in_a_cache) {
+    float a[4 * CODED_RUN_D], b[4 * CODED_RUN_D];
+    kvmem_bytes x, y;
+    double e;
+    CHECK(coded_run("full codec=f16", 300, 20, b, &y) == 320);
+    CHECK(coded_run("rotatekv", 300, 20, a, &x) == 320);
+    e = figure_ratio(b, a, 4, CODED_RUN_D, FIGURE_REL);
+    CHECK(e > 0 && e < 1);
+    CHECK(x.live.k + x.live.v < .8 * (double)(y.live.k + y.live.v)); /* 4 bits at d = 16, 20 sinks */
+    CHECK(coded_run("full codec=rotatekv(bits=6,sinks=20)", 300, 20, a, &x) == 320);
+    CHECK(figure_ratio(b, a, 4, CODED_RUN_D, FIGURE_REL) < .05 * e);
 }
 /* What holds for every codec: odd sizes, hard inputs, cut blocks, fast twins. */
 static const char *const checked[5] = { "rotatekv",
@@ -188,6 +203,7 @@ int main(int argc, char **argv) {
     RUN(order_helps_where_turned_channels_keep_their_means);
     RUN(narrow_ranges_far_from_zero_keep_their_place);
     RUN(damaged_orders_stay_inside_the_row);
+    RUN(preset_runs_in_a_cache);
     RUN(facts_of_every_codec);
     return test_end();
 }

@@ -132,6 +132,17 @@ TEST(query_weight_lowers_the_error_of_scores) {
     }
     CHECK(err[0] < .5 * err[1]);
 }
+TEST(preset_runs_in_a_cache) {
+    float a[4 * CODED_RUN_D], b[4 * CODED_RUN_D];
+    kvmem_bytes x, y;
+    CHECK(coded_run("full codec=f16", 300, 20, b, &y) == 320);
+    CHECK(coded_run("a2ats", 300, 20, a, &x) == 320); /* 16 pieces of one channel: near exact */
+    CHECK(figure_ratio(b, a, 4, CODED_RUN_D, FIGURE_REL) < .01);
+    CHECK(coded_run("full codec.k=vq(parts=4) codec.v=vq(parts=4,weight=plain)", 300, 20, a, &x) == 320);
+    CHECK(figure_ratio(b, a, 4, CODED_RUN_D, FIGURE_REL) < .5);
+    CHECK(coded_run("full codec.k=vq(parts=1) codec.v=f16", 20, 120, a, &x) == 140);
+    CHECK(figure_ratio(b, a, 4, CODED_RUN_D, FIGURE_REL) >= 0);
+}
 /* What holds for every codec: odd sizes, hard inputs, cut blocks, fast twins. */
 static const char *const checked[4] = { "vq(centroids=16)",
                                          "vq(centroids=8,parts=3,weight=plain)",
@@ -160,6 +171,7 @@ int main(int argc, char **argv) {
     RUN(bits_are_those_of_the_indices);
     RUN(more_pieces_or_centres_mean_less_error);
     RUN(query_weight_lowers_the_error_of_scores);
+    RUN(preset_runs_in_a_cache);
     RUN(facts_of_every_codec);
     return test_end();
 }
