@@ -83,9 +83,9 @@
      >>scaled             rows whose channels are scaled before they are coded by groups; for zip and mikv
      >>codec_zip          values with normalised channels, one scale a token
      >>codec_mikv         keys balanced against their queries, for tokens that nobody looks at
-     >>codec_kvquant      non-uniform levels from calibration, per-channel keys, sparse outliers
+     >>codec_kvquant      non-uniform levels, keys by channel, sparse outliers
      >>codec_lowrank      the leading principal directions of a lane, then any row codec
-     >>codec_rotatekv     Hadamard rotation, channels in learned order, clipped ranges, 2 bits
+     >>codec_rotatekv     Hadamard rotation, channels in learned order, 2 bits
      >>codec_vq           a row as indices into learned codebooks, in the metric of the queries
      >>codec_polarquant   a rotated row as a tree of angles
      >>codec_turboquant   one codebook for all rotated coordinates
@@ -4566,7 +4566,8 @@ KVMEM__UNUSED static float kvmem__distance2(const float *a, const float *b, int 
 }
 /* The column of ct (d, k) nearest to x (d), the lower one on a tie: the least of bias[j] - 2 <x, column j>,
    bias its squared length. Sixteen columns go side by side, so that short rows are fast, too. */
-KVMEM__UNUSED static int kvmem__nearest_column(const float *ct, const float *bias, int k, const float *x, int d) {
+KVMEM__UNUSED static int kvmem__nearest_column(const float *ct, const float *bias, int k, const float *x,
+                                               int d) {
     enum { SIDE = 16 };
     float least = INFINITY;
     int j, i, l, best = 0;
@@ -7996,7 +7997,7 @@ static const kvmem_codec kvmem__codec_mikv = {
     kvmem__mikv_state, kvmem__mikv_watch, kvmem__mikv_learn, kvmem__mikv_scratch, NULL, NULL, kvmem__mikv_encode,
     kvmem__mikv_expand, kvmem__scaled_back, kvmem__scaled_back, NULL, NULL, NULL, kvmem__mikv_fast, NULL };
 
-/* ==== >>codec_kvquant : non-uniform levels from calibration, per-channel keys, sparse outliers. stage: codec ==
+/* ==== >>codec_kvquant : non-uniform levels, keys by channel, sparse outliers. stage: codec ==========
    Hooper, Kim, Mohammadzadeh, Mahoney, Shao, Keutzer, Gholami. KVQuant: Towards 10 Million Context Length
    LLM Inference with KV Cache Quantization. 2024. arXiv 2401.18079.
    Code: SqueezeAILab/KVQuant quant/kvquant/simquant_module_quantizer.py (SimQuant, quant_fn_nuq_recon).
@@ -8074,10 +8075,10 @@ static size_t kvmem__kvquant_pick(size_t i, size_t count) {
 /* out (n) = level[code] scale + offset for n <= 64 codes; step 0: one scale and offset for all of them.
    The fast twins take at most 16 levels: they stand in one or two registers, and a permute looks up 16 or 8
    codes at once. code has room for 64. */
-typedef void (*kvmem__levels_fn)(float *out, const uint8_t *code, int n, const float *level, const float *scale,
-                                 const float *offset, int step);
-static void kvmem__levels_plain(float *out, const uint8_t *code, int n, const float *level, const float *scale,
-                                const float *offset, int step) {
+typedef void (*kvmem__levels_fn)(float *out, const uint8_t *code, int n, const float *level,
+                                 const float *scale, const float *offset, int step);
+static void kvmem__levels_plain(float *out, const uint8_t *code, int n, const float *level,
+                                const float *scale, const float *offset, int step) {
     int j;
     for (j = 0; j < n; j++) out[j] = level[code[j]] * scale[j * step] + offset[j * step];
 }
@@ -8104,15 +8105,17 @@ KVMEM__AVX2 static void kvmem__levels_avx2(float *out, const uint8_t *code, int 
     int j;
     for (j = 0; j + 8 <= n; j += 8) {
         const __m256i c = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(code + j)));
-        const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(c, 28)); /* bit 3 of the code as the sign */
-        const __m256 v = _mm256_blendv_ps(_mm256_permutevar8x32_ps(lo, c), _mm256_permutevar8x32_ps(hi, c), upper);
+        const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(c, 28)); /* bit 3 as the sign */
+        const __m256 v = _mm256_blendv_ps(_mm256_permutevar8x32_ps(lo, c),
+                                          _mm256_permutevar8x32_ps(hi, c), upper);
         if (step) {
             s = _mm256_loadu_ps(scale + j);
             o = _mm256_loadu_ps(offset + j);
         }
         _mm256_storeu_ps(out + j, _mm256_fmadd_ps(v, s, o));
     }
-    if (j < n) kvmem__levels_plain(out + j, code + j, n - j, level, scale + j * step, offset + j * step, step);
+    if (j < n)
+        kvmem__levels_plain(out + j, code + j, n - j, level, scale + j * step, offset + j * step, step);
 }
 #endif
 
@@ -8228,7 +8231,8 @@ static const float *kvmem__kvquant_table(const kvmem_coded *b, float *table) {
     memcpy(table, b->state + k, (size_t)k * sizeof(float));
     return table;
 }
-static void kvmem__kvquant_expand_by(kvmem__levels_fn levels, const kvmem_coded *b, float *out, int t0, int n) {
+static void kvmem__kvquant_expand_by(kvmem__levels_fn levels, const kvmem_coded *b, float *out, int t0,
+                                     int n) {
     const int d = b->d, bits = kvmem__kvquant_bits(b->par);
     const float *off = b->state + kvmem__kvquant_v_state(b->par, d), *rg = off + d;
     float table[16];
@@ -8273,7 +8277,7 @@ static void kvmem__kvquant_cut(const kvmem_coded *to, const kvmem_coded *from, c
     for (t = 0; t < to->n; t++) memcpy(kvmem__row_at(to, t), kvmem__row_at(from, kept[t]), from->row_bytes);
 }
 
-/* --- values: a row is off and rg (halves), 2 m outliers (index of 8 bits, 16 if d > 256; half), codes --- */
+/* --- values: a row is off and rg (halves), 2 m outliers (8-bit index, 16 if d > 256; half), codes --- */
 static int kvmem__kvquant_v_m(const double *par, int d) { /* outliers at either end */
     return par[1] == 0 ? 0 : d - 1 - (int)(kvmem__kvquant_top(par) * (d - 1));
 }
@@ -8349,7 +8353,8 @@ static void kvmem__kvquant_v_encode(const kvmem_coded *b, const float *x, int t0
         kvmem__bits_put(at, mark, d, bits);
     }
 }
-static void kvmem__kvquant_v_expand_by(kvmem__levels_fn levels, const kvmem_coded *b, float *out, int t0, int n) {
+static void kvmem__kvquant_v_expand_by(kvmem__levels_fn levels, const kvmem_coded *b, float *out, int t0,
+                                       int n) {
     const int d = b->d, bits = kvmem__kvquant_bits(b->par), wide = d > 256;
     const int m = kvmem__kvquant_v_m(b->par, d);
     const size_t codes = kvmem__kvquant_v_codes(b->par, d);
@@ -8409,7 +8414,7 @@ static const kvmem_param kvmem__kvquant_params[] = {
 static const kvmem_param kvmem__kvquant_v_params[] = { KVMEM__KVQUANT_PARAMS, KVMEM__CODEC_COMMON };
 #undef KVMEM__KVQUANT_PARAMS
 static const kvmem_codec kvmem__codec_kvquant = {
-    { "kvquant", "keys before RoPE, per channel: learned levels, a list of outliers; bits + 0.33 bits a value",
+    { "kvquant", "keys before RoPE, by channel: learned levels, listed outliers; bits + 0.33 bits a value",
       KVMEM__KVQUANT_CITE, kvmem__kvquant_params, 0 },
     KVMEM_CODEC_PRE_ROPE | KVMEM_CODEC_KEYS, kvmem__kvquant_row_bytes, kvmem__kvquant_head_bytes,
     NULL, NULL, kvmem__kvquant_state, NULL, kvmem__kvquant_learn, kvmem__kvquant_scratch, NULL, NULL,
@@ -8425,7 +8430,7 @@ static const kvmem_codec kvmem__codec_kvquant_post = {
     kvmem__kvquant_fast, kvmem__kvquant_valid
 };
 static const kvmem_codec kvmem__codec_kvquant_v = {
-    { "kvquant_v", "values by token: learned levels, outliers in the row; bits + 1.25 bits a value at d = 64",
+    { "kvquant_v", "values by token: learned levels, own outliers; bits + 1.25 bits a value at d = 64",
       KVMEM__KVQUANT_CITE, kvmem__kvquant_v_params, 0 },
     KVMEM_CODEC_VALUES, kvmem__kvquant_v_row_bytes, NULL, NULL, NULL,
     kvmem__kvquant_v_state, NULL, kvmem__kvquant_v_learn, kvmem__kvquant_scratch, NULL, NULL,
@@ -8439,15 +8444,18 @@ static const kvmem_codec kvmem__codec_kvquant_v = {
    MatryoshkaKV: Adaptive KV Compression via Trainable Orthogonal Projection. 2024. arXiv 2410.14731.
    Code: The-kamisato/MatryoshkaKV-cache eigenvalues_decomposition.py (the untrained form).
    The keys of one head do not fill their d dimensions: most of their energy lies in a few directions.
-     lesson   C = x^T x / n over the lane's rows x (n, d) = U^T diag(e) U, e falling; U_r: the first r rows of U
+     lesson   C = x^T x / n over the lane's rows x (n, d) = U^T diag(e) U, e falling;
+              U_r: the first r rows of U
      store    y = U_r x (r values), in the format `store`
-     read     <q, x'> = <U_r q, y>: q is contracted once; sum_t w_t x'_t = U_r^T sum_t w_t y_t: once an output
+     read     <q, x'> = <U_r q, y>: q is contracted once;
+              sum_t w_t x'_t = U_r^T sum_t w_t y_t: once an output
    The error over the lesson is the sum of the e that are left out; no other r directions do better.
    With center=head the rows come without their mean, as in the paper (covariance instead of C).
    state: r d floats a lane, rows of U_r: what trained projections will fill in, too.
-   stage: both.   reads: keys after RoPE, values.   bits/value: bits of `store` r / d (q8_0 and q4_0: pieces of 32
-   of the r values, so r / d times 8.5 and 4.5 where 32 divides r).   cost: lesson O(n d^2 + 10 d^3); then r / d of
-   the plain row codec's work, and O(r d) a query head.
+   stage: both.   reads: keys after RoPE, values.
+   bits/value: bits of `store` r / d (coded kinds: pieces of 32 of the r values, so for q8_0 and q4_0 r / d
+   times 8.5 and 4.5 where 32 divides r).
+   cost: lesson O(n d^2 + 10 d^3); then r / d of the plain row codec's work, and O(r d) a query head.
    defaults: rank=0.5 (up to 1: a share of d, above: a count) store=f16.   preset: center=head residual=32.
    guards: fewer rows than r in the lesson: the rest of the basis is orthonormal, too.   departs: nowhere.
    test: tests/codec_lowrank.c */
@@ -8476,7 +8484,8 @@ static void kvmem__lowrank_learn(const kvmem_coded *b, float *state, const float
         for (i = 0; i < d; i++) e[i] = kvmem__finite(x[(size_t)t * row + (size_t)i]) / most;
         for (i = 0; i < d; i++) kvmem__axpy_plain(c + (size_t)i * row, e[i], e, i + 1);
     }
-    for (i = 0; i < d; i++) for (j = 0; j < i; j++) c[(size_t)j * row + (size_t)i] = c[(size_t)i * row + (size_t)j];
+    for (i = 0; i < d; i++)
+        for (j = 0; j < i; j++) c[(size_t)j * row + (size_t)i] = c[(size_t)i * row + (size_t)j];
     kvmem__eigen(u, e, c, d);
     memcpy(state, u, (size_t)kvmem__lowrank_state(b->par, d) * sizeof(float));
 }
@@ -8502,7 +8511,7 @@ static void kvmem__lowrank_project(const kvmem_coded *b, float *y, const float *
     int i;
     for (i = 0; i < r; i++) y[i] = kvmem__dot_plain(b->state + (size_t)i * (size_t)b->d, x, b->d);
 }
-static void kvmem__lowrank_finish(const kvmem_coded *b, float *out, const float *acc) { /* out (d) = U_r^T acc */
+static void kvmem__lowrank_finish(const kvmem_coded *b, float *out, const float *acc) { /* U_r^T acc */
     const int r = kvmem__lowrank_rank(b->par, b->d);
     int i;
     memset(out, 0, (size_t)b->d * sizeof(float));
@@ -8591,7 +8600,7 @@ static const kvmem_codec kvmem__codec_lowrank = {
     kvmem__lowrank_axpy0, NULL, kvmem__lowrank_fast, NULL
 };
 
-/* ==== >>codec_rotatekv : Hadamard rotation, channels in learned order, clipped ranges, 2 bits. stage: codec ==
+/* ==== >>codec_rotatekv : Hadamard rotation, channels in learned order, 2 bits. stage: codec =========
    Su, Zhou, Zhang, Wang, Zhang, Zhao, Yu, Yuan. RotateKV: Accurate and Robust 2-Bit KV Cache Quantization
    for LLMs via Outlier-Aware Adaptive Rotations. 2025. arXiv 2501.16383.
    Code: ZunhaiSu/RotateKV fuse_weights.py, k_reordering_calibration.py, RotateKV_fake_quant/fake_quant.py.
@@ -8722,7 +8731,8 @@ static void kvmem__rotatekv_encode(const kvmem_coded *b, const float *x, int t0,
         kvmem__bits_put(out + kvmem__rotatekv_codes(b->par, d), code, d, bits);
     }
 }
-static void kvmem__rotatekv_expand_by(kvmem__levels_fn levels, const kvmem_coded *b, float *out, int t0, int n) {
+static void kvmem__rotatekv_expand_by(kvmem__levels_fn levels, const kvmem_coded *b, float *out, int t0,
+                                      int n) {
     static const float count[16] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 }; /* "levels" */
     const int d = b->d, bits = kvmem__rotatekv_bits(b->par), group = kvmem__rotatekv_group(b->par, d);
     const size_t codes = kvmem__rotatekv_codes(b->par, d);
@@ -8784,7 +8794,7 @@ static const kvmem_param kvmem__rotatekv_params[] = {
     KVMEM__CODEC_COMMON
 };
 static const kvmem_codec kvmem__codec_rotatekv = {
-    { "rotatekv", "rows turned by Hadamard, keys before RoPE, channels in learned order; 2.25 bits a value at d = 128",
+    { "rotatekv", "rows turned by Hadamard, keys before RoPE, in learned order; 2.25 bits a value at d = 128",
       "Su 2025, arXiv 2501.16383", kvmem__rotatekv_params, 0 },
     KVMEM_CODEC_PRE_ROPE, kvmem__rotatekv_row_bytes, NULL, NULL, NULL, kvmem__rotatekv_state, NULL,
     kvmem__rotatekv_learn, kvmem__rotatekv_scratch, NULL, NULL, kvmem__rotatekv_encode, kvmem__rotatekv_expand,

@@ -86,7 +86,8 @@ TEST(coding_decoded_rows_again_changes_nothing) {
 TEST(bits_are_those_of_the_indices) {
     static float x[4 * 64];
     const char *const texts[5] = { "vq(centroids=4096,parts=1)", "vq(centroids=4096,parts=16)",
-                                   "vq(centroids=256,parts=16)", "vq(centroids=300,parts=16)", "vq(centroids=16,parts=64)" };
+                                   "vq(centroids=256,parts=16)", "vq(centroids=300,parts=16)",
+                                   "vq(centroids=16,parts=64)" };
     const size_t bytes[5] = { 2, 24, 16, 16, 32 }; /* 12 bits a piece; a row is whole bytes */
     int k;
     for (k = 0; k < 5; k++) {
