@@ -73,7 +73,6 @@ static const struct { const char *words, *label, *text; } pairs[] = {
     { " kivi ", "kivi", "codec.k=kivi(bits=%d) codec.v=kivi(bits=%d,axis=token) page=32" },
     { " kvquant kvquant_v ", "kvquant", "codec.k=kvquant(bits=%d) codec.v=kvquant_v(bits=%d)" },
     { " q4_0 ", "q4_0", "codec=q4_0" },
-    { " q4_0 ", "q4_0 had", "codec=q4_0(rot=had)" },
     { " q8_0 ", "q8_0", "codec=q8_0" },
     { " polarquant ", "polarquant(bits=2)", "codec=polarquant(first=3,bits=2)" },
     { " polarquant ", "polarquant(bits=3)", "codec=polarquant(first=5,bits=3)" } };

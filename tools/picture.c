@@ -45,32 +45,36 @@ static const struct { const char *name, *light, *dark, *words;
 enum { FAMILIES = 5 };
 
 static int family_of(const char *name) {
-    const char *s = strncmp(name, "preset ", 7) ? name : name + 7, *const stop[2] = { " (",
-                                                                                      " (_-" };
+    const char *const stop[2] = { " (", " (_-" };
     char word[80];
     int i, k;
     for (k = 0; k < 2;
          k++) /* the word; then what stands before a '_' or '-' in it, as in kvquant_v */
         for (i = 0; i + 1 < FAMILIES; i++) {
-            snprintf(word, sizeof word, " %.*s ", (int)strcspn(s, stop[k]), s);
+            snprintf(word, sizeof word, " %.*s ", (int)strcspn(name, stop[k]), name);
             if (strlen(word) < 70 && strstr(families[i].words, word)) return i;
         }
     return FAMILIES - 1;
 }
-/* The curve of a row: its label without "bits=N". */
+/* The curve of a row: its label without "bits=N" and "preset", "centred" for center=head. A preset of
+   the name of a codec is left out: the codec's curve is there. -1: no curve. */
 static int curve_of(const char *label) {
+    const int preset = !strncmp(label, "preset ", 7);
     char name[64];
     const char *s;
     size_t n = 0;
     int i;
-    for (s = label; *s && n + 1 < sizeof name; s++) {
+    for (s = label + (preset ? 7 : 0); *s && n + 1 < sizeof name; s++) {
         if (!strncmp(s, "bits=", 5)) { s += 5 + strspn(s + 5, "0123456789,") - 1; continue; }
         name[n++] = *s;
     }
-    while (n && strchr(" ,", name[n - 1])) n--;
-    if (n > 1 && name[n - 1] == ')' && name[n - 2] == '(') n -= 2;
     name[n] = 0;
-    for (i = 0; i < n_curves; i++) if (!strcmp(curves[i].name, name)) return i;
+    if (n > 13 && !strcmp(name + n - 13, "(center=head)")) {
+        strcpy(name + n - 13, " centred");
+        n -= 5;
+    }
+    if (n > 2 && !strcmp(name + n - 2, "()")) name[n - 2] = 0;
+    for (i = 0; i < n_curves; i++) if (!strcmp(curves[i].name, name)) return preset ? -1 : i;
     if (n_curves == MAX_CURVES) return -1;
     memset(curves + n_curves, 0, sizeof *curves);
     snprintf(curves[n_curves].name, sizeof curves[n_curves].name, "%s", name);
@@ -130,8 +134,9 @@ static int read_csv(FILE *f, const char *path) {
         p.kl = number(cell[kl]);
         p.hollow = bk < 0 || bv < 0;
         p.bits = p.hollow ? (bk > bv ? bk : bv) : 0.5 * (bk + bv);
-        if (!(p.kl > 0) || !(p.bits > 0) || p.bits > 10 || (p.curve = curve_of(cell[name])) < 0)
-            continue;
+        if (!(p.kl > 0) || !(p.bits > 0) || p.bits > 10) continue;
+        for (i = 0; i < n_points && (points[i].bits != p.bits || points[i].kl != p.kl);) i++;
+        if (i < n_points || (p.curve = curve_of(cell[name])) < 0) continue; /* the same under two names */
         if (p.bits < bits_lo) bits_lo = p.bits;
         if (p.bits > bits_hi) bits_hi = p.bits;
         if (p.kl < kl_lo) kl_lo = p.kl;
