@@ -74,7 +74,7 @@ TEST(every_number_type_is_read) {
     static const struct { const char *type; unsigned char bytes[8]; int n; double want;
     } t[] = { { "<f2", { 0x00, 0x3e }, 2, 1.5 },
               { "<f2", { 0x01, 0x80 }, 2, -5.9604644775390625e-8 },
-              { ">f2", { 0x7c, 0x00 }, 2, INFINITY },
+              { ">f2", { 0x7c, 0x00 }, 2, (double)INFINITY },
               { "<f8", { 0, 0, 0, 0, 0, 0, 0xf8, 0xbf }, 8, -1.5 },
               { "|i1", { 0x80 }, 1, -128 },
               { "|u1", { 0xff }, 1, 255 },

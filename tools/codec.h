@@ -141,8 +141,8 @@ static int codec_open(codec_run *r) {
     int i, status;
     if ((status = find_backend(r->a, &best)) != OK) return status;
     r->backend = *best;
-    if (codec_chosen(r)->flags & KVMEM_CODEC_PRE_ROPE && !base) base = 10000;
-    if (r->a->pre_rope && !base) return misuse("--pre-rope needs --rope-base");
+    if (codec_chosen(r)->flags & KVMEM_CODEC_PRE_ROPE && base == 0) base = 10000;
+    if (r->a->pre_rope && base == 0) return misuse("--pre-rope needs --rope-base");
     r->turns = base > 0 && !r->is_v;
     r->freq = (float *)grow(NULL, (size_t)r->d, sizeof *r->freq);
     r->rope.n_rot = r->d & ~1;

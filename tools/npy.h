@@ -192,7 +192,7 @@ static KVMEM__UNUSED double npy_at(const npy *a, size_t i) {
     if (a->item == 4) { memcpy(&f, &w, 4); return (double)f; }
     d = (double)(w & 1023) / 1024;
     k = (int)(w >> 10 & 31);
-    if (k == 31) d = w & 1023 ? NAN : INFINITY;
+    if (k == 31) d = w & 1023 ? (double)NAN : (double)INFINITY;
     else d = k ? (1 + d) * pow(2, k - 15) : d * pow(2, -14);
     return w >> 15 ? -d : d;
 }
