@@ -9544,7 +9544,8 @@ static uint8_t *kvmem__weave_put(uint8_t *out, const uint8_t *code, int m, int b
         w = (m * part + 15) / 16;
         for (i = 0; i < w; i++, out += 2) {
             unsigned v = 0;
-            for (j = i; j < m; j += w) v |= (unsigned)(code[j] >> at & ((1 << part) - 1)) << part * (j / w);
+            for (j = i; j < m; j += w)
+                v |= (unsigned)(code[j] >> at & ((1 << part) - 1)) << part * (j / w);
             kvmem__put16(out, (uint16_t)v);
         }
     }
@@ -9571,7 +9572,7 @@ static const uint8_t *kvmem__weave_get(uint8_t *code, const uint8_t *in, int m, 
 typedef struct kvmem__turbo {
     float level[256], mid[256]; /* 2^bits levels, the borders between them */
     float step;                 /* level = word * step, where there are words */
-    int16_t word[32];           /* up to 4 bits: repeated, so that an index may carry bits of its neighbour */
+    int16_t word[32]; /* up to 4 bits: repeated, so that an index may carry bits of its neighbour */
     float pad[15];
 } kvmem__turbo;
 enum { KVMEM__TQ_BITS, KVMEM__TQ_FORM, KVMEM__TQ_SKETCH, KVMEM__TQ_RESCALE, KVMEM__TQ_SEED };
@@ -9582,7 +9583,9 @@ static const float *kvmem__tq_signs(const void *table) {
     return (const float *)(const void *)((const kvmem__turbo *)table + 1);
 }
 /* A row's own space holds R x and S x side by side; where that is wider than KVMEM_MAX_WIDTH, R x alone. */
-static int kvmem__tq_wide(const double *par, int d) { return kvmem__tq_prod(par) && 2 * d <= KVMEM_MAX_WIDTH; }
+static int kvmem__tq_wide(const double *par, int d) {
+    return kvmem__tq_prod(par) && 2 * d <= KVMEM_MAX_WIDTH;
+}
 static int kvmem__tq_width(const double *par, int d) { return kvmem__tq_wide(par, d) ? 2 * d : d; }
 static size_t kvmem__tq_row_bytes(const double *par, int d) {
     const size_t prod = kvmem__tq_prod(par) ? kvmem__weave_bytes(d, 1) + 2 : 0;
@@ -9833,7 +9836,10 @@ static void kvmem__tq_prepare_words(const kvmem_coded *b, float *out, const floa
         inv = kvmem__inverse(most / 32767.0f);
         for (j = 0; j < d; j++) {
             const float v = y[h * d + j] * inv;
-            word[j] = (int16_t)(v >= 32767 ? 32767 : v <= -32767 ? -32767 : v >= 0 ? (int)(v + 0.5f) : -(int)(0.5f - v));
+            word[j] = (int16_t)(v >= 32767    ? 32767
+                                : v <= -32767 ? -32767
+                                : v >= 0      ? (int)(v + 0.5f)
+                                              : -(int)(0.5f - v));
         }
         memcpy(out, word, (size_t)d * 2);
         out[d / 2] = most / 32767.0f * (h ? KVMEM__ROOT_HALF_PI / (float)d : tq->step);
@@ -9842,17 +9848,17 @@ static void kvmem__tq_prepare_words(const kvmem_coded *b, float *out, const floa
 #if KVMEM__X86
 /* Shifts that bring up codes 0..63 of a piece of p-bit codes, p = 1, 2, 4 */
 static const uint16_t kvmem__weave_shift[5][64] = {
-    { 0 },
-    { 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6, 6, 6, 6, 7, 7, 7, 7,
-      8, 8, 8, 8, 9, 9, 9, 9, 10, 10, 10, 10, 11, 11, 11, 11, 12, 12, 12, 12, 13, 13, 13, 13, 14, 14, 14, 14,
-      15, 15, 15, 15 },
-    { 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4, 4, 4, 6, 6, 6, 6, 6, 6, 6, 6,
-      8, 8, 8, 8, 8, 8, 8, 8, 10, 10, 10, 10, 10, 10, 10, 10, 12, 12, 12, 12, 12, 12, 12, 12, 14, 14, 14, 14,
-      14, 14, 14, 14 },
-    { 0 },
-    { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4,
-      8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12,
-      12, 12, 12, 12 } };
+    {0},
+    {0,  0,  0,  0,  1,  1,  1,  1,  2,  2,  2,  2,  3,  3,  3,  3,  4,  4,  4,  4,  5,  5,
+     5,  5,  6,  6,  6,  6,  7,  7,  7,  7,  8,  8,  8,  8,  9,  9,  9,  9,  10, 10, 10, 10,
+     11, 11, 11, 11, 12, 12, 12, 12, 13, 13, 13, 13, 14, 14, 14, 14, 15, 15, 15, 15},
+    {0,  0,  0,  0,  0,  0,  0,  0,  2,  2,  2,  2,  2,  2,  2,  2,  4,  4,  4,  4,  4,  4,
+     4,  4,  6,  6,  6,  6,  6,  6,  6,  6,  8,  8,  8,  8,  8,  8,  8,  8,  10, 10, 10, 10,
+     10, 10, 10, 10, 12, 12, 12, 12, 12, 12, 12, 12, 14, 14, 14, 14, 14, 14, 14, 14},
+    {0},
+    {0, 0, 0, 0, 0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  4,  4,  4,  4, 4, 4,
+     4, 4, 4, 4, 4,  4,  4,  4,  4,  4,  8,  8,  8,  8,  8,  8,  8,  8,  8,  8, 8, 8,
+     8, 8, 8, 8, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12, 12}};
 
 /* 8 bytes of each of 16 rows, as kvmem__rows16 places them. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__rows16_8(__m512i *z, const uint8_t *p, size_t rb) {
@@ -9892,8 +9898,8 @@ KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__down_avx512(__m512i x, int by) {
    query i (words at q, qf floats apart). Dword c of a part holds two neighbouring words of each row, so
    every shift and permute gives levels of two neighbouring channels: one product of pairs a query. Few
    queries have 4 / nq sums each, sum[nq * chain + i], so that products need not wait for each other. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_pairs(int nq, __m512i *sum, __m512i code, __m512i table, const float *q,
-                                                 size_t qf, int j, int chain) {
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_pairs(int nq, __m512i *sum, __m512i code, __m512i table,
+                                                 const float *q, size_t qf, int j, int chain) {
     const __m512i x = _mm512_permutexvar_epi16(code, table);
     int i, pair;
     KVMEM__UNROLL
@@ -9902,8 +9908,9 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_pairs(int nq, __m512i *sum, __m512i c
         KVMEM__DPWSSD(sum[nq * chain + i], x, _mm512_set1_epi32(pair));
     }
 }
-KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_piece_dot(int bits, int nq, __m512i *sum, const uint8_t *p, size_t rb,
-                                                     const float *q, size_t qf, __m512i table) {
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_piece_dot(int bits, int nq, __m512i *sum, const uint8_t *p,
+                                                     size_t rb, const float *q, size_t qf,
+                                                     __m512i table) {
     __m512i z[4], w[4], up[2];
     int h, c, k;
     if (bits == 4) {
@@ -9923,8 +9930,10 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_piece_dot(int bits, int nq, __m512i *
     }
     if (bits & 1) {
         kvmem__rows16_8(z, bits == 3 ? p + 16 : p, rb);
-        up[0] = _mm512_unpacklo_epi64(_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpacklo_epi32(z[2], z[3]));
-        up[1] = _mm512_unpackhi_epi64(_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpacklo_epi32(z[2], z[3]));
+        up[0] =
+            _mm512_unpacklo_epi64(_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpacklo_epi32(z[2], z[3]));
+        up[1] =
+            _mm512_unpackhi_epi64(_mm512_unpacklo_epi32(z[0], z[1]), _mm512_unpacklo_epi32(z[2], z[3]));
     }
     if (bits == 1) {
         KVMEM__UNROLL
@@ -9943,7 +9952,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_piece_dot(int bits, int nq, __m512i *
         KVMEM__UNROLL
         for (k = 0; k < 8; k++) {
             __m512i code = kvmem__down_avx512(w[c], 2 * k);
-            if (bits == 3) { /* bit 2 k + c / 2 of the third bits to bit 2; what stands above does not count */
+            if (bits == 3) { /* bit 2 k + c / 2 of the third bits to bit 2, what is above does not count */
                 const __m512i high = kvmem__down_avx512(up[c % 2], 2 * k + c / 2 - 2);
                 code = _mm512_ternarylogic_epi32(_mm512_set1_epi16(3), code, high, 0xca);
             }
@@ -9952,8 +9961,9 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_piece_dot(int bits, int nq, __m512i *
     }
 }
 /* tot[i], lane r: sum of query i and row r over all pieces; that of one fits into 32 bits. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_sums(int bits, int nq, __m512 *tot, const uint8_t *p, size_t rb,
-                                                const float *q, size_t qf, int d, __m512i table) {
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_sums(int bits, int nq, __m512 *tot, const uint8_t *p,
+                                                size_t rb, const float *q, size_t qf, int d,
+                                                __m512i table) {
     __m512i sum[4];
     int i, c;
     KVMEM__UNROLL
@@ -9971,9 +9981,10 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_sums(int bits, int nq, __m512 *tot, c
 /* Halves at p, rb apart: 16 rows, from row m - 1 on that one again. */
 KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__halves_avx512(const uint8_t *p, size_t rb, int m) {
 #define KVMEM__H(r) ((short)kvmem__le16(p + rb * (size_t)KVMEM__MIN(r, m - 1)))
-    return _mm512_cvtph_ps(_mm256_setr_epi16(
-        KVMEM__H(0), KVMEM__H(1), KVMEM__H(2), KVMEM__H(3), KVMEM__H(4), KVMEM__H(5), KVMEM__H(6), KVMEM__H(7),
-        KVMEM__H(8), KVMEM__H(9), KVMEM__H(10), KVMEM__H(11), KVMEM__H(12), KVMEM__H(13), KVMEM__H(14), KVMEM__H(15)));
+    return _mm512_cvtph_ps(_mm256_setr_epi16(KVMEM__H(0), KVMEM__H(1), KVMEM__H(2), KVMEM__H(3),
+                                             KVMEM__H(4), KVMEM__H(5), KVMEM__H(6), KVMEM__H(7),
+                                             KVMEM__H(8), KVMEM__H(9), KVMEM__H(10), KVMEM__H(11),
+                                             KVMEM__H(12), KVMEM__H(13), KVMEM__H(14), KVMEM__H(15)));
 #undef KVMEM__H
 }
 /* The functions above and below with bits 1..4 and 1, 2 or 4 queries bound: bound(3, 4) and so on. */
@@ -9987,16 +9998,20 @@ KVMEM__AVX512 KVMEM__INLINE __m512 kvmem__halves_avx512(const uint8_t *p, size_t
     }
 KVMEM__TQ_EACH(KVMEM__TQ_SUMS)
 #undef KVMEM__TQ_SUMS
-typedef void (*kvmem__tq_sums_fn)(__m512 *tot, const uint8_t *p, size_t rb, const float *q, size_t qf, int d, __m512i table);
-KVMEM__AVX512 static void kvmem__tq_dot_avx512_q(int nq, const kvmem_coded *b, float *s, size_t ld, int t0, int n,
-                                                 const float *q) {
+typedef void (*kvmem__tq_sums_fn)(__m512 *tot, const uint8_t *p, size_t rb, const float *q, size_t qf,
+                                  int d, __m512i table);
+KVMEM__AVX512 static void kvmem__tq_dot_avx512_q(int nq, const kvmem_coded *b, float *s, size_t ld,
+                                                 int t0, int n, const float *q) {
     static const kvmem__tq_sums_fn fns[4][3] = {
-        { kvmem__tq_sums1_1, kvmem__tq_sums1_2, kvmem__tq_sums1_4 }, { kvmem__tq_sums2_1, kvmem__tq_sums2_2, kvmem__tq_sums2_4 },
-        { kvmem__tq_sums3_1, kvmem__tq_sums3_2, kvmem__tq_sums3_4 }, { kvmem__tq_sums4_1, kvmem__tq_sums4_2, kvmem__tq_sums4_4 } };
+        { kvmem__tq_sums1_1, kvmem__tq_sums1_2, kvmem__tq_sums1_4 },
+        { kvmem__tq_sums2_1, kvmem__tq_sums2_2, kvmem__tq_sums2_4 },
+        { kvmem__tq_sums3_1, kvmem__tq_sums3_2, kvmem__tq_sums3_4 },
+        { kvmem__tq_sums4_1, kvmem__tq_sums4_2, kvmem__tq_sums4_4 } };
     const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
     const int d = b->d, prod = kvmem__tq_prod(b->par), bits = kvmem__tq_bits(b->par);
     const size_t rb = b->row_bytes, half = (size_t)d / 2 + 1, qf = half * (size_t)(1 + prod);
-    const __m512i level = _mm512_loadu_si512((const void *)tq->word), sign = _mm512_set1_epi32((int)0xffff0001u);
+    const __m512i level = _mm512_loadu_si512((const void *)tq->word),
+                  sign = _mm512_set1_epi32((int)0xffff0001u);
     uint8_t tail[16 * (KVMEM_MAX_WIDTH / 4 + KVMEM_MAX_WIDTH / 16 + 4)];
     __m512 tot[4], rest[4];
     int t, i, r;
@@ -10008,14 +10023,16 @@ KVMEM__AVX512 static void kvmem__tq_dot_avx512_q(int nq, const kvmem_coded *b, f
         size_t ahead;
         for (ahead = 0; ahead < 16 * rb; ahead += 64) KVMEM__AHEAD(p, 64 * rb + ahead);
         if (m < 16) {
-            for (r = 0; r < 16; r++) memcpy(tail + rb * (size_t)r, p + rb * (size_t)KVMEM__MIN(r, m - 1), rb);
+            for (r = 0; r < 16; r++)
+                memcpy(tail + rb * (size_t)r, p + rb * (size_t)KVMEM__MIN(r, m - 1), rb);
             p = tail;
         }
         if (bits) fns[bits - 1][nq / 2](tot, p, rb, q, qf, d, level);
         if (prod) fns[0][nq / 2](rest, p + d / 8 * bits, rb, q + half, qf, d, sign);
         for (i = 0; i < nq; i++) {
             const float *scale = q + (size_t)i * qf + d / 2;
-            __m512 x = bits ? _mm512_mul_ps(_mm512_mul_ps(tot[i], _mm512_set1_ps(scale[0])), gamma) : _mm512_setzero_ps();
+            __m512 x = bits ? _mm512_mul_ps(_mm512_mul_ps(tot[i], _mm512_set1_ps(scale[0])), gamma)
+                            : _mm512_setzero_ps();
             if (prod) x = _mm512_fmadd_ps(_mm512_mul_ps(rest[i], _mm512_set1_ps(scale[half])), g, x);
             _mm512_mask_storeu_ps(s + (size_t)i * ld + t, (__mmask16)((1u << m) - 1), x);
         }
@@ -10033,19 +10050,22 @@ typedef struct kvmem__tq_two { __m512i code, up; } kvmem__tq_two;
 KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__two_avx512(int part, const uint8_t *p, const uint8_t *p2) {
     const __m512i a = _mm512_cvtepu16_epi32(kvmem__copies_avx512(part, p));
     const __m512i b = _mm512_slli_epi32(_mm512_cvtepu16_epi32(kvmem__copies_avx512(part, p2)), 16);
-    const __m512i by = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)kvmem__weave_shift[part]));
+    const __m512i by = _mm512_cvtepu16_epi32(
+        _mm256_loadu_si256((const __m256i *)(const void *)kvmem__weave_shift[part]));
     const __m512i x = _mm512_or_si512(a, b);
     return part == 4 ? x : _mm512_srlv_epi16(x, _mm512_or_si512(by, _mm512_slli_epi32(by, 16)));
 }
 KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__tq_code(int bits, kvmem__tq_two x, int k) {
     const __m512i code = kvmem__down_avx512(x.code, 4 * k);
     if (bits != 3) return code;
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(3), code, kvmem__down_avx512(x.up, 4 * k - 2), 0xca);
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(3), code, kvmem__down_avx512(x.up, 4 * k - 2),
+                                     0xca);
 }
 /* acc (nq, stride apart) at the 64 channels of a piece += step[i] * whole-number weights u (nq, 64) times
    level words, m <= 64 rows: they fit into 32 bits. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_piece_axpy(int bits, int nq, float *acc, size_t stride, const uint8_t *p,
-                                                      size_t rb, int m, const int16_t *u, const float *step,
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_piece_axpy(int bits, int nq, float *acc, size_t stride,
+                                                      const uint8_t *p, size_t rb, int m,
+                                                      const int16_t *u, const float *step,
                                                       __m512i table, int fetch) {
     __m512i a[16];
     int t, i, k, pair;
@@ -10073,7 +10093,8 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_piece_axpy(int bits, int nq, float *a
     KVMEM__UNROLL
     for (i = 0; i < 4 * nq; i++) {
         float *o = acc + (size_t)(i / 4) * stride + 16 * (i % 4);
-        _mm512_storeu_ps(o, _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[i]), _mm512_set1_ps(step[i / 4]), _mm512_loadu_ps(o)));
+        _mm512_storeu_ps(o, _mm512_fmadd_ps(_mm512_cvtepi32_ps(a[i]), _mm512_set1_ps(step[i / 4]),
+                                            _mm512_loadu_ps(o)));
     }
 }
 /* u (64) = x (64) as whole numbers of the step that is returned. */
@@ -10090,9 +10111,8 @@ KVMEM__AVX512 KVMEM__INLINE float kvmem__tq_whole(int16_t *u, const __m512 *x) {
     return step;
 }
 #define KVMEM__TQ_PIECES(bits, nq)                                                                  \
-    KVMEM__AVX512 static void kvmem__tq_pieces##bits##_##nq(float *acc, size_t stride, const uint8_t *p, size_t rb, int m, \
-                                                            const int16_t *u, const float *step, int d, __m512i table, \
-                                                            int fetch) {                            \
+    KVMEM__AVX512 static void kvmem__tq_pieces##bits##_##nq(float *acc, size_t stride, const uint8_t *p, \
+        size_t rb, int m, const int16_t *u, const float *step, int d, __m512i table, int fetch) {   \
         int c;                                                                                      \
         for (c = 0; c < d; c += 64)                                                                 \
             kvmem__tq_piece_axpy(bits, nq, acc + c, stride, p + c / 8 * bits, rb, m, u, step, table, fetch); \
@@ -10100,18 +10120,21 @@ KVMEM__AVX512 KVMEM__INLINE float kvmem__tq_whole(int16_t *u, const __m512 *x) {
 KVMEM__TQ_EACH(KVMEM__TQ_PIECES)
 #undef KVMEM__TQ_PIECES
 #undef KVMEM__TQ_EACH
-typedef void (*kvmem__tq_pieces_fn)(float *acc, size_t stride, const uint8_t *p, size_t rb, int m, const int16_t *u,
-                                    const float *step, int d, __m512i table, int fetch);
-KVMEM__AVX512 static void kvmem__tq_axpy_avx512_q(int nq, const kvmem_coded *b, float *acc, int t0, int n, const float *w,
-                                                  size_t ld) {
+typedef void (*kvmem__tq_pieces_fn)(float *acc, size_t stride, const uint8_t *p, size_t rb, int m,
+                                    const int16_t *u, const float *step, int d, __m512i table,
+                                    int fetch);
+KVMEM__AVX512 static void kvmem__tq_axpy_avx512_q(int nq, const kvmem_coded *b, float *acc, int t0,
+                                                  int n, const float *w, size_t ld) {
     static const kvmem__tq_pieces_fn fns[4][3] = {
         { kvmem__tq_pieces1_1, kvmem__tq_pieces1_2, kvmem__tq_pieces1_4 },
         { kvmem__tq_pieces2_1, kvmem__tq_pieces2_2, kvmem__tq_pieces2_4 },
         { kvmem__tq_pieces3_1, kvmem__tq_pieces3_2, kvmem__tq_pieces3_4 },
         { kvmem__tq_pieces4_1, kvmem__tq_pieces4_2, kvmem__tq_pieces4_4 } };
     const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
-    const int d = b->d, prod = kvmem__tq_prod(b->par), width = kvmem__tq_width(b->par, d), bits = kvmem__tq_bits(b->par);
-    const __m512i level = _mm512_loadu_si512((const void *)tq->word), sign = _mm512_set1_epi32((int)0xffff0001u);
+    const int d = b->d, prod = kvmem__tq_prod(b->par), bits = kvmem__tq_bits(b->par);
+    const int width = kvmem__tq_width(b->par, d);
+    const __m512i level = _mm512_loadu_si512((const void *)tq->word),
+                  sign = _mm512_set1_epi32((int)0xffff0001u);
     const size_t rb = b->row_bytes;
     int16_t u[4 * 64], v[4 * 64];
     float step[4], rest[4];
@@ -10131,8 +10154,11 @@ KVMEM__AVX512 static void kvmem__tq_axpy_avx512_q(int nq, const kvmem_coded *b, 
             KVMEM__UNROLL
             for (j = 0; j < 4; j++) {
                 const int left = m - 16 * j;
-                const __mmask16 some = (__mmask16)(left >= 16 ? 0xffffu : left > 0 ? (1u << left) - 1 : 0u);
-                x[j] = _mm512_mul_ps(gamma[j], _mm512_maskz_loadu_ps(some, w + (size_t)i * ld + t + 16 * j));
+                const __mmask16 some = (__mmask16)(left >= 16 ? 0xffffu
+                                                   : left > 0 ? (1u << left) - 1
+                                                              : 0u);
+                x[j] = _mm512_mul_ps(gamma[j],
+                                     _mm512_maskz_loadu_ps(some, w + (size_t)i * ld + t + 16 * j));
                 y[j] = _mm512_mul_ps(g[j], x[j]);
             }
             step[i] = kvmem__tq_whole(u + 64 * i, x) * tq->step;
@@ -10143,8 +10169,8 @@ KVMEM__AVX512 static void kvmem__tq_axpy_avx512_q(int nq, const kvmem_coded *b, 
     }
 }
 /* out (d) = scale times level words of a row of pieces. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_row_expand_b(int bits, float *out, const uint8_t *p, int d, float step,
-                                                      float scale, __m512i table) {
+KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_row_expand_b(int bits, float *out, const uint8_t *p, int d,
+                                                        float step, float scale, __m512i table) {
     int c, k;
     for (c = 0; c < d; c += 64, p += 8 * bits) {
         kvmem__tq_two x;
@@ -10153,13 +10179,14 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__tq_row_expand_b(int bits, float *out, co
         KVMEM__UNROLL
         for (k = 0; k < 4; k++) {
             const __m512i y = _mm512_permutexvar_epi16(kvmem__tq_code(bits, x, k), table);
-            const __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32(y, 16)), _mm512_set1_ps(step));
+            const __m512 v =
+                _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32(y, 16)), _mm512_set1_ps(step));
             _mm512_storeu_ps(out + c + 16 * k, _mm512_mul_ps(v, _mm512_set1_ps(scale)));
         }
     }
 }
-KVMEM__AVX512 static void kvmem__tq_row_expand(int bits, float *out, const uint8_t *p, int d, float step, float scale,
-                                               __m512i table) {
+KVMEM__AVX512 static void kvmem__tq_row_expand(int bits, float *out, const uint8_t *p, int d,
+                                               float step, float scale, __m512i table) {
     switch (bits) {
     case 0: memset(out, 0, (size_t)d * sizeof *out); break;
     case 1: kvmem__tq_row_expand_b(1, out, p, d, step, scale, table); break;
@@ -10186,7 +10213,8 @@ KVMEM__AVX512 KVMEM__INLINE float kvmem__unit_row_avx512(float *u, const float *
         sum = _mm512_fmadd_pd(w, w, sum);
     }
     _mm512_storeu_pd(part, sum);
-    norm = (float)sqrt(((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7])));
+    norm = (float)sqrt(((part[0] + part[4]) + (part[2] + part[6])) +
+                       ((part[1] + part[5]) + (part[3] + part[7])));
     inv = _mm512_set1_ps(norm < 2.98e-8f ? 0.0f : 1.0f / norm);
     for (j = 0; j < d; j += 16) _mm512_storeu_ps(u + j, _mm512_mul_ps(_mm512_loadu_ps(u + j), inv));
     return norm < 2.98e-8f ? 0.0f : norm;
@@ -10197,7 +10225,8 @@ KVMEM__AVX512 KVMEM__INLINE uint8_t *kvmem__weave_avx512(uint8_t *out, const __m
     for (at = 0; at < bits; at += part, out += 8 * part) {
         __m512i v = _mm512_setzero_si512(), by;
         part = kvmem__weave_part(bits - at);
-        by = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)kvmem__weave_shift[part]));
+        by = _mm512_cvtepu16_epi32(
+            _mm256_loadu_si256((const __m256i *)(const void *)kvmem__weave_shift[part]));
         KVMEM__UNROLL
         for (k = 0; k < 4; k++) {
             const __m512i c = _mm512_and_si512(_mm512_srl_epi32(code[k], _mm_cvtsi32_si128(at)),
@@ -10241,8 +10270,10 @@ KVMEM__AVX512 static void kvmem__tq_encode_avx512(const kvmem_coded *b, const fl
                 code[k] = _mm512_setzero_si512();
                 for (step = 1 << bits >> 1; step; step /= 2) {
                     const __m512i up = _mm512_add_epi32(code[k], _mm512_set1_epi32(step));
-                    const __m512 border = _mm512_permutexvar_ps(_mm512_sub_epi32(up, _mm512_set1_epi32(1)), mid);
-                    code[k] = _mm512_mask_mov_epi32(code[k], _mm512_cmp_ps_mask(v, border, _CMP_GE_OQ), up);
+                    const __m512 border =
+                        _mm512_permutexvar_ps(_mm512_sub_epi32(up, _mm512_set1_epi32(1)), mid);
+                    code[k] =
+                        _mm512_mask_mov_epi32(code[k], _mm512_cmp_ps_mask(v, border, _CMP_GE_OQ), up);
                 }
                 if (prod) _mm512_storeu_ps(y + c + 16 * k, _mm512_permutexvar_ps(code[k], level));
             }
@@ -10254,7 +10285,8 @@ KVMEM__AVX512 static void kvmem__tq_encode_avx512(const kvmem_coded *b, const fl
 }
 KVMEM__AVX512 static void kvmem__tq_expand_avx512(const kvmem_coded *b, float *out, int t0, int n) {
     const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
-    const int d = b->d, prod = kvmem__tq_prod(b->par), width = kvmem__tq_width(b->par, d), bits = kvmem__tq_bits(b->par);
+    const int d = b->d, prod = kvmem__tq_prod(b->par), bits = kvmem__tq_bits(b->par);
+    const int width = kvmem__tq_width(b->par, d);
     int t;
     if (!kvmem__tq_can_fast(b->par, d)) {
         kvmem__tq_expand(b, out, t0, n);
@@ -10263,13 +10295,18 @@ KVMEM__AVX512 static void kvmem__tq_expand_avx512(const kvmem_coded *b, float *o
     for (t = 0; t < n; t++, out += width) {
         const uint8_t *p = kvmem__row_at(b, t0 + t), *end = p + b->row_bytes - (prod ? 4 : 2);
         const float gamma = kvmem__scale_f16c(end);
-        const float g = prod ? gamma * kvmem__scale_f16c(end + 2) * (KVMEM__ROOT_HALF_PI / (float)d) : 0.0f;
-        kvmem__tq_row_expand(bits, out, p, d, tq->step, gamma, _mm512_loadu_si512((const void *)tq->word));
-        if (prod) kvmem__tq_row_expand(1, out + d, p + d / 8 * bits, d, 1, g, _mm512_set1_epi32((int)0xffff0001u));
+        const float g =
+            prod ? gamma * kvmem__scale_f16c(end + 2) * (KVMEM__ROOT_HALF_PI / (float)d) : 0.0f;
+        kvmem__tq_row_expand(bits, out, p, d, tq->step, gamma,
+                             _mm512_loadu_si512((const void *)tq->word));
+        if (prod)
+            kvmem__tq_row_expand(1, out + d, p + d / 8 * bits, d, 1, g,
+                                 _mm512_set1_epi32((int)0xffff0001u));
     }
 }
 /* Four queries at a time, then two, then one; the plain loops where the kernels cannot. */
-static void kvmem__tq_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
+static void kvmem__tq_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q,
+                                 int nq) {
     const int width = kvmem__tq_width(b->par, b->d), qf = kvmem__tq_q_words(b->par, b->d);
     int i, m;
     if (!kvmem__tq_can_fast(b->par, b->d)) {
@@ -10278,10 +10315,12 @@ static void kvmem__tq_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0,
     }
     for (i = 0; i < nq; i += m) {
         m = nq - i >= 4 ? 4 : nq - i >= 2 ? 2 : 1;
-        kvmem__tq_dot_avx512_q(m, b, s + (size_t)i * (size_t)ld, (size_t)ld, t0, n, q + (size_t)i * (size_t)qf);
+        kvmem__tq_dot_avx512_q(m, b, s + (size_t)i * (size_t)ld, (size_t)ld, t0, n,
+                               q + (size_t)i * (size_t)qf);
     }
 }
-static void kvmem__tq_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
+static void kvmem__tq_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int n, const float *w,
+                                  int ld, int nq) {
     const int width = kvmem__tq_width(b->par, b->d);
     int i, m;
     if (!kvmem__tq_can_fast(b->par, b->d)) {
@@ -10290,20 +10329,25 @@ static void kvmem__tq_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int 
     }
     for (i = 0; i < nq; i += m) {
         m = nq - i >= 4 ? 4 : nq - i >= 2 ? 2 : 1;
-        kvmem__tq_axpy_avx512_q(m, b, acc + (size_t)i * (size_t)width, t0, n, w + (size_t)i * (size_t)ld, (size_t)ld);
+        kvmem__tq_axpy_avx512_q(m, b, acc + (size_t)i * (size_t)width, t0, n,
+                                w + (size_t)i * (size_t)ld, (size_t)ld);
     }
 }
 
 /* ---- AVX2: rows are expanded one by one, eight look-ups at a time, and read from the stack ---- */
 
 /* out (64) = scale times the levels (16, repeated) of a piece of codes of 1..4 bits. */
-KVMEM__AVX2 KVMEM__INLINE void kvmem__tq_piece_avx2(int bits, float *out, const uint8_t *p, const float *level, float scale) {
-    const __m256 low = _mm256_loadu_ps(level), high = _mm256_loadu_ps(level + 8), by = _mm256_set1_ps(scale);
+KVMEM__AVX2 KVMEM__INLINE void kvmem__tq_piece_avx2(int bits, float *out, const uint8_t *p,
+                                                    const float *level, float scale) {
+    const __m256 low = _mm256_loadu_ps(level), high = _mm256_loadu_ps(level + 8),
+                 by = _mm256_set1_ps(scale);
     const __m256i pair = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
     __m256i x[2], up = _mm256_setzero_si256();
     int s;
     if (bits == 1 || bits == 3) /* four words twice: bits 2 s and 2 s + 1 are codes 8 s .. 8 s + 7 */
-        up = _mm256_srlv_epi32(_mm256_cvtepu16_epi32(_mm_set1_epi64x((long long)kvmem__le64(p + (bits == 3 ? 16 : 0)))), pair);
+        up = _mm256_srlv_epi32(
+            _mm256_cvtepu16_epi32(_mm_set1_epi64x((long long)kvmem__le64(p + (bits == 3 ? 16 : 0)))),
+            pair);
     x[0] = x[1] = up;
     if (bits >= 2) x[0] = x[1] = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
     if (bits == 4) x[1] = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p + 16)));
@@ -10314,14 +10358,17 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__tq_piece_avx2(int bits, float *out, const 
         if (bits == 3)
             code = _mm256_or_si256(
                 _mm256_and_si256(code, _mm256_set1_epi32(3)),
-                _mm256_and_si256(_mm256_srl_epi32(_mm256_slli_epi32(up, 2), _mm_cvtsi32_si128(2 * s)), _mm256_set1_epi32(4)));
+                _mm256_and_si256(_mm256_srl_epi32(_mm256_slli_epi32(up, 2), _mm_cvtsi32_si128(2 * s)),
+                                 _mm256_set1_epi32(4)));
         v = _mm256_permutevar8x32_ps(low, code);
         if (bits == 4)
-            v = _mm256_blendv_ps(v, _mm256_permutevar8x32_ps(high, code), _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
+            v = _mm256_blendv_ps(v, _mm256_permutevar8x32_ps(high, code),
+                                 _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
         _mm256_storeu_ps(out + 8 * s, _mm256_mul_ps(by, v));
     }
 }
-KVMEM__AVX2 static void kvmem__tq_pieces_avx2(int bits, float *out, const uint8_t *p, int d, const float *level, float scale) {
+KVMEM__AVX2 static void kvmem__tq_pieces_avx2(int bits, float *out, const uint8_t *p, int d,
+                                              const float *level, float scale) {
     int c;
     for (c = 0; c < d; c += 64, p += 8 * bits) {
         switch (bits) {
@@ -10336,7 +10383,8 @@ KVMEM__AVX2 static void kvmem__tq_pieces_avx2(int bits, float *out, const uint8_
 KVMEM__AVX2 static void kvmem__tq_expand_avx2(const kvmem_coded *b, float *out, int t0, int n) {
     static const float sign[16] = { 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1 };
     const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
-    const int d = b->d, prod = kvmem__tq_prod(b->par), width = kvmem__tq_width(b->par, d), bits = kvmem__tq_bits(b->par);
+    const int d = b->d, prod = kvmem__tq_prod(b->par), bits = kvmem__tq_bits(b->par);
+    const int width = kvmem__tq_width(b->par, d);
     float level[16];
     int t;
     if (!kvmem__tq_can_fast(b->par, d)) {
@@ -10354,31 +10402,38 @@ KVMEM__AVX2 static void kvmem__tq_expand_avx2(const kvmem_coded *b, float *out, 
     }
 }
 /* dot and axpy of any codec whose prepared query is as wide as its expanded rows. */
-KVMEM__AVX2 static void kvmem__dot_expand_avx2(kvmem__expand_fn expand, int width, const kvmem_coded *b, float *s, int ld,
-                                               int t0, int n, const float *q, int nq) {
+KVMEM__AVX2 static void kvmem__dot_expand_avx2(kvmem__expand_fn expand, int width, const kvmem_coded *b,
+                                               float *s, int ld, int t0, int n, const float *q,
+                                               int nq) {
     float row[KVMEM_MAX_WIDTH];
     int t, i;
     for (t = 0; t < n; t++) {
         expand(b, row, t0 + t, 1);
         for (i = 0; i < nq; i++)
-            s[(size_t)i * (size_t)ld + (size_t)t] = kvmem__dot_avx2(q + (size_t)i * (size_t)width, row, width);
+            s[(size_t)i * (size_t)ld + (size_t)t] =
+                kvmem__dot_avx2(q + (size_t)i * (size_t)width, row, width);
     }
 }
-KVMEM__AVX2 static void kvmem__axpy_expand_avx2(kvmem__expand_fn expand, int width, const kvmem_coded *b, float *acc, int t0,
-                                                int n, const float *w, int ld, int nq) {
+KVMEM__AVX2 static void kvmem__axpy_expand_avx2(kvmem__expand_fn expand, int width,
+                                                const kvmem_coded *b, float *acc, int t0, int n,
+                                                const float *w, int ld, int nq) {
     float row[KVMEM_MAX_WIDTH];
     int t, i;
     for (t = 0; t < n; t++) {
         expand(b, row, t0 + t, 1);
         for (i = 0; i < nq; i++)
-            kvmem__axpy_avx2(acc + (size_t)i * (size_t)width, w[(size_t)i * (size_t)ld + (size_t)t], row, width);
+            kvmem__axpy_avx2(acc + (size_t)i * (size_t)width, w[(size_t)i * (size_t)ld + (size_t)t],
+                             row, width);
     }
 }
-static void kvmem__tq_dot_avx2(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
+static void kvmem__tq_dot_avx2(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q,
+                               int nq) {
     kvmem__dot_expand_avx2(kvmem__tq_expand_avx2, kvmem__tq_width(b->par, b->d), b, s, ld, t0, n, q, nq);
 }
-static void kvmem__tq_axpy_avx2(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
-    kvmem__axpy_expand_avx2(kvmem__tq_expand_avx2, kvmem__tq_width(b->par, b->d), b, acc, t0, n, w, ld, nq);
+static void kvmem__tq_axpy_avx2(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld,
+                                int nq) {
+    kvmem__axpy_expand_avx2(kvmem__tq_expand_avx2, kvmem__tq_width(b->par, b->d), b, acc, t0, n, w, ld,
+                            nq);
 }
 #endif
 static void kvmem__tq_fast(kvmem_codec *c, int isa) {
@@ -10407,18 +10462,37 @@ static int kvmem__tq_scratch(const double *par, int d, int n) {
     return 2 * d;
 }
 static const kvmem_param kvmem__tq_params[] = {
-    { "bits", 4, 1, 8, NULL, 1, "bits a coordinate" },
-    { "form", 0, 0, 1, "mse|prod", 1, "prod: one of the bits is the sign of a sketch of the rest" },
-    { "sketch", 0, 0, 1, "rht|gauss", 1, "of form=prod: a second rotation, or independent normal numbers" },
-    { "rescale", 0, 0, 1, NULL, 1, "1: form=mse without bias in <q, x>" },
-    { "seed", 1, 0, 1e9, NULL, 1, "of the signs" },
-    KVMEM__CODEC_COMMON };
+    {"bits", 4, 1, 8, NULL, 1, "bits a coordinate"},
+    {"form", 0, 0, 1, "mse|prod", 1, "prod: one of the bits is the sign of a sketch of the rest"},
+    {"sketch", 0, 0, 1, "rht|gauss", 1,
+     "of form=prod: a second rotation, or independent normal numbers"},
+    {"rescale", 0, 0, 1, NULL, 1, "1: form=mse without bias in <q, x>"},
+    {"seed", 1, 0, 1e9, NULL, 1, "of the signs"},
+    KVMEM__CODEC_COMMON};
 static const kvmem_codec kvmem__codec_turboquant = {
-    { "turboquant", "length, and direction rotated and coded by one codebook; b + 16/d bits a value (prod: b + 32/d)",
-      "Zandieh 2025, arXiv 2504.19874", kvmem__tq_params, 0 }, 0,
-    kvmem__tq_row_bytes, NULL, kvmem__tq_table_bytes, kvmem__tq_build, NULL, NULL, NULL, kvmem__tq_scratch,
-    kvmem__tq_width, NULL, kvmem__tq_encode, kvmem__tq_expand, kvmem__tq_finish, kvmem__tq_prepare, NULL, NULL,
-    NULL, kvmem__tq_fast, NULL };
+    {"turboquant",
+     "length, and direction rotated and coded by one codebook; b + 16/d bits a value (prod: b + 32/d)",
+     "Zandieh 2025, arXiv 2504.19874", kvmem__tq_params, 0},
+    0,
+    kvmem__tq_row_bytes,
+    NULL,
+    kvmem__tq_table_bytes,
+    kvmem__tq_build,
+    NULL,
+    NULL,
+    NULL,
+    kvmem__tq_scratch,
+    kvmem__tq_width,
+    NULL,
+    kvmem__tq_encode,
+    kvmem__tq_expand,
+    kvmem__tq_finish,
+    kvmem__tq_prepare,
+    NULL,
+    NULL,
+    NULL,
+    kvmem__tq_fast,
+    NULL};
 
 /* ==== >>codec_octopus : triplets of rotated coordinates by direction and length. stage: codec; both
    Mark Boss. OCTOPUS: Optimized KV Cache for Transformers via Octahedral Parametrization Under optimal
@@ -10474,10 +10548,13 @@ static size_t kvmem__oct_codes(const double *par, int d) { /* bytes of the tripl
 static size_t kvmem__oct_row_bytes(const double *par, int d) {
     return kvmem__oct_codes(par, d) + 2 + (par[KVMEM__OCT_QJL] > 0 ? kvmem__weave_bytes(d, 1) + 2 : 0);
 }
-static int kvmem__oct_wide(const double *par, int d) { return par[KVMEM__OCT_QJL] > 0 && 2 * d <= KVMEM_MAX_WIDTH; }
+static int kvmem__oct_wide(const double *par, int d) {
+    return par[KVMEM__OCT_QJL] > 0 && 2 * d <= KVMEM_MAX_WIDTH;
+}
 static int kvmem__oct_width(const double *par, int d) { return kvmem__oct_wide(par, d) ? 2 * d : d; }
 static size_t kvmem__oct_table_bytes(const double *par, int d) {
-    return sizeof(kvmem__octo) + (3 * ((size_t)4 << 2 * kvmem__oct_bits(par)) + 4 * (size_t)d) * sizeof(float);
+    return sizeof(kvmem__octo) +
+           (3 * ((size_t)4 << 2 * kvmem__oct_bits(par)) + 4 * (size_t)d) * sizeof(float);
 }
 static double kvmem__oct_xi_density(double x, double unused) {
     const double a = fabs(x), l = 1 - a;
@@ -10506,7 +10583,8 @@ static void kvmem__oct_unfold(double xi, double eta, double *t) {
     t[2] = z / norm;
 }
 /* n levels of a density to floats, and the borders between them. */
-static void kvmem__oct_levels(float *to, float *mid, int n, kvmem__density f, double d, double lo, double hi) {
+static void kvmem__oct_levels(float *to, float *mid, int n, kvmem__density f, double d, double lo,
+                              double hi) {
     double level[64];
     int k;
     kvmem__lloyd_max(level, n, f, d, lo, hi);
@@ -10561,7 +10639,8 @@ static int kvmem__oct_code(const kvmem__octo *o, const float *unit, int bits, in
 static unsigned kvmem__oct_get(const uint8_t *row, int k, int bits) {
     const size_t at = (size_t)k * (size_t)bits;
     row += at / 8;
-    return ((unsigned)row[0] | (unsigned)row[1] << 8 | (unsigned)row[2] << 16) >> at % 8 & ((1u << bits) - 1);
+    return ((unsigned)row[0] | (unsigned)row[1] << 8 | (unsigned)row[2] << 16) >> at % 8 &
+           ((1u << bits) - 1);
 }
 static void kvmem__oct_encode(const kvmem_coded *b, const float *x, int t0, int n) {
     const kvmem__octo *o = (const kvmem__octo *)b->table;
@@ -10600,7 +10679,8 @@ static void kvmem__oct_encode(const kvmem_coded *b, const float *x, int t0, int 
 }
 static void kvmem__oct_expand(const kvmem_coded *b, float *out, int t0, int n) {
     const kvmem__octo *o = (const kvmem__octo *)b->table;
-    const int d = b->d, bits = kvmem__oct_bits(b->par), pairs = 4 << 2 * bits, width = kvmem__oct_width(b->par, d);
+    const int d = b->d, bits = kvmem__oct_bits(b->par), pairs = 4 << 2 * bits,
+              width = kvmem__oct_width(b->par, d);
     const float *unit = kvmem__oct_unit(o);
     const kvmem__rest rest = kvmem__oct_rest(b);
     int t, c, k;
@@ -10630,12 +10710,14 @@ static void kvmem__oct_finish(const kvmem_coded *b, float *out, const float *acc
    Codes of at most 4 bits, no qjl, d up to 1536. Sixteen triplets at a time: a permute and a shift bring their
    codes into lanes; xi, eta and rho are look-ups in registers (an index may carry bits of its neighbour, tables
    repeat). The direction is then unfolded and normalized in the lanes, about 25 instructions for 48 values,
-   where turboquant has 6: arithmetic, not memory, is the limit here. (AVX2: rows by the table, sums by AVX2.) A query is kept as three planes x, y, z
-   of 16 lanes a chunk. Differs from the plain twin by rounding alone. */
+   where turboquant has 6: arithmetic, not memory, is the limit here. A query is kept as three planes
+   x, y, z of 16 lanes a chunk. Differs from the plain twin by rounding alone. AVX2: rows are expanded by
+   the table of directions, sums are AVX2's. */
 #define KVMEM__OCT_CHUNKS 32
 static int kvmem__oct_chunks(int d) { return (kvmem__oct_triplets(d) + 15) / 16; }
 static int kvmem__oct_can_fast(const double *par, int d) {
-    return kvmem__oct_bits(par) <= 4 && par[KVMEM__OCT_QJL] <= 0 && kvmem__oct_chunks(d) <= KVMEM__OCT_CHUNKS;
+    return kvmem__oct_bits(par) <= 4 && par[KVMEM__OCT_QJL] <= 0 &&
+           kvmem__oct_chunks(d) <= KVMEM__OCT_CHUNKS;
 }
 #if KVMEM__X86
 static int kvmem__oct_q_planes(const double *par, int d) {
@@ -10677,16 +10759,18 @@ KVMEM__AVX512 KVMEM__INLINE kvmem__oct_table kvmem__oct_load(const kvmem_coded *
 }
 /* x, y, z of the 16 triplets whose codes begin at p, before they are multiplied by the length v[3]. No byte
    from p + left on is read. */
-KVMEM__AVX512 KVMEM__INLINE void kvmem__oct_values(__m512 *v, int bits, const kvmem__oct_table *t, const uint8_t *p,
-                                                   int left) {
+KVMEM__AVX512 KVMEM__INLINE void kvmem__oct_values(__m512 *v, int bits, const kvmem__oct_table *t,
+                                                   const uint8_t *p, int left) {
     const __mmask32 some = left >= 32 ? 0xffffffffu : (1u << left) - 1;
     const __m512i raw = _mm512_castsi256_si512(_mm256_maskz_loadu_epi8(some, p));
     const __m512i code = _mm512_srlv_epi32(_mm512_permutexvar_epi16(t->word, raw), t->shift);
     const __m512i code2 = _mm512_srl_epi32(code, _mm_cvtsi32_si128(bits + 1));
     const __m512i code3 = _mm512_srl_epi32(code, _mm_cvtsi32_si128(2 * bits + 2));
     const __m512 sign = _mm512_set1_ps(-0.0f), half = _mm512_set1_ps(0.5f);
-    const __m512 xi = bits < 4 ? _mm512_permutexvar_ps(code, t->low) : _mm512_permutex2var_ps(t->low, code, t->high);
-    const __m512 eta = bits < 4 ? _mm512_permutexvar_ps(code2, t->low) : _mm512_permutex2var_ps(t->low, code2, t->high);
+    const __m512 xi =
+        bits < 4 ? _mm512_permutexvar_ps(code, t->low) : _mm512_permutex2var_ps(t->low, code, t->high);
+    const __m512 eta = bits < 4 ? _mm512_permutexvar_ps(code2, t->low)
+                                : _mm512_permutex2var_ps(t->low, code2, t->high);
     __m512 in, square, r;
     v[2] = _mm512_sub_ps(_mm512_sub_ps(_mm512_set1_ps(1), _mm512_abs_ps(xi)), _mm512_abs_ps(eta));
     in = _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), v[2]), _mm512_setzero_ps());
@@ -10698,8 +10782,9 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__oct_values(__m512 *v, int bits, const kv
     r = _mm512_fmadd_ps(r, _mm512_fnmadd_ps(square, r, half), r);
     v[3] = _mm512_mul_ps(r, _mm512_permutexvar_ps(code3, t->rho));
 }
-KVMEM__AVX512 KVMEM__INLINE void kvmem__oct_dot_avx512_q(int bits, int nq, const kvmem_coded *b, float *s, size_t ld,
-                                                         int t0, int n, const float *q) {
+KVMEM__AVX512 KVMEM__INLINE void kvmem__oct_dot_avx512_q(int bits, int nq, const kvmem_coded *b,
+                                                         float *s, size_t ld, int t0, int n,
+                                                         const float *q) {
     const kvmem__oct_table table = kvmem__oct_load(b);
     const int nr = 16 / nq, chunks = kvmem__oct_chunks(b->d), rb = (int)b->row_bytes;
     const size_t qf = 48 * (size_t)chunks;
@@ -10734,8 +10819,9 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__oct_dot_avx512_q(int bits, int nq, const
         }
     }
 }
-KVMEM__AVX512 KVMEM__INLINE void kvmem__oct_axpy_avx512_q(int bits, int nq, const kvmem_coded *b, float *acc, int t0,
-                                                          int n, const float *w, size_t ld) {
+KVMEM__AVX512 KVMEM__INLINE void kvmem__oct_axpy_avx512_q(int bits, int nq, const kvmem_coded *b,
+                                                          float *acc, int t0, int n, const float *w,
+                                                          size_t ld) {
     const kvmem__oct_table table = kvmem__oct_load(b);
     const int d = b->d, chunks = kvmem__oct_chunks(d), rb = (int)b->row_bytes;
     float ws[4 * 64], plane[48];
@@ -10756,7 +10842,8 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__oct_axpy_avx512_q(int bits, int nq, cons
                 KVMEM__UNROLL
                 for (k = 0; k < 3; k++) v[k] = _mm512_mul_ps(v[k], v[3]);
                 KVMEM__UNROLL
-                for (i = 0; i < 3 * nq; i++) a[i] = _mm512_fmadd_ps(v[i % 3], _mm512_set1_ps(ws[64 * (i / 3) + t]), a[i]);
+                for (i = 0; i < 3 * nq; i++)
+                    a[i] = _mm512_fmadd_ps(v[i % 3], _mm512_set1_ps(ws[64 * (i / 3) + t]), a[i]);
             }
             KVMEM__UNROLL
             for (i = 0; i < nq; i++) {
@@ -10786,10 +10873,11 @@ KVMEM__OCT_AVX512(2)
 KVMEM__OCT_AVX512(3)
 KVMEM__OCT_AVX512(4)
 #undef KVMEM__OCT_AVX512
-static void kvmem__oct_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
+static void kvmem__oct_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q,
+                                  int nq) {
     if (!kvmem__oct_can_fast(b->par, b->d)) {
-        kvmem__dot_by_expand(kvmem__oct_expand, b, kvmem__oct_width(b->par, b->d), kvmem__oct_width(b->par, b->d), s,
-                                        ld, t0, n, q, nq);
+        kvmem__dot_by_expand(kvmem__oct_expand, b, kvmem__oct_width(b->par, b->d),
+                             kvmem__oct_width(b->par, b->d), s, ld, t0, n, q, nq);
         return;
     }
     switch (kvmem__oct_bits(b->par)) {
@@ -10799,9 +10887,11 @@ static void kvmem__oct_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0
     default: kvmem__oct_dot4_avx512(b, s, ld, t0, n, q, nq); break;
     }
 }
-static void kvmem__oct_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
+static void kvmem__oct_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int n, const float *w,
+                                   int ld, int nq) {
     if (!kvmem__oct_can_fast(b->par, b->d)) {
-        kvmem__axpy_by_expand(kvmem__oct_expand, b, kvmem__oct_width(b->par, b->d), acc, t0, n, w, ld, nq);
+        kvmem__axpy_by_expand(kvmem__oct_expand, b, kvmem__oct_width(b->par, b->d), acc, t0, n, w, ld,
+                              nq);
         return;
     }
     switch (kvmem__oct_bits(b->par)) {
@@ -10811,10 +10901,12 @@ static void kvmem__oct_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int
     default: kvmem__oct_axpy4_avx512(b, acc, t0, n, w, ld, nq); break;
     }
 }
-static void kvmem__oct_dot_avx2(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, int nq) {
+static void kvmem__oct_dot_avx2(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q,
+                                int nq) {
     kvmem__dot_expand_avx2(kvmem__oct_expand, kvmem__oct_width(b->par, b->d), b, s, ld, t0, n, q, nq);
 }
-static void kvmem__oct_axpy_avx2(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, int nq) {
+static void kvmem__oct_axpy_avx2(const kvmem_coded *b, float *acc, int t0, int n, const float *w,
+                                 int ld, int nq) {
     kvmem__axpy_expand_avx2(kvmem__oct_expand, kvmem__oct_width(b->par, b->d), b, acc, t0, n, w, ld, nq);
 }
 #endif
@@ -10836,17 +10928,36 @@ static void kvmem__oct_fast(kvmem_codec *c, int isa) {
 #endif
 }
 static const kvmem_param kvmem__oct_params[] = {
-    { "bits", 3, 1, 5, NULL, 1, "nominal bits: 3 bits + 1 for three coordinates" },
-    { "rounding", 0, 0, 1, "joint|plain", 1, "joint: the best of the nine code pairs around the nearest" },
-    { "qjl", 0, 0, 1, NULL, 1, "1: one more bit a coordinate, the sign of a sketch of the rest" },
-    { "seed", 1, 0, 1e9, NULL, 1, "of the signs" },
-    KVMEM__CODEC_COMMON };
+    {"bits", 3, 1, 5, NULL, 1, "nominal bits: 3 bits + 1 for three coordinates"},
+    {"rounding", 0, 0, 1, "joint|plain", 1,
+     "joint: the best of the nine code pairs around the nearest"},
+    {"qjl", 0, 0, 1, NULL, 1, "1: one more bit a coordinate, the sign of a sketch of the rest"},
+    {"seed", 1, 0, 1e9, NULL, 1, "of the signs"},
+    KVMEM__CODEC_COMMON};
 static const kvmem_codec kvmem__codec_octopus = {
-    { "octopus", "rotated coordinates in triplets, direction and length; b + (b + 1) / 3 + 16/d bits a value",
-      "Boss 2026, arXiv 2605.21226", kvmem__oct_params, 0 }, 0,
-    kvmem__oct_row_bytes, NULL, kvmem__oct_table_bytes, kvmem__oct_build, NULL, NULL, NULL, kvmem__tq_scratch,
-    kvmem__oct_width, NULL, kvmem__oct_encode, kvmem__oct_expand, kvmem__oct_finish, kvmem__oct_prepare, NULL, NULL,
-    NULL, kvmem__oct_fast, NULL };
+    {"octopus",
+     "rotated coordinates in triplets, direction and length; b + (b + 1) / 3 + 16/d bits a value",
+     "Boss 2026, arXiv 2605.21226", kvmem__oct_params, 0},
+    0,
+    kvmem__oct_row_bytes,
+    NULL,
+    kvmem__oct_table_bytes,
+    kvmem__oct_build,
+    NULL,
+    NULL,
+    NULL,
+    kvmem__tq_scratch,
+    kvmem__oct_width,
+    NULL,
+    kvmem__oct_encode,
+    kvmem__oct_expand,
+    kvmem__oct_finish,
+    kvmem__oct_prepare,
+    NULL,
+    NULL,
+    NULL,
+    kvmem__oct_fast,
+    NULL};
 
 /* ==== >>codec_polark : a pair of channels as radius and angle, by table. stage: codec.k ==========
    Songhao Wu et al. Leveraging Polar Transformation for Key Cache Quantization and Decoding

@@ -274,7 +274,8 @@ TEST(woven_codes_come_back_and_fill_their_bytes) {
             uint8_t *to = out;
             const uint8_t *from = out;
             memset(out, 0xee, sizeof out);
-            for (c = 0; c < n; c++) code[c] = (unsigned char)(kvmem__mix((uint64_t)(c + 31 * bits)) & ((1u << bits) - 1));
+            for (c = 0; c < n; c++)
+                code[c] = (unsigned char)(kvmem__mix((uint64_t)(c + 31 * bits)) & ((1u << bits) - 1));
             for (c = 0; c < n; c += 64) to = kvmem__weave_put(to, code + c, KVMEM__MIN(64, n - c), bits);
             CHECK((size_t)(to - out) == kvmem__weave_bytes(n, bits) && *to == 0xee);
             for (c = 0; c < n; c += 64) from = kvmem__weave_get(got + c, from, KVMEM__MIN(64, n - c), bits);
@@ -294,7 +295,8 @@ TEST(attention_on_codes_equals_decoded_rows) {
             for (k = 0; k < 7; k++) { /* AVX-512 rounds queries and weights to 16 bits */
                 const double e = KVMEM__MAX(coded_reads_error(texts[i], paths[p], dims[k], 37, 5),
                                             coded_reads_error(texts[i], paths[p], dims[k], 1, 1));
-                if (!(e <= (p == 2 ? 1e-4 : 1e-5))) FAIL_AT("%s, %s, d=%d: %g", texts[i], paths[p] ? paths[p] : "plain", dims[k], e);
+                if (!(e <= (p == 2 ? 1e-4 : 1e-5)))
+                    FAIL_AT("%s, %s, d=%d: %g", texts[i], paths[p] ? paths[p] : "plain", dims[k], e);
             }
         }
     }
@@ -319,8 +321,10 @@ TEST(fast_encoding_is_the_plain_one_bit_for_bit) {
             for (k = 0; k < 4; k++) {
                 coded a, b;
                 if (!kvmem_backend_cpu(paths[p])) continue;
-                REQUIRE(coded_make(&a, texts[i], NULL, dims[k], x, 32) && coded_make(&b, texts[i], paths[p], dims[k], x, 32));
-                if (memcmp(a.b.rows, b.b.rows, 32 * a.b.row_bytes)) FAIL_AT("%s, %s, d=%d", texts[i], paths[p], dims[k]);
+                REQUIRE(coded_make(&a, texts[i], NULL, dims[k], x, 32));
+                REQUIRE(coded_make(&b, texts[i], paths[p], dims[k], x, 32));
+                if (memcmp(a.b.rows, b.b.rows, 32 * a.b.row_bytes))
+                    FAIL_AT("%s, %s, d=%d", texts[i], paths[p], dims[k]);
                 coded_free(&a);
                 coded_free(&b);
             }
