@@ -386,7 +386,8 @@ static void matrix_head(const matrix *m, int sub) {
     }
     put(" %10s\n", sub ? "to it" : "demoted");
 }
-/* Every entry of one stage beside every entry of another; what is for the other side alone is left out. */
+/* Every entry of one stage beside every entry of another; what is for the other side alone, or
+   refused without a certain partner, is left out. */
 static void matrix_pairs(matrix *m, int a, int b) {
     const kvmem_entry *x, *y;
     char one[64], two[64], text[160];
@@ -399,6 +400,7 @@ static void matrix_pairs(matrix *m, int a, int b) {
             if (b == (int)KVMEM_CODEC_V && other_side(y, 1)) continue;
             matrix_term(one, sizeof one, a, x);
             matrix_term(two, sizeof two, b, y);
+            if (matrix_cell(m, one, 0, 1) || matrix_cell(m, two, 0, 1)) continue; /* needs a partner */
             snprintf(text, sizeof text, "%s %s", one, two);
             asked++;
             if ((why = matrix_cell(m, text, 0, 1)) == 0) continue;
