@@ -4882,9 +4882,9 @@ KVMEM__UNUSED static void kvmem__axpy_by_expand(kvmem__expand_fn expand, const k
 
 /* Parameters that every codec of fewer bits takes; the cache does what they say. */
 #define KVMEM__CODEC_COMMON                                                                         \
-    { "center", 0, 0, 2, "off|head|block", 1, "mean that is subtracted before coding: none, of the KV head, of the page" }, \
+    { "center", 0, 0, 2, "off|head|block", 1, "mean taken off before coding: none, the KV head's, the page's" }, \
     { "residual", 0, 0, 65536, NULL, 1, "newest rows that stay float16" },                          \
-    { "flush", 0, 0, 1, NULL, 1, "1: they are coded all at once when they are so many; 0: a page at a time" }, \
+    { "flush", 0, 0, 1, NULL, 1, "1: they are coded all at once when they are so many; 0: by the page" }, \
     { "sinks", 0, 0, 64, NULL, 1, "first tokens whose rows stay float16" },                         \
     { NULL, 0, 0, 0, NULL, 0, NULL }
 static const kvmem_param kvmem__codec_common[] = { KVMEM__CODEC_COMMON };
@@ -5368,7 +5368,8 @@ KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__codes_avx512(kvmem__rows kind, const 
     __m256i x;
     if (kind == KVMEM__ROWS_Q8_0) x = _mm256_loadu_si256((const __m256i *)(const void *)(p + 2));
     else {
-        x = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(p + kvmem__codes_at(kind, 32))));
+        x = _mm256_broadcastsi128_si256(
+            _mm_loadu_si128((const __m128i *)(const void *)(p + kvmem__codes_at(kind, 32))));
         x = _mm256_and_si256(_mm256_srlv_epi64(x, _mm256_setr_epi64x(0, 0, 4, 4)), _mm256_set1_epi8(15));
         if (kvmem__has_fifth(kind))
             x = _mm256_mask_add_epi8(x, kvmem__le32(p + kvmem__fifth_at(kind)), x, _mm256_set1_epi8(16));
@@ -11993,7 +11994,8 @@ typedef struct kvmem__plan {
     kvmem__codecs codecs;
     unsigned reads;
     int n_stats, ring, page, lanes;
-    size_t page_bytes, waiting, lessons;  /* of all lanes: a settled page each; what fresh pages take more; learned states */
+    size_t page_bytes, waiting;           /* of all lanes: a settled page each; what fresh pages take more */
+    size_t lessons;                       /* what is learned of all lanes */
     size_t block_bytes, ring_bytes;       /* fixed arrays; ring of queries (counted as statistics) */
     size_t worker_floats;                 /* scratch of one attention worker */
     size_t limit;
@@ -12066,7 +12068,8 @@ static int kvmem__map_of(const kvmem_recipe *r, int n_layers, int layer, int g, 
     int i;
     for (i = r->n_maps; i-- > 0;) {
         const kvmem_map *m = &r->map[i];
-        const int lo = m->layer_lo + (m->layer_lo < 0 ? n_layers : 0), hi = m->layer_hi + (m->layer_hi < 0 ? n_layers : 0);
+        const int lo = m->layer_lo + (m->layer_lo < 0 ? n_layers : 0),
+                  hi = m->layer_hi + (m->layer_hi < 0 ? n_layers : 0);
         if (m->side == side && layer >= lo && layer <= hi && g >= m->head_lo && g <= m->head_hi) return 1 + i;
     }
     return 0;
@@ -12310,8 +12313,8 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
     for (;;) {
         kvmem__plan_pages(p, s, r);
         p->worker_floats = kvmem__worker_floats(s, p->page, p->codecs.q_floats, p->codecs.width, p->codecs.pre);
-        fixed = (size_t)p->codecs.code * sizeof(float) + p->block_bytes + p->ring_bytes + sizeof(kvmem_arena) + p->codecs.tables + p->lessons +
-                (size_t)p->codecs.count * KVMEM__USE_BYTES;
+        fixed = (size_t)p->codecs.code * sizeof(float) + p->block_bytes + p->ring_bytes + sizeof(kvmem_arena) +
+                p->codecs.tables + p->lessons + (size_t)p->codecs.count * KVMEM__USE_BYTES;
         if (!p->limit) return KVMEM_OK;
         p->lane_cap = kvmem__plan_cap(p, s, fixed);
         if (p->lane_cap >= 4 * p->page || p->page <= 8) break;
@@ -13021,20 +13024,30 @@ static kvmem_status kvmem__lane_learn(kvmem_cache *c, kvmem_lane *ln, int i, int
     const int d = u->d, rows = KVMEM__MIN(n, KVMEM_LEARN_ROWS);
     kvmem_lesson *l;
     kvmem_coded b;
-    float *x;
-    int t;
+    float *x, mean[KVMEM_MAX_WIDTH]; /* mean of page `page` */
+    int t, j, page = -1;
     KVMEM__TRY(kvmem__lane_lesson(c, ln, i, &l));
     if (!l || l->learned || n < 1) return KVMEM_OK;
     KVMEM__TRY(kvmem__scratch(c, kvmem__learn_bytes(u, rows)));
     x = (float *)c->scratch;
     for (t = 0; t < rows; t++) {
         const int e = (int)((int64_t)t * n / rows), at = kvmem__page_at(ln, e);
-        kvmem__side_decode(&ln->pages[at]->side[i], x + (size_t)t * (size_t)d, e - kvmem__page_first(ln, at), 1);
+        const int first = kvmem__page_first(ln, at), all = kvmem__page_rows(ln, at);
+        if (u->center == 2 && at != page) { /* rows are coded without their page's mean */
+            for (j = 0; j < d; j++) mean[j] = 0;
+            for (j = 0; j < all; j++) {
+                kvmem__side_decode(&ln->pages[at]->side[i], x + (size_t)t * (size_t)d, j, 1);
+                kvmem__axpy_plain(mean, 1.0f / (float)all, x + (size_t)t * (size_t)d, d);
+            }
+            page = at;
+        }
+        kvmem__side_decode(&ln->pages[at]->side[i], x + (size_t)t * (size_t)d, e - first, 1);
+        if (u->center == 2) kvmem__axpy_plain(x + (size_t)t * (size_t)d, -1.0f, mean, d);
     }
     if (u->center == 1) {
-        float *mean = kvmem__lesson_mean(l);
-        kvmem__mean_of(mean, x, rows, d, NULL);
-        for (t = 0; t < rows * d; t++) x[t] -= mean[t % d];
+        float *all = kvmem__lesson_mean(l);
+        kvmem__mean_of(all, x, rows, d, NULL);
+        for (t = 0; t < rows * d; t++) x[t] -= all[t % d];
     }
     b = kvmem__coded_of(u, kvmem__lesson_state(l), NULL, 0, NULL, 0);
     b.scratch = x + (size_t)rows * (size_t)d;
@@ -13148,7 +13161,8 @@ static kvmem_status kvmem__page_code(kvmem_cache *c, int lane, int page, unsigne
 }
 /* Sides of page i that are not coded by the lane's codecs. */
 static unsigned kvmem__page_fresh(const kvmem_lane *ln, int i) {
-    return (unsigned)(ln->pages[i]->side[0].use != ln->use[0]) | (unsigned)(ln->pages[i]->side[1].use != ln->use[1]) << 1;
+    const kvmem__side *side = ln->pages[i]->side;
+    return (side[0].use != ln->use[0] ? 1u : 0u) | (side[1].use != ln->use[1] ? 2u : 0u);
 }
 /* How many entries at the front of the lane side i may settle: those outside the residual window; with
    flush, as many whole windows as have filled up. */
@@ -13229,7 +13243,8 @@ static kvmem_status kvmem__lane_settle(kvmem_cache *c, int i, int all) {
     for (s = 0; s < 2; s++) {
         end[s] = all ? ln->n : kvmem__waits(ln->use[s]) ? kvmem__settled_end(ln, s) : 0;
         for (j = 0; j < ln->n_pages && ln->end[j] <= end[s] && ln->pages[j]->side[s].use == ln->use[s]; j++) {}
-        if (j < ln->n_pages && (all || ln->end[j] <= end[s])) KVMEM__TRY(kvmem__lane_learn(c, ln, s, KVMEM__MAX(end[s], 1)));
+        if (j < ln->n_pages && (all || ln->end[j] <= end[s]))
+            KVMEM__TRY(kvmem__lane_learn(c, ln, s, KVMEM__MAX(end[s], 1)));
     }
     for (j = 0; j < ln->n_pages; j++) {
         const int rows = kvmem__page_rows(ln, j);
@@ -13264,7 +13279,8 @@ static kvmem_status kvmem__check_finite(kvmem_cache *c, const float *x, int n, i
         "not finite", what, layer, (int)(i / d / (size_t)heads), (int)(i / d % (size_t)heads), (int)(i % d));
 }
 /* Write the block's rows behind every lane of the layer; pages are there. k: after RoPE, raw: before. */
-static kvmem_status kvmem__cpu_encode(kvmem_cache *c, int layer, int n, const float *k, const float *raw, const float *v) {
+static kvmem_status kvmem__cpu_encode(kvmem_cache *c, int layer, int n, const float *k, const float *raw,
+                                      const float *v) {
     const int G = c->shape.n_kv_heads, d = c->shape.head_dim, P = c->recipe.page;
     const int threads = kvmem__code_threads(c, c->arena->limit, n);
     float *scratch = (float *)c->scratch + (c->shape.rope ? n * G * d : 0);
@@ -15337,7 +15353,8 @@ static size_t kvmem__block_need(const kvmem_cache *c, int b) {
     for (i = 0; i < (size_t)(c->shape.n_layers * G); i++) {
         const kvmem_lane *ln = &c->lane[i];
         const int open = ln->n_pages && kvmem__page_open(c, ln, ln->n_pages - 1);
-        const int used = open ? kvmem__page_rows(ln, ln->n_pages - 1) : 0, more = KVMEM__MAX(b - (open ? P - used : 0), 0);
+        const int used = open ? kvmem__page_rows(ln, ln->n_pages - 1) : 0,
+                  more = KVMEM__MAX(b - (open ? P - used : 0), 0);
         const int want = ln->n_pages + (more + P - 1) / P;
         kvmem__side side[2];
         size_t page;
@@ -15351,12 +15368,15 @@ static size_t kvmem__block_need(const kvmem_cache *c, int b) {
                                        kvmem__page_size(p->cap, c->n_stats, side);
             if (p->refs > 1) need += page;
         }
-        if (more) need += (size_t)((more - 1) / P) * page + kvmem__page_size(kvmem__page_cap(P, (more - 1) % P + 1), c->n_stats, side);
+        if (more)
+            need += (size_t)((more - 1) / P) * page +
+                    kvmem__page_size(kvmem__page_cap(P, (more - 1) % P + 1), c->n_stats, side);
         if (want > ln->cap_pages) need += (size_t)kvmem__table_cap(want) * KVMEM__SLOT;
         longest = KVMEM__MAX(longest, (size_t)ln->n + (size_t)b);
     }
     need += largest; /* a page is there twice while it is replaced */
-    if (c->fresh) need += (size_t)(P * c->shape.head_dim) * sizeof(float); /* and once more as floats while it is coded */
+    if (c->fresh)
+        need += (size_t)(P * c->shape.head_dim) * sizeof(float); /* and once more as floats while it is coded */
     a = kvmem__attend_bytes(&c->shape, b, c->worker_bytes) + kvmem__more_scratch(c->arena->limit);
     m = kvmem__evicts(c) ? kvmem__commit_bytes(G, longest) + (c->ring ? kvmem__view_bytes(r, longest) : 0) : 0;
     return need + KVMEM__MAX(a, m);
@@ -15436,7 +15456,8 @@ static void kvmem__est_count(kvmem__est *e, size_t more) {
     int l, g, i;
     memset(b, 0, sizeof *b);
     b->stats = e->p.ring_bytes;
-    b->meta = e->p.block_bytes + sizeof(kvmem_arena) + (size_t)e->p.codecs.count * KVMEM__USE_BYTES + e->p.codecs.tables;
+    b->meta =
+        e->p.block_bytes + sizeof(kvmem_arena) + (size_t)e->p.codecs.count * KVMEM__USE_BYTES + e->p.codecs.tables;
     b->scratch = e->c.scratch_size + more;
     e->out->entries = 0;
     for (l = 0; l < L; l++) {
@@ -15454,7 +15475,8 @@ static void kvmem__est_count(kvmem__est *e, size_t more) {
                     const kvmem_coded x = kvmem__coded_of(&e->p.codecs.low[i], NULL, NULL, 0, NULL, P);
                     memset(&settled[i], 0, sizeof settled[i]);
                     settled[i].use = &e->p.codecs.low[i];
-                    if (x.par && settled[i].use->fn.head_bytes) settled[i].head_bytes = settled[i].use->fn.head_bytes(&x, NULL);
+                    if (x.par && settled[i].use->fn.head_bytes)
+                        settled[i].head_bytes = settled[i].use->fn.head_bytes(&x, NULL);
                     fresh[i] = settled[i];
                     if (!kvmem__waits(fresh[i].use)) continue;
                     memset(&fresh[i], 0, sizeof fresh[i]);
@@ -15757,7 +15779,8 @@ KVMEM_API kvmem_status kvmem_cache_save(kvmem_cache *c, kvmem_write_fn write, vo
     for (i = 0; i < c->n_lanes; i++)
         for (j = 0; j < c->lane[i].n_pages; j++)
             if (!kvmem__page_saves(&c->lane[i], c->lane[i].pages[j]))
-                return kvmem__fail(&c->error, KVMEM_BAD_STATE, "save: an earlier recode has failed half-way; recode again");
+                return kvmem__fail(&c->error, KVMEM_BAD_STATE,
+                                   "save: an earlier recode has failed half-way; recode again");
     o.write = write;
     o.user = user;
     o.crc = 0;
@@ -15854,8 +15877,10 @@ static kvmem_status kvmem__load_head(kvmem__in *in, kvmem__saved *h, const void 
     if (in->bad || h->page < 1 || h->page > 1024 || h->layers < 1 || h->layers > 4096 || h->kv_heads < 1 ||
         h->kv_heads > 4096 || h->heads < 1 || h->heads > 65536 || h->head_dim < 1 || h->head_dim > 4096 ||
         h->n_stats > 2 || h->ring > 65536 || h->ring_n > h->ring || (h->ring && h->ring_at >= h->ring) ||
-        (!h->ring && h->ring_at) || h->next_pos > INT32_MAX || h->tokens > INT64_MAX || h->since_reduce > INT64_MAX ||
-        (h->n_lanes != h->layers * h->kv_heads && h->n_lanes != 2 * h->layers * h->kv_heads) || h->n_codecs > 4096 || h->recipe_len >= KVMEM__RECIPE_TEXT || h->n_events > in->left / 8)
+        (!h->ring && h->ring_at) || h->next_pos > INT32_MAX || h->tokens > INT64_MAX ||
+        h->since_reduce > INT64_MAX ||
+        (h->n_lanes != h->layers * h->kv_heads && h->n_lanes != 2 * h->layers * h->kv_heads) ||
+        h->n_codecs > 4096 || h->recipe_len >= KVMEM__RECIPE_TEXT || h->n_events > in->left / 8)
         return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: a header field is out of range");
     return KVMEM_OK;
 }
@@ -15882,7 +15907,8 @@ static kvmem_status kvmem__load_match(kvmem_cache *c, const kvmem__saved *h) {
     if (n != h->recipe_len || memcmp(text, h->recipe, n))
         return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: its recipe is \"%.*s\"",
                            (int)h->recipe_len, h->recipe);
-    if ((int)h->page != c->recipe.page || (int)h->n_lanes != c->n_lanes || (int)h->n_stats != c->n_stats || (int)h->ring != c->ring)
+    if ((int)h->page != c->recipe.page || (int)h->n_lanes != c->n_lanes || (int)h->n_stats != c->n_stats ||
+        (int)h->ring != c->ring)
         return kvmem__fail(&c->error, KVMEM_MISMATCH,
                            "saved cache: pages of %u entries, %u statistics, a ring of %u; this "
                            "cache has %d, %d, %d",
@@ -15952,7 +15978,8 @@ static kvmem_status kvmem__load_side(kvmem_cache *c, kvmem__in *in, const kvmem_
     side->n_exact = (int)exact;
     side->head_bytes = head;
     if (n > 1024 || (int)n < rows || exact > n || head > in->left || (head && !side->use->fn.head_bytes) ||
-        (kvmem__lesson_bytes(side->use) && (!side->lesson || !side->lesson->learned || side->lesson->use != side->use)) ||
+        (kvmem__lesson_bytes(side->use) &&
+         (!side->lesson || !side->lesson->learned || side->lesson->use != side->use)) ||
         (lesson && !kvmem__lesson_bytes(side->use)) || bytes != kvmem__side_bytes(side, rows))
         return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page of codec %s does not fit together",
                            side->use->fn.e.word);
@@ -15980,7 +16007,8 @@ static kvmem_status kvmem__load_lessons(kvmem_cache *c, kvmem__in *in, kvmem_lan
         KVMEM__TRY(kvmem__lane_lesson(c, ln, s, &l));
         if (!l || had > 2 || floats != (l->bytes - sizeof *l) / sizeof(float) ||
             !kvmem__in_f32s(in, kvmem__lesson_mean(l), floats))
-            return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: what codec %s has learned is cut off or not its own",
+            return kvmem__fail(&c->error, KVMEM_BAD_FILE,
+                               "saved cache: what codec %s has learned is cut off or not its own",
                                ln->use[s]->fn.e.word);
         l->learned = had == 2;
     }
@@ -16017,8 +16045,10 @@ static kvmem_status kvmem__load_page(kvmem_cache *c, kvmem__in *in, kvmem_lane *
         if (!data) return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page passes the end of the file");
         memcpy(p->side[s].data, data, size);
         if (!kvmem__side_valid(&p->side[s], (int)rows))
-            return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page of codec %s holds numbers that are out of "
-                               "range", p->side[s].use->fn.e.word);
+            return kvmem__fail(&c->error, KVMEM_BAD_FILE,
+                               "saved cache: a page of codec %s holds numbers that are out of "
+                               "range",
+                               p->side[s].use->fn.e.word);
     }
     return KVMEM_OK;
 }
@@ -16029,7 +16059,8 @@ static kvmem_status kvmem__load_lane(kvmem_cache *c, kvmem__in *in, kvmem_lane *
     KVMEM__TRY(kvmem__load_lessons(c, in, ln));
     pages = (unsigned)kvmem__in_u32(in);
     if (in->bad || pages > in->left / 48)
-        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a lane of %u pages passes the end of the file", pages);
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a lane of %u pages passes the end of the file",
+                           pages);
     if (pages) KVMEM__TRY(kvmem__lane_table(c, ln, (int)pages));
     for (i = 0; i < pages; i++) KVMEM__TRY(kvmem__load_page(c, in, ln, codec, n_codecs, next_pos, &last));
     return KVMEM_OK;
@@ -18399,7 +18430,8 @@ static kvmem_status kvmem__read_range(kvmem__scan *s, kvmem__word w, int *at, in
     for (i = 0; i < 2; i++) {
         int neg = 0, digits = 0, v = 0;
         if (sign && *at < w.n && w.s[*at] == '-') { neg = 1; ++*at; }
-        for (; *at < w.n && w.s[*at] >= '0' && w.s[*at] <= '9' && digits < 5; ++*at, digits++) v = v * 10 + (w.s[*at] - '0');
+        for (; *at < w.n && w.s[*at] >= '0' && w.s[*at] <= '9' && digits < 5; ++*at, digits++)
+            v = v * 10 + (w.s[*at] - '0');
         if (!digits || v > 4096 || (neg && !v))
             return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: after '@' stand layers, and KV heads after ':', as n or "
                                "n..n", kvmem__word_shown(w, shown));
@@ -18431,12 +18463,16 @@ static kvmem_status kvmem__read_map(kvmem__scan *s, kvmem__word w, int at) {
     if (at < w.n)
         return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: nothing may follow the range", kvmem__word_shown(w, shown));
     if (side == 2) KVMEM__TRY(kvmem__read_codecs(s, &codec[0], &codec[1]));
-    else KVMEM__TRY(kvmem__read_entry(s, side ? KVMEM_CODEC_V : KVMEM_CODEC_K, kvmem__scan_word(s), &codec[side], NULL, NULL));
+    else
+        KVMEM__TRY(kvmem__read_entry(s, side ? KVMEM_CODEC_V : KVMEM_CODEC_K, kvmem__scan_word(s), &codec[side],
+                                     NULL, NULL));
     for (i = 0; i < 2; i++) {
         if (side != 2 && side != i) continue;
         if (s->r.n_maps == KVMEM_MAX_MAPS)
-            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: more than %d codecs for lanes of their own (K and V count "
-                               "apart)", kvmem__word_shown(w, shown), KVMEM_MAX_MAPS);
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE,
+                               "%s: more than %d codecs for lanes of their own (K and V count "
+                               "apart)",
+                               kvmem__word_shown(w, shown), KVMEM_MAX_MAPS);
         m.side = i;
         m.codec = codec[i];
         s->r.map[s->r.n_maps++] = m;
@@ -18719,22 +18755,27 @@ static kvmem_status kvmem__check_codecs(const kvmem_recipe *r, kvmem_error *err)
         KVMEM__TRY(kvmem__check_choice(all[i], stage, err));
         c = (const kvmem_codec *)(const void *)all[i]->entry;
         if (c->flags & (side[i] ? KVMEM_CODEC_KEYS : KVMEM_CODEC_VALUES))
-            return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: this codec is for %s only", kvmem_stage_word(stage), c->e.word,
-                               side[i] ? "keys" : "values");
+            return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: this codec is for %s only", kvmem_stage_word(stage),
+                               c->e.word, side[i] ? "keys" : "values");
     }
     for (i = 0; i < r->n_maps; i++) {
         const kvmem_map *m = &r->map[i];
         if ((m->layer_lo < 0) == (m->layer_hi < 0) && (m->layer_lo > m->layer_hi || m->head_lo > m->head_hi))
-            return kvmem__fail(err, KVMEM_BAD_RECIPE, "codec@%d..%d:%d..%d: a range runs from the lower to the higher number",
-                               m->layer_lo, m->layer_hi, m->head_lo, m->head_hi);
+            return kvmem__fail(err, KVMEM_BAD_RECIPE,
+                               "codec@%d..%d:%d..%d: a range runs from the lower to the higher number", m->layer_lo,
+                               m->layer_hi, m->head_lo, m->head_hi);
     }
     KVMEM__TRY(kvmem__check_shared(r, demotes, err));
     if (demotes && ((const kvmem_place_entry *)(const void *)r->stage[KVMEM_PLACE].entry)->fn)
-        return kvmem__fail(err, KVMEM_BAD_RECIPE, "reduce=%s with place=%s: demoted entries have left their slots, so they "
-                           "can only be read at place=original", reduce->word, r->stage[KVMEM_PLACE].entry->word);
+        return kvmem__fail(err, KVMEM_BAD_RECIPE,
+                           "reduce=%s with place=%s: demoted entries have left their slots, so they "
+                           "can only be read at place=original",
+                           reduce->word, r->stage[KVMEM_PLACE].entry->word);
     if (demotes && r->amount.kind == KVMEM_BYTES)
-        return kvmem__fail(err, KVMEM_BAD_RECIPE, "reduce=%s with a budget of bytes: demoted entries are never dropped, so no "
-                           "number of bytes can be kept; give a count or a share", reduce->word);
+        return kvmem__fail(err, KVMEM_BAD_RECIPE,
+                           "reduce=%s with a budget of bytes: demoted entries are never dropped, so no "
+                           "number of bytes can be kept; give a count or a share",
+                           reduce->word);
     return KVMEM_OK;
 }
 KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *err) {
@@ -18836,7 +18877,8 @@ static void kvmem__put_terms(kvmem__text *t, const kvmem_recipe *r) {
     }
     for (s = 0; s < r->n_maps; s++) {
         const kvmem_map *m = &r->map[s];
-        kvmem__format(t, "%s@%d..%d", kvmem_stage_word(m->side ? KVMEM_CODEC_V : KVMEM_CODEC_K), m->layer_lo, m->layer_hi);
+        kvmem__format(t, "%s@%d..%d", kvmem_stage_word(m->side ? KVMEM_CODEC_V : KVMEM_CODEC_K), m->layer_lo,
+                      m->layer_hi);
         if (m->head_lo || m->head_hi < 4096) kvmem__format(t, ":%d..%d", m->head_lo, m->head_hi);
         kvmem__put_char(t, '=');
         kvmem__put_choice(t, &m->codec, NULL);

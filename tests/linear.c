@@ -161,7 +161,8 @@ TEST(lloyd_max_finds_the_known_levels_of_the_normal_distribution) {
         kvmem__lloyd_max(level, n, normal_density, 0, -10, 10);
         for (k = 0; k < n; k++) {
             double mass;
-            const double from = k ? (level[k - 1] + level[k]) / 2 : -10, to = k < n - 1 ? (level[k] + level[k + 1]) / 2 : 10;
+            const double from = k ? (level[k - 1] + level[k]) / 2 : -10,
+                         to = k < n - 1 ? (level[k] + level[k + 1]) / 2 : 10;
             CHECK(k == 0 || level[k] > level[k - 1]);
             CHECK_NEAR(level[k], -level[n - 1 - k], 1e-9);
             CHECK_NEAR(level[k], kvmem__cell_mean(normal_density, 0, from, to, 400, &mass), 1e-6);

@@ -98,7 +98,8 @@ TEST(when_block_codes_during_the_prompt) {
 }
 TEST(a_residual_window_slides_by_pages_or_is_flushed_whole) {
     world w; kvmem_cache c; int t;
-    REQUIRE(start(&w, &c, 1, 2, 1, 8, 400, "full codec.k=q4_0(residual=64,flush=1) codec.v=q4_0(residual=64) page=32", 0));
+    REQUIRE(start(&w, &c, 1, 2, 1, 8, 400,
+                  "full codec.k=q4_0(residual=64,flush=1) codec.v=q4_0(residual=64) page=32", 0));
     CHECK_OK(feed(&w, &c, 0, 150, 50, KVMEM_PROMPT_END, NULL));
     /* keys: 150 = 2 * 64 + 22 (KIVI's n - n mod R); values: all but the newest 64, whole pages */
     CHECK(coded_pages(&c, 0, 0) == 4 && coded_pages(&c, 0, 1) == 2);
@@ -131,7 +132,8 @@ TEST(sinks_stay_half_floats_in_a_coded_page) {
     CHECK_OK(kvmem_cache_read(&c, 0, 0, 0, 100, k, v, NULL));
     for (t = 0; t < 96; t++) {
         for (x = 0; x < 8; x++) {
-            const double e = fabs((double)(k[t * 8 + x] - w.k[t * 8 + x])) + fabs((double)(v[t * 8 + x] - w.v[t * 8 + x]));
+            const double e =
+                fabs((double)(k[t * 8 + x] - w.k[t * 8 + x])) + fabs((double)(v[t * 8 + x] - w.v[t * 8 + x]));
             if (t < 3) first = KVMEM__MAX(first, e);
             else rest += e / (93 * 8);
         }
@@ -147,7 +149,8 @@ static double key_error(const world *w, const kvmem_cache *c, int n) {
     double e = 0;
     int i;
     kvmem_cache_read(c, 0, 0, 0, n, k, NULL, NULL);
-    for (i = 0; i < n * w->d; i++) e += ((double)k[i] - (double)w->k[i]) * ((double)k[i] - (double)w->k[i]) / (n * w->d);
+    for (i = 0; i < n * w->d; i++)
+        e += ((double)k[i] - (double)w->k[i]) * ((double)k[i] - (double)w->k[i]) / (n * w->d);
     free(k);
     return e;
 }
@@ -246,7 +249,8 @@ TEST(freed_rows_are_freed_bytes) {
     world w; kvmem_cache c; kvmem_bytes before, after; test_heap h; size_t base;
     memset(&h, 0, sizeof h);
     REQUIRE(world_init(&w, 2, 4, 2, 16, 700, "snapkv budget=64 recent=16 codec=kivi(bits=2) page=32"));
-    CHECK_OK(kvmem_recipe_parse(&w.recipe, "score=snapkv(window=16) budget=64 recent=16 when=every(300) codec=kivi(bits=2) page=32", NULL));
+    CHECK_OK(kvmem_recipe_parse(
+        &w.recipe, "score=snapkv(window=16) budget=64 recent=16 when=every(300) codec=kivi(bits=2) page=32", NULL));
     w.cfg.allocator = test_allocator(&h);
     CHECK_OK(kvmem_cache_init(&c, &w.cfg));
     base = h.live;
@@ -267,7 +271,8 @@ TEST(freed_rows_are_freed_bytes) {
 TEST(lanes_have_their_own_codecs) {
     world w; kvmem_cache c; kvmem_bytes b; int t, i;
     static const char *const word[8] = { "q8_0", "q8_0", "kivi", "q4_0", "kivi", "kivi", "f16", "f16" };
-    REQUIRE(start(&w, &c, 4, 4, 2, 16, 200, "full codec=kivi(bits=2) codec@0=q8_0 codec@1:1=q4_0 codec@-1=f16 page=32", 1));
+    REQUIRE(start(&w, &c, 4, 4, 2, 16, 200,
+                  "full codec=kivi(bits=2) codec@0=q8_0 codec@1:1=q4_0 codec@-1=f16 page=32", 1));
     for (i = 0; i < 8; i++) CHECK(!strcmp(c.lane[i].use[0]->fn.e.word, word[i]));
     CHECK_OK(feed(&w, &c, 0, 100, 50, KVMEM_PROMPT_END, NULL));
     for (t = 100; t < 140; t++) CHECK(decode_and_check(&w, &c, t) < 2e-5);
@@ -448,8 +453,10 @@ TEST(a_byte_limit_holds_with_rows_that_wait) {
     }
 }
 TEST(an_estimate_counts_pages_that_wait) {
-    static const char *const recipe[5] = { "kivi", "full codec=q4_0(center=head)", "full codec=gear(bits=4) codec@0=q8_0 page=64",
-        "window budget=128 reduce=demote(q4_0) codec=f16", "snapkv budget=128 codec=kivi(bits=4) page=32" };
+    static const char *const recipe[5] = { "kivi", "full codec=q4_0(center=head)",
+                                           "full codec=gear(bits=4) codec@0=q8_0 page=64",
+                                           "window budget=128 reduce=demote(q4_0) codec=f16",
+                                           "snapkv budget=128 codec=kivi(bits=4) page=32" };
     int i;
     for (i = 0; i < 5; i++) {
         world w; kvmem_cache c; kvmem_bytes est, got; kvmem_error e;
@@ -480,7 +487,8 @@ TEST(what_was_learned_outlives_clear_and_is_shared_by_copies) {
     stop(&w, &c);
 }
 TEST(threads_give_the_same_bits) {
-    static const char *const recipe[3] = { "kivi page=16", "h2o budget=60 recent=20 reduce=demote(q4_0) codec=turboquant",
+    static const char *const recipe[3] = { "kivi page=16",
+                                           "h2o budget=60 recent=20 reduce=demote(q4_0) codec=turboquant",
                                            "full codec=gear(bits=4)" };
     int i, k;
     for (i = 0; i < 3; i++) {

@@ -200,7 +200,10 @@ TEST(decoder_of_any_bytes_stays_inside_them) {
         p = (unsigned char *)malloc((size_t)n + 1); /* a sanitizer sees reads past n */
         for (j = 0; j < n; j++) p[j] = (unsigned char)(test_unit() * 256);
         kvmem__uncoder_begin(&u, p, (size_t)n);
-        for (j = 0; j < 300; j++) { const int s = kvmem__uncoder_get(&u, &m); CHECK(s >= 0 && s < 4 && u.low <= u.high); }
+        for (j = 0; j < 300; j++) {
+            const int s = kvmem__uncoder_get(&u, &m);
+            CHECK(s >= 0 && s < 4 && u.low <= u.high);
+        }
         memset(&in, 0, sizeof in);
         in.p = p;
         in.left = (size_t)n;
@@ -249,7 +252,9 @@ TEST(levels_of_32_layers_are_the_published_ones) {
     for (level = 1; level <= 3; level++)
         for (l = 0; l < 32; l++) {
             CHECK(kvmem__level_bins(level, 0, l, 32) == k[level - 1][l < 10 ? 0 : l < 20 ? 1 : 2]);
-            CHECK(kvmem__level_bins(level, 1, l, 32) == (level == 3 || (level == 2 && l < 2) ? 32 : level == 2 || l < 2 ? 16 : 12));
+            CHECK(kvmem__level_bins(level, 1, l, 32) == (level == 3 || (level == 2 && l < 2) ? 32
+                                                         : level == 2 || l < 2               ? 16
+                                                                                             : 12));
         }
 }
 /* Files of the card's own simulation: C = 256 channels, T = 1500 tokens, three layers (so that all numbers of
@@ -507,7 +512,8 @@ TEST(an_empty_cache_and_one_whose_entries_are_all_gone_come_back) {
         REQUIRE(world_init(&w, 2, 2, 2, 4, 0.9, "full"));
         CHECK_OK(kvmem_cache_init(&c, &w.cfg)); CHECK_OK(kvmem_cache_init(&d, &w.cfg));
         if (round) CHECK_OK(feed(&w, &c, 9, KVMEM_PROMPT_END, NULL));
-        for (l = 0; l < 2; l++) for (g = 0; g < 2; g++) CHECK_OK(kvmem__lane_keep(&c, kvmem__lane_at(&c, l, g), NULL, 0));
+        for (l = 0; l < 2; l++)
+            for (g = 0; g < 2; g++) CHECK_OK(kvmem__lane_keep(&c, kvmem__lane_at(&c, l, g), NULL, 0));
         CHECK_OK(kvmem_cache_save_level(&c, NULL, bytes_write, &s));
         CHECK_OK(kvmem_cache_load(&d, s.p, s.n));
         CHECK(compare(&w, &c, &d, &k, &v) && d.tokens == 9 * round);
@@ -573,7 +579,10 @@ TEST(statistics_and_the_ring_come_back_so_that_generation_goes_on_alike) {
             for (t = 0; t < c.lane[l * 2 + g].n; t++, all++) {
                 int32_t p, q;
                 kvmem_cache_read(&c, l, g, t, 1, NULL, NULL, &p);
-                for (i = 0; i < d.lane[l * 2 + g].n; i++) { kvmem_cache_read(&d, l, g, i, 1, NULL, NULL, &q); same += p == q; }
+                for (i = 0; i < d.lane[l * 2 + g].n; i++) {
+                    kvmem_cache_read(&d, l, g, i, 1, NULL, NULL, &q);
+                    same += p == q;
+                }
             }
     CHECK(same >= all * 9 / 10);
     free(s.p); kvmem_cache_free(&c); kvmem_cache_free(&d); world_free(&w);
@@ -597,7 +606,8 @@ TEST(chunks_can_be_loaded_alone_and_texts_be_computed_between_them) {
     CHECK(f.n_chunks == 3 && f.levels == 7);
     for (i = 0; i < 3; i++) {
         CHECK_OK(kvmem_chunks_at(&f, i, &ch));
-        CHECK(ch.tokens == (i < 2 ? 20 : 10) && ch.first == 20 * i && ch.from == 20 * i && ch.end == KVMEM__MIN(50, 20 * i + 20));
+        CHECK(ch.tokens == (i < 2 ? 20 : 10) && ch.first == 20 * i && ch.from == 20 * i &&
+              ch.end == KVMEM__MIN(50, 20 * i + 20));
         CHECK(ch.level_bytes[0] < ch.level_bytes[1] && ch.level_bytes[1] < ch.level_bytes[2]);
         CHECK(ch.entries == (size_t)ch.tokens * 4);
         CHECK_OK(kvmem_chunks_text(&f, i, back, 50, &n, &err));
@@ -634,7 +644,8 @@ TEST(chunks_can_be_loaded_alone_and_texts_be_computed_between_them) {
     free(a); free(b); free(s.p);
     kvmem_cache_free(&c); kvmem_cache_free(&d); kvmem_cache_free(&e); world_free(&w);
 }
-static unsigned char *small_file(world *w, kvmem_cache *c, bytes *s, const char *recipe) { /* 26 tokens, 2 levels of holes */
+static unsigned char *small_file(world *w, kvmem_cache *c, bytes *s,
+                                 const char *recipe) { /* 26 tokens, 2 levels of holes */
     kvmem_level_options o = at_level(2, 4);
     static int ids[26];
     memset(s, 0, sizeof *s);
@@ -648,7 +659,14 @@ TEST(cut_and_changed_files_are_refused_and_leave_an_empty_cache) {
     static const char *const recipe[] = { "full", "h2o budget=12 sink=1 recent=3 page=4" };
     int r;
     for (r = 0; r < 2; r++) {
-        world w; kvmem_cache c, d; bytes s; test_heap h; kvmem_cache_info info; kvmem_error e; size_t i; unsigned char *cut;
+        world w;
+        kvmem_cache c, d;
+        bytes s;
+        test_heap h;
+        kvmem_cache_info info;
+        kvmem_error e;
+        size_t i;
+        unsigned char *cut;
         int survived = 0;
         memset(&h, 0, sizeof h);
         REQUIRE(small_file(&w, &c, &s, recipe[r]));
@@ -775,7 +793,8 @@ TEST(the_bytes_are_the_same_on_every_machine) {
             }
         o.all = 1; o.models = 1; o.chunk = 25;
         CHECK_OK(kvmem_cache_save_level(&c, &o, bytes_write, &s));
-        if (kvmem__crc32(0, s.p, s.n) != crc[group > 1]) printf("  group %d: 0x%08lx\n", group, (unsigned long)kvmem__crc32(0, s.p, s.n));
+        if (kvmem__crc32(0, s.p, s.n) != crc[group > 1])
+            printf("  group %d: 0x%08lx\n", group, (unsigned long)kvmem__crc32(0, s.p, s.n));
         CHECK(kvmem__crc32(0, s.p, s.n) == crc[group > 1]);
         CHECK_OK(kvmem_cache_load(&c, s.p, s.n));
         free(s.p); kvmem_cache_free(&c); world_free(&w);
@@ -784,7 +803,8 @@ TEST(the_bytes_are_the_same_on_every_machine) {
 
 /* --- the controller -------------------------------------------------------------------------------- */
 TEST(controller_keeps_the_cards_facts) {
-    static const size_t size[9] = { 10000000, 20000000, 30000000, 10000000, 20000000, 30000000, 10000000, 20000000, 30000000 };
+    static const size_t size[9] = { 10000000, 20000000, 30000000, 10000000, 20000000,
+                                    30000000, 10000000, 20000000, 30000000 };
     double gbps[3] = { 1, 1, 1 };
     int choice[3];
     kvmem_plan_job j;

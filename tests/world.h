@@ -43,7 +43,8 @@ static KVMEM__UNUSED void world_free(world *w) { free(w->k); free(w->v); free(w-
 
 /* Feed tokens [from, to) in blocks; out (to - from, L, H, d) may be NULL. */
 static int quiet;
-static KVMEM__UNUSED kvmem_status feed(world *w, kvmem_cache *c, int from, int to, int block, kvmem_phase end, float *out) {
+static KVMEM__UNUSED kvmem_status feed(world *w, kvmem_cache *c, int from, int to, int block, kvmem_phase end,
+                                       float *out) {
     float *k = (float *)malloc((size_t)(block * w->G * w->d) * 4),
           *v = (float *)malloc((size_t)(block * w->G * w->d) * 4);
     float *q = (float *)malloc((size_t)(block * w->H * w->d) * 4),
@@ -131,7 +132,9 @@ static KVMEM__UNUSED double worst_full(const world *w, const float *out, int fro
     free(set);
     return worst;
 }
-static KVMEM__UNUSED float *outs(const world *w, int n) { return (float *)calloc((size_t)n * (size_t)(w->L * w->H * w->d), 4); }
+static KVMEM__UNUSED float *outs(const world *w, int n) {
+    return (float *)calloc((size_t)n * (size_t)(w->L * w->H * w->d), 4);
+}
 static KVMEM__UNUSED int same_out(const world *w, const float *a, const float *b, int n) {
     return !memcmp(a, b, (size_t)n * (size_t)(w->L * w->H * w->d) * 4);
 }

@@ -223,7 +223,8 @@ static int cache_load_chunks(writer *w, const cache_file *c, const char *levels)
                 status = fail("%s: %s", c->f.path, w->session.cache.error.text);
             continue;
         }
-        if (kvmem_chunks_text(&c->s, i, NULL, 0, &n, &error) != KVMEM_OK) status = fail("%s: %s", c->f.path, error.text);
+        if (kvmem_chunks_text(&c->s, i, NULL, 0, &n, &error) != KVMEM_OK)
+            status = fail("%s: %s", c->f.path, error.text);
         else if (!n) status = fail("%s: chunk %d cannot be computed, the file has no text", c->f.path, i);
         else {
             id = (int *)grow(id, n, sizeof *id);
@@ -460,8 +461,11 @@ static int cache_levels_run(measure *m, const args *a) {
         json_int("prompt_tokens", m->prompt);
         json_int("scored_tokens", m->text.n - 1 - m->prompt);
         json_open("forms", '[');
-    } else put("%d tokens saved and loaded in each form, the next %d scored\n\nform             bytes    bits         KL       "
-               "ppl  vs exact  same top\n", m->prompt, m->text.n - 1 - m->prompt);
+    } else
+        put("%d tokens saved and loaded in each form, the next %d scored\n\nform             bytes    bits         "
+            "KL       "
+            "ppl  vs exact  same top\n",
+            m->prompt, m->text.n - 1 - m->prompt);
     for (i = 0, status = OK; i < N_FORMS && status == OK; i++) {
         layer[i] = (size_t *)grow(NULL, (size_t)L * 2, sizeof *layer[i]);
         memset(&m->all, 0, sizeof m->all);
