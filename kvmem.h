@@ -1805,6 +1805,8 @@ typedef enum kvmem__rows {
 } kvmem__rows;
 #define KVMEM__PIECE 32
 #define KVMEM__IQ4_LEVELS -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+KVMEM__UNUSED static const int8_t kvmem__iq4_levels[16] = { KVMEM__IQ4_LEVELS };
+#define KVMEM__IQ4_REGISTER _mm_loadu_si128((const __m128i *)(const void *)kvmem__iq4_levels)
 
 /* What the coded kinds have, and where; the compiler folds these in the fast paths. */
 KVMEM__INLINE int kvmem__is_coded(kvmem__rows kind) { return kind >= KVMEM__ROWS_Q8_0; }
@@ -5211,7 +5213,7 @@ KVMEM__AVX512 KVMEM__INLINE void kvmem__words16(__m512i *w, const __m512i *z) {
 /* w[c] (4 words of raw codes of 16 rows, channels 16 half + 4 c ..) -> codes that are not negative. */
 KVMEM__AVX512 KVMEM__INLINE void kvmem__codes16(kvmem__rows kind, __m512i *y, const __m512i *w, int half,
                                                 __m512i fifth) {
-    const __m512i level = _mm512_broadcast_i32x4(_mm_xor_si128(_mm_setr_epi8(KVMEM__IQ4_LEVELS),
+    const __m512i level = _mm512_broadcast_i32x4(_mm_xor_si128(KVMEM__IQ4_REGISTER,
                                                                _mm_set1_epi8((char)-128)));
     const __m512i first = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
     int c;
@@ -5374,7 +5376,7 @@ KVMEM__AVX512 KVMEM__INLINE __m512i kvmem__codes_avx512(kvmem__rows kind, const 
         if (kvmem__has_fifth(kind))
             x = _mm256_mask_add_epi8(x, kvmem__le32(p + kvmem__fifth_at(kind)), x, _mm256_set1_epi8(16));
         if (kind == KVMEM__ROWS_IQ4_NL)
-            x = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_setr_epi8(KVMEM__IQ4_LEVELS)), x);
+            x = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(KVMEM__IQ4_REGISTER), x);
         else x = _mm256_sub_epi8(x, _mm256_set1_epi8((char)kvmem__sum_zero(kind)));
     }
     return _mm512_cvtepi8_epi16(x);
@@ -5480,7 +5482,7 @@ KVMEM__AVX2 KVMEM__INLINE __m256 kvmem__load_avx2(kvmem__rows kind, const uint8_
             const __m128i y = _mm_set1_epi8((char)row[kvmem__fifth_at(kind) + j / 8]);
             x = _mm_or_si128(x, _mm_and_si128(_mm_cmpeq_epi8(_mm_and_si128(y, bit), bit), _mm_set1_epi8(16)));
         }
-        if (kind == KVMEM__ROWS_IQ4_NL) x = _mm_shuffle_epi8(_mm_setr_epi8(KVMEM__IQ4_LEVELS), x);
+        if (kind == KVMEM__ROWS_IQ4_NL) x = _mm_shuffle_epi8(KVMEM__IQ4_REGISTER, x);
         else if (!kvmem__has_min(kind)) x = _mm_sub_epi8(x, _mm_set1_epi8((char)kvmem__code_zero(kind)));
         return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
     }
@@ -5575,7 +5577,7 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__shorts_avx2(kvmem__rows kind, __m256i *y, 
             const __m128i b = _mm_shuffle_epi8(_mm_cvtsi32_si128((int)kvmem__le32(p + kvmem__fifth_at(kind))), at);
             x[h] = _mm_or_si128(x[h], _mm_and_si128(_mm_cmpeq_epi8(_mm_and_si128(b, bit), bit), _mm_set1_epi8(16)));
         }
-        if (kind == KVMEM__ROWS_IQ4_NL) x[h] = _mm_shuffle_epi8(_mm_setr_epi8(KVMEM__IQ4_LEVELS), x[h]);
+        if (kind == KVMEM__ROWS_IQ4_NL) x[h] = _mm_shuffle_epi8(KVMEM__IQ4_REGISTER, x[h]);
         else if (kind != KVMEM__ROWS_Q8_0 && !kvmem__has_min(kind))
             x[h] = _mm_sub_epi8(x[h], _mm_set1_epi8((char)kvmem__code_zero(kind)));
         y[h] = _mm256_cvtepi8_epi16(x[h]);
@@ -5844,7 +5846,7 @@ KVMEM__AVX2 KVMEM__INLINE void kvmem__min_avx2(kvmem__rows kind, uint8_t *out, c
 }
 KVMEM__AVX2 KVMEM__INLINE void kvmem__iq4_nl_avx2(uint8_t *out, const float *x, const __m256 *v) {
     static const float level[16] = { KVMEM__IQ4_LEVELS };
-    const __m128i levels = _mm_setr_epi8(KVMEM__IQ4_LEVELS);
+    const __m128i levels = KVMEM__IQ4_REGISTER;
     __m256 num = _mm256_setzero_ps(), den = _mm256_setzero_ps(), w[4];
     __m256i n[4];
     float sums[16], s0, id;
@@ -5936,8 +5938,7 @@ KVMEM__INLINE float32x4_t kvmem__load_neon(kvmem__rows kind, const uint8_t *row,
         }
         x = vcreate_s8((uint64_t)u);
         if (kind == KVMEM__ROWS_IQ4_NL) {
-            static const int8_t level[16] = { KVMEM__IQ4_LEVELS };
-            x = vqtbl1_s8(vld1q_s8(level), vreinterpret_u8_s8(x));
+            x = vqtbl1_s8(vld1q_s8(kvmem__iq4_levels), vreinterpret_u8_s8(x));
         } else if (kind != KVMEM__ROWS_Q8_0 && !kvmem__has_min(kind))
             x = vsub_s8(x, vdup_n_s8((int8_t)kvmem__code_zero(kind)));
         return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(x))));
@@ -9816,14 +9817,14 @@ static void kvmem__tq_finish(const kvmem_coded *b, float *out, const float *acc)
    is the only error, at most 1.6e-5 max|q| sum|x^| a row.
    `axpy`: lanes are channels, the words of a lane two rows; weights times gamma are 16-bit numbers of one step for
    64 rows, their sums are exact: an error of at most 1.6e-5 max w max|x^| a row. */
-static int kvmem__tq_can_fast(const double *par, int d) { /* otherwise the twins call the plain loops */
+KVMEM__UNUSED static int kvmem__tq_can_fast(const double *par, int d) { /* otherwise the twins call the plain loops */
     return d % 64 == 0 && d <= KVMEM_MAX_WIDTH / 2 && kvmem__tq_bits(par) <= 4;
 }
-static int kvmem__tq_q_words(const double *par, int d) { /* words of each half, its scale */
+KVMEM__UNUSED static int kvmem__tq_q_words(const double *par, int d) { /* words of each half, its scale */
     return kvmem__tq_can_fast(par, d) ? (d / 2 + 1) * (1 + kvmem__tq_prod(par)) : kvmem__tq_width(par, d);
 }
 /* Scores of the halves of a prepared query are its whole numbers times these. */
-static void kvmem__tq_prepare_words(const kvmem_coded *b, float *out, const float *q) {
+KVMEM__UNUSED static void kvmem__tq_prepare_words(const kvmem_coded *b, float *out, const float *q) {
     const kvmem__turbo *tq = (const kvmem__turbo *)b->table;
     const int d = b->d, halves = 1 + kvmem__tq_prod(b->par);
     float y[KVMEM_MAX_WIDTH];
@@ -10715,8 +10716,8 @@ static void kvmem__oct_finish(const kvmem_coded *b, float *out, const float *acc
    x, y, z of 16 lanes a chunk. Differs from the plain twin by rounding alone. AVX2: rows are expanded by
    the table of directions, sums are AVX2's. */
 #define KVMEM__OCT_CHUNKS 32
-static int kvmem__oct_chunks(int d) { return (kvmem__oct_triplets(d) + 15) / 16; }
-static int kvmem__oct_can_fast(const double *par, int d) {
+KVMEM__UNUSED static int kvmem__oct_chunks(int d) { return (kvmem__oct_triplets(d) + 15) / 16; }
+KVMEM__UNUSED static int kvmem__oct_can_fast(const double *par, int d) {
     return kvmem__oct_bits(par) <= 4 && par[KVMEM__OCT_QJL] <= 0 &&
            kvmem__oct_chunks(d) <= KVMEM__OCT_CHUNKS;
 }

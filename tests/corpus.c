@@ -1,6 +1,8 @@
 /* The synthetic language: what tools/corpus.h writes is read again here from the text alone, by
    other code, and every answer must be the one that a careful reader would give. */
+#ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE
+#endif
 #include "test.h"
 #include "../tools/corpus.h"
 #include <stddef.h>

@@ -155,7 +155,8 @@ TEST(cache_of_every_preset_survives_every_failed_allocation) {
         size_t k;
         if (strstr(kvmem_preset_at(p)->text, "recompute")) continue; /* needs a session: tests/direct.c */
         if (strstr(kvmem_preset_at(p)->text, "codec.v=key")) continue; /* its V is K: tests/transform.c */
-        snprintf(text, sizeof text, strcmp(word, "full") ? "%s budget=40 recent=4 page=8" : "%s page=8", word);
+        snprintf(text, sizeof text, strcmp(word, "full") ? "%s budget=40 recent=4 page=8%s" : "%s page=8", word,
+                 strcmp(word, "zipcache") ? "" : " score=zipcache(window=16)");
         if (kvmem_recipe_parse(&r, text, &err) != KVMEM_OK) { FAIL_AT("%s: %s", text, err.text); continue; }
         for (k = 1; status != KVMEM_OK && k < 3000; k++) {
             kvmem_cache c, copy;
