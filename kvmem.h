@@ -12027,7 +12027,7 @@ static size_t kvmem__attend_bytes(const kvmem_shape *s, int n, size_t w1) {
 /* Floats of one attention worker: r queries rotated and prepared, logits of a page, and twice (this
    chunk, all chunks so far) maximum, sum and weighted values per query; sums in a codec's own space and a
    row; a few keys to be rotated if some are stored before RoPE. */
-#define KVMEM__PRE_ROWS 16
+#define KVMEM__PRE_ROWS 64
 static size_t kvmem__worker_floats(const kvmem_shape *s, int page, int q_floats, int width, int pre) {
     const size_t r = (size_t)(s->n_heads / s->n_kv_heads), d = (size_t)s->head_dim;
     return r * (d + (size_t)q_floats + (size_t)width + (size_t)page + 2 * (d + 2)) + d +
@@ -13056,9 +13056,36 @@ static kvmem_status kvmem__lane_learn(kvmem_cache *c, kvmem_lane *ln, int i, int
     l->learned = 1;
     return KVMEM_OK;
 }
-/* Rotate keys x (n, d) of a layer, stored before RoPE, for the positions pos (n). */
+/* Rotate keys x (n, d) of a layer, stored before RoPE, for the positions pos (n). Neighbours need no sines
+   of their own: (cos, sin)(p + 1) is (cos, sin)(p) turned by one step; taken anew every KVMEM__PRE_ROWS. */
 static void kvmem__rope_rows(const kvmem_cache *c, int layer, float *x, int n, const int32_t *pos) {
-    if (c->shape.rope) c->backend->rope(x, x, n, 1, c->shape.head_dim, &c->shape.rope[layer], pos, 1, 1);
+    const kvmem_rope *r = c->shape.rope ? &c->shape.rope[layer] : NULL;
+    const int d = c->shape.head_dim, half = r ? r->n_rot / 2 : 0;
+    float co[KVMEM_MAX_WIDTH / 2], si[KVMEM_MAX_WIDTH / 2], cs[KVMEM_MAX_WIDTH / 2], ss[KVMEM_MAX_WIDTH / 2];
+    int t, i;
+    if (n == 1 && r) c->backend->rope(x, x, 1, 1, d, r, pos, 1, 1);
+    for (i = 0; n > 1 && i < half; i++) {
+        cs[i] = cosf(r->inv_freq[i]);
+        ss[i] = sinf(r->inv_freq[i]);
+    }
+    for (t = 0; n > 1 && r && t < n; t++, x += d) {
+        const int next = t % KVMEM__PRE_ROWS && pos[t] == pos[t - 1] + 1;
+        const int far = r->neox ? half : 1, by = r->neox ? 1 : 2;
+        for (i = 0; i < half; i++) {
+            const float a = x[by * i], b = x[by * i + far];
+            if (next) {
+                const float k = co[i] * cs[i] - si[i] * ss[i];
+                si[i] = si[i] * cs[i] + co[i] * ss[i];
+                co[i] = k;
+            } else {
+                const double angle = (double)pos[t] * (double)r->inv_freq[i];
+                co[i] = (float)cos(angle) * r->mscale;
+                si[i] = (float)sin(angle) * r->mscale;
+            }
+            x[by * i] = a * co[i] - b * si[i];
+            x[by * i + far] = a * si[i] + b * co[i];
+        }
+    }
 }
 /* The way back. */
 static void kvmem__unrope_rows(const kvmem_cache *c, int layer, float *x, int n, const int32_t *pos) {
