@@ -693,7 +693,7 @@ KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos); /* an e
 typedef struct kvmem_codec_use {
     kvmem_codec fn;
     double par[KVMEM_MAX_PARAMS];
-    int d, width, q_floats, state_floats;
+    int d, width, q_floats, state_floats, isa;
     size_t row_bytes, table_bytes;
     void *table;                /* made by fn.build, or NULL */
     int center, residual, flush, sinks; /* the parameters every codec takes */
@@ -4852,8 +4852,28 @@ KVMEM__UNUSED static void kvmem__axpy_rows(kvmem__rows kind, float *acc, const v
 /* What stands in for a codec's dot and axpy where it has none, or none for this shape: rows of `width` floats
    are expanded, KVMEM_MAX_WIDTH floats at a time. qf: floats of a prepared query. */
 typedef void (*kvmem__expand_fn)(const kvmem_coded *b, float *out, int t0, int n);
-KVMEM__UNUSED static void kvmem__dot_by_expand(kvmem__expand_fn expand, const kvmem_coded *b, int width, int qf,
+/* The vectors of a path, for what codecs leave to their expanded rows. */
+KVMEM__UNUSED static float (*kvmem__dot_on(int isa))(const float *, const float *, int) {
+#if KVMEM__X86
+    if (isa >= 2) return kvmem__dot_avx2;
+#elif KVMEM__NEON
+    if (isa == 1) return kvmem__dot_neon;
+#endif
+    (void)isa;
+    return kvmem__dot_plain;
+}
+KVMEM__UNUSED static void (*kvmem__axpy_on(int isa))(float *, float, const float *, int) {
+#if KVMEM__X86
+    if (isa >= 2) return kvmem__axpy_avx2;
+#elif KVMEM__NEON
+    if (isa == 1) return kvmem__axpy_neon;
+#endif
+    (void)isa;
+    return kvmem__axpy_plain;
+}
+KVMEM__UNUSED static void kvmem__dot_by_expand(int isa, kvmem__expand_fn expand, const kvmem_coded *b, int width, int qf,
                                                float *s, int ld, int t0, int n, const float *q, int nq) {
+    float (*const dot)(const float *, const float *, int) = kvmem__dot_on(isa);
     float v[KVMEM_MAX_WIDTH];
     const int m = KVMEM_MAX_WIDTH / width;
     int t, i, j, k;
@@ -4862,12 +4882,13 @@ KVMEM__UNUSED static void kvmem__dot_by_expand(kvmem__expand_fn expand, const kv
         expand(b, v, t0 + t, k);
         for (i = 0; i < nq; i++) {
             float *o = s + (size_t)i * (size_t)ld + t;
-            for (j = 0; j < k; j++) o[j] = kvmem__dot_plain(q + (size_t)i * (size_t)qf, v + j * width, width);
+            for (j = 0; j < k; j++) o[j] = dot(q + (size_t)i * (size_t)qf, v + j * width, width);
         }
     }
 }
-KVMEM__UNUSED static void kvmem__axpy_by_expand(kvmem__expand_fn expand, const kvmem_coded *b, int width, float *acc,
-                                                int t0, int n, const float *w, int ld, int nq) {
+KVMEM__UNUSED static void kvmem__axpy_by_expand(int isa, kvmem__expand_fn expand, const kvmem_coded *b, int width,
+                                                float *acc, int t0, int n, const float *w, int ld, int nq) {
+    void (*const axpy)(float *, float, const float *, int) = kvmem__axpy_on(isa);
     float v[KVMEM_MAX_WIDTH];
     const int m = KVMEM_MAX_WIDTH / width;
     int t, i, j, k;
@@ -4876,7 +4897,7 @@ KVMEM__UNUSED static void kvmem__axpy_by_expand(kvmem__expand_fn expand, const k
         expand(b, v, t0 + t, k);
         for (i = 0; i < nq; i++) {
             for (j = 0; j < k; j++)
-                kvmem__axpy_plain(acc + (size_t)i * (size_t)width, w[(size_t)i * (size_t)ld + (size_t)(t + j)],
+                axpy(acc + (size_t)i * (size_t)width, w[(size_t)i * (size_t)ld + (size_t)(t + j)],
                                   v + j * width, width);
         }
     }
@@ -7374,7 +7395,7 @@ static int kvmem__kivi_q_floats(const double *par, int d) {
                                       int nq) {                                                     \
         const int bits = (int)b->par[KVMEM__KIVI_BITS], d = b->d;                                   \
         const uint8_t *rows = kvmem__row_at(b, t0);                                                 \
-        if (!kvmem__kivi_fits(b->par, d)) kvmem__dot_by_expand(kvmem__kivi_expand, b, d, d, s, ld, t0, n, q, nq); \
+        if (!kvmem__kivi_fits(b->par, d)) kvmem__dot_by_expand(2, kvmem__kivi_expand, b, d, d, s, ld, t0, n, q, nq); \
         else if (kvmem__kivi_token(b->par))                                                         \
             kvmem__affine_rows_dot(number, bits, s, ld, rows, b->row_bytes, n, q, nq, d, kvmem__kivi_group(b->par)); \
         else kvmem__affine_cols_dot(number, bits, s, ld, b->head, rows, b->row_bytes, n, q, nq, d); \
@@ -7383,7 +7404,7 @@ static int kvmem__kivi_q_floats(const double *par, int d) {
                                        int ld, int nq) {                                            \
         const int bits = (int)b->par[KVMEM__KIVI_BITS], d = b->d;                                   \
         const uint8_t *rows = kvmem__row_at(b, t0);                                                 \
-        if (!kvmem__kivi_fits(b->par, d)) kvmem__axpy_by_expand(kvmem__kivi_expand, b, d, acc, t0, n, w, ld, nq); \
+        if (!kvmem__kivi_fits(b->par, d)) kvmem__axpy_by_expand(2, kvmem__kivi_expand, b, d, acc, t0, n, w, ld, nq); \
         else if (kvmem__kivi_token(b->par))                                                         \
             kvmem__affine_rows_axpy(number, bits, acc, rows, b->row_bytes, n, w, ld, nq, d,         \
                                     kvmem__kivi_group(b->par));                                     \
@@ -7751,7 +7772,7 @@ static int kvmem__gear_group(const kvmem_coded *b, const kvmem__gear *g, int t, 
         const size_t rb = b->row_bytes;                                                             \
         int i, t, end;                                                                              \
         if (!kvmem__affine_fits(g.bits, g.token ? g.group : 0, d) || (!g.token && !g.groups)) {     \
-            kvmem__dot_by_expand(kvmem__gear_expand, b, d, qf, s, ld, t0, n, q, nq);                \
+            kvmem__dot_by_expand(2, kvmem__gear_expand, b, d, qf, s, ld, t0, n, q, nq);                \
             return;                                                                                 \
         }                                                                                           \
         for (i = 0; i < nq; i++) {                                                                  \
@@ -7776,7 +7797,7 @@ static int kvmem__gear_group(const kvmem_coded *b, const kvmem__gear *g, int t, 
         const int d = b->d;                                                                         \
         int i, t, end;                                                                              \
         if (!kvmem__affine_fits(g.bits, g.token ? g.group : 0, d) || (!g.token && !g.groups)) {     \
-            kvmem__axpy_by_expand(kvmem__gear_expand, b, d, acc, t0, n, w, ld, nq);                 \
+            kvmem__axpy_by_expand(2, kvmem__gear_expand, b, d, acc, t0, n, w, ld, nq);                 \
             return;                                                                                 \
         }                                                                                           \
         if (g.token) kvmem__affine_rows_axpy(number, g.bits, acc, kvmem__row_at(b, t0) + g.at_row,  \
@@ -7871,14 +7892,14 @@ KVMEM__UNUSED static void kvmem__channel_most(float *most, const float *x, int n
                                           int nq) {                                                 \
         const int bits = (int)b->par[KVMEM__SCALED_BITS], d = b->d, group = kvmem__##word##_group(b->par, d); \
         if (!kvmem__affine_fits(bits, group, d))                                                    \
-            kvmem__dot_by_expand(kvmem__##word##_expand, b, d, d, s, ld, t0, n, q, nq);             \
+            kvmem__dot_by_expand(2, kvmem__##word##_expand, b, d, d, s, ld, t0, n, q, nq);             \
         else kvmem__affine_rows_dot(number, bits, s, ld, kvmem__row_at(b, t0), b->row_bytes, n, q, nq, d, group); \
     }                                                                                               \
     static void kvmem__##word##_axpy_##isa(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, \
                                            int nq) {                                                \
         const int bits = (int)b->par[KVMEM__SCALED_BITS], d = b->d, group = kvmem__##word##_group(b->par, d); \
         if (!kvmem__affine_fits(bits, group, d))                                                    \
-            kvmem__axpy_by_expand(kvmem__##word##_expand, b, d, acc, t0, n, w, ld, nq);             \
+            kvmem__axpy_by_expand(2, kvmem__##word##_expand, b, d, acc, t0, n, w, ld, nq);             \
         else kvmem__affine_rows_axpy(number, bits, acc, kvmem__row_at(b, t0), b->row_bytes, n, w, ld, nq, d, group); \
     }
 #define KVMEM__SCALED_FAST(word)                                                                    \
@@ -9357,7 +9378,7 @@ KVMEM__AVX512 static void kvmem__polar_dot_avx512(const kvmem_coded *b, float *s
     const kvmem__polar p = kvmem__polar_of(b->par, b->d);
     const size_t l = (size_t)ld, qf = (size_t)b->d * 9;
     if (!kvmem__polar_fits(&p)) {
-        kvmem__dot_by_expand(kvmem__polarquant_expand, b, b->d, b->d, s, ld, t0, n, q, nq);
+        kvmem__dot_by_expand(2, kvmem__polarquant_expand, b, b->d, b->d, s, ld, t0, n, q, nq);
         return;
     }
     for (; nq >= 4; nq -= 4, s += 4 * l, q += 4 * qf) kvmem__polar_dot_nq(b, &p, 4, s, l, t0, n, q);
@@ -9454,7 +9475,7 @@ KVMEM__AVX512 static void kvmem__polar_axpy_avx512(const kvmem_coded *b, float *
     const kvmem__polar p = kvmem__polar_of(b->par, b->d);
     const size_t l = (size_t)ld;
     if (!kvmem__polar_fits(&p)) {
-        kvmem__axpy_by_expand(kvmem__polarquant_expand, b, b->d, acc, t0, n, w, ld, nq);
+        kvmem__axpy_by_expand(2, kvmem__polarquant_expand, b, b->d, acc, t0, n, w, ld, nq);
         return;
     }
     for (; nq >= 4; nq -= 4, w += 4 * l, acc += 4 * p.d) kvmem__polar_axpy_nq(b, &p, 4, acc, t0, n, w, l);
@@ -10312,7 +10333,7 @@ static void kvmem__tq_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0,
     const int width = kvmem__tq_width(b->par, b->d), qf = kvmem__tq_q_words(b->par, b->d);
     int i, m;
     if (!kvmem__tq_can_fast(b->par, b->d)) {
-        kvmem__dot_by_expand(kvmem__tq_expand, b, width, width, s, ld, t0, n, q, nq);
+        kvmem__dot_by_expand(2, kvmem__tq_expand, b, width, width, s, ld, t0, n, q, nq);
         return;
     }
     for (i = 0; i < nq; i += m) {
@@ -10326,7 +10347,7 @@ static void kvmem__tq_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int 
     const int width = kvmem__tq_width(b->par, b->d);
     int i, m;
     if (!kvmem__tq_can_fast(b->par, b->d)) {
-        kvmem__axpy_by_expand(kvmem__tq_expand, b, width, acc, t0, n, w, ld, nq);
+        kvmem__axpy_by_expand(2, kvmem__tq_expand, b, width, acc, t0, n, w, ld, nq);
         return;
     }
     for (i = 0; i < nq; i += m) {
@@ -10878,7 +10899,7 @@ KVMEM__OCT_AVX512(4)
 static void kvmem__oct_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q,
                                   int nq) {
     if (!kvmem__oct_can_fast(b->par, b->d)) {
-        kvmem__dot_by_expand(kvmem__oct_expand, b, kvmem__oct_width(b->par, b->d),
+        kvmem__dot_by_expand(2, kvmem__oct_expand, b, kvmem__oct_width(b->par, b->d),
                              kvmem__oct_width(b->par, b->d), s, ld, t0, n, q, nq);
         return;
     }
@@ -10892,7 +10913,7 @@ static void kvmem__oct_dot_avx512(const kvmem_coded *b, float *s, int ld, int t0
 static void kvmem__oct_axpy_avx512(const kvmem_coded *b, float *acc, int t0, int n, const float *w,
                                    int ld, int nq) {
     if (!kvmem__oct_can_fast(b->par, b->d)) {
-        kvmem__axpy_by_expand(kvmem__oct_expand, b, kvmem__oct_width(b->par, b->d), acc, t0, n, w, ld,
+        kvmem__axpy_by_expand(2, kvmem__oct_expand, b, kvmem__oct_width(b->par, b->d), acc, t0, n, w, ld,
                               nq);
         return;
     }
@@ -11750,6 +11771,7 @@ static void kvmem__use_init(kvmem_codec_use *u, const kvmem_codec *codec, const 
         if (!u->fn.head_bytes(&b, NULL)) u->fn.head_bytes = NULL;
     }
     if (u->fn.fast) u->fn.fast(&u->fn, isa);
+    u->isa = isa;
     u->row_bytes = u->fn.row_bytes(u->par, d);
     u->width = u->fn.width ? u->fn.width(u->par, d) : d;
     u->q_floats = u->fn.q_floats ? u->fn.q_floats(u->par, d) : u->width;
@@ -11803,12 +11825,12 @@ static void kvmem__coded_decode(const kvmem_codec_use *u, const kvmem_coded *b, 
 static void kvmem__coded_dot(const kvmem_codec_use *u, const kvmem_coded *b, float *s, int ld, int t0, int n,
                              const float *q, int nq) {
     if (u->fn.dot) u->fn.dot(b, s, ld, t0, n, q, nq);
-    else kvmem__dot_by_expand(u->fn.expand, b, u->width, u->q_floats, s, ld, t0, n, q, nq);
+    else kvmem__dot_by_expand(u->isa, u->fn.expand, b, u->width, u->q_floats, s, ld, t0, n, q, nq);
 }
 static void kvmem__coded_axpy(const kvmem_codec_use *u, const kvmem_coded *b, float *acc, int t0, int n,
                               const float *w, int ld, int nq) {
     if (u->fn.axpy) u->fn.axpy(b, acc, t0, n, w, ld, nq);
-    else kvmem__axpy_by_expand(u->fn.expand, b, u->width, acc, t0, n, w, ld, nq);
+    else kvmem__axpy_by_expand(u->isa, u->fn.expand, b, u->width, acc, t0, n, w, ld, nq);
 }
 
 /* ==== >>cache : arena, pages, lanes ===============================================================

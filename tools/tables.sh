@@ -2,14 +2,14 @@
 # The measured tables of README.md: what the default model remembers, what recipes leave of it, and
 # the claims. `tools/tables.sh write` measures all of them (some minutes) and puts them there, each
 # with the command that made it; `... write NAME` one of them; `... print NAME` prints one;
-# `... commands` prints the commands. NAME: targets recipes aware claims; and those of codecs: codecs
+# `... commands` prints the commands. NAME: targets recipes aware claims; codecs
 # (bits, errors, speed), eighth and sixteenth (eviction and codecs at the same bytes).
 # MODEL: another model than the default one; SEEDS: fewer contexts, for a trial.
 # KVMEM, B: the program and the build folder.
 KVMEM=${KVMEM:-./kvmem}
 B=${B:-build}
 
-NAMES="targets recipes aware claims"
+NAMES="targets recipes aware codecs eighth sixteenth claims"
 RECIPES="--kv window --kv streamingllm --kv h2o --kv tova --kv snapkv --kv pyramidkv"
 RECIPES="$RECIPES --kv \"score=random when=prompt\""
 # The same bytes of K and V, an eighth and a sixteenth of float16: eviction alone, five compositions with a
@@ -48,7 +48,10 @@ run_of() { # the command as written, with the program, the model and more option
 }
 print() { # the command, then what it printed
     text=$(run_of "$1") || return 1
-    printf '```\n%s\n```\n\n%s\n' "$(command_of "$1")" "$text"
+    case $1 in
+    codecs) printf '```\n%s\n\n%s\n```\n' "$(command_of "$1")" "$text" ;;
+    *) printf '```\n%s\n```\n\n%s\n' "$(command_of "$1")" "$text" ;;
+    esac
 }
 put() { # between <!-- NAME --> and <!-- end NAME -->; the file stays as it is if anything failed
     print "$1" > README.part || { rm -f README.part; return 1; }
