@@ -78,11 +78,10 @@ help: ## this list
 PLAIN = corpus eval gguf mkgguf model oom sampling tokenizer flash npy numerics recipes report picture \
         stages stream peer calibrate
 $(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus $(B)/picture: CPPFLAGS += -DKVMEM_REFERENCE
-$(B)/test_%: tests/%.c tests/test.h kvmem.h
+$(B)/test_%: tests/%.c $(wildcard tests/*.h) kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -ffp-contract=off -o $@ $< $(LDFLAGS) $(LIBS)
 $(B)/test_mkgguf $(B)/test_peer $(B)/test_decoder: tools/mkgguf.c tools/gguf_write.h tools/corpus.h
-$(B)/test_cache $(B)/test_settle: tests/world.h
 $(B)/test_train: tools/gguf_write.h
 $(B)/test_transform: tools/transform.c tools/gguf_write.h
 $(B)/transform: tools/gguf_write.h

@@ -416,13 +416,6 @@ TEST(recode_changes_the_stored_bytes_and_reading_goes_on) {
     CHECK(kvmem_cache_recode(&c, "f16 budget=3", NULL) == KVMEM_BAD_RECIPE);
     kvmem_cache_free(&c); kvmem_cache_free(&f); free(a); free(b); world_free(&w);
 }
-typedef struct bytes { unsigned char *p; size_t n, cap; } bytes;
-static int bytes_write(void *user, const void *p, size_t n) {
-    bytes *b = (bytes *)user;
-    if (b->n + n > b->cap) { b->cap = 2 * (b->n + n); b->p = (unsigned char *)realloc(b->p, b->cap); }
-    memcpy(b->p + b->n, p, n); b->n += n;
-    return 0;
-}
 TEST(save_load_continue_is_bit_identical_to_never_having_stopped) {
     static const char *recipe[5] = { "full", "h2o budget=60 recent=20 codec=q8_0",
                                      "snapkv budget=50 recent=16 when=every(10)",

@@ -279,17 +279,7 @@ static const char *const checked[6] = { "kvquant(bits=2)",
                                          "kvquant_v(bits=3,sparse=20)",
                                          "kvquant(bits=8,qnorm=1)" };
 TEST(facts_of_every_codec) {
-    static const int dims[7] = { 1, 7, 33, 64, 80, 128, 300 };
-    int k, s;
-    for (k = 0; k < 6; k++) {
-        for (s = 0; s < 7; s++) {
-            coded_check_sums(checked[k], NULL, dims[s], 37);
-            coded_check_bad(checked[k], dims[s]);
-            coded_check_twin(checked[k], "neon", dims[s], 37);
-            coded_check_twin(checked[k], "avx2", dims[s], 37);
-            coded_check_twin(checked[k], "avx512", dims[s], 37);
-        }
-    }
+    coded_check_all(checked, 6, 300);
 }
 
 int main(int argc, char **argv) {

@@ -141,18 +141,8 @@ static const char *const checked[5] = { "lowrank(rank=1,store=f32)",
                                          "lowrank(rank=0.3,store=q4_0)",
                                          "lowrank(store=bf16)" };
 TEST(facts_of_every_codec) {
-    static const int dims[6] = { 1, 7, 33, 64, 80, 128 };
-    int k, s;
     check_fast = 1e-4; /* 16-bit queries and weights */
-    for (k = 0; k < 5; k++) {
-        for (s = 0; s < 6; s++) {
-            coded_check_sums(checked[k], NULL, dims[s], 37);
-            coded_check_bad(checked[k], dims[s]);
-            coded_check_twin(checked[k], "neon", dims[s], 37);
-            coded_check_twin(checked[k], "avx2", dims[s], 37);
-            coded_check_twin(checked[k], "avx512", dims[s], 37);
-        }
-    }
+    coded_check_all(checked, 5, 128);
 }
 
 int main(int argc, char **argv) {

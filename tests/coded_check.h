@@ -150,4 +150,18 @@ static KVMEM__UNUSED void coded_check_bad(const char *text, int d) {
     }
     check_free(&r);
 }
+/* All of these on every path for head sizes that no block divides, of n codecs. */
+static KVMEM__UNUSED void coded_check_all(const char *const *text, int n, int most) {
+    static const int dims[7] = { 1, 7, 33, 64, 80, 128, 300 };
+    int k, s;
+    for (k = 0; k < n; k++) {
+        for (s = 0; s < 7 && dims[s] <= most; s++) {
+            coded_check_sums(text[k], NULL, dims[s], 37);
+            coded_check_bad(text[k], dims[s]);
+            coded_check_twin(text[k], "neon", dims[s], 37);
+            coded_check_twin(text[k], "avx2", dims[s], 37);
+            coded_check_twin(text[k], "avx512", dims[s], 37);
+        }
+    }
+}
 #endif

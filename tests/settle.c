@@ -370,14 +370,6 @@ TEST(the_trace_tells_what_is_settled_and_demoted) {
     CHECK(n.n[KVMEM_FATE_RECODED] == 96); /* six whole pages of those 100 */
     stop(&w, &c);
 }
-typedef struct bytes { unsigned char *p; size_t n, cap; } bytes;
-static int bytes_write(void *user, const void *p, size_t n) {
-    bytes *b = (bytes *)user;
-    if (b->n + n > b->cap) { b->cap = 2 * (b->n + n); b->p = (unsigned char *)realloc(b->p, b->cap); }
-    memcpy(b->p + b->n, p, n);
-    b->n += n;
-    return 0;
-}
 TEST(save_load_continue_is_bit_identical_for_every_codec) {
     int i, side, k;
     for (i = 0; kvmem__codec_table(i); i++) {

@@ -138,4 +138,13 @@ static KVMEM__UNUSED float *outs(const world *w, int n) {
 static KVMEM__UNUSED int same_out(const world *w, const float *a, const float *b, int n) {
     return !memcmp(a, b, (size_t)n * (size_t)(w->L * w->H * w->d) * 4);
 }
+/* A saved cache in memory. */
+typedef struct bytes { unsigned char *p; size_t n, cap; } bytes;
+static KVMEM__UNUSED int bytes_write(void *user, const void *p, size_t n) {
+    bytes *b = (bytes *)user;
+    if (b->n + n > b->cap) { b->cap = 2 * (b->n + n); b->p = (unsigned char *)realloc(b->p, b->cap); }
+    memcpy(b->p + b->n, p, n);
+    b->n += n;
+    return 0;
+}
 #endif
