@@ -4871,8 +4871,8 @@ KVMEM__UNUSED static void (*kvmem__axpy_on(int isa))(float *, float, const float
     (void)isa;
     return kvmem__axpy_plain;
 }
-KVMEM__UNUSED static void kvmem__dot_by_expand(int isa, kvmem__expand_fn expand, const kvmem_coded *b, int width, int qf,
-                                               float *s, int ld, int t0, int n, const float *q, int nq) {
+KVMEM__UNUSED static void kvmem__dot_by_expand(int isa, kvmem__expand_fn expand, const kvmem_coded *b, int width,
+                                               int qf, float *s, int ld, int t0, int n, const float *q, int nq) {
     float (*const dot)(const float *, const float *, int) = kvmem__dot_on(isa);
     float v[KVMEM_MAX_WIDTH];
     const int m = KVMEM_MAX_WIDTH / width;
