@@ -109,6 +109,8 @@
      >>budget             how many entries may each lane keep?
      >>budget_uniform     every lane the same
      >>budget_pyramid     much for the lower layers, little for the upper
+     >>select             which entries does a budget of so many keep?
+     >>select_topk        the best scores
      >>reduce             what becomes of the rest?
      >>reduce_drop        forget the rest
      >>reduce_demote      the rest stays in fewer bits
@@ -227,20 +229,22 @@ KVMEM_API const char *kvmem_status_string(kvmem_status status); /* short English
 
 /* ==== >>api_recipe : stages, entries and the one line of text that composes them ================= */
 
-/* The seven stages; the codec stage has one choice for K and one for V. */
+/* The stages; the codec stage has one choice for K and one for V, and select stands between budget and
+   reduce: which entries does a budget of so many keep? */
 typedef enum kvmem_stage {
-    KVMEM_SEGMENT, KVMEM_SCORE, KVMEM_BUDGET, KVMEM_REDUCE,
+    KVMEM_SEGMENT, KVMEM_SCORE, KVMEM_BUDGET, KVMEM_SELECT, KVMEM_REDUCE,
     KVMEM_CODEC_K, KVMEM_CODEC_V, KVMEM_RETRIEVE, KVMEM_PLACE,
     KVMEM_N_STAGES
 } kvmem_stage;
 
 #define KVMEM_MAX_PARAMS 12
+#define KVMEM_MAX_TEXT 128
 
 /* One parameter of an entry: `name=value` in the brackets. A list ends with name == NULL. */
 typedef struct kvmem_param {
     const char *name;
     double def, lo, hi;      /* default and inclusive range */
-    const char *choices;     /* NULL: a number; else "avg|max": value is the index */
+    const char *choices;     /* NULL: a number; "avg|max": the value is the index; "*": a text, one an entry */
     int is_int;              /* 1: whole numbers, 2: odd ones */
     const char *what;        /* one line for the help text */
 } kvmem_param;
@@ -254,9 +258,15 @@ enum {
     KVMEM_READS_LAST    = 16, /* per entry: probability given by the newest query (group mean) */
     KVMEM_READS_SCORES  = 32, /* budget only: the scores of all lanes of the layer */
     KVMEM_READS_LAYERS  = 64, /* budget only: compares layers, so no layer can be committed alone */
-    KVMEM_READS_LANES   = 128, /* score only: looks at the layer's other lanes, so all lanes are scored
-                                 before the first is reduced */
-    KVMEM_TAKES_CODEC   = 256 /* reduce only: its brackets hold the codec of what it demotes, K/V */
+    KVMEM_READS_LANES   = 128, /* score, select: looks at the layer's other lanes, so all lanes are scored
+                                 and selected before the first is reduced */
+    KVMEM_TAKES_CODEC   = 256, /* reduce only: its brackets hold the codec of what it demotes, K/V */
+    KVMEM_READS_HIDDEN  = 512, /* per entry: Euclidean norm of the hidden state (kvmem_cache_hidden) */
+    KVMEM_READS_PROBE   = 1024, /* per entry: what probe tokens saw in it (kvmem_cache_probe) */
+    KVMEM_READS_OUTPUT  = 2048, /* what W_O makes of a value (kvmem_cache_output) */
+    KVMEM_CHOOSES_COUNT = 4096, /* select only: decides itself how many stay, whatever the budget says */
+    KVMEM_WRITES_BIAS   = 8192, /* reduce only: entries get a number that is added to their logits */
+    KVMEM_WRITES_ROWS   = 16384 /* reduce only: changes K and V of entries that stay */
 };
 
 /* The head that every stage entry begins with: what the parser, the printer and `list` need. */
@@ -270,26 +280,55 @@ typedef struct kvmem_entry {
 
 struct kvmem_cache;
 
-/* What a score, budget or segment function sees of one layer at commit. All fields read-only. */
+/* What a stage function sees of one layer at commit. All fields read-only. */
 typedef struct kvmem_view {
     struct kvmem_cache *cache;
     int layer;
     const double *par; /* the entry's parameters in table order */
+    const char *text;  /* its text parameter, or "" */
     void *user;        /* the pointer given with the entry */
     uint64_t seed;     /* the recipe's */
+    kvmem_stage stage;
+    int phase;         /* kvmem_phase of the commit */
 } kvmem_view;
+
+/* What a score or select entry remembers from commit to commit. All of it begins as zeros, is counted,
+   copied and saved with the cache, and forgotten by kvmem_cache_clear. */
+typedef struct kvmem_memory {
+    int own; /* floats of its own for each cached entry, which follow it through every move: kvmem_view_own */
+    int (*lane_floats)(const double *par, int n_heads, int n_kv_heads, int d); /* of a lane: kvmem_view_state */
+    /* the queries q (n, n_heads, d) at pos (n) of a block of this layer, after they have attended and before
+       RoPE if it is the cache that rotates; once a layer; or NULL */
+    kvmem_status (*watch)(const kvmem_view *v, int n, const float *q, const int32_t *pos);
+    /* lane (layer, g) at every commit, before anything is reduced; or NULL */
+    kvmem_status (*update)(const kvmem_view *v, int g);
+} kvmem_memory;
 
 /* score: how much will entry t of lane (layer, g) matter? Higher is kept. score (n) is to be filled,
    n = kvmem_view_count(v, g). May hold -INFINITY, not NaN. */
 typedef kvmem_status (*kvmem_score_fn)(const kvmem_view *v, int g, float *score);
-typedef struct kvmem_score_entry { kvmem_entry e; kvmem_score_fn fn; } kvmem_score_entry;
+typedef struct kvmem_score_entry { kvmem_entry e; kvmem_score_fn fn; const kvmem_memory *memory; } kvmem_score_entry;
 
 /* budget: how many entries may each lane of this layer keep? mean: the mean number per lane over the
    whole cache, window and sinks included; n (G) entries there now; score (G pointers) only if the entry
-   declares KVMEM_READS_SCORES; keep (G) is to be filled, 0..n[g] (the caller clamps). */
+   declares KVMEM_READS_SCORES; keep (G) is to be filled, 0..n[g] (the caller clamps).
+   An entry that declares KVMEM_READS_LAYERS is asked once for the whole cache: n, score and keep then have
+   n_layers * G elements, lane (l, g) at l * G + g, and v->layer is 0. */
 typedef kvmem_status (*kvmem_budget_fn)(const kvmem_view *v, int mean, const int *n,
                                         const float *const *score, int *keep);
 typedef struct kvmem_budget_entry { kvmem_entry e; kvmem_budget_fn fn; } kvmem_budget_entry;
+
+/* select: which entries of lane (layer, g) stay? score (n) is the score stage's. The first `sink` and the last
+   `recent` entries stay anyway. kept (n) is to be filled with the rising indices of all that stay, *n_kept with
+   their number, at most keep unless the entry declares KVMEM_CHOOSES_COUNT. With KVMEM_READS_LANES
+   kvmem_view_score tells the other lanes' scores, and no lane has been reduced yet. */
+typedef kvmem_status (*kvmem_select_fn)(const kvmem_view *v, int g, const float *score, int keep, int sink,
+                                        int recent, int *kept, int *n_kept);
+typedef struct kvmem_select_entry {
+    kvmem_entry e;
+    kvmem_select_fn fn;
+    const kvmem_memory *memory;
+} kvmem_select_entry;
 
 /* reduce: lane (layer, g) keeps the n_kept entries whose rising indices are in kept; the rest is merged,
    demoted or dropped. Ends with exactly n_kept entries in the lane. */
@@ -377,6 +416,7 @@ typedef struct kvmem_codec {
 typedef struct kvmem_choice {
     const kvmem_entry *entry;
     double par[KVMEM_MAX_PARAMS];
+    char text[KVMEM_MAX_TEXT]; /* of its text parameter, or "" */
     void *user;
 } kvmem_choice;
 
@@ -557,6 +597,16 @@ KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase);
 KVMEM_API kvmem_status kvmem_cache_commit_layer(kvmem_cache *c, int layer, kvmem_phase phase);
 /* How many tokens the next block may have: at most max_block, and so that the byte limit holds. */
 KVMEM_API int kvmem_cache_room(const kvmem_cache *c);
+/* What the caller knows of the stream and methods may ask for: from the next token on a piece of this kind
+   begins. Pieces end where the next begins; before the first mark is TEXT. */
+typedef enum kvmem_mark_kind {
+    KVMEM_MARK_TEXT, KVMEM_MARK_QUESTION, /* the rest of the prompt is what is asked */
+    KVMEM_MARK_FRAME,                     /* an image, a screenshot */
+    KVMEM_MARK_SCALE,                     /* a scale of next-scale generation */
+    KVMEM_N_MARKS
+} kvmem_mark_kind;
+typedef struct kvmem_mark { int64_t pos; int kind; } kvmem_mark;
+KVMEM_API kvmem_status kvmem_cache_mark(kvmem_cache *c, kvmem_mark_kind kind);
 KVMEM_API void kvmem_cache_bytes(const kvmem_cache *c, kvmem_bytes *out);
 /* Bytes after a prompt of n tokens and more_n decoded ones, counted without allocating anything. */
 KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, int64_t decoded,
@@ -687,6 +737,18 @@ KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out); /* needs
    over the group: out (n). Rows are causal. Needs KVMEM_READS_QUERIES. */
 KVMEM_API kvmem_status kvmem_view_attention(const kvmem_view *v, int g, int w, float *out);
 KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos); /* an event starts at pos */
+/* Query i of the ring (0 the oldest of the kvmem_view_queries there are; needs KVMEM_READS_QUERIES): the
+   probabilities that the r heads of group g give the lane's entries, out (r, n), 0 where they see nothing;
+   and the query itself as the keys are read, after RoPE, of query head h: out (d), *pos its position. */
+KVMEM_API int kvmem_view_queries(const kvmem_view *v);
+KVMEM_API kvmem_status kvmem_view_row(const kvmem_view *v, int g, int i, float *out);
+KVMEM_API void kvmem_view_query(const kvmem_view *v, int h, int i, float *out, int32_t *pos);
+/* A score or select entry's own floats of entry t of a lane (memory->own of them), and its state of the lane. */
+KVMEM_API void kvmem_view_own(const kvmem_view *v, int g, int t, float *out);
+KVMEM_API kvmem_status kvmem_view_set_own(const kvmem_view *v, int g, int t, const float *own);
+KVMEM_API float *kvmem_view_state(const kvmem_view *v, int g);
+KVMEM_API const float *kvmem_view_score(const kvmem_view *v, int g); /* in select: scores of a lane of the layer */
+KVMEM_API const kvmem_mark *kvmem_view_marks(const kvmem_view *v, int *n); /* rising positions */
 
 /* --- the cache's own fields: read-only for users --- */
 /* A codec chosen for this cache: table entry with fast functions put in, parameters, sizes, constants. */
@@ -707,6 +769,7 @@ typedef struct kvmem_lane {
     const kvmem_codec_use *use[2]; /* K, V: how new entries are coded */
     kvmem_lesson *lesson[2];
     int low;                    /* 1: holds what reduce=demote has demoted, in any order */
+    float *state[2];            /* what the score and the select entry remember of the lane */
 } kvmem_lane;
 typedef struct kvmem_arena kvmem_arena;
 
@@ -733,12 +796,18 @@ struct kvmem_cache {
     unsigned char *layer_state; /* (n_layers) 0 waiting, 1 appended, 2 attended, 3 committed */
     int32_t *block_pos;         /* (max_block) */
     int64_t since_reduce;
+    int phase;                  /* of the last commit */
     /* observation: ring of the last `ring` queries per layer, before RoPE when the shape has RoPE */
     int ring, ring_n, ring_at;
     float *ring_q;              /* (n_layers, ring, n_heads, head_dim) */
     int32_t *ring_pos;          /* (ring) */
     int64_t *event;             /* starts of events (n_events) */
     int n_events, cap_events;
+    kvmem_mark *mark;           /* (n_marks) kvmem_cache_mark */
+    int n_marks, cap_marks;
+    float *state;               /* (n_lanes, lane_floats[0] + lane_floats[1]) behind kvmem_lane.state */
+    int lane_floats[2], own[2], own_at[2]; /* of score and select; own floats begin at statistic own_at */
+    const float *const *view_score; /* (n_kv_heads) while a layer is reduced */
     void *scratch;              /* grows on demand, counted */
     size_t scratch_size, worker_bytes, tile_bytes;
     int *index, index_n;        /* (index_n) rows of a page */
@@ -11945,6 +12014,24 @@ static void kvmem__set_cap(kvmem_cache *c);
 static int kvmem__recomputes(const kvmem_recipe *r);
 static kvmem_status kvmem__lane_lessons(kvmem_cache *c, kvmem_lane *to, const kvmem_lane *from);
 static kvmem_status kvmem__add_event(kvmem_cache *c, int64_t pos);
+static kvmem_status kvmem__add_mark(kvmem_cache *c, kvmem_mark mark);
+/* Statistics that come before those of `which` in a page: one float an entry for each flag that is read. */
+static int kvmem__stats_before(unsigned reads, unsigned which) {
+    static const unsigned flags[] = { KVMEM_READS_ACC, KVMEM_READS_LAST, KVMEM_READS_HIDDEN, KVMEM_READS_PROBE,
+                                      KVMEM_WRITES_BIAS };
+    int i, n = 0;
+    for (i = 0; i < 5 && flags[i] != which; i++) n += (reads & flags[i]) != 0;
+    return n;
+}
+/* What the entry of stage score or select remembers, or NULL. */
+static const kvmem_memory *kvmem__memory_of(const kvmem_recipe *r, kvmem_stage stage) {
+    const void *head = r->stage[stage].entry;
+    return stage == KVMEM_SCORE ? ((const kvmem_score_entry *)head)->memory
+                                : ((const kvmem_select_entry *)head)->memory;
+}
+static size_t kvmem__state_bytes(const kvmem_cache *c) {
+    return (size_t)c->n_lanes * (size_t)(c->lane_floats[0] + c->lane_floats[1]) * sizeof(float);
+}
 static int kvmem__shares(const kvmem_choice *ch);
 static void kvmem__view_scratch_end(kvmem_cache *c);
 static float *kvmem__view_scratch(const kvmem_view *v, size_t floats);
@@ -12016,7 +12103,8 @@ typedef struct kvmem__codecs {
 typedef struct kvmem__plan {
     kvmem__codecs codecs;
     unsigned reads;
-    int n_stats, ring, page, lanes;
+    int n_stats, ring, page, lanes, own[2], own_at[2], lane_floats[2];
+    size_t state_bytes;
     size_t page_bytes, waiting;           /* of all lanes: a settled page each; what fresh pages take more */
     size_t lessons;                       /* what is learned of all lanes */
     size_t block_bytes, ring_bytes;       /* fixed arrays; ring of queries (counted as statistics) */
@@ -12041,7 +12129,9 @@ static int kvmem__table_cap(int n) {
 }
 /* Scratch of reducing one layer whose lanes hold at most n entries: scores of all lanes, selection
    indices, and two arrays that a score function may ask for. */
-static size_t kvmem__commit_bytes(int G, size_t n) { return ((size_t)G + 5) * n * sizeof(float); }
+static size_t kvmem__commit_bytes(unsigned reads, int L, int G, size_t n) {
+    return ((size_t)G * (size_t)((reads & KVMEM_READS_LAYERS) ? L : 1) + (size_t)G + 5) * n * sizeof(float);
+}
 /* Scratch of append and attend for a block of n tokens with one worker of w1 bytes. */
 static size_t kvmem__attend_bytes(const kvmem_shape *s, int n, size_t w1) {
     return (size_t)n * (size_t)s->n_heads * (size_t)(s->head_dim + 1) * sizeof(float) + w1;
@@ -12235,7 +12325,7 @@ static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fi
     /* of one page more in every lane: pages, table slots (doubling: up to twice, old and new at once in
        one lane), commit scratch */
     per_page = p->page_bytes + (size_t)p->lanes * 2 * KVMEM__SLOT +
-               kvmem__commit_bytes(s->n_kv_heads, 2 * (size_t)p->page) +
+               kvmem__commit_bytes(p->reads, s->n_layers, s->n_kv_heads, 2 * (size_t)p->page) +
                (p->ring ? kvmem__view_bytes(r, (size_t)p->page) : 0);
     reserve += p->waiting;
     reserve += (size_t)p->lanes * 4 * KVMEM__SLOT + 4096;
@@ -12304,7 +12394,21 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
     p->page = r->page;
     p->lanes = L * s->n_kv_heads;
     for (i = 0; i < KVMEM_N_STAGES; i++) p->reads |= r->stage[i].entry->reads;
-    p->n_stats = !!(p->reads & KVMEM_READS_ACC) + !!(p->reads & KVMEM_READS_LAST);
+    p->n_stats = kvmem__stats_before(p->reads, ~0u);
+    for (i = 0; i < 2; i++) {
+        const kvmem_memory *m = kvmem__memory_of(r, i ? KVMEM_SELECT : KVMEM_SCORE);
+        p->own_at[i] = p->n_stats;
+        p->own[i] = m ? m->own : 0;
+        p->lane_floats[i] = m && m->lane_floats ? m->lane_floats(r->stage[i ? KVMEM_SELECT : KVMEM_SCORE].par, H,
+                                                                 s->n_kv_heads, d) : 0;
+        if (p->own[i] < 0 || p->own[i] > 16 || p->lane_floats[i] < 0 || p->lane_floats[i] > 1 << 24)
+            return kvmem__fail(e, KVMEM_BAD_RECIPE, "%s=%s asks for %d floats an entry and %d a lane",
+                               kvmem_stage_word(i ? KVMEM_SELECT : KVMEM_SCORE),
+                               r->stage[i ? KVMEM_SELECT : KVMEM_SCORE].entry->word, p->own[i], p->lane_floats[i]);
+        p->n_stats += p->own[i];
+    }
+    p->state_bytes = (size_t)(p->lanes * (1 + ((r->stage[KVMEM_REDUCE].entry->reads & KVMEM_TAKES_CODEC) != 0))) *
+                     (size_t)(p->lane_floats[0] + p->lane_floats[1]) * sizeof(float);
     if (p->reads & KVMEM_READS_QUERIES)
         for (i = 0; i < KVMEM_N_STAGES; i++)
             if (r->stage[i].entry->reads & KVMEM_READS_QUERIES) {
@@ -12336,7 +12440,8 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
     for (;;) {
         kvmem__plan_pages(p, s, r);
         p->worker_floats = kvmem__worker_floats(s, p->page, p->codecs.q_floats, p->codecs.width, p->codecs.pre);
-        fixed = (size_t)p->codecs.code * sizeof(float) + p->block_bytes + p->ring_bytes + sizeof(kvmem_arena) +
+        fixed = (size_t)p->codecs.code * sizeof(float) + p->block_bytes + p->ring_bytes + p->state_bytes +
+                sizeof(kvmem_arena) +
                 p->codecs.tables + p->lessons + (size_t)p->codecs.count * KVMEM__USE_BYTES;
         if (!p->limit) return KVMEM_OK;
         p->lane_cap = kvmem__plan_cap(p, s, fixed);
@@ -12853,6 +12958,18 @@ static kvmem_status kvmem__take_fixed(kvmem_cache *c, const kvmem_shape *s, size
         if (!c->ring_q) return kvmem__no_room(c, over, part.total, "the ring of queries");
         memset(c->ring_q, 0, ring_bytes);
     }
+    if (kvmem__state_bytes(c)) {
+        const size_t floats = (size_t)(c->lane_floats[0] + c->lane_floats[1]);
+        int i;
+        part = kvmem__part(3, kvmem__state_bytes(c));
+        c->state = (float *)kvmem__arena_take(c->arena, &part, &over);
+        if (!c->state) return kvmem__no_room(c, over, part.total, "what the recipe's stages remember");
+        memset(c->state, 0, kvmem__state_bytes(c));
+        for (i = 0; i < c->n_lanes; i++) {
+            c->lane[i].state[0] = c->state + (size_t)i * floats;
+            c->lane[i].state[1] = c->lane[i].state[0] + c->lane_floats[0];
+        }
+    }
     return KVMEM_OK;
 }
 static size_t kvmem__ring_bytes(const kvmem_cache *c) {
@@ -12866,6 +12983,7 @@ KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg)
     kvmem__plan plan;
     kvmem_error e;
     kvmem_status st;
+    int i;
     memset(c, 0, sizeof *c);
     if (!cfg) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "kvmem_cache_init: config is NULL");
     if (cfg->recipe) full = *cfg->recipe;
@@ -12887,6 +13005,11 @@ KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg)
     c->n_lanes = plan.lanes * (1 + plan.codecs.demotes);
     c->reads = plan.reads;
     c->n_stats = plan.n_stats;
+    for (i = 0; i < 2; i++) {
+        c->own[i] = plan.own[i];
+        c->own_at[i] = plan.own_at[i];
+        c->lane_floats[i] = plan.lane_floats[i];
+    }
     c->ring = plan.ring;
     c->lane_cap = plan.lane_cap;
     c->threads = cfg->threads;
@@ -12914,6 +13037,11 @@ KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
     kvmem__arena_give(c->arena, c->event, &part);
     c->event = NULL;
     c->n_events = c->cap_events = 0;
+    part = kvmem__part(2, (size_t)c->cap_marks * sizeof *c->mark);
+    kvmem__arena_give(c->arena, c->mark, &part);
+    c->mark = NULL;
+    c->n_marks = c->cap_marks = 0;
+    if (c->state) memset(c->state, 0, kvmem__state_bytes(c));
     kvmem__scratch_free(c);
     if (c->layer_state) memset(c->layer_state, 0, (size_t)c->shape.n_layers);
     c->tokens = c->since_reduce = 0;
@@ -12931,6 +13059,8 @@ KVMEM_API void kvmem_cache_free(kvmem_cache *c) {
             for (j = 0; j < 2; j++) kvmem__lesson_drop(c, c->lane[i].lesson[j]);
         part = kvmem__part(3, kvmem__ring_bytes(c));
         kvmem__arena_give(c->arena, c->ring_q, &part);
+        part = kvmem__part(3, kvmem__state_bytes(c));
+        kvmem__arena_give(c->arena, c->state, &part);
         part = kvmem__part(2, c->block_size);
         kvmem__arena_give(c->arena, c->block, &part);
         if (--c->arena->refs == 0) kvmem__arena_free(c->arena);
@@ -12957,13 +13087,18 @@ KVMEM_API kvmem_status kvmem_cache_copy(kvmem_cache *dst, const kvmem_cache *src
     dst->scratch_size = 0;
     dst->event = NULL;
     dst->n_events = dst->cap_events = 0;
+    dst->mark = NULL;
+    dst->n_marks = dst->cap_marks = 0;
+    dst->state = NULL;
     st = src->block_n ? kvmem__fail(&dst->error, KVMEM_BAD_STATE, "kvmem_cache_copy in the middle of a block")
                       : kvmem__take_fixed(dst, &src->shape, kvmem__ring_bytes(src));
     if (st == KVMEM_OK && dst->ring) {
         memcpy(dst->ring_q, src->ring_q, kvmem__ring_bytes(src));
         memcpy(dst->ring_pos, src->ring_pos, (size_t)src->ring * sizeof *src->ring_pos);
     }
+    if (st == KVMEM_OK && src->state) memcpy(dst->state, src->state, kvmem__state_bytes(src));
     for (i = 0; st == KVMEM_OK && i < src->n_events; i++) st = kvmem__add_event(dst, src->event[i]);
+    for (i = 0; st == KVMEM_OK && i < src->n_marks; i++) st = kvmem__add_mark(dst, src->mark[i]);
     for (i = 0; st == KVMEM_OK && i < src->n_lanes; i++) {
         kvmem_lane *to = &dst->lane[i];
         const kvmem_lane *from = &src->lane[i];
@@ -13466,6 +13601,7 @@ KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens) {
         kvmem__lane_cut(c, &c->lane[i], keep);
     }
     while (c->n_events && c->event[c->n_events - 1] >= n) c->n_events--;
+    while (c->n_marks && c->mark[c->n_marks - 1].pos >= n) c->n_marks--;
     while (c->ring_n && c->ring_pos[(c->ring_at + c->ring - 1) % c->ring] >= n) {
         c->ring_at = (c->ring_at + c->ring - 1) % c->ring;
         c->ring_n--;
@@ -14365,8 +14501,7 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
    and a ring of the newest queries, from which kvmem_view_attention computes any window's rows again.
    P is recovered from the logits and the log-sum-exp that attend returns: P = e^(s - lse). */
 static float *kvmem__stat(const kvmem_cache *c, const kvmem_page *p, unsigned which) {
-    const int second = which == KVMEM_READS_LAST && (c->reads & KVMEM_READS_ACC);
-    return p->stats + (second ? p->cap : 0);
+    return p->stats + kvmem__stats_before(c->reads, which) * p->cap;
 }
 /* The same of entry t of a lane. */
 static float *kvmem__stat_at(const kvmem_cache *c, const kvmem_lane *ln, unsigned which, int t) {
@@ -14486,6 +14621,21 @@ static kvmem_status kvmem__watch(kvmem_cache *c, int layer, int n, const float *
     }
     return KVMEM_OK;
 }
+static kvmem_view kvmem__view_of(kvmem_cache *c, int layer, kvmem_stage stage);
+static void kvmem__view_scratch_end(kvmem_cache *c);
+static kvmem_status kvmem__memory_watch(kvmem_cache *c, int layer, int n, const float *q) {
+    int i;
+    for (i = 0; i < 2; i++) {
+        const kvmem_memory *m = kvmem__memory_of(&c->recipe, i ? KVMEM_SELECT : KVMEM_SCORE);
+        const kvmem_view v = kvmem__view_of(c, layer, i ? KVMEM_SELECT : KVMEM_SCORE);
+        kvmem_status st;
+        if (!m || !m->watch) continue;
+        st = m->watch(&v, n, q, c->block_pos);
+        kvmem__view_scratch_end(c);
+        KVMEM__TRY(st);
+    }
+    return KVMEM_OK;
+}
 KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, const float *q, float *out) {
     float *lse = NULL;
     KVMEM__TRY(kvmem__check_layer(c, layer, "attend"));
@@ -14508,6 +14658,7 @@ KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, cons
         KVMEM__TRY(c->backend->attend(c, layer, n, q, out, NULL));
     if (c->ring) kvmem__ring_push(c, layer, n, q);
     KVMEM__TRY(kvmem__watch(c, layer, n, q));
+    KVMEM__TRY(kvmem__memory_watch(c, layer, n, q));
     c->layer_state[layer] = 2;
     return KVMEM_OK;
 }
@@ -14534,13 +14685,15 @@ static float *kvmem__view_scratch(const kvmem_view *v, size_t floats) {
     c->tmp_size[c->n_tmp++] = part.total;
     return (float *)p;
 }
+/* Give back the last of them, so that a function may ask in a loop; or all. */
+static void kvmem__view_scratch_back(kvmem_cache *c) {
+    kvmem_bytes_part part;
+    c->n_tmp--;
+    part = kvmem__part(4, c->tmp_size[c->n_tmp]);
+    kvmem__arena_give(c->arena, c->tmp[c->n_tmp], &part);
+}
 static void kvmem__view_scratch_end(kvmem_cache *c) {
-    while (c->n_tmp) {
-        kvmem_bytes_part part;
-        c->n_tmp--;
-        part = kvmem__part(4, c->tmp_size[c->n_tmp]);
-        kvmem__arena_give(c->arena, c->tmp[c->n_tmp], &part);
-    }
+    while (c->n_tmp) kvmem__view_scratch_back(c);
 }
 KVMEM_API int kvmem_view_count(const kvmem_view *v, int g) { return kvmem__lane_at(v->cache, v->layer, g)->n; }
 KVMEM_API void kvmem_view_positions(const kvmem_view *v, int g, int32_t *out) {
@@ -14570,14 +14723,16 @@ KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out) {
     kvmem__view_stat(v, g, KVMEM_READS_LAST, out);
 }
 
-/* Add the softmax row of one ring query, mean over the group, to out (n); logits: (r, n). */
-static void kvmem__view_row(kvmem__worker *w, const kvmem_cache *c, int layer, int g, const float *q, int32_t qpos,
-                            float *logits, float *out) {
+/* Logits (r, n) of one ring query over the entries [*from, *to) that it sees. */
+static void kvmem__view_logits(kvmem__worker *w, const kvmem_cache *c, int layer, int g, const float *q, int32_t qpos,
+                               float *logits, int *from, int *to) {
     const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
     const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, n = ln->n;
     const int qslot = kvmem__lane_find(ln, qpos + 1) - 1; /* its own slot, or the last before it */
-    int a, b, i, j, t;
+    int a, b, i, j;
     kvmem__visible(c, layer, ln, qslot, qpos, &a, &b);
+    *from = a;
+    *to = b;
     w->kc = NULL;
     for (i = a < b ? kvmem__page_at(ln, a) : 0; a < b && i < ln->n_pages && kvmem__page_first(ln, i) < b; i++) {
         const int first = kvmem__page_first(ln, i);
@@ -14587,6 +14742,13 @@ static void kvmem__view_row(kvmem__worker *w, const kvmem_cache *c, int layer, i
             memcpy(logits + (size_t)j * (size_t)n + (size_t)(first + t0), w->s + j * P + t0,
                    (size_t)(t1 - t0) * sizeof(float));
     }
+}
+/* Add the softmax row of one ring query, mean over the group, to out (n); logits: (r, n). */
+static void kvmem__view_row(kvmem__worker *w, const kvmem_cache *c, int layer, int g, const float *q, int32_t qpos,
+                            float *logits, float *out) {
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, n = kvmem__lane_at(c, layer, g)->n;
+    int a, b, j, t;
+    kvmem__view_logits(w, c, layer, g, q, qpos, logits, &a, &b);
     for (j = 0; j < r && a < b; j++) {
         float *s = logits + (size_t)j * (size_t)n + a;
         const float m = c->backend->max(s, b - a), l = c->backend->exp_sum(s, s, m, b - a);
@@ -14628,6 +14790,102 @@ KVMEM_API kvmem_status kvmem_view_attention(const kvmem_view *v, int g, int w, f
     for (part = 0; part < KVMEM__VIEW_PARTS; part++)
         for (t = 0; t < n; t++) out[t] += parts[(size_t)part * (size_t)n + (size_t)t];
     return KVMEM_OK;
+}
+KVMEM_API int kvmem_view_queries(const kvmem_view *v) {
+    int first;
+    return kvmem__ring_count(v->cache, v->layer, &first);
+}
+static const float *kvmem__ring_row(const kvmem_view *v, int i, int *slot) {
+    const kvmem_cache *c = v->cache;
+    int first;
+    kvmem__ring_count(c, v->layer, &first);
+    *slot = (first + i) % c->ring;
+    return c->ring_q + ((size_t)v->layer * (size_t)c->ring + (size_t)*slot) * (size_t)c->shape.n_heads *
+                       (size_t)c->shape.head_dim;
+}
+KVMEM_API kvmem_status kvmem_view_row(const kvmem_view *v, int g, int i, float *out) {
+    kvmem_cache *c = v->cache;
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim, n = kvmem_view_count(v, g);
+    float *work = kvmem__view_scratch(v, c->worker_bytes / sizeof(float));
+    kvmem__worker w;
+    const float *q;
+    int slot, a, b, j;
+    if (!work) return c->error.status;
+    kvmem__worker_init(&w, c, work);
+    memset(out, 0, (size_t)r * (size_t)n * sizeof(float));
+    q = kvmem__ring_row(v, i, &slot);
+    kvmem__view_logits(&w, c, v->layer, g, q + (size_t)(g * r * d), c->ring_pos[slot], out, &a, &b);
+    for (j = 0; j < r && a < b; j++) {
+        float *s = out + (size_t)j * (size_t)n + a;
+        const float m = c->backend->max(s, b - a), l = c->backend->exp_sum(s, s, m, b - a);
+        c->backend->scale(s, 1.0f / l, b - a);
+    }
+    kvmem__view_scratch_back(c);
+    return KVMEM_OK;
+}
+KVMEM_API void kvmem_view_query(const kvmem_view *v, int h, int i, float *out, int32_t *pos) {
+    const kvmem_cache *c = v->cache;
+    const int d = c->shape.head_dim;
+    int slot;
+    const float *q = kvmem__ring_row(v, i, &slot);
+    memcpy(out, q + (size_t)h * (size_t)d, (size_t)d * sizeof *out);
+    if (pos) *pos = c->ring_pos[slot];
+    kvmem__rope_rows(c, v->layer, out, 1, &c->ring_pos[slot]);
+}
+static int kvmem__memory_side(const kvmem_view *v) { return v->stage == KVMEM_SELECT; }
+KVMEM_API void kvmem_view_own(const kvmem_view *v, int g, int t, float *out) {
+    const kvmem_cache *c = v->cache;
+    const kvmem_lane *ln = kvmem__lane_at(c, v->layer, g);
+    const int i = kvmem__page_at(ln, t), row = t - kvmem__page_first(ln, i), k = kvmem__memory_side(v);
+    const kvmem_page *p = ln->pages[i];
+    int x;
+    for (x = 0; x < c->own[k]; x++) out[x] = p->stats[(c->own_at[k] + x) * p->cap + row];
+}
+KVMEM_API kvmem_status kvmem_view_set_own(const kvmem_view *v, int g, int t, const float *own) {
+    kvmem_cache *c = v->cache;
+    kvmem_lane *ln = kvmem__lane_at(c, v->layer, g);
+    const int i = kvmem__page_at(ln, t), row = t - kvmem__page_first(ln, i), k = kvmem__memory_side(v);
+    int x;
+    KVMEM__TRY(kvmem__page_own(c, ln, i));
+    for (x = 0; x < c->own[k]; x++) ln->pages[i]->stats[(c->own_at[k] + x) * ln->pages[i]->cap + row] = own[x];
+    return KVMEM_OK;
+}
+KVMEM_API float *kvmem_view_state(const kvmem_view *v, int g) {
+    return kvmem__lane_at(v->cache, v->layer, g)->state[kvmem__memory_side(v)];
+}
+KVMEM_API const float *kvmem_view_score(const kvmem_view *v, int g) {
+    return v->cache->view_score ? v->cache->view_score[g] : NULL;
+}
+KVMEM_API const kvmem_mark *kvmem_view_marks(const kvmem_view *v, int *n) {
+    *n = v->cache->n_marks;
+    return v->cache->mark;
+}
+static kvmem_status kvmem__add_mark(kvmem_cache *c, kvmem_mark mark) {
+    if (c->n_marks && c->mark[c->n_marks - 1].pos == mark.pos) c->n_marks--; /* the last word counts */
+    if (c->n_marks == c->cap_marks) {
+        const int cap = c->cap_marks ? 2 * c->cap_marks : 8;
+        const kvmem_bytes_part part = kvmem__part(2, (size_t)cap * sizeof *c->mark);
+        const kvmem_bytes_part old = kvmem__part(2, (size_t)c->cap_marks * sizeof *c->mark);
+        int over;
+        kvmem_mark *m = (kvmem_mark *)kvmem__arena_take(c->arena, &part, &over);
+        if (!m) return kvmem__no_room(c, over, part.total, "the list of marks");
+        if (c->n_marks) memcpy(m, c->mark, (size_t)c->n_marks * sizeof *m);
+        kvmem__arena_give(c->arena, c->mark, &old);
+        c->mark = m;
+        c->cap_marks = cap;
+    }
+    c->mark[c->n_marks++] = mark;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_cache_mark(kvmem_cache *c, kvmem_mark_kind kind) {
+    kvmem_mark m;
+    KVMEM__TRY(kvmem__check_layer(c, 0, "mark"));
+    if ((unsigned)kind >= KVMEM_N_MARKS)
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "mark: unknown kind %d", (int)kind);
+    if (c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "mark in the middle of a block: commit first");
+    m.pos = c->next_pos;
+    m.kind = (int)kind;
+    return kvmem__add_mark(c, m);
 }
 static kvmem_status kvmem__add_event(kvmem_cache *c, int64_t pos) {
     if (c->n_events == c->cap_events) {
@@ -14929,19 +15187,19 @@ static kvmem_status kvmem__score_zipcache(const kvmem_view *v, int g, float *sco
 
 static const kvmem_score_entry kvmem__scores[] = {
     { { "recency", "newest entries; with sinks and place=cache StreamingLLM",
-        "Xiao 2023, arXiv 2309.17453", NULL, 0 }, kvmem__score_recency },
+        "Xiao 2023, arXiv 2309.17453", NULL, 0 }, kvmem__score_recency, NULL },
     { { "random", "a uniform number per token from the seed: the floor", "-", NULL, 0 },
-      kvmem__score_random },
+      kvmem__score_random, NULL },
     { { "knorm", "keys with a small norm", "Devoto 2024, arXiv 2406.11430", NULL, KVMEM_READS_KEYS },
-      kvmem__score_knorm },
+      kvmem__score_knorm, NULL },
     { { "h2o", "attention received from all queries so far", "Zhang 2023, arXiv 2306.14048",
-        kvmem__params_h2o, KVMEM_READS_ACC }, kvmem__score_h2o },
+        kvmem__params_h2o, KVMEM_READS_ACC }, kvmem__score_h2o, NULL },
     { { "tova", "attention of the newest query, mean over the layer's heads",
-        "Oren 2024, arXiv 2401.06104", NULL, KVMEM_READS_LAST | KVMEM_READS_LANES }, kvmem__score_tova },
+        "Oren 2024, arXiv 2401.06104", NULL, KVMEM_READS_LAST | KVMEM_READS_LANES }, kvmem__score_tova, NULL },
     { { "snapkv", "pooled attention of the last queries", "Li 2024, arXiv 2404.14469",
-        kvmem__params_snapkv, KVMEM_READS_QUERIES }, kvmem__score_snapkv },
+        kvmem__params_snapkv, KVMEM_READS_QUERIES }, kvmem__score_snapkv, NULL },
     { { "zipcache", "attention of the last queries over the number of queries that could see the entry",
-        "He 2024, arXiv 2405.14256", kvmem__params_zipcache, KVMEM_READS_QUERIES }, kvmem__score_zipcache } };
+        "He 2024, arXiv 2405.14256", kvmem__params_zipcache, KVMEM_READS_QUERIES }, kvmem__score_zipcache, NULL } };
 
 /* ==== >>budget : how many entries may each lane keep? ============================================
    A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
@@ -15022,6 +15280,30 @@ static const kvmem_budget_entry kvmem__budgets[] = {
     { { "uniform", "every lane the same number", "-", NULL, 0 }, kvmem__budget_uniform },
     { { "pyramid", "falls linearly from the first layer to the last", "Cai 2024, arXiv 2406.02069",
         kvmem__params_pyramid, 0 }, kvmem__budget_pyramid } };
+
+/* ==== >>select : which entries does a budget of so many keep? =====================================
+   A score says how much an entry matters alone; this stage makes a set of `keep` entries of it. Sinks and
+   the recent window are in the set in any case. Most methods take the best; some take whole chunks, a share
+   of every part of the text, or the entries that stand for the others. */
+
+/* ==== >>select_topk : the best scores. stage: select ====
+   kept = sinks, recent window, and the entries of the highest scores between them; ties: lower index. */
+static kvmem_status kvmem__select_topk(const kvmem_view *v, int g, const float *score, int keep, int sink, int recent,
+                                       int *kept, int *n_kept) {
+    const int n = kvmem_view_count(v, g);
+    int *idx = (int *)(void *)kvmem__view_scratch(v, (size_t)n);
+    int t, m = sink;
+    if (!idx) return v->cache->error.status;
+    for (t = 0; t < sink; t++) kept[t] = t;
+    m += kvmem__topk(kept + m, score + sink, n - recent - sink, keep - sink - recent, idx);
+    for (t = sink; t < m; t++) kept[t] += sink;
+    for (t = n - recent; t < n; t++) kept[m++] = t;
+    *n_kept = m;
+    return KVMEM_OK;
+}
+
+static const kvmem_select_entry kvmem__selects[] = {
+    { { "topk", "the entries of the highest scores", "-", NULL, 0 }, kvmem__select_topk, NULL } };
 
 /* ==== >>reduce : what becomes of the rest? =======================================================
    Gets the rising indices of what is kept; the lane has exactly these entries afterwards. */
@@ -15196,7 +15478,9 @@ static int kvmem__mean_budget(const kvmem_cache *c) {
     return b < (double)INT_MAX ? (int)b : INT_MAX;
 }
 /* Does the recipe ever remove entries? */
-static int kvmem__evicts(const kvmem_cache *c) { return c->recipe.amount.kind != KVMEM_ALL; }
+static int kvmem__evicts(const kvmem_cache *c) {
+    return c->recipe.amount.kind != KVMEM_ALL || (c->reads & KVMEM_CHOOSES_COUNT);
+}
 
 /* Does this commit reduce by the recipe's own rule, and if not, must it because the next block would not
    fit under the byte limit? */
@@ -15224,8 +15508,11 @@ static kvmem_view kvmem__view_of(kvmem_cache *c, int layer, kvmem_stage stage) {
     v.cache = c;
     v.layer = layer;
     v.par = c->recipe.stage[stage].par;
+    v.text = c->recipe.stage[stage].text;
     v.user = c->recipe.stage[stage].user;
     v.seed = c->recipe.seed;
+    v.stage = stage;
+    v.phase = c->phase;
     return v;
 }
 static kvmem_status kvmem__score_lane(kvmem_cache *c, int layer, int g, float *score) {
@@ -15245,38 +15532,55 @@ static kvmem_status kvmem__score_lane(kvmem_cache *c, int layer, int g, float *s
                              e->e.word, t, layer, g);
     return st;
 }
-/* Select keep entries of a lane by score and reduce it. kept (n), idx (n) are scratch. */
-static kvmem_status kvmem__reduce_lane(kvmem_cache *c, int layer, int g, int keep, const float *score, int *kept,
-                                       int *idx) {
-    const kvmem_reduce_entry *e = (const kvmem_reduce_entry *)(const void *)c->recipe.stage[KVMEM_REDUCE].entry;
-    const kvmem_view v = kvmem__view_of(c, layer, KVMEM_REDUCE);
+/* Select at most keep entries of a lane by score: kept (n), *m of them. */
+static kvmem_status kvmem__select_lane(kvmem_cache *c, int layer, int g, int keep, const float *score, int *kept,
+                                       int *m) {
+    const kvmem_select_entry *e = (const kvmem_select_entry *)(const void *)c->recipe.stage[KVMEM_SELECT].entry;
+    const kvmem_view v = kvmem__view_of(c, layer, KVMEM_SELECT);
     const int n = kvmem_view_count(&v, g);
-    int s, w, m = 0, t;
+    int s, w, t;
     kvmem_status st;
     kvmem__protect(&c->recipe, keep, &s, &w);
-    for (t = 0; t < s; t++) kept[m++] = t;
-    m += kvmem__topk(kept + m, score + s, n - w - s, keep - s - w, idx);
-    for (t = s; t < m; t++) kept[t] += s;
-    for (t = n - w; t < n; t++) kept[m++] = t;
+    c->error.status = KVMEM_OK;
+    *m = 0;
+    st = e->fn(&v, g, score, keep, s, w, kept, m);
+    kvmem__view_scratch_end(c);
+    if (st != KVMEM_OK) {
+        if (c->error.status == KVMEM_OK)
+            kvmem__fail(&c->error, st, "select=%s failed in layer %d, KV head %d", e->e.word, layer, g);
+        return st;
+    }
+    for (t = 0; t < *m; t++)
+        if (kept[t] < (t ? kept[t - 1] + 1 : 0) || kept[t] >= n) break;
+    if (t < *m || *m < 0 || (*m > keep && !(e->e.reads & KVMEM_CHOOSES_COUNT)))
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "select=%s chose %d of %d entries for a budget of %d, number %d "
+                           "of them out of order", e->e.word, *m, n, keep, t);
+    return KVMEM_OK;
+}
+/* Leave a lane with the m entries kept. */
+static kvmem_status kvmem__reduce_lane(kvmem_cache *c, int layer, int g, const float *score, const int *kept, int m) {
+    const kvmem_reduce_entry *e = (const kvmem_reduce_entry *)(const void *)c->recipe.stage[KVMEM_REDUCE].entry;
+    const kvmem_view v = kvmem__view_of(c, layer, KVMEM_REDUCE);
+    kvmem_status st;
     c->error.status = KVMEM_OK;
     st = e->fn(&v, g, kept, m, score);
     kvmem__view_scratch_end(c);
-    if (st == KVMEM_OK && kvmem_view_count(&v, g) != keep)
+    if (st == KVMEM_OK && kvmem_view_count(&v, g) != m)
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "reduce=%s left %d entries instead of %d", e->e.word,
-                           kvmem_view_count(&v, g), keep);
+                           kvmem_view_count(&v, g), m);
     if (st != KVMEM_OK && c->error.status == KVMEM_OK)
         kvmem__fail(&c->error, st, "reduce=%s failed in layer %d, KV head %d", e->e.word, layer, g);
     return st;
 }
-/* Ask the budget stage for keep (G); 1 in *any if some lane must shrink. */
-static kvmem_status kvmem__ask_budget(kvmem_cache *c, int layer, int mean, int *len, int *keep,
-                                      const float *const *score, int *any) {
+/* Ask the budget stage for keep of n_lanes lanes from `layer` on, one layer or all of them. */
+static kvmem_status kvmem__ask_budget(kvmem_cache *c, int layer, int n_lanes, int mean, int *len, int *keep,
+                                      const float *const *score) {
     const kvmem_budget_entry *e = (const kvmem_budget_entry *)(const void *)c->recipe.stage[KVMEM_BUDGET].entry;
     const kvmem_view v = kvmem__view_of(c, layer, KVMEM_BUDGET);
+    const int G = c->shape.n_kv_heads;
     kvmem_status st;
-    int g;
-    *any = 0;
-    for (g = 0; g < c->shape.n_kv_heads; g++) len[g] = keep[g] = kvmem_view_count(&v, g);
+    int i;
+    for (i = 0; i < n_lanes; i++) len[i] = keep[i] = kvmem__lane_at(c, layer + i / G, i % G)->n;
     c->error.status = KVMEM_OK;
     st = e->fn(&v, mean, len, score, keep);
     kvmem__view_scratch_end(c);
@@ -15284,38 +15588,104 @@ static kvmem_status kvmem__ask_budget(kvmem_cache *c, int layer, int mean, int *
         if (c->error.status == KVMEM_OK) kvmem__fail(&c->error, st, "budget=%s failed in layer %d", e->e.word, layer);
         return st;
     }
-    for (g = 0; g < c->shape.n_kv_heads; g++) {
-        keep[g] = KVMEM__MIN(KVMEM__MAX(keep[g], KVMEM__MIN(1, len[g])), len[g]);
-        *any |= keep[g] < len[g];
-    }
+    for (i = 0; i < n_lanes; i++) keep[i] = KVMEM__MIN(KVMEM__MAX(keep[i], KVMEM__MIN(1, len[i])), len[i]);
     return KVMEM_OK;
 }
+/* What a reduction works with: n lanes' lengths and numbers to keep, their scores, and what was selected. */
+typedef struct kvmem__cull {
+    float *row;                /* (lanes or 1, stride) scores */
+    const float **score;       /* (lanes) where each lane's row is */
+    int *len, *keep, *m, *kept; /* (lanes) and (selected lanes, stride) */
+    size_t stride;
+    int scored;                /* 1: a row of scores for every lane, else one for all */
+} kvmem__cull;
+static size_t kvmem__cull_bytes(size_t lanes, size_t rows, size_t chosen, size_t longest) {
+    return lanes * sizeof(float *) + (3 * lanes + (rows + chosen) * longest) * 4;
+}
+static float *kvmem__cull_row(const kvmem__cull *j, int lane) {
+    return j->row + (j->scored ? (size_t)lane * j->stride : 0);
+}
+/* Scratch for `lanes` lanes of at most `longest` entries. */
+static kvmem_status kvmem__cull_begin(kvmem_cache *c, kvmem__cull *j, int lanes, int scored, int chosen, int longest) {
+    const size_t un = (size_t)lanes, rows = scored ? un : 1;
+    size_t i;
+    KVMEM__TRY(kvmem__scratch(c, kvmem__cull_bytes(un, rows, (size_t)chosen, (size_t)longest)));
+    j->score = (const float **)c->scratch;
+    j->len = (int *)(void *)(j->score + un);
+    j->keep = j->len + un;
+    j->m = j->keep + un;
+    j->kept = j->m + un;
+    j->stride = (size_t)longest;
+    j->scored = scored;
+    j->row = (float *)(void *)(j->kept + (size_t)chosen * j->stride);
+    for (i = 0; i < un; i++) j->score[i] = kvmem__cull_row(j, (int)i);
+    return KVMEM_OK;
+}
+/* Layer `layer`, whose lanes begin at lane `base` of the job: select and reduce. */
+static kvmem_status kvmem__cull_layer(kvmem_cache *c, kvmem__cull *j, int layer, int base) {
+    const int G = c->shape.n_kv_heads, frees = (c->reads & KVMEM_CHOOSES_COUNT) != 0;
+    const int together = (c->recipe.stage[KVMEM_SELECT].entry->reads & KVMEM_READS_LANES) != 0;
+    kvmem_status st = KVMEM_OK;
+    int g, pass;
+    c->view_score = j->scored ? j->score + base : NULL;
+    for (pass = 0; pass < 1 + together; pass++)
+        for (g = 0; g < G && st == KVMEM_OK; g++) {
+            const int lane = base + g;
+            int *kept = j->kept + (together ? (size_t)g * j->stride : 0);
+            if (j->keep[lane] >= j->len[lane] && !frees) continue;
+            if (!j->scored) st = kvmem__score_lane(c, layer, g, kvmem__cull_row(j, lane));
+            if (st == KVMEM_OK && !pass)
+                st = kvmem__select_lane(c, layer, g, j->keep[lane], j->score[lane], kept, &j->m[lane]);
+            if (st == KVMEM_OK && pass == together && j->m[lane] < j->len[lane])
+                st = kvmem__reduce_lane(c, layer, g, j->score[lane], kept, j->m[lane]);
+        }
+    c->view_score = NULL;
+    return st;
+}
+/* Must every lane of a layer be scored before one of them is reduced? */
+static int kvmem__scores_all(const kvmem_cache *c) {
+    return (c->recipe.stage[KVMEM_BUDGET].entry->reads & KVMEM_READS_SCORES) || (c->reads & KVMEM_READS_LANES);
+}
+static int kvmem__chosen_rows(const kvmem_cache *c) {
+    return (c->recipe.stage[KVMEM_SELECT].entry->reads & KVMEM_READS_LANES) ? c->shape.n_kv_heads : 1;
+}
 static kvmem_status kvmem__reduce_layer(kvmem_cache *c, int layer, int mean) {
-    const int G = c->shape.n_kv_heads;
-    const int all = (c->recipe.stage[KVMEM_BUDGET].entry->reads & KVMEM_READS_SCORES) ||
-                    (c->recipe.stage[KVMEM_SCORE].entry->reads & KVMEM_READS_LANES);
-    const float **score;
-    int *len, *keep, *kept, *idx, g, longest = 0, any = 1;
-    size_t stride, bytes;
-    float *f;
+    const int G = c->shape.n_kv_heads, all = kvmem__scores_all(c);
+    kvmem__cull j;
+    int g, longest = 0;
     for (g = 0; g < G; g++) longest = KVMEM__MAX(longest, kvmem__lane_at(c, layer, g)->n);
-    if (c->tokens + c->block_n <= mean || !longest) return KVMEM_OK;
-    stride = (size_t)longest;
-    bytes = (size_t)G * sizeof *score + (2 * (size_t)G + 2 * stride + (all ? (size_t)G : 1) * stride) * 4;
-    KVMEM__TRY(kvmem__scratch(c, bytes));
-    score = (const float **)c->scratch;
-    len = (int *)(void *)(score + G);
-    keep = len + G;
-    kept = keep + G;
-    idx = kept + stride;
-    f = (float *)(void *)(idx + stride);
-    for (g = 0; g < G; g++) score[g] = f + (all ? (size_t)g * stride : 0);
-    for (g = 0; all && g < G; g++) KVMEM__TRY(kvmem__score_lane(c, layer, g, f + (size_t)g * stride));
-    KVMEM__TRY(kvmem__ask_budget(c, layer, mean, len, keep, all ? score : NULL, &any));
-    for (g = 0; any && g < G; g++) {
-        if (keep[g] >= len[g]) continue;
-        if (!all) KVMEM__TRY(kvmem__score_lane(c, layer, g, f));
-        KVMEM__TRY(kvmem__reduce_lane(c, layer, g, keep[g], score[g], kept, idx));
+    if ((c->tokens + c->block_n <= mean && !(c->reads & KVMEM_CHOOSES_COUNT)) || !longest) return KVMEM_OK;
+    KVMEM__TRY(kvmem__cull_begin(c, &j, G, all, kvmem__chosen_rows(c), longest));
+    for (g = 0; all && g < G; g++) KVMEM__TRY(kvmem__score_lane(c, layer, g, kvmem__cull_row(&j, g)));
+    KVMEM__TRY(kvmem__ask_budget(c, layer, G, mean, j.len, j.keep, all ? j.score : NULL));
+    return kvmem__cull_layer(c, &j, layer, 0);
+}
+/* The same for a budget that compares layers: all are scored first if it reads scores, and no lane is
+   touched before it has divided the whole. */
+static kvmem_status kvmem__reduce_all(kvmem_cache *c, int mean) {
+    const int L = c->shape.n_layers, G = c->shape.n_kv_heads;
+    const int all = kvmem__scores_all(c);
+    kvmem__cull j;
+    int i, longest = 0;
+    for (i = 0; i < L * G; i++) longest = KVMEM__MAX(longest, c->lane[i].n);
+    if ((c->tokens + c->block_n <= mean && !(c->reads & KVMEM_CHOOSES_COUNT)) || !longest) return KVMEM_OK;
+    KVMEM__TRY(kvmem__cull_begin(c, &j, L * G, all, kvmem__chosen_rows(c), longest));
+    for (i = 0; all && i < L * G; i++) KVMEM__TRY(kvmem__score_lane(c, i / G, i % G, kvmem__cull_row(&j, i)));
+    KVMEM__TRY(kvmem__ask_budget(c, 0, L * G, mean, j.len, j.keep, all ? j.score : NULL));
+    for (i = 0; i < L; i++) KVMEM__TRY(kvmem__cull_layer(c, &j, i, i * G));
+    return KVMEM_OK;
+}
+/* What the score and the select entry remember, brought up to date lane by lane. */
+static kvmem_status kvmem__update_layer(kvmem_cache *c, int layer) {
+    int i, g;
+    for (i = 0; i < 2; i++) {
+        const kvmem_memory *m = kvmem__memory_of(&c->recipe, i ? KVMEM_SELECT : KVMEM_SCORE);
+        const kvmem_view v = kvmem__view_of(c, layer, i ? KVMEM_SELECT : KVMEM_SCORE);
+        for (g = 0; m && m->update && g < c->shape.n_kv_heads; g++) {
+            const kvmem_status st = m->update(&v, g);
+            kvmem__view_scratch_end(c);
+            KVMEM__TRY(st);
+        }
     }
     return KVMEM_OK;
 }
@@ -15355,13 +15725,15 @@ KVMEM_API kvmem_status kvmem_cache_commit_layer(kvmem_cache *c, int layer, kvmem
         return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "commit_layer: a byte limit is shared by all layers");
     if (c->layer_state[layer] != 2)
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit_layer: layer %d has not attended in this block", layer);
+    c->phase = (int)phase;
+    KVMEM__TRY(kvmem__update_layer(c, layer));
     if (kvmem__reduce_due(c, phase)) KVMEM__TRY(kvmem__reduce_layer(c, layer, kvmem__mean_budget(c)));
     KVMEM__TRY(kvmem__settle_layer(c, layer, phase));
     c->layer_state[layer] = 3;
     return KVMEM_OK;
 }
 KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
-    int l, due, mean, waiting, appended, pushed;
+    int l, due, mean, together, waiting, appended, pushed;
     KVMEM__TRY(kvmem__check_layer(c, 0, "commit"));
     if (!c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit: no block was appended");
     waiting = kvmem__layers_in(c, 0);
@@ -15373,12 +15745,17 @@ KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
     if (c->ring && appended && appended < c->shape.n_layers)
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit: the recipe reads queries, and %d of %d layers have not "
                            "attended in this block", appended, c->shape.n_layers);
+    c->phase = (int)phase;
     KVMEM__TRY(kvmem__segment(c));
     due = kvmem__reduce_due(c, phase);
     mean = due ? kvmem__mean_budget(c) : 0;
+    together = (c->reads & KVMEM_READS_LAYERS) != 0;
+    for (l = 0; l < c->shape.n_layers; l++)
+        if (c->layer_state[l] != 3) KVMEM__TRY(kvmem__update_layer(c, l));
+    if (due && together) KVMEM__TRY(kvmem__reduce_all(c, mean));
     for (l = 0; l < c->shape.n_layers; l++) {
         if (c->layer_state[l] == 3) continue;
-        if (due) KVMEM__TRY(kvmem__reduce_layer(c, l, mean));
+        if (due && !together) KVMEM__TRY(kvmem__reduce_layer(c, l, mean));
         KVMEM__TRY(kvmem__settle_layer(c, l, phase));
     }
     pushed = c->ring && !appended ? KVMEM__MIN(c->block_n, c->ring) : 0;
@@ -15428,7 +15805,8 @@ static size_t kvmem__block_need(const kvmem_cache *c, int b) {
     if (c->fresh)
         need += (size_t)(P * c->shape.head_dim) * sizeof(float); /* and once more as floats while it is coded */
     a = kvmem__attend_bytes(&c->shape, b, c->worker_bytes) + kvmem__more_scratch(c->arena->limit);
-    m = kvmem__evicts(c) ? kvmem__commit_bytes(G, longest) + (c->ring ? kvmem__view_bytes(r, longest) : 0) : 0;
+    m = !kvmem__evicts(c) ? 0 : kvmem__commit_bytes(c->reads, c->shape.n_layers, G, longest) +
+                                (c->ring ? kvmem__view_bytes(r, longest) : 0);
     return need + KVMEM__MAX(a, m);
 }
 KVMEM_API int kvmem_cache_room(const kvmem_cache *c) {
@@ -15505,7 +15883,7 @@ static void kvmem__est_count(kvmem__est *e, size_t more) {
     kvmem_bytes_part *b = &e->out->live;
     int l, g, i;
     memset(b, 0, sizeof *b);
-    b->stats = e->p.ring_bytes;
+    b->stats = e->p.ring_bytes + e->p.state_bytes;
     b->meta =
         e->p.block_bytes + sizeof(kvmem_arena) + (size_t)e->p.codecs.count * KVMEM__USE_BYTES + e->p.codecs.tables;
     b->scratch = e->c.scratch_size + more;
@@ -15564,12 +15942,17 @@ static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
     const kvmem_view v = kvmem__view_of(&e->c, layer, KVMEM_BUDGET);
     const int r = e->c.shape.n_heads / e->G, P = e->p.page;
     int len = e->len[layer], keep = KVMEM__MIN(mean, len);
-    size_t bytes, more = 0;
+    const size_t lanes = (size_t)((e->p.reads & KVMEM_READS_LAYERS) ? e->p.lanes : e->G);
+    size_t bytes, more;
     if (e->c.tokens + e->c.block_n <= mean) return;
-    bytes = (size_t)e->G * sizeof(float *) + (2 * (size_t)e->G + 3 * (size_t)len) * 4;
+    bytes = kvmem__cull_bytes(lanes, kvmem__scores_all(&e->c) ? lanes : 1,
+                             (e->c.recipe.stage[KVMEM_SELECT].entry->reads & KVMEM_READS_LANES) ? (size_t)e->G : 1,
+                             (size_t)len);
     e->c.scratch_size = KVMEM__MAX(e->c.scratch_size, bytes);
+    more = (size_t)len * sizeof(int) + 1; /* of select */
     if (e->c.ring) /* what kvmem_view_attention takes, and the votes of one lane */
-        more = kvmem__view_bytes(r, (size_t)len) + KVMEM__VIEW_PARTS * e->c.worker_bytes + (size_t)len * sizeof(float);
+        more = KVMEM__MAX(more, kvmem__view_bytes(r, (size_t)len) + KVMEM__VIEW_PARTS * e->c.worker_bytes +
+                                (size_t)len * sizeof(float));
     kvmem__est_count(e, more);
     if (!(be->e.reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS))) be->fn(&v, mean, &len, NULL, &keep);
     keep = KVMEM__MAX(KVMEM__MIN(keep, len), KVMEM__MIN(1, len));
@@ -15644,6 +16027,7 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
     e.c.lane_cap = e.p.lane_cap;
     e.c.max_block = cfg->max_block;
     e.c.ring = e.p.ring;
+    e.c.reads = e.p.reads;
     e.c.threads = cfg->threads;
     e.c.worker_bytes = e.p.worker_floats * sizeof(float);
     e.c.code = e.p.codecs.code;
@@ -15676,6 +16060,8 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
        u32 ring_n  u32 ring_at  u32 n_events  u32 n_lanes  u32 n_codecs  u32 recipe_len  recipe text
        codecs:  u32 word_len  word  u32 row_bytes  12 x f64 bits of the parameters
        events (n_events) u64;  ring positions (ring) u32;  ring queries (layers, ring, heads, d) f32
+       u32 n_marks, then for each mark: u64 position  u32 kind
+       u32 floats of every lane's state, then (lanes, floats) f32: what score and select remember
        lanes:   for K and V: u32 0 nothing learned, 1 begun, 2 learned; u32 floats of the lesson, f32s
                 u32 n_pages, then for each page: u32 rows  u32 keys before RoPE
                 for K and V: u32 codec  u32 has the lesson  u32 rows when coded  u32 exact rows  u32 head bytes
@@ -15685,7 +16071,7 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
 
    Coded rows are stored as they are, so loading restores the cache bit for bit. A file is refused unless
    shape, model and recipe are the cache's own, and nothing is used before the checksum has been verified. */
-#define KVMEM__SAVE_VERSION 2u
+#define KVMEM__SAVE_VERSION 3u
 #define KVMEM__SAVE_HEAD 100 /* bytes before the recipe text */
 
 typedef struct kvmem__out { kvmem_write_fn write; void *user; uint32_t crc; int failed; } kvmem__out;
@@ -15842,6 +16228,13 @@ KVMEM_API kvmem_status kvmem_cache_save(kvmem_cache *c, kvmem_write_fn write, vo
             &o, i < c->ring_n || c->ring_n == c->ring || c->ring_at ? (uint32_t)c->ring_pos[i] : 0);
     row = (size_t)c->ring * (size_t)c->shape.n_layers * (size_t)c->shape.n_heads * (size_t)c->shape.head_dim;
     if (row) kvmem__out_f32s(&o, c->ring_q, row);
+    kvmem__out_u32(&o, (uint32_t)c->n_marks);
+    for (i = 0; i < c->n_marks; i++) {
+        kvmem__out_u64(&o, (uint64_t)c->mark[i].pos);
+        kvmem__out_u32(&o, (uint32_t)c->mark[i].kind);
+    }
+    kvmem__out_u32(&o, (uint32_t)(c->lane_floats[0] + c->lane_floats[1]));
+    kvmem__out_f32s(&o, c->state, kvmem__state_bytes(c) / sizeof(float));
     for (i = 0; i < c->n_lanes; i++) kvmem__save_lane(c, &o, &c->lane[i]);
     kvmem__out_u32(&o, o.crc);
     return o.failed ? kvmem__fail(&c->error, KVMEM_IO, "save: the writer refused bytes") : KVMEM_OK;
@@ -15926,7 +16319,7 @@ static kvmem_status kvmem__load_head(kvmem__in *in, kvmem__saved *h, const void 
     h->recipe = (const char *)kvmem__in_bytes(in, h->recipe_len);
     if (in->bad || h->page < 1 || h->page > 1024 || h->layers < 1 || h->layers > 4096 || h->kv_heads < 1 ||
         h->kv_heads > 4096 || h->heads < 1 || h->heads > 65536 || h->head_dim < 1 || h->head_dim > 4096 ||
-        h->n_stats > 2 || h->ring > 65536 || h->ring_n > h->ring || (h->ring && h->ring_at >= h->ring) ||
+        h->n_stats > 5 + 2 * 16 || h->ring > 65536 || h->ring_n > h->ring || (h->ring && h->ring_at >= h->ring) ||
         (!h->ring && h->ring_at) || h->next_pos > INT32_MAX || h->tokens > INT64_MAX ||
         h->since_reduce > INT64_MAX ||
         (h->n_lanes != h->layers * h->kv_heads && h->n_lanes != 2 * h->layers * h->kv_heads) ||
@@ -16115,6 +16508,27 @@ static kvmem_status kvmem__load_lane(kvmem_cache *c, kvmem__in *in, kvmem_lane *
     for (i = 0; i < pages; i++) KVMEM__TRY(kvmem__load_page(c, in, ln, codec, n_codecs, next_pos, &last));
     return KVMEM_OK;
 }
+/* Marks, and what score and select remember. */
+static kvmem_status kvmem__load_memory(kvmem_cache *c, kvmem__in *in) {
+    const uint32_t n = kvmem__in_u32(in);
+    uint32_t i;
+    int64_t last = -1;
+    if (in->bad || n > in->left / 12)
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: %u marks pass the end of the file", (unsigned)n);
+    for (i = 0; i < n; i++) {
+        const uint64_t pos = kvmem__in_u64(in);
+        kvmem_mark m;
+        m.kind = (int)(kvmem__in_u32(in) & 0x7fffffffu);
+        if (pos > INT32_MAX || (int64_t)pos <= last || m.kind >= KVMEM_N_MARKS)
+            return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: mark %u is out of range", (unsigned)i);
+        m.pos = last = (int64_t)pos;
+        KVMEM__TRY(kvmem__add_mark(c, m));
+    }
+    if ((size_t)kvmem__in_u32(in) != (size_t)(c->lane_floats[0] + c->lane_floats[1]) ||
+        (c->state && !kvmem__in_f32s(in, c->state, kvmem__state_bytes(c) / sizeof(float))))
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: what its stages remember does not fit this recipe");
+    return KVMEM_OK;
+}
 static kvmem_status kvmem__load_body(kvmem_cache *c, kvmem__in *in, const kvmem__saved *h,
                                      const kvmem_codec_use **codec) {
     const size_t row = (size_t)c->shape.n_heads * (size_t)c->shape.head_dim;
@@ -16127,6 +16541,7 @@ static kvmem_status kvmem__load_body(kvmem_cache *c, kvmem__in *in, const kvmem_
     for (i = 0; i < h->ring; i++) c->ring_pos[i] = (int32_t)(kvmem__in_u32(in) & 0x7fffffffu);
     if (h->ring && !kvmem__in_f32s(in, c->ring_q, (size_t)h->ring * (size_t)c->shape.n_layers * row))
         return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: the ring of queries passes the end of the file");
+    KVMEM__TRY(kvmem__load_memory(c, in));
     for (i = 0; i < (uint32_t)c->n_lanes; i++)
         KVMEM__TRY(kvmem__load_lane(c, in, &c->lane[i], codec, h->n_codecs, (int32_t)h->next_pos));
     if (in->bad || in->left)
@@ -16197,7 +16612,7 @@ static void kvmem__inspect_lane(kvmem__in *in, const kvmem__saved *h, kvmem_cach
 KVMEM_API kvmem_status kvmem_cache_inspect(const void *bytes, size_t size, kvmem_cache_info *out, kvmem_error *err) {
     kvmem__saved h;
     kvmem__in in;
-    uint32_t i;
+    uint32_t i, floats;
     if (kvmem__is_chunks(bytes, size)) return kvmem__chunks_inspect(bytes, size, out, err);
     memset(out, 0, sizeof *out);
     KVMEM__TRY(kvmem__load_head(&in, &h, bytes, size, err));
@@ -16218,6 +16633,9 @@ KVMEM_API kvmem_status kvmem_cache_inspect(const void *bytes, size_t size, kvmem
     kvmem__in_bytes(&in, 8 * (size_t)h.n_events + 4 * (size_t)h.ring);
     for (i = 0; i < h.ring && !in.bad; i++)
         kvmem__in_bytes(&in, 4 * (size_t)h.layers * (size_t)h.heads * (size_t)h.head_dim);
+    for (i = kvmem__in_u32(&in); i > 0 && !in.bad; i--) kvmem__in_bytes(&in, 12);
+    i = kvmem__in_u32(&in);
+    for (floats = i, i = 0; i < h.n_lanes && !in.bad; i++) kvmem__in_bytes(&in, 4 * (size_t)floats);
     for (i = 0; i < h.n_lanes && !in.bad; i++) kvmem__inspect_lane(&in, &h, out);
     if (in.bad || in.left)
         return kvmem__fail(err, KVMEM_BAD_FILE,
@@ -17905,7 +18323,7 @@ KVMEM_API double kvmem_chunks_plan(const kvmem_plan_job *job, int *choice) {
 
 /* ==== >>recipes : one line of text composes the seven stages =====================================
    recipe  = [preset] { term }                       words are separated by white space
-   term    = stage "=" entry                         segment score budget reduce codec retrieve place
+   term    = stage "=" entry                         segment score budget select reduce codec retrieve place
            | "codec=" entry "/" entry                K and V apart; also codec.k= and codec.v=
            | "codec@" range [":" range] "=" ...      the same for some layers, and KV heads of them; the last
                                                      that fits a lane wins. range = n | n ".." n; -1: last layer
@@ -18023,8 +18441,8 @@ KVMEM_API const kvmem_method *kvmem_method_at(int i) {
 }
 
 KVMEM_API const char *kvmem_stage_word(kvmem_stage stage) {
-    static const char *const words[KVMEM_N_STAGES] = { "segment", "score", "budget", "reduce", "codec.k",
-                                                       "codec.v", "retrieve", "place" };
+    static const char *const words[KVMEM_N_STAGES] = { "segment", "score", "budget", "select", "reduce",
+                                                       "codec.k", "codec.v", "retrieve", "place" };
     return (unsigned)stage < KVMEM_N_STAGES ? words[(int)stage] : NULL;
 }
 
@@ -18034,6 +18452,7 @@ KVMEM_API const kvmem_entry *kvmem_stage_entry(kvmem_stage stage, int i) {
     case KVMEM_SEGMENT: return i < KVMEM__COUNT(kvmem__segments) ? &kvmem__segments[i].e : NULL;
     case KVMEM_SCORE: return i < KVMEM__COUNT(kvmem__scores) ? &kvmem__scores[i].e : NULL;
     case KVMEM_BUDGET: return i < KVMEM__COUNT(kvmem__budgets) ? &kvmem__budgets[i].e : NULL;
+    case KVMEM_SELECT: return i < KVMEM__COUNT(kvmem__selects) ? &kvmem__selects[i].e : NULL;
     case KVMEM_REDUCE: return i < KVMEM__COUNT(kvmem__reduces) ? &kvmem__reduces[i].e : NULL;
     case KVMEM_RETRIEVE: return i < KVMEM__COUNT(kvmem__retrieves) ? &kvmem__retrieves[i].e : NULL;
     case KVMEM_PLACE: return i < KVMEM__COUNT(kvmem__places) ? &kvmem__places[i].e : NULL;
@@ -18097,6 +18516,15 @@ static kvmem__word kvmem__scan_word(kvmem__scan *s) {
     kvmem__scan_space(s);
     w.s = s->p;
     while (*s->p && !strchr(" \t\r\n()=,/", *s->p)) s->p++;
+    w.n = (int)(s->p - w.s);
+    return w;
+}
+/* The value of a text parameter: up to a blank, a comma or a bracket, so that paths need no quotes. */
+static kvmem__word kvmem__scan_text(kvmem__scan *s) {
+    kvmem__word w;
+    kvmem__scan_space(s);
+    w.s = s->p;
+    while (*s->p && !strchr(" \t\r\n(),", *s->p)) s->p++;
     w.n = (int)(s->p - w.s);
     return w;
 }
@@ -18378,10 +18806,18 @@ static kvmem_status kvmem__read_param(kvmem__scan *s, const kvmem_entry *e, kvme
     if (*seen & 1u << i)
         return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: parameter %s is given twice", e->word, p[i].name);
     *seen |= 1u << i;
-    value = kvmem__scan_word(s);
+    value = p[i].choices && !strcmp(p[i].choices, "*") ? kvmem__scan_text(s) : kvmem__scan_word(s);
     if (!value.n)
         return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: parameter %s has no value", e->word, p[i].name);
     kvmem__word_shown(value, shown);
+    if (p[i].choices && !strcmp(p[i].choices, "*")) {
+        if (value.n >= KVMEM_MAX_TEXT)
+            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s(%s=%s): longer than %d characters", e->word, p[i].name,
+                               shown, KVMEM_MAX_TEXT - 1);
+        memcpy(choice->text, value.s, (size_t)value.n);
+        choice->text[value.n] = 0;
+        return KVMEM_OK;
+    }
     if (p[i].choices) {
         const int index = kvmem__choice_index(p[i].choices, value);
         if (index < 0)
@@ -18690,6 +19126,7 @@ static int kvmem__has_functions(kvmem_stage stage, const kvmem_entry *e) {
     case KVMEM_SEGMENT: return ((const kvmem_segment_entry *)head)->fn != NULL;
     case KVMEM_SCORE: return ((const kvmem_score_entry *)head)->fn != NULL;
     case KVMEM_BUDGET: return ((const kvmem_budget_entry *)head)->fn != NULL;
+    case KVMEM_SELECT: return ((const kvmem_select_entry *)head)->fn != NULL;
     case KVMEM_REDUCE: return ((const kvmem_reduce_entry *)head)->fn != NULL;
     case KVMEM_CODEC_K:
     case KVMEM_CODEC_V: {
@@ -18730,8 +19167,14 @@ static kvmem_status kvmem__check_choice(const kvmem_choice *c, kvmem_stage stage
                            e->word);
     if ((e->reads & KVMEM_TAKES_CODEC) && stage != KVMEM_REDUCE)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a reduce entry can take a codec", word, e->word);
-    if ((e->reads & KVMEM_READS_LANES) && stage != KVMEM_SCORE)
-        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a score entry can look at other lanes", word,
+    if ((e->reads & KVMEM_READS_LANES) && stage != KVMEM_SCORE && stage != KVMEM_SELECT)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a score or select entry can look at other lanes", word,
+                           e->word);
+    if ((e->reads & KVMEM_CHOOSES_COUNT) && stage != KVMEM_SELECT)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a select entry can choose how many stay", word,
+                           e->word);
+    if ((e->reads & (KVMEM_WRITES_BIAS | KVMEM_WRITES_ROWS)) && stage != KVMEM_REDUCE)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a reduce entry can change entries that stay", word,
                            e->word);
     if ((e->reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS)) && stage != KVMEM_BUDGET)
         return kvmem__fail(err, KVMEM_BAD_RECIPE,
@@ -18886,6 +19329,7 @@ static void kvmem__put_param(kvmem__text *t, const kvmem_param *p, double v) {
         kvmem__put_bytes(t, word, end ? (size_t)(end - word) : strlen(word));
     } else kvmem__put_number(t, v);
 }
+static int kvmem__is_text(const kvmem_param *p) { return p->choices && !strcmp(p->choices, "*"); }
 /* Is p one of the parameters that every codec takes, at its default? */
 static int kvmem__unsaid(const kvmem_param *p, double v) {
     const kvmem_param *c = kvmem__codec_common;
@@ -18903,9 +19347,10 @@ static void kvmem__put_choice(kvmem__text *t, const kvmem_choice *c, const kvmem
         open = 1;
     }
     for (i = 0; p && i < KVMEM_MAX_PARAMS && p[i].name; i++) {
-        if (kvmem__unsaid(&p[i], c->par[i])) continue;
+        if (kvmem__unsaid(&p[i], c->par[i]) || (kvmem__is_text(&p[i]) && !c->text[0])) continue;
         kvmem__put_char(t, open ? ',' : '(');
-        kvmem__put_param(t, &p[i], c->par[i]);
+        if (kvmem__is_text(&p[i])) kvmem__format(t, "%s=%s", p[i].name, c->text);
+        else kvmem__put_param(t, &p[i], c->par[i]);
         open = 1;
     }
     if (open) kvmem__put_char(t, ')');

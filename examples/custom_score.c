@@ -30,7 +30,7 @@ static kvmem_status value_norm(const kvmem_view *v, int g, float *score) {
 static const kvmem_param value_norm_params[] = {
     { "p", 1, 1, 2, NULL, 1, "1: squared norm, 2: its square" }, { NULL, 0, 0, 0, NULL, 0, NULL } };
 static const kvmem_score_entry value_norm_entry = {
-    { "valuenorm", "entries whose value is long", "-", value_norm_params, KVMEM_READS_VALUES }, value_norm };
+    { "valuenorm", "entries whose value is long", "-", value_norm_params, KVMEM_READS_VALUES }, value_norm, NULL };
 
 static double noise(void) { /* uniform in +-1 */
     static unsigned state = 1;

@@ -415,11 +415,11 @@ TEST(the_canonical_text_names_every_stage_and_parameter) {
     char text[600];
     kvmem_recipe_print(&r, text, sizeof text);
     CHECK(!strcmp(text, "snapkv segment=fixed(size=0) score=snapkv(window=32,kernel=5,pool=avg) "
-                        "budget=uniform(12.5%) reduce=drop codec.k=f16 codec.v=bf16 retrieve=all "
+                        "budget=uniform(12.5%) select=topk reduce=drop codec.k=f16 codec.v=bf16 retrieve=all "
                         "place=original sink=0 recent=32 when=prompt page=64 seed=0"));
     kvmem_recipe_print(&e, text, sizeof text);
-    CHECK(!strcmp(text, "segment=fixed(size=0) score=recency budget=uniform(8MiB) reduce=drop codec.k=f32 "
-                        "codec.v=f32 retrieve=all place=original sink=0 recent=0 when=every(7) page=64 seed=0"));
+    CHECK(!strcmp(text, "segment=fixed(size=0) score=recency budget=uniform(8MiB) select=topk reduce=drop "
+                        "codec.k=f32 codec.v=f32 retrieve=all place=original sink=0 recent=0 when=every(7) page=64 seed=0"));
 }
 TEST(presets_are_their_text) {
     static const char *const words[] = { "full", "window", "streamingllm", "h2o", "tova", "snapkv", "pyramidkv" };
@@ -510,10 +510,10 @@ static kvmem_status own_score(const kvmem_view *v, int g, float *score) {
 TEST(a_users_own_entry_passes_the_check_and_prints_as_its_word) {
     static const kvmem_param params[] = { { "heat", 0.5, 0, 1, NULL, 0, "how hot" },
                                           { NULL, 0, 0, 0, NULL, 0, NULL } };
-    static const kvmem_score_entry mine = { { "mine", "my own", "-", params, 0 }, own_score },
-        empty = { { "empty", "no function", "-", NULL, 0 }, NULL },
-        blind = { { "blind", "reads queries", "-", params, KVMEM_READS_QUERIES }, own_score },
-        greedy = { { "greedy", "compares layers", "-", NULL, KVMEM_READS_LAYERS }, own_score };
+    static const kvmem_score_entry mine = { { "mine", "my own", "-", params, 0 }, own_score, NULL },
+        empty = { { "empty", "no function", "-", NULL, 0 }, NULL, NULL },
+        blind = { { "blind", "reads queries", "-", params, KVMEM_READS_QUERIES }, own_score, NULL },
+        greedy = { { "greedy", "compares layers", "-", NULL, KVMEM_READS_LAYERS }, own_score, NULL };
     kvmem_recipe r = parsed("tova budget=10%");
     kvmem_error e;
     char text[600];

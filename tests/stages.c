@@ -802,7 +802,7 @@ static kvmem_status score_mine(const kvmem_view *v, int g, float *out) {
     if (m->bad == 1) out[3] = NAN;
     return m->bad == 2 ? KVMEM_UNSUPPORTED : KVMEM_OK;
 }
-static const kvmem_score_entry mine_entry = { { "mine", "weights by hand", "-", mine_params, 0 }, score_mine };
+static const kvmem_score_entry mine_entry = { { "mine", "weights by hand", "-", mine_params, 0 }, score_mine, NULL };
 TEST(a_users_own_score_function_chooses) {
     static const int want[4] = { 0, 7, 13, 19 }, low[4] = { 0, 1, 2, 19 };
     static float x[20 * 2];
