@@ -1818,6 +1818,129 @@ KVMEM__UNUSED static int kvmem__topk(int *out, const float *score, int n, int k,
     return k;
 }
 
+/* How many of the k best numbers of several lists lie in each list? List i has the scores score[i][from[i]] to
+   score[i][to[i] - 1]; each gets its own best lo[i] in any case, the rest goes to the best of all: ties to the
+   lower list. count (lists) is filled; lo NULL: no floors. Returns the sum of count: k, or less where there are
+   fewer numbers, or the floors where they are more than k. -INFINITY is a legal score. No scratch: the threshold is
+   found by halving the 32 bits of a float, 33 passes over the numbers. */
+KVMEM__UNUSED static uint32_t kvmem__rank_key(float f) { /* rises with f; one key for 0 and -0 */
+    uint32_t u;
+    if (f == 0) f = 0;
+    memcpy(&u, &f, 4);
+    return f < 0 ? ~u : u | 0x80000000u;
+}
+KVMEM__UNUSED static int64_t kvmem__above(const float *const *score, const int *from, const int *to, const int *lo,
+                                          int lists, uint32_t least, int *count) {
+    int64_t sum = 0;
+    int i, t;
+    for (i = 0; i < lists; i++) {
+        int m = 0;
+        for (t = from[i]; t < to[i]; t++) m += kvmem__rank_key(score[i][t]) >= least;
+        if (lo) m = KVMEM__MAX(m, KVMEM__MIN(lo[i], to[i] - from[i]));
+        if (count) count[i] = m;
+        sum += m;
+    }
+    return sum;
+}
+KVMEM__UNUSED static int64_t kvmem__global_top(const float *const *score, const int *from, const int *to, const int *lo,
+                                               int lists, int64_t k, int *count) {
+    uint32_t a = 0, b = 0xff800000u; /* +INFINITY. At least k numbers have keys >= a */
+    int64_t sum;
+    int i, t;
+    if (kvmem__above(score, from, to, lo, lists, 0, count) <= k) a = b = 0;
+    while (a < b) {
+        const uint32_t mid = b - (b - a) / 2;
+        if (kvmem__above(score, from, to, lo, lists, mid, NULL) >= k) a = mid;
+        else b = mid - 1;
+    }
+    sum = kvmem__above(score, from, to, lo, lists, a + 1, count);
+    for (i = 0; i < lists && sum < k; i++) { /* those at the threshold itself */
+        int64_t m = 0;
+        for (t = from[i]; t < to[i]; t++) m += kvmem__rank_key(score[i][t]) >= a;
+        m = KVMEM__MIN(KVMEM__MAX(m - count[i], 0), k - sum);
+        count[i] += (int)m;
+        sum += m;
+    }
+    return sum;
+}
+
+/* Whole numbers out (n) near the real quotas (n) whose sum is exactly total, lo[i] <= out[i] <= hi[i]: the
+   largest remainders. out begins as floor(quota), cut to its limits; then the entry that lacks most gets one, or the
+   one that has most too much loses one, until the sum is right; ties to the lower index. lo NULL: 0; hi NULL: none.
+   A total outside [sum lo, sum hi] becomes the nearer of the two. quota is overwritten by what is lacking.
+   O(n) a unit that is moved: meant for quotas whose sum is total, or nearly. Example: quotas 6, 4.5, 2.5 -> 6, 5, 2. */
+KVMEM__UNUSED static void kvmem__round_total(double *quota, const int *lo, const int *hi, int n, int64_t total,
+                                             int *out) {
+    int64_t sum = 0;
+    int i;
+    for (i = 0; i < n; i++) {
+        const double a = lo ? lo[i] : 0, b = hi ? hi[i] : INT_MAX;
+        double q = quota[i] > 0 ? quota[i] : 0, f; /* 0 for NaN, too */
+        if (q < 1e8) q = floor(q * 16777216.0 + 0.5) / 16777216.0; /* so that rounding errors decide no tie */
+        f = floor(q);
+        f = f < a ? a : f > b ? b : f;
+        out[i] = (int)f;
+        quota[i] = q - f;
+        sum += out[i];
+    }
+    while (sum != total) {
+        const int up = sum < total;
+        int best = -1;
+        for (i = 0; i < n; i++) {
+            if (up ? hi && out[i] >= hi[i] : out[i] <= (lo ? lo[i] : 0)) continue;
+            if (best < 0 || (up ? quota[i] > quota[best] : quota[i] < quota[best])) best = i;
+        }
+        if (best < 0) return;
+        out[best] += up ? 1 : -1;
+        quota[best] += up ? -1 : 1;
+        sum += up ? 1 : -1;
+    }
+}
+/* Divide total by shares (any scale, >= 0; all 0: equally): out[i] is x share[i] cut to [lo, hi] with the one x that
+   makes the sum right, then rounded as above. So what a cap takes from one goes to the others in proportion.
+   share is overwritten. */
+KVMEM__UNUSED static double kvmem__cut_to(double v, double lo, double hi) { return v < lo ? lo : v > hi ? hi : v; }
+KVMEM__UNUSED static void kvmem__apportion(double *share, const int *lo, const int *hi, int n, int64_t total,
+                                           int *out) {
+    double a = 0, b = 1, x, free_share = 0, left = (double)total, top = 0, most = 0;
+    int i, step;
+    for (i = 0; i < n; i++) {
+        if (!(share[i] > 0)) share[i] = 0;
+        if (share[i] > top) top = share[i];
+    }
+    for (i = 0; i < n; i++) {
+        share[i] = top > 0 && top < (double)INFINITY ? share[i] / top : top > 0 ? share[i] == top : 1;
+        most += share[i] > 0 ? (hi ? hi[i] : (double)INT_MAX) : lo ? lo[i] : 0;
+    }
+    for (i = 0; i < n && most < (double)total; i++) /* full, and yet more to give: to those without a share */
+        share[i] = share[i] > 0 ? 1e30 : 1;
+    b = (double)total + 1;
+    for (step = 0; step < 1100; step++) { /* sum of the cut shares: below total at a, not below it at b */
+        double sum = 0;
+        for (i = 0; i < n; i++)
+            sum += kvmem__cut_to(b * share[i], lo ? lo[i] : 0, hi ? hi[i] : (double)INT_MAX);
+        if (sum >= (double)total || !(b < 1e300)) break;
+        b *= 2;
+    }
+    for (step = 0; step < 1200; step++) {
+        double sum = 0;
+        x = a + (b - a) / 2;
+        if (x <= a || x >= b) break;
+        for (i = 0; i < n; i++)
+            sum += kvmem__cut_to(x * share[i], lo ? lo[i] : 0, hi ? hi[i] : (double)INT_MAX);
+        if (sum < (double)total) a = x;
+        else b = x;
+    }
+    for (i = 0; i < n; i++) { /* x itself, from those that are not cut */
+        const double lower = lo ? lo[i] : 0, upper = hi ? hi[i] : (double)INT_MAX, y = b * share[i];
+        if (y > lower && y < upper) free_share += share[i];
+        else left -= kvmem__cut_to(y, lower, upper);
+    }
+    x = free_share > 0 && left > 0 ? left / free_share : b;
+    for (i = 0; i < n; i++) share[i] = kvmem__cut_to(x * share[i], lo ? lo[i] : 0, hi ? hi[i] : (double)INT_MAX);
+    kvmem__round_total(share, lo, hi, n, total, out);
+}
+
 /* FNV-1a over 64 bits: fingerprints. CRC-32 (polynomial 0xEDB88320): checksums of files, computed with a
    16-entry table so that it stays small; crc32("123456789") = 0xCBF43926. */
 KVMEM__UNUSED static uint64_t kvmem__fnv(uint64_t h, const void *p, size_t n) {
