@@ -6,6 +6,7 @@
 #         gcc-arm-none-eabi libnewlib-arm-none-eabi
 # (gcc-multilib itself refuses to stand beside the cross compilers; gcc-12-multilib does not.)
 B=build/port
+QEMU_S390X=$(command -v qemu-s390x || command -v qemu-s390x-static)
 WARN="-Wall -Wextra"
 rc=0 done_parts=0 missing=
 mkdir -p $B
@@ -42,6 +43,22 @@ int main(void) { return sqrt((double)rand()) < 0; }' > $B/probe.c && "$@" $B/pro
     B=$B RUNNER="timeout $limit $runner" KVMEM_TEST_SMALL=1 sh tools/runtests.sh $bins || rc=1
     done_parts=$((done_parts + 1))
 }
+exchange() { # caches saved here, loaded and continued on a big-endian machine, and the other way round
+    wanted exchange || return
+    if ! command -v s390x-linux-gnu-gcc > /dev/null 2>&1 || [ -z "$QEMU_S390X" ]; then
+        echo "-- exchange: left out, needs gcc-s390x-linux-gnu qemu-user"
+        missing="$missing exchange"
+        return
+    fi
+    echo "== exchange: saved here, loaded by s390x; saved by s390x, loaded here"
+    rm -rf $B/here $B/there
+    mkdir -p $B/here $B/there
+    gcc -std=c99 -O1 $WARN tools/exchange.c -o $B/exchange -lm &&
+        s390x-linux-gnu-gcc -std=c99 -O1 -static tools/exchange.c -o $B/exchange390 -lm &&
+        $B/exchange save $B/here > /dev/null && $QEMU_S390X $B/exchange390 load $B/here &&
+        $QEMU_S390X $B/exchange390 save $B/there > /dev/null && $B/exchange load $B/there || rc=1
+    done_parts=$((done_parts + 1))
+}
 bare_metal() { # the memory layer without stdio, malloc, decoder: libc's string.h and libm only
     wanted arm-none-eabi || return
     if ! command -v arm-none-eabi-gcc > /dev/null 2>&1; then
@@ -74,6 +91,7 @@ tests aarch64 "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user" qemu-aarch
     aarch64-linux-gnu-gcc -O1 -static -ffp-contract=off
 tests s390x "gcc-s390x-linux-gnu libc6-dev-s390x-cross qemu-user" qemu-s390x 300 \
     s390x-linux-gnu-gcc -O1 -static -ffp-contract=off
+exchange
 bare_metal
 echo "$done_parts parts done${missing:+, left out:$missing}"
 [ $rc = 0 ] && [ $done_parts != 0 ]
