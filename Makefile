@@ -77,6 +77,7 @@ help: ## this list
 # These do not look at fast paths: without them the header compiles five times as fast.
 PLAIN = corpus eval gguf mkgguf model oom sampling tokenizer flash npy numerics recipes report picture \
         stages stream peer calibrate budgets select
+PLAIN += cost hack elastic_dllm
 $(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus $(B)/picture: CPPFLAGS += -DKVMEM_REFERENCE
 $(B)/test_%: tests/%.c $(wildcard tests/*.h) kvmem.h
 	@mkdir -p $(B)
@@ -92,7 +93,7 @@ $(B)/test_report: tools/report.h
 $(B)/test_stream $(B)/fuzz_stream: tools/mend.h
 $(B)/fuzz_stream $(B)/fuzz_cache: tools/fuzz_saved.h
 $(B)/test_npy: tools/npy.h
-$(B)/test_eval $(B)/test_codec_tool: $(wildcard tools/*.h) tools/kvmem.c tools/mkgguf.c
+$(B)/test_eval $(B)/test_codec_tool $(B)/test_cost: $(wildcard tools/*.h) tools/kvmem.c tools/mkgguf.c
 $(B)/kvmem: $(wildcard tools/*.h)
 $(B)/example_%: examples/%.c kvmem.h
 	@mkdir -p $(B)

@@ -18559,7 +18559,9 @@ KVMEM_API const kvmem_method *kvmem_method_at(int i) {
         { "llmflash", "weights", "feed-forward neurons read from a file when they are about to fire",
           "Alizadeh 2023, arXiv 2312.11514", "kvmem_flash_*" },
         { "kvheads_svd", "model", "groups of KV heads merged into one by the SVD of calibration keys and values",
-          "Yu 2024, arXiv 2406.07056", "tools/transform.c" } };
+          "Yu 2024, arXiv 2406.07056", "tools/transform.c" },
+        { "costmodel", "analysis", "seconds, users and swaps that a cache's bytes cost on a given machine",
+          "Fu 2024, arXiv 2405.08944", "./kvmem cost" } };
     return i >= 0 && i < KVMEM__COUNT(methods) ? &methods[i] : NULL;
 }
 

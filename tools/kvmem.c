@@ -249,6 +249,10 @@ typedef struct args {
     int64_t n, ctx, threads, top_k, repeat_last, chunk, first, block, decode, seed, seeds,
         questions, depths, level, group;
     double temp, top_p, min_p, repeat, rope_base, slo, delay;
+    const char *machine; /* kvmem cost */
+    int64_t layers, kv_heads, head_dim, hidden, users, rounds;
+    double params, weight_bytes, value_bytes, flops, bandwidth, memory, link, share;
+    int measure;
     size_t max_bytes;
     int json, csv, md, stream, no_bos, pieces, special, use_chunk, aware, pairs, matrix, pre_rope, neox, all, no_text;
     char line[1024];  /* the whole command, for reports */
@@ -1857,6 +1861,7 @@ static void default_model(args *a) {
 #include "eval_show.h"
 #include "demo.h"
 #include "cache.h"
+#include "cost.h"
 
 /* ==== >>commands : the table, the top level =================================================== */
 
@@ -1984,6 +1989,29 @@ static const option cache_options[] = {
     O_INT("--prompt-tokens", first, "N", NULL, 1, BIG, "levels: tokens that are saved (default half)"),
     O_KV, O_ROPE_CTX, O_MAX_BYTES, O_SAMPLING, O_NO_BOS, O_SPECIAL, O_THREADS, O_BACKEND, O_JSON, O_END };
 
+static const option cost_options[] = {
+    { "-m", "--model", TEXT, AT(model), "FILE", NULL, 0, 0, 0, "a model whose shape and weights count" },
+    O_INT("--layers", layers, "L", NULL, 1, 1 << 20, "layers"),
+    O_INT("--kv-heads", kv_heads, "G", NULL, 1, 1 << 20, "KV heads"),
+    O_INT("--head-dim", head_dim, "d", NULL, 1, KVMEM_MAX_WIDTH, "size of a head"),
+    O_INT("--hidden", hidden, "Dm", NULL, 1, 1 << 24, "query heads times head size"),
+    O_REAL("--params", params, "P", NULL, 1, 1e18, "parameters (default: weights at 2 bytes)"),
+    O_REAL("--weight-bytes", weight_bytes, "Wb", NULL, 1, 1e18, "bytes of all weights (default 2 P)"),
+    O_REAL("--bytes-per-value", value_bytes, "by", "2", 0.01, 16, "bytes of a number in K and V"),
+    O_TEXT_OF("--machine", machine, "NAME", "a100", "a100, h100, h200, rtx4090; the next four change it"),
+    O_REAL("--flops", flops, "F", NULL, 1, 1e24, "operations a second"),
+    O_REAL("--bandwidth", bandwidth, "R", NULL, 1, 1e18, "bytes a second from its memory"),
+    O_REAL("--memory", memory, "M", NULL, 1, 1e18, "bytes of its memory"),
+    O_REAL("--link", link, "X", NULL, 1, 1e18, "bytes a second to the host"),
+    O_TEXT("--ctx", lengths, "LIST", "n: tokens, a line each (default 4000,50000; to measure 512 to 4096)"),
+    O_INT("--decode", decode, "D", "250", 1, BIG, "tokens decoded in a round"),
+    O_INT("--users", users, "S", "20", 1, BIG, "users who share the machine"),
+    O_INT("--rounds", rounds, "r", "5", 1, BIG, "questions about a context once it is read"),
+    O_TEXT("--kv", kv, "RECIPE", "a second line: bytes of this recipe's cache, as kvmem estimate says"),
+    O_REAL("--share", share, "c", "1", 0, 1, "a second line: this share of the bytes"),
+    O_FLAG("--measure", measure, "and what a cached token costs on this machine (default model: " DEFAULT_MODEL ")"),
+    O_JSON, O_END };
+
 static const command commands[] = {
     { "run", cmd_run, run_options, 0, 0, "-m MODEL (-p TEXT | -f FILE) [options]",
       "continue a text, remembering it as a recipe says",
@@ -2077,7 +2105,22 @@ static const command commands[] = {
       "bytes of a cache before anything is allocated",
       "Counts what a prompt of N tokens and then --decode tokens would take under the recipe.",
       { "kvmem estimate --shape L=16,H=32,G=8,d=64 --ctx 16384 --kv \"snapkv budget=10%\"",
-        "kvmem estimate -m model.gguf --ctx 4096 --decode 1000 --kv \"full codec=q8_0\"" } } };
+        "kvmem estimate -m model.gguf --ctx 4096 --decode 1000 --kv \"full codec=q8_0\"" } },
+    { "cost", cmd_cost, cost_options, 0, 0,
+      "(-m MODEL | --layers L --kv-heads G --head-dim d --hidden Dm --params P) [options]",
+      "what the size of the cache costs a server: time, users, answers",
+      "Four numbers decide what long contexts cost, and the cache is in all of them (Fu 2024,\n"
+      "arXiv 2405.08944). With the letters of the options below and c, the share that is kept:\n"
+      "  bytes    KV = 2 L G d n by\n"
+      "  prefill  n (2 P + 2 L n Dm) / F   operations decide; a smaller cache does not help\n"
+      "  decode   D (Wb + c KV) / R        every token reads all weights and the whole cache\n"
+      "  users    floor((M - Wb) / (c KV)) whose caches fit beside the weights\n"
+      "  swap     2 c KV / X               one user's cache goes out, another's comes in\n"
+      "  rounds   u / (prefill / r + D (Wb + u c KV) / R + swap), u = min(users, S); swap if S > users\n"
+      "So twice the bandwidth halves decode alone, and half the cache halves swap and doubles users.\n"
+      "A formula knows peaks, not kernels: --measure sets a real decode beside it.",
+      { "kvmem cost --layers 60 --kv-heads 8 --head-dim 128 --hidden 4096 --params 34e9 --kv \"snapkv codec=f16\"",
+        "kvmem cost --measure -m model.gguf --ctx 512,1024,2048 --machine h100" } } };
 #define N_COMMANDS ((int)(sizeof commands / sizeof *commands))
 
 static void print_commands(void) {
