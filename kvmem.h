@@ -16018,7 +16018,8 @@ static void kvmem__est_count(kvmem__est *e, size_t more) {
             kvmem__plan_sides(&e->p, &e->c.recipe, L, l, g, 1, fresh);
             kvmem__est_pages(e, e->len[l], e->done[l], e->last[l], settled, fresh);
             for (i = 0; i < 2; i++)
-                if (e->done[l][i]) b->meta += kvmem__lesson_bytes(settled[i].use);
+                if (e->done[l][i] || (e->len[l] && settled[i].use->fn.watch))
+                    b->meta += kvmem__lesson_bytes(settled[i].use);
             b->meta += (size_t)e->cap[l] * KVMEM__SLOT;
             if (e->low[l]) {
                 const int done[2] = { e->low[l] / P * P, e->low[l] / P * P };
