@@ -589,6 +589,17 @@ KVMEM_API kvmem_status kvmem_cache_append(kvmem_cache *c, int layer, int n, cons
                                           const float *v, const int32_t *pos);
 /* q, out (n, n_heads, head_dim): causal attention of the n tokens just appended to this layer. */
 KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, const float *q, float *out);
+/* Between a layer's append and its attend, for recipes that read hidden states (KVMEM_READS_HIDDEN; attend asks
+   for it, other recipes ignore it): x (n, width) is what the layer's attention takes its queries, keys and
+   values from, after the input norm. Kept is the Euclidean norm of each row, one float an entry. */
+KVMEM_API kvmem_status kvmem_cache_hidden(kvmem_cache *c, int layer, int n, const float *x, int width);
+/* What the model's output projection makes of values, for recipes that declare KVMEM_READS_OUTPUT: x (n, head_dim)
+   are rows of V as query head h of the layer reads them, and W_O^h (width, head_dim) the columns of W_O that belong
+   to h. fn fills l1 (n) and l2 (n), either may be NULL: the sum of magnitudes and the Euclidean norm of W_O^h x_i.
+   It is called while the cache reduces, by the thread that called the cache, and must not call it back. */
+typedef kvmem_status (*kvmem_output_fn)(void *user, int layer, int h, int n, const float *x, float *l1, float *l2);
+/* Any time; NULL: none. A session does both. kvmem_cache_copy hands fn and user on. */
+KVMEM_API void kvmem_cache_output(kvmem_cache *c, kvmem_output_fn fn, void *user);
 /* End of the block: segment, score, budget, reduce. */
 KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase);
 /* The same for one layer, right after its attend, so that a long one-shot prompt never holds more than
@@ -733,6 +744,10 @@ KVMEM_API void kvmem_view_keys(const kvmem_view *v, int g, int i0, int n, float 
 KVMEM_API void kvmem_view_values(const kvmem_view *v, int g, int i0, int n, float *out);
 KVMEM_API void kvmem_view_acc(const kvmem_view *v, int g, float *out);  /* needs KVMEM_READS_ACC */
 KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out); /* needs KVMEM_READS_LAST */
+KVMEM_API void kvmem_view_hidden(const kvmem_view *v, int g, float *out); /* needs KVMEM_READS_HIDDEN */
+/* Norms of what W_O^h makes of all values of the lane that query head h reads: l1, l2 (n), either may be NULL.
+   KVMEM_BAD_STATE if nobody has said how (kvmem_cache_output). */
+KVMEM_API kvmem_status kvmem_view_output(const kvmem_view *v, int h, float *l1, float *l2);
 /* Probability that the last w observed queries (all, if fewer) give each entry, summed over them, mean
    over the group: out (n). Rows are causal. Needs KVMEM_READS_QUERIES. */
 KVMEM_API kvmem_status kvmem_view_attention(const kvmem_view *v, int g, int w, float *out);
@@ -797,6 +812,9 @@ struct kvmem_cache {
     int32_t *block_pos;         /* (max_block) */
     int64_t since_reduce;
     int phase;                  /* of the last commit */
+    int hidden;                 /* 1 + the layer whose hidden states kvmem_cache_hidden has seen last */
+    kvmem_output_fn output;     /* kvmem_cache_output */
+    void *output_user;
     /* observation: ring of the last `ring` queries per layer, before RoPE when the shape has RoPE */
     int ring, ring_n, ring_at;
     float *ring_q;              /* (n_layers, ring, n_heads, head_dim) */
@@ -13169,7 +13187,7 @@ KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
     if (c->layer_state) memset(c->layer_state, 0, (size_t)c->shape.n_layers);
     c->tokens = c->since_reduce = 0;
     c->next_pos = 0;
-    c->block_n = c->ring_n = c->ring_at = 0;
+    c->block_n = c->ring_n = c->ring_at = c->hidden = 0;
 }
 KVMEM_API void kvmem_cache_free(kvmem_cache *c) {
     kvmem_bytes_part part;
@@ -13730,7 +13748,7 @@ KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens) {
         c->ring_n--;
     }
     memset(c->layer_state, 0, (size_t)c->shape.n_layers); /* a block in flight is forgotten */
-    c->block_n = 0;
+    c->block_n = c->hidden = 0;
     if (c->next_pos > n) c->next_pos = n;
     if (c->tokens > n) c->tokens = n;
     return KVMEM_OK;
@@ -14759,6 +14777,32 @@ static kvmem_status kvmem__memory_watch(kvmem_cache *c, int layer, int n, const 
     }
     return KVMEM_OK;
 }
+KVMEM_API kvmem_status kvmem_cache_hidden(kvmem_cache *c, int layer, int n, const float *x, int width) {
+    int t, g, i;
+    KVMEM__TRY(kvmem__check_layer(c, layer, "hidden"));
+    if (!x || width < 1)
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "hidden: no rows, or rows of %d numbers", width);
+    if (c->layer_state[layer] != 1 || n != c->block_n)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "hidden: layer %d, %d tokens: call it between append and attend "
+                           "of these tokens", layer, n);
+    for (t = 0; t < n && (c->reads & KVMEM_READS_HIDDEN); t++, x += width) {
+        double sum = 0;
+        for (i = 0; i < width; i++) sum += (double)x[i] * (double)x[i];
+        if (!(sum <= DBL_MAX))
+            return kvmem__fail(&c->error, KVMEM_BAD_VALUE, "hidden: token %d of the block is not finite in layer %d", t,
+                               layer);
+        for (g = 0; g < c->shape.n_kv_heads; g++) { /* append has made these pages the cache's own */
+            const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+            *kvmem__stat_at(c, ln, KVMEM_READS_HIDDEN, ln->n - n + t) = (float)sqrt(sum);
+        }
+    }
+    c->hidden = 1 + layer;
+    return KVMEM_OK;
+}
+KVMEM_API void kvmem_cache_output(kvmem_cache *c, kvmem_output_fn fn, void *user) {
+    c->output = fn;
+    c->output_user = user;
+}
 KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, const float *q, float *out) {
     float *lse = NULL;
     KVMEM__TRY(kvmem__check_layer(c, layer, "attend"));
@@ -14766,6 +14810,9 @@ KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, cons
     if (c->layer_state[layer] != 1 || n != c->block_n)
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "attend: layer %d, %d tokens: append these tokens first, then "
                            "attend once", layer, n);
+    if ((c->reads & KVMEM_READS_HIDDEN) && c->hidden != 1 + layer)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "attend: the recipe reads hidden states: call "
+                           "kvmem_cache_hidden for layer %d between append and attend", layer);
     KVMEM__TRY(kvmem__check_finite(c, q, n, c->shape.n_heads, "q", layer));
     if (c->reads & (KVMEM_READS_ACC | KVMEM_READS_LAST)) {
         const kvmem_bytes_part part = kvmem__part(4, (size_t)n * (size_t)c->shape.n_heads * sizeof(float));
@@ -14783,6 +14830,7 @@ KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, cons
     KVMEM__TRY(kvmem__watch(c, layer, n, q));
     KVMEM__TRY(kvmem__memory_watch(c, layer, n, q));
     c->layer_state[layer] = 2;
+    c->hidden = 0;
     return KVMEM_OK;
 }
 
@@ -14844,6 +14892,33 @@ static void kvmem__view_stat(const kvmem_view *v, int g, unsigned which, float *
 KVMEM_API void kvmem_view_acc(const kvmem_view *v, int g, float *out) { kvmem__view_stat(v, g, KVMEM_READS_ACC, out); }
 KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out) {
     kvmem__view_stat(v, g, KVMEM_READS_LAST, out);
+}
+KVMEM_API void kvmem_view_hidden(const kvmem_view *v, int g, float *out) {
+    kvmem__view_stat(v, g, KVMEM_READS_HIDDEN, out);
+}
+#define KVMEM__OUTPUT_ROWS 256 /* values that are shown to kvmem_output_fn at once */
+KVMEM_API kvmem_status kvmem_view_output(const kvmem_view *v, int h, float *l1, float *l2) {
+    kvmem_cache *c = v->cache;
+    const int g = h / (c->shape.n_heads / c->shape.n_kv_heads), n = kvmem_view_count(v, g);
+    const int rows = KVMEM__MIN(n, KVMEM__OUTPUT_ROWS);
+    kvmem_status st = KVMEM_OK;
+    float *x;
+    int t;
+    if (!c->output)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "%s=%s reads what W_O makes of a value: say it by "
+                           "kvmem_cache_output; a session does", kvmem_stage_word(v->stage),
+                           c->recipe.stage[v->stage].entry->word);
+    x = kvmem__view_scratch(v, (size_t)rows * (size_t)c->shape.head_dim);
+    if (!x) return c->error.status;
+    for (t = 0; t < n && st == KVMEM_OK; t += rows) {
+        const int m = KVMEM__MIN(rows, n - t);
+        kvmem_view_values(v, g, t, m, x);
+        st = c->output(c->output_user, v->layer, h, m, x, l1 ? l1 + t : NULL, l2 ? l2 + t : NULL);
+    }
+    kvmem__view_scratch_back(c);
+    if (st != KVMEM_OK)
+        kvmem__fail(&c->error, st, "kvmem_cache_output: its function fails in layer %d, query head %d", v->layer, h);
+    return st;
 }
 
 /* Logits (r, n) of one ring query over the entries [*from, *to) that it sees. */
@@ -22416,6 +22491,32 @@ static void kvmem__project(kvmem_session *s, int l, int n, int queries) {
     if (y->q_norm) b->rmsnorm(s->q, s->q, y->q_norm, n * m->n_heads, d, m->norm_eps, s->threads);
 }
 
+/* kvmem_output_fn of a session: rows of W_O decoded a few at a time, of which head h has its own columns. user: the
+   session, between attention and the next layer, when q is free. */
+static kvmem_status kvmem__session_output(void *user, int layer, int h, int n, const float *x, float *l1, float *l2) {
+    kvmem_session *s = (kvmem_session *)user;
+    const kvmem_tensor *w = &s->model->layer[layer].o;
+    const int d = s->model->head_dim, cols = (int)w->ne[0], rows = (int)w->ne[1], most = KVMEM__MIN(s->max_block, 16);
+    int ids[16], e, i, t, m;
+    for (t = 0; t < n && l1; t++) l1[t] = 0;
+    for (t = 0; t < n && l2; t++) l2[t] = 0;
+    for (e = 0; e < rows; e += m) {
+        m = KVMEM__MIN(most, rows - e);
+        for (i = 0; i < m; i++) ids[i] = e + i;
+        s->backend->rows(s->backend, s->q, w, ids, m, s->threads);
+        for (t = 0; t < n; t++) {
+            for (i = 0; i < m; i++) {
+                const float y = s->backend->dot(s->q + (size_t)i * (size_t)cols + (size_t)h * (size_t)d,
+                                                x + (size_t)t * (size_t)d, d);
+                if (l1) l1[t] += fabsf(y);
+                if (l2) l2[t] += y * y;
+            }
+        }
+    }
+    for (t = 0; t < n && l2; t++) l2[t] = sqrtf(l2[t]);
+    return KVMEM_OK;
+}
+
 /* Keys, queries and values of layer l for rows h, handed to the cache; s->att receives attention's
    result. by_layer: commit this layer at once. */
 static kvmem_status kvmem__attention_part(kvmem_session *s, int l, int n, int by_layer, kvmem_phase phase) {
@@ -22424,6 +22525,8 @@ static kvmem_status kvmem__attention_part(kvmem_session *s, int l, int n, int by
     if (s->direct) KVMEM__TRY(kvmem__direct_attend(s, l, n));
     else {
         KVMEM__TRY(kvmem_cache_append(&s->cache, l, n, s->k, s->v, NULL));
+        if (s->cache.reads & KVMEM_READS_HIDDEN)
+            KVMEM__TRY(kvmem_cache_hidden(&s->cache, l, n, s->h, s->model->n_embd));
         KVMEM__TRY(kvmem_cache_attend(&s->cache, l, n, s->q, s->att));
     }
     if (!by_layer) return KVMEM_OK;
@@ -22624,6 +22727,7 @@ static void kvmem__emit_rows(kvmem_session *s, int n, int at, kvmem_row_fn row, 
 static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n, kvmem_phase phase,
                                         kvmem_row_fn row, void *user) {
     int at = 0, stop = 0;
+    kvmem_cache_output(&s->cache, kvmem__session_output, s);
     while (at < n && !stop) {
         const int room = kvmem_cache_room(&s->cache), fit = KVMEM__MIN(room, s->max_block);
         const int c = KVMEM__MIN(fit, n - at), last = at + c == n;

@@ -107,9 +107,19 @@ static kvmem_status cache_block(kvmem_cache *c, int n, kvmem_phase phase) {
     for (i = 0; i < 16 * G * D; i++) { k[i] = (float)(i % 5) - 2; v[i] = (float)(i % 11) - 5; }
     for (l = 0; l < L; l++) {
         KVMEM__TRY(kvmem_cache_append(c, l, n, k, v, NULL));
+        KVMEM__TRY(kvmem_cache_hidden(c, l, n, q, H * D));
         KVMEM__TRY(kvmem_cache_attend(c, l, n, q, out));
     }
     return kvmem_cache_commit(c, phase);
+}
+static kvmem_status output(void *user, int layer, int h, int n, const float *x, float *l1, float *l2) {
+    int i;
+    (void)user;
+    for (i = 0; i < n; i++) {
+        if (l1) l1[i] = (float)(layer + h) + fabsf(x[i * D]);
+        if (l2) l2[i] = 1;
+    }
+    return KVMEM_OK;
 }
 static kvmem_status cache_steps(kvmem_cache *c, kvmem_cache *copy, const kvmem_recipe *r, const kvmem_allocator *a) {
     static const float inv_freq[D / 2] = { 1, 0.1f, 0.01f, 0.001f };
@@ -132,6 +142,7 @@ static kvmem_status cache_steps(kvmem_cache *c, kvmem_cache *copy, const kvmem_r
     cfg.max_block = 16;
     cfg.threads = 1;
     KVMEM__TRY(kvmem_cache_init(c, &cfg));
+    kvmem_cache_output(c, output, NULL);
     for (i = 0; i < 3; i++) KVMEM__TRY(cache_block(c, 16, i < 2 ? KVMEM_PREFILL : KVMEM_PROMPT_END));
     for (i = 0; i < 9; i++) KVMEM__TRY(cache_block(c, 1, KVMEM_DECODE));
     KVMEM__TRY(kvmem_cache_copy(copy, c));

@@ -41,6 +41,23 @@ static KVMEM__UNUSED int world_init(world *w, int L, int H, int G, int d, int T,
 }
 static KVMEM__UNUSED void world_free(world *w) { free(w->k); free(w->v); free(w->q); }
 
+/* A made-up output projection: head h of layer l makes (1 + l + h) x of a value x. The hidden states of the stream
+   are its queries. */
+static KVMEM__UNUSED kvmem_status world_output(void *user, int l, int h, int n, const float *x, float *l1, float *l2) {
+    const world *w = (const world *)user;
+    int i, c;
+    for (i = 0; i < n; i++) {
+        float a = 0, b = 0;
+        for (c = 0; c < w->d; c++) {
+            a += fabsf(x[i * w->d + c]);
+            b += x[i * w->d + c] * x[i * w->d + c];
+        }
+        if (l1) l1[i] = (float)(1 + l + h) * a;
+        if (l2) l2[i] = (float)(1 + l + h) * sqrtf(b);
+    }
+    return KVMEM_OK;
+}
+
 /* Feed tokens [from, to) in blocks; out (to - from, L, H, d) may be NULL. */
 static int quiet;
 static KVMEM__UNUSED kvmem_status feed(world *w, kvmem_cache *c, int from, int to, int block, kvmem_phase end,
@@ -52,6 +69,7 @@ static KVMEM__UNUSED kvmem_status feed(world *w, kvmem_cache *c, int from, int t
     const size_t kd = (size_t)(w->G * w->d), qd = (size_t)(w->H * w->d);
     kvmem_status st = KVMEM_OK;
     int t, l, i, n;
+    if (!c->output) kvmem_cache_output(c, world_output, w);
     for (t = from; st == KVMEM_OK && t < to; t += n) {
         n = KVMEM__MIN(block, to - t);
         n = KVMEM__MIN(n, kvmem_cache_room(c));
@@ -63,6 +81,7 @@ static KVMEM__UNUSED kvmem_status feed(world *w, kvmem_cache *c, int from, int t
                 memcpy(q + (size_t)i * qd, row_q(w, t + i, l), qd * 4);
             }
             st = kvmem_cache_append(c, l, n, k, v, NULL);
+            if (st == KVMEM_OK) st = kvmem_cache_hidden(c, l, n, q, w->H * w->d);
             if (st == KVMEM_OK) st = kvmem_cache_attend(c, l, n, q, o);
             for (i = 0; out && i < n; i++)
                 memcpy(out + ((size_t)(t - from + i) * (size_t)w->L + (size_t)l) * qd, o + (size_t)i * qd, qd * 4);
