@@ -17670,9 +17670,23 @@ KVMEM_API kvmem_level_options kvmem_level_options_default(void) {
     o.chunk = 1000;
     return o;
 }
+/* Levels hold rows, positions and attention sums; a recipe that keeps more about its entries would lose it. */
+static kvmem_status kvmem__chunks_hold(kvmem_cache *c, const char *what) {
+    int i;
+    for (i = KVMEM_SCORE; i <= KVMEM_REDUCE; i++) {
+        const kvmem_memory *m =
+            i == KVMEM_SCORE || i == KVMEM_SELECT ? kvmem__memory_of(&c->recipe, (kvmem_stage)i) : NULL;
+        const kvmem_entry *entry = c->recipe.stage[i].entry;
+        if (!m && !(entry->reads & (KVMEM_READS_HIDDEN | KVMEM_WRITES_BIAS))) continue;
+        return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "%s at a level: %s=%s keeps numbers of its own, which only "
+                           "level 0, entries as stored, can hold", what, kvmem_stage_word((kvmem_stage)i), entry->word);
+    }
+    return KVMEM_OK;
+}
 static kvmem_status kvmem__chunks_check(kvmem_cache *c, const kvmem_level_options *o) {
     kvmem_error *e = &c->error;
     int i;
+    if (o->level || o->all) KVMEM__TRY(kvmem__chunks_hold(c, "save"));
     if (o->level < 0 || o->level > 3)
         return kvmem__fail(e, KVMEM_BAD_ARGUMENT,
                            "save: level %d; 1, 2, 3, or 0 for entries as stored", o->level);
@@ -18328,6 +18342,7 @@ static kvmem_status kvmem__chunks_match(kvmem_cache *c, const kvmem_chunks *s) {
     h.shape_hash = s->shape_hash;
     h.model_id = s->model_id;
     KVMEM__TRY(kvmem__load_shape(c, &h));
+    KVMEM__TRY(kvmem__chunks_hold(c, "load"));
     if (((c->reads & KVMEM_READS_ACC) && !(s->stats & 1)) ||
         ((c->reads & KVMEM_READS_LAST) && !(s->stats & 2)))
         return kvmem__fail(&c->error, KVMEM_MISMATCH,
