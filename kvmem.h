@@ -12737,6 +12737,7 @@ static void kvmem__side_cut(kvmem__side *to, const kvmem__side *from, const int 
     }
     a = kvmem__side_coded(to);
     b = kvmem__side_coded(from);
+    a.n = m; /* rows without a head have as many as there is room for */
     kvmem__coded_cut(from->use, &a, &b, kept);
 }
 static int kvmem__exact_kept(const kvmem__side *s, const int *kept, int m) {
