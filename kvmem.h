@@ -106,6 +106,7 @@
      >>score_tova         attention of the newest query, one set for the layer
      >>score_snapkv       entries the last queries looked at
      >>score_zipcache     the mean attention of those that could see an entry
+     >>score_lazyeviction entries that rest no longer than they have rested before
      >>budget             how many entries may each lane keep?
      >>budget_uniform     every lane the same
      >>budget_pyramid     much for the lower layers, little for the upper
@@ -429,7 +430,8 @@ typedef enum kvmem_when {
     KVMEM_WHEN_PROMPT, /* once, when the prompt ends */
     KVMEM_WHEN_STEP,   /* when the prompt ends and after every decoded token */
     KVMEM_WHEN_BLOCK,  /* after every block, prompt blocks included */
-    KVMEM_WHEN_EVERY   /* when the prompt ends and then every `every` tokens */
+    KVMEM_WHEN_EVERY,  /* when the prompt ends and then every `every` tokens */
+    KVMEM_WHEN_DECODE  /* every `every` decoded tokens; the prompt's end changes nothing */
 } kvmem_when;
 
 /* Another codec for some lanes: layers and KV heads lo..hi; layers below 0 count from the last (-1). */
@@ -447,7 +449,7 @@ typedef struct kvmem_recipe {
     int sink;                           /* first tokens that are always kept */
     kvmem_amount recent;                /* newest tokens always kept: a count or a share of the budget */
     kvmem_when when;
-    int every;                          /* tokens, for KVMEM_WHEN_EVERY */
+    int every;                          /* tokens, for KVMEM_WHEN_EVERY and KVMEM_WHEN_DECODE */
     int page;                           /* entries in a page, 1..1024 */
     uint64_t seed;
     kvmem_choice low[2];                /* K, V of what reduce=demote(...) demotes; entry NULL: no such stage */
@@ -15384,6 +15386,75 @@ static kvmem_status kvmem__score_zipcache(const kvmem_view *v, int g, float *sco
     return KVMEM_OK;
 }
 
+/* ==== >>score_lazyeviction : entries that rest no longer than they have rested before. stage: score; decode ====
+   Zhang et al. LazyEviction: Lagged KV Eviction with Attention Pattern Observation for Efficient Long Reasoning.
+   2025. arXiv 2506.15969.   Code: Halo-949/LazyEviction model/temp_cacheobs.py (record_recurrence), model/kv_utils.py
+   (update_kv_in_decoding).
+   In long reasoning a token is needed again after long pauses. Step t = 1, 2, ... since the prompt; an entry is
+   activated when P[t] >= alpha; TS its last activation, MRI the longest pause between two so far:
+       activated at t:  MRI = max(MRI, t - TS),  TS = t              a new entry begins with TS = t - 1, MRI = 0
+       H1 = 2 sigmoid(-(1 + (t - TS) / (MRI + 1e-5)))   H2 = MRI ? 2 sigmoid(-(MRI - 1)) : 0    s = H1 + H2
+   (t TS MRI) -> H1 H2: (10 10 1) .537883 1; (10 8 2) .238407 .537883; (10 4 6) .238406 .013386; (10 9 0) 0 0.
+   Decides only every W steps and always keeps the last W entries: when=decode(W) recent=W.
+   reads: LAST.   state: TS, MRI an entry, t a lane.   cost: O(n) a step.
+   defaults: alpha=1e-4 (the code's; 5e-4 for Llama-8B); preset W=101, Qwen on GSM8K; Llama 27, 52, 95 and Qwen 101,
+   175, 363 on GSM8K, MATH, AIME.   ties: newer entry (select=topk(ties=new)), since many scores are exactly 0.
+   departs: P is the group's mean, one set a KV head; exp in double, so that no pause overflows. The paper prints
+   H1 without the 1 and H2 with its argument inverted, which ranks the other way; the code is followed.
+   test: tests/streaming.c lazyeviction_* */
+static const kvmem_param kvmem__params_lazyeviction[] = {
+    { "alpha", 0.0001, 0, 1, NULL, 0, "probability from which an entry is activated" },
+    KVMEM__END_PARAMS };
+static float kvmem__lazy_score(double t, double ts, double mri) {
+    const double h1 = 1 + (t - ts) / (mri + 1e-5), h2 = mri - 1; /* e^700 is still finite */
+    return (float)(2 / (1 + exp(KVMEM__MIN(h1, 700.0))) + (mri > 0 ? 2 / (1 + exp(KVMEM__MIN(h2, 700.0))) : 0));
+}
+static int kvmem__lazy_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par;
+    (void)n_heads;
+    (void)n_kv_heads;
+    (void)d;
+    return 1;
+}
+static kvmem_status kvmem__lazy_update(const kvmem_view *v, int g) {
+    const int n = kvmem_view_count(v, g), fresh = n - v->cache->block_n;
+    float *step = kvmem_view_state(v, g), own[2] = { 0, 0 }, *last;
+    int t;
+    if (v->phase != KVMEM_DECODE) { /* a prompt begins anew */
+        for (t = 0; *step > 0 && t < fresh; t++) KVMEM__TRY(kvmem_view_set_own(v, g, t, own));
+        *step = 0;
+        return KVMEM_OK;
+    }
+    last = kvmem__view_scratch(v, (size_t)n);
+    if (!last) return v->cache->error.status;
+    kvmem_view_last(v, g, last);
+    *step += 1;
+    for (t = 0; t < n; t++) {
+        const int seen = (double)last[t] >= v->par[0];
+        if (t < fresh && !seen) continue;
+        kvmem_view_own(v, g, t, own);
+        if (t >= fresh) own[0] = *step - 1;
+        if (seen) {
+            own[1] = KVMEM__MAX(own[1], *step - own[0]);
+            own[0] = *step;
+        }
+        KVMEM__TRY(kvmem_view_set_own(v, g, t, own));
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__score_lazyeviction(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g);
+    const double step = (double)*kvmem_view_state(v, g);
+    float own[2];
+    int t;
+    for (t = 0; t < n; t++) {
+        kvmem_view_own(v, g, t, own);
+        score[t] = kvmem__lazy_score(step, (double)own[0], (double)own[1]);
+    }
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_lazyeviction = { 2, kvmem__lazy_floats, NULL, kvmem__lazy_update };
+
 static const kvmem_score_entry kvmem__scores[] = {
     { { "recency", "newest entries; with sinks and place=cache StreamingLLM",
         "Xiao 2023, arXiv 2309.17453", NULL, 0 }, kvmem__score_recency, NULL },
@@ -15398,7 +15469,10 @@ static const kvmem_score_entry kvmem__scores[] = {
     { { "snapkv", "pooled attention of the last queries", "Li 2024, arXiv 2404.14469",
         kvmem__params_snapkv, KVMEM_READS_QUERIES }, kvmem__score_snapkv, NULL },
     { { "zipcache", "attention of the last queries over the number of queries that could see the entry",
-        "He 2024, arXiv 2405.14256", kvmem__params_zipcache, KVMEM_READS_QUERIES }, kvmem__score_zipcache, NULL } };
+        "He 2024, arXiv 2405.14256", kvmem__params_zipcache, KVMEM_READS_QUERIES }, kvmem__score_zipcache, NULL },
+    { { "lazyeviction", "pause since an entry was last looked at, against its longest so far",
+        "Zhang 2025, arXiv 2506.15969", kvmem__params_lazyeviction, KVMEM_READS_LAST }, kvmem__score_lazyeviction,
+      &kvmem__memory_lazyeviction } };
 
 /* ==== >>budget : how many entries may each lane keep? ============================================
    A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
@@ -15486,23 +15560,40 @@ static const kvmem_budget_entry kvmem__budgets[] = {
    of every part of the text, or the entries that stand for the others. */
 
 /* ==== >>select_topk : the best scores. stage: select ====
-   kept = sinks, recent window, and the entries of the highest scores between them; ties: lower index. */
-static kvmem_status kvmem__select_topk(const kvmem_view *v, int g, const float *score, int keep, int sink, int recent,
-                                       int *kept, int *n_kept) {
-    const int n = kvmem_view_count(v, g);
-    int *idx = (int *)(void *)kvmem__view_scratch(v, (size_t)n);
+   kept = sinks, recent window, and the entries of the highest scores between them; ties: lower index, or with
+   ties=new the higher one, for scores in which many entries are equal and the newer are worth more. */
+static const kvmem_param kvmem__params_topk[] = {
+    { "ties", 0, 0, 1, "old|new", 1, "of equal scores the older or the newer entry stays" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__take_best(const kvmem_view *v, int g, const float *score, int keep, int sink, int recent,
+                                     int newer, int *kept, int *n_kept) {
+    const int n = kvmem_view_count(v, g), some = n - recent - sink, k = keep - sink - recent;
+    int *idx = (int *)(void *)kvmem__view_scratch(v, (newer ? 2 : 1) * (size_t)n);
     int t, m = sink;
     if (!idx) return v->cache->error.status;
     for (t = 0; t < sink; t++) kept[t] = t;
-    m += kvmem__topk(kept + m, score + sink, n - recent - sink, keep - sink - recent, idx);
-    for (t = sink; t < m; t++) kept[t] += sink;
+    if (newer) { /* read backwards, the newer entry has the lower index */
+        float *back = (float *)(void *)(idx + n);
+        for (t = 0; t < some; t++) back[t] = score[n - recent - 1 - t];
+        m += kvmem__topk(kept + m, back, some, k, idx);
+        for (t = 0; t < m - sink; t++) idx[t] = n - recent - 1 - kept[m - 1 - t];
+        memcpy(kept + sink, idx, (size_t)(m - sink) * sizeof *kept);
+    } else {
+        m += kvmem__topk(kept + m, score + sink, some, k, idx);
+        for (t = sink; t < m; t++) kept[t] += sink;
+    }
     for (t = n - recent; t < n; t++) kept[m++] = t;
     *n_kept = m;
     return KVMEM_OK;
 }
 
+static kvmem_status kvmem__select_topk(const kvmem_view *v, int g, const float *score, int keep, int sink, int recent,
+                                       int *kept, int *n_kept) {
+    return kvmem__take_best(v, g, score, keep, sink, recent, v->par[0] > 0, kept, n_kept);
+}
+
 static const kvmem_select_entry kvmem__selects[] = {
-    { { "topk", "the entries of the highest scores", "-", NULL, 0 }, kvmem__select_topk, NULL } };
+    { { "topk", "the entries of the highest scores", "-", kvmem__params_topk, 0 }, kvmem__select_topk, NULL } };
 
 /* ==== >>reduce : what becomes of the rest? =======================================================
    Gets the rising indices of what is kept; the lane has exactly these entries afterwards. */
@@ -15681,14 +15772,23 @@ static int kvmem__evicts(const kvmem_cache *c) {
     return c->recipe.amount.kind != KVMEM_ALL || (c->reads & KVMEM_CHOOSES_COUNT);
 }
 
+/* Does a block that ends in this phase reduce, `since` tokens after the last time? */
+static int kvmem__when_due(const kvmem_recipe *r, kvmem_phase phase, int64_t since) {
+    if (r->when == KVMEM_WHEN_BLOCK) return 1;
+    if (phase == KVMEM_PROMPT_END) return r->when != KVMEM_WHEN_DECODE;
+    if (phase == KVMEM_PREFILL || r->when == KVMEM_WHEN_PROMPT) return 0;
+    return r->when == KVMEM_WHEN_STEP || since >= r->every;
+}
+/* Tokens since the last reduction, after a block of n: with when=decode only decoded ones count. */
+static int64_t kvmem__since(const kvmem_recipe *r, kvmem_phase phase, int due, int64_t since, int n) {
+    return due || (r->when == KVMEM_WHEN_DECODE && phase != KVMEM_DECODE) ? 0 : since + n;
+}
 /* Does this commit reduce by the recipe's own rule, and if not, must it because the next block would not
    fit under the byte limit? */
 static int kvmem__reduce_due(const kvmem_cache *c, kvmem_phase phase) {
     const kvmem_recipe *r = &c->recipe;
     if (!kvmem__evicts(c)) return 0;
-    if (phase == KVMEM_PROMPT_END || r->when == KVMEM_WHEN_BLOCK) return 1;
-    if (phase == KVMEM_DECODE && r->when == KVMEM_WHEN_STEP) return 1;
-    if (phase == KVMEM_DECODE && r->when == KVMEM_WHEN_EVERY && c->since_reduce + c->block_n >= r->every) return 1;
+    if (kvmem__when_due(r, phase, c->since_reduce + c->block_n)) return 1;
     if (!c->lane_cap) return 0;
     return kvmem_cache_room(c) < (phase == KVMEM_DECODE ? 1 : KVMEM__MIN(r->page, c->max_block));
 }
@@ -15964,7 +16064,7 @@ KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
     }
     c->tokens += c->block_n;
     c->next_pos = c->block_pos[c->block_n - 1] + 1;
-    c->since_reduce = due ? 0 : c->since_reduce + c->block_n;
+    c->since_reduce = kvmem__since(&c->recipe, phase, due, c->since_reduce, c->block_n);
     c->block_n = 0;
     memset(c->layer_state, 0, (size_t)c->shape.n_layers);
     if (phase == KVMEM_PROMPT_END || c->lane_cap) kvmem__scratch_free(c); /* its size was for this block */
@@ -16187,17 +16287,14 @@ static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
     kvmem__est_count(e, (e->p.reads & (KVMEM_READS_ACC | KVMEM_READS_LAST)) ? /* log-sum-exps for the observers */
                      (size_t)n * (size_t)e->c.shape.n_heads * sizeof(float) : 0);
     due = kvmem__evicts(&e->c) &&
-          (phase == KVMEM_PROMPT_END || e->c.recipe.when == KVMEM_WHEN_BLOCK ||
-           (phase == KVMEM_DECODE && e->c.recipe.when == KVMEM_WHEN_STEP) ||
-           (phase == KVMEM_DECODE && e->c.recipe.when == KVMEM_WHEN_EVERY &&
-            e->c.since_reduce + n >= e->c.recipe.every) ||
+          (kvmem__when_due(&e->c.recipe, phase, e->c.since_reduce + n) ||
            (e->c.lane_cap && e->len[0] + KVMEM__MIN(P, e->c.max_block) > e->c.lane_cap));
     mean = due ? kvmem__mean_budget(&e->c) : 0;
     for (l = 0; l < e->c.shape.n_layers; l++) {
         if (due) kvmem__est_reduce(e, l, mean);
         if (phase != KVMEM_PREFILL || e->c.recipe.when == KVMEM_WHEN_BLOCK || e->c.lane_cap) kvmem__est_settle(e, l);
     }
-    e->c.since_reduce = due ? 0 : e->c.since_reduce + n;
+    e->c.since_reduce = kvmem__since(&e->c.recipe, phase, due, e->c.since_reduce, n);
     e->c.tokens += n;
     if (e->p.codecs.waits) kvmem__est_count(e, 0);
     if (phase == KVMEM_PROMPT_END) e->c.scratch_size = 0;
@@ -18544,7 +18641,7 @@ KVMEM_API double kvmem_chunks_plan(const kvmem_plan_job *job, int *choice) {
                                                      that fits a lane wins. range = n | n ".." n; -1: last layer
            | "budget=" amount                        all | 512 | 25% | 8MiB
            | "sink=" count | "recent=" (count | share) | "page=" count | "seed=" number
-           | "when=" ("prompt" | "step" | "block" | "every(" count ")")
+           | "when=" ("prompt" | "step" | "block" | "every(" count ")" | "decode(" count ")")
    entry   = word [ "(" [ name "=" value { "," name "=" value } ] ")" ]
              budget entries take an amount as first value: budget=pyramid(25%,beta=20)
              reduce=demote takes a codec, or K/V: reduce=demote(kivi(bits=2)/q4_0)
@@ -18636,7 +18733,10 @@ static const kvmem_preset kvmem__presets[] = {
       "Lin 2024 (MatryoshkaKV, untrained), arXiv 2410.14731" },
     { "a2ats", "codec.k=vq(centroids=256,parts=16,residual=64,sinks=8) codec.v=f16",
       "keys as 16 indices into codebooks weighed by queries, the last 64 and first 8 exact; values as halves",
-      "He 2025, arXiv 2502.12665" } };
+      "He 2025, arXiv 2502.12665" },
+    { "lazyeviction",
+      "score=lazyeviction(alpha=0.0001) select=topk(ties=new) budget=1334 recent=101 when=decode(101) place=original",
+      "every 101 steps drops what rests longer than it ever did before", "Zhang 2025, arXiv 2506.15969" } };
 
 #define KVMEM__COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
 
@@ -18691,7 +18791,10 @@ static const char *kvmem__term_word(int i) {
     return i < KVMEM_N_STAGES ? kvmem_stage_word((kvmem_stage)i)
          : i < KVMEM__N_TERMS ? words[i - KVMEM_N_STAGES] : NULL;
 }
-static const char *const kvmem__when_words[] = { "prompt", "step", "block", "every" };
+static const char *const kvmem__when_words[] = { "prompt", "step", "block", "every", "decode" };
+static int kvmem__when_counts(const kvmem_recipe *r) {
+    return r->when == KVMEM_WHEN_EVERY || r->when == KVMEM_WHEN_DECODE;
+}
 
 static void kvmem__choose(kvmem_choice *c, const kvmem_entry *e) { /* e with its defaults */
     int i;
@@ -19204,16 +19307,17 @@ static kvmem_status kvmem__read_when(kvmem__scan *s) {
     char shown[KVMEM__SHOWN];
     int i;
     if (!w.n) return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "when has no value");
-    for (i = 0; i < 4 && !kvmem__is(w, kvmem__when_words[i]); i++) {}
-    if (i == 4) return kvmem__unknown_word(s, "value of when", w, kvmem__when_word, NULL);
+    for (i = 0; i < KVMEM__COUNT(kvmem__when_words) && !kvmem__is(w, kvmem__when_words[i]); i++) {}
+    if (i == KVMEM__COUNT(kvmem__when_words)) return kvmem__unknown_word(s, "value of when", w, kvmem__when_word, NULL);
     s->r.when = (kvmem_when)i;
     s->r.every = 0;
-    if (s->r.when != KVMEM_WHEN_EVERY) return KVMEM_OK;
+    if (!kvmem__when_counts(&s->r)) return KVMEM_OK;
     if (!kvmem__scan_take(s, '('))
-        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "when=every needs a number of tokens: when=every(64)");
-    KVMEM__TRY(kvmem__read_count(s, "every", kvmem__scan_word(s), 1, KVMEM__BIG_COUNT, &s->r.every));
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "when=%s needs a number of tokens: when=%s(64)",
+                           kvmem__when_words[i], kvmem__when_words[i]);
+    KVMEM__TRY(kvmem__read_count(s, kvmem__when_words[i], kvmem__scan_word(s), 1, KVMEM__BIG_COUNT, &s->r.every));
     if (!kvmem__scan_take(s, ')'))
-        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "when=every: ')' is missing before %s",
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "when=%s: ')' is missing before %s", kvmem__when_words[i],
                            kvmem__rest_shown(s->p, shown));
     return KVMEM_OK;
 }
@@ -19421,11 +19525,11 @@ static kvmem_status kvmem__check_fields(const kvmem_recipe *r, kvmem_error *err)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "sink=%d: allowed are 0 to %d", r->sink, KVMEM__BIG_COUNT);
     if (r->page < 1 || r->page > 1024)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "page=%d: allowed are 1 to 1024", r->page);
-    if ((unsigned)r->when > KVMEM_WHEN_EVERY)
+    if ((unsigned)r->when > KVMEM_WHEN_DECODE)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "when: unknown value %d", (int)r->when);
-    if (r->when == KVMEM_WHEN_EVERY && (r->every < 1 || r->every > KVMEM__BIG_COUNT))
-        return kvmem__fail(err, KVMEM_BAD_RECIPE, "when=every(%d): allowed are 1 to %d", r->every,
-                           KVMEM__BIG_COUNT);
+    if (kvmem__when_counts(r) && (r->every < 1 || r->every > KVMEM__BIG_COUNT))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "when=%s(%d): allowed are 1 to %d", kvmem__when_words[(int)r->when],
+                           r->every, KVMEM__BIG_COUNT);
     return KVMEM_OK;
 }
 
@@ -19598,8 +19702,8 @@ static void kvmem__put_terms(kvmem__text *t, const kvmem_recipe *r) {
     }
     kvmem__format(t, "sink=%d recent=", r->sink);
     kvmem__put_amount(t, r->recent);
-    kvmem__format(t, " when=%s", kvmem__when_words[(int)r->when & 3]);
-    if (r->when == KVMEM_WHEN_EVERY) kvmem__format(t, "(%d)", r->every);
+    kvmem__format(t, " when=%s", kvmem__when_words[(unsigned)r->when % 5]);
+    if (kvmem__when_counts(r)) kvmem__format(t, "(%d)", r->every);
     kvmem__format(t, " page=%d seed=", r->page);
     kvmem__put_u64(t, r->seed);
 }
@@ -19645,9 +19749,9 @@ static void kvmem__explain_stage(kvmem__text *t, const kvmem_recipe *r, kvmem_st
     }
 }
 static void kvmem__explain_common(kvmem__text *t, const kvmem_recipe *r) {
-    static const char *const when[4] = { "once, when the prompt ends",
+    static const char *const when[5] = { "once, when the prompt ends",
         "when the prompt ends and after every decoded token", "after every block, prompt blocks included",
-        "when the prompt ends and then every so many tokens" };
+        "when the prompt ends and then every so many tokens", "every so many decoded tokens" };
     static const char *const amount[4] = { "everything", "entries per KV head, mean over all lanes",
         "of the tokens seen, mean over all lanes", "of memory in all, never passed" };
     kvmem__format(t, "amount    ");
@@ -19657,9 +19761,9 @@ static void kvmem__explain_common(kvmem__text *t, const kvmem_recipe *r) {
     kvmem__put_amount(t, r->recent);
     kvmem__format(t, ": newest tokens always kept%s\nwhen      %s",
                   r->recent.kind == KVMEM_SHARE ? ", as a share of the budget" : "",
-                  kvmem__when_words[(int)r->when & 3]);
-    if (r->when == KVMEM_WHEN_EVERY) kvmem__format(t, "(%d)", r->every);
-    kvmem__format(t, ": reduces %s\npage      %d: entries in a page\nseed      ", when[(int)r->when & 3],
+                  kvmem__when_words[(unsigned)r->when % 5]);
+    if (kvmem__when_counts(r)) kvmem__format(t, "(%d)", r->every);
+    kvmem__format(t, ": reduces %s\npage      %d: entries in a page\nseed      ", when[(unsigned)r->when % 5],
                   r->page);
     kvmem__put_u64(t, r->seed);
     kvmem__format(t, ": of every random choice\n");

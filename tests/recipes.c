@@ -215,6 +215,9 @@ TEST(values_that_do_not_fit_are_refused_with_the_range) {
     BAD("seed=18446744073709551616", "seed=18446744073709551616: allowed are 0 to 18446744073709551615");
     BAD("when=every", "when=every needs a number of tokens");
     BAD("when=every(0)", "every=0: allowed are 1 to");
+    BAD("when=decode", "when=decode needs a number of tokens");
+    BAD("when=decode(0)", "decode=0: allowed are 1 to");
+    BAD("when=decode(2", "when=decode: ')' is missing before the end");
     BAD("when=every(2.5)", "must be a whole number");
     BAD("when=every()", "every has no value");
     BAD("when=every(3", "')' is missing before the end");
@@ -415,11 +418,12 @@ TEST(the_canonical_text_names_every_stage_and_parameter) {
     char text[600];
     kvmem_recipe_print(&r, text, sizeof text);
     CHECK(!strcmp(text, "snapkv segment=fixed(size=0) score=snapkv(window=32,kernel=5,pool=avg) "
-                        "budget=uniform(12.5%) select=topk reduce=drop codec.k=f16 codec.v=bf16 retrieve=all "
+                        "budget=uniform(12.5%) select=topk(ties=old) reduce=drop codec.k=f16 codec.v=bf16 retrieve=all "
                         "place=original sink=0 recent=32 when=prompt page=64 seed=0"));
     kvmem_recipe_print(&e, text, sizeof text);
-    CHECK(!strcmp(text, "segment=fixed(size=0) score=recency budget=uniform(8MiB) select=topk reduce=drop "
-                        "codec.k=f32 codec.v=f32 retrieve=all place=original sink=0 recent=0 when=every(7) page=64 seed=0"));
+    CHECK(!strcmp(text, "segment=fixed(size=0) score=recency budget=uniform(8MiB) select=topk(ties=old) reduce=drop "
+                        "codec.k=f32 codec.v=f32 retrieve=all place=original sink=0 recent=0 when=every(7) page=64 "
+                        "seed=0"));
 }
 TEST(presets_are_their_text) {
     static const char *const words[] = { "full", "window", "streamingllm", "h2o", "tova", "snapkv", "pyramidkv" };
@@ -549,6 +553,7 @@ TEST(a_recipe_filled_by_hand_is_checked) {
     HAND(r.sink = -1, "sink=-1");
     HAND(r.when = (kvmem_when)7, "when: unknown value 7");
     HAND(r.when = KVMEM_WHEN_EVERY, "when=every(0)");
+    HAND(r.when = KVMEM_WHEN_DECODE, "when=decode(0)");
     HAND(r.amount.kind = KVMEM_COUNT, "a budget keeps at least 1 entry");
     HAND((r.amount.kind = KVMEM_COUNT, r.amount.value = NAN), "a budget keeps at least 1 entry");
     HAND((r.amount.kind = KVMEM_COUNT, r.amount.value = 2.5), "amount 2.5 is out of range");

@@ -1,0 +1,373 @@
+/* Methods of long streams: what they remember between steps, which entries they choose by place alone, and whole
+   pages and windows. Each method's worked example, its facts, and a slow copy of its rule beside the cache. */
+#define KVMEM_NO_DECODER /* the memory layer alone */
+#ifndef KVMEM_REFERENCE
+#define KVMEM_REFERENCE /* the plain twins: compiles faster */
+#endif
+#include "test.h"
+#include "world.h"
+
+/* ---- a cache whose attention is told: query i of head h gives entry j the weight weigh(l, h, i, j) ---- */
+
+enum { SEEN = 64, HEADS = 4 };
+typedef double (*weigh_fn)(int l, int h, int i, int j);
+typedef struct scene {
+    kvmem_cache c;
+    kvmem_recipe r;
+    int L, H, G, n;
+    weigh_fn weigh; /* relative weights; NULL: all rows are zero */
+} scene;
+static int scene_begin(scene *s, const char *text, int L, int H, int G, weigh_fn weigh) {
+    kvmem_config cfg = kvmem_config_default();
+    kvmem_error e;
+    memset(s, 0, sizeof *s);
+    s->L = L; s->H = H; s->G = G; s->weigh = weigh;
+    if (kvmem_recipe_parse(&s->r, text, &e)) { FAIL_AT("%s: %s", text, e.text); return 0; }
+    cfg.shape.n_layers = L; cfg.shape.n_heads = H; cfg.shape.n_kv_heads = G; cfg.shape.head_dim = SEEN;
+    cfg.shape.scale = 1;
+    cfg.recipe = &s->r;
+    cfg.max_block = SEEN;
+    cfg.threads = 1;
+    if (kvmem_cache_init(&s->c, &cfg)) { FAIL_AT("%s: %s", text, s->c.error.text); return 0; }
+    return 1;
+}
+static kvmem_status scene_tell(scene *s, int n, kvmem_phase phase) {
+    static float q[SEEN * HEADS * SEEN], k[SEEN * HEADS * SEEN], out[SEEN * HEADS * SEEN];
+    int l, t, h, j;
+    for (l = 0; l < s->L; l++) {
+        memset(q, 0, sizeof q);
+        memset(k, 0, sizeof k);
+        for (t = 0; s->weigh && t < n; t++) {
+            for (h = 0; h < s->H; h++)
+                for (j = 0; j <= s->n + t; j++) {
+                    const double w = s->weigh(l, h, s->n + t, j);
+                    q[(t * s->H + h) * SEEN + j] = w > 0 ? (float)log(w) : -80.0f;
+                }
+            for (h = 0; h < s->G; h++) k[(t * s->G + h) * SEEN + s->n + t] = 1;
+        }
+        KVMEM__TRY(kvmem_cache_append(&s->c, l, n, k, k, NULL));
+        KVMEM__TRY(kvmem_cache_attend(&s->c, l, n, q, out));
+    }
+    s->n += n;
+    return kvmem_cache_commit(&s->c, phase);
+}
+static int scene_told(scene *s, int n, kvmem_phase phase) {
+    if (scene_tell(s, n, phase) == KVMEM_OK) return 1;
+    FAIL_AT("%s", s->c.error.text);
+    return 0;
+}
+static int left(const kvmem_cache *c, int l, int g, int32_t *pos) {
+    const int n = kvmem_cache_lane_len(c, l, g);
+    if (n && kvmem_cache_read(c, l, g, 0, n, NULL, NULL, pos)) FAIL_AT("read of lane %d %d", l, g);
+    return n;
+}
+/* Does the lane hold the positions in text, "0 1 4..7"? */
+static int lane_is(const kvmem_cache *c, int l, int g, const char *text) {
+    int32_t pos[MAXT];
+    const int n = left(c, l, g, pos);
+    const char *p = text;
+    int i = 0, same = 1;
+    while (*p) {
+        char *end;
+        long a = strtol(p, &end, 10), b = a;
+        if (end == p) break;
+        if (end[0] == '.') b = strtol(end + 2, &end, 10);
+        for (; a <= b; a++, i++) same &= i < n && pos[i] == a;
+        p = end;
+    }
+    if (same && i == n) return 1;
+    printf("  lane %d %d holds", l, g);
+    for (i = 0; i < n; i++) printf(" %d", (int)pos[i]);
+    printf(", not %s\n", text);
+    return 0;
+}
+/* The k best of x (n), rising; of equals the one that `newer` says. */
+static void best(const double *x, int n, int k, int newer, int *out) {
+    int i, j, m = 0;
+    for (i = 0; i < n; i++) {
+        int better = 0;
+        for (j = 0; j < n; j++) better += x[j] > x[i] || (x[j] == x[i] && (newer ? j > i : j < i));
+        if (better < k) out[m++] = i;
+    }
+}
+static double noise(int a, int b, int c, int d) {
+    return kvmem__unit(kvmem__random((uint64_t)test_seed * 100 + (uint64_t)a, (uint64_t)b, (uint64_t)c, (uint64_t)d));
+}
+
+/* ---- select=topk ---- */
+
+TEST(topk_can_give_ties_to_the_newer) {
+    scene s;
+    REQUIRE(scene_begin(&s, "lazyeviction select=topk(ties=new) budget=4 sink=1 recent=0 when=prompt", 1, 1, 1, NULL));
+    REQUIRE(scene_told(&s, 10, KVMEM_PROMPT_END));
+    CHECK(lane_is(&s.c, 0, 0, "0 7..9")); /* all scores are equal */
+    kvmem_cache_free(&s.c);
+    REQUIRE(scene_begin(&s, "lazyeviction select=topk budget=4 sink=1 recent=1 when=prompt", 1, 1, 1, NULL));
+    REQUIRE(scene_told(&s, 10, KVMEM_PROMPT_END));
+    CHECK(lane_is(&s.c, 0, 0, "0 1 2 9"));
+    kvmem_cache_free(&s.c);
+}
+TEST(when_decode_counts_decoded_tokens_only) {
+    scene s;
+    int i;
+    REQUIRE(scene_begin(&s, "score=recency budget=6 when=decode(5)", 1, 1, 1, NULL));
+    REQUIRE(scene_told(&s, 12, KVMEM_PREFILL) && scene_told(&s, 8, KVMEM_PROMPT_END));
+    for (i = 1; i <= 10; i++) {
+        REQUIRE(scene_told(&s, 1, KVMEM_DECODE));
+        CHECK(kvmem_cache_lane_len(&s.c, 0, 0) == (i < 5 ? 20 + i : i < 10 ? 6 + i - 5 : 6));
+    }
+    REQUIRE(scene_told(&s, 3, KVMEM_DECODE) && scene_told(&s, 4, KVMEM_PROMPT_END)); /* another turn: counts anew */
+    for (i = 1; i <= 5; i++) {
+        REQUIRE(scene_told(&s, 1, KVMEM_DECODE));
+        CHECK(kvmem_cache_lane_len(&s.c, 0, 0) == (i < 5 ? 13 + i : 6));
+    }
+    kvmem_cache_free(&s.c);
+}
+
+/* ---- lazyeviction ---- */
+
+TEST(lazyeviction_scores_are_the_cards) {
+    CHECK_NEAR(kvmem__lazy_score(10, 10, 1), .537883 + 1, 2e-6);
+    CHECK_NEAR(kvmem__lazy_score(10, 8, 2), .238407 + .537883, 2e-6);
+    CHECK_NEAR(kvmem__lazy_score(10, 4, 6), .238406 + .013386, 2e-6);
+    CHECK_NEAR(kvmem__lazy_score(10, 2, 2), .013386 + .537883, 2e-6);
+    CHECK_NEAR(kvmem__lazy_score(10, 10, 0), .537883, 2e-6);
+    CHECK(kvmem__lazy_score(10, 9, 0) == 0 && kvmem__lazy_score(1e7, 0, 0) == 0 && kvmem__lazy_score(1e7, 0, 1e7) > 0);
+}
+static double weigh_sparse(int l, int h, int i, int j) { /* most weights are small */
+    const double u = noise(l * 8 + h, i, j, 1);
+    return u > .85 ? 1 + u : .001 + .002 * u;
+}
+/* The rule again, beside the cache: positions, TS and MRI of each lane. */
+typedef struct lazy_sim { int n, pos[SEEN]; double ts[SEEN], mri[SEEN]; } lazy_sim;
+static void lazy_step(lazy_sim *s, int l, int g, int at, int step, double alpha, int budget, int w) {
+    double score[SEEN], p[SEEN];
+    int j, h, kept[SEEN], m = 0;
+    s->pos[s->n] = at; s->ts[s->n] = step - 1; s->mri[s->n++] = 0;
+    for (j = 0; j < s->n; j++) p[j] = 0;
+    for (h = 2 * g; h < 2 * g + 2; h++) {
+        double sum = 0;
+        for (j = 0; j < s->n; j++) sum += weigh_sparse(l, h, at, s->pos[j]);
+        for (j = 0; j < s->n; j++) p[j] += weigh_sparse(l, h, at, s->pos[j]) / sum / 2;
+    }
+    for (j = 0; j < s->n; j++) {
+        if (p[j] < alpha) continue;
+        if (step - s->ts[j] > s->mri[j]) s->mri[j] = step - s->ts[j];
+        s->ts[j] = step;
+    }
+    if (s->n <= budget || step % w) return;
+    for (j = 0; j < s->n; j++) {
+        const double a = 1 + (step - s->ts[j]) / (s->mri[j] + 1e-5), b = s->mri[j] - 1;
+        score[j] = (float)((a > 700 ? 0 : 2 / (1 + exp(a))) + (s->mri[j] > 0 ? 2 / (1 + exp(b)) : 0));
+    }
+    best(score, s->n - w, budget - w, 1, kept);
+    for (j = budget - w; j < budget; j++) kept[j] = s->n - budget + j;
+    for (m = 0; m < budget; m++) {
+        s->pos[m] = s->pos[kept[m]]; s->ts[m] = s->ts[kept[m]]; s->mri[m] = s->mri[kept[m]];
+    }
+    s->n = budget;
+}
+TEST(lazyeviction_equals_its_rule_over_a_whole_run) {
+    static lazy_sim sim[2][2];
+    scene s;
+    int l, g, i, step;
+    memset(sim, 0, sizeof sim);
+    REQUIRE(scene_begin(&s, "lazyeviction score=lazyeviction(alpha=0.05) budget=14 recent=4 when=decode(4)", 2, 4, 2,
+                        weigh_sparse));
+    REQUIRE(scene_told(&s, 20, KVMEM_PROMPT_END));
+    for (l = 0; l < 2; l++)
+        for (g = 0; g < 2; g++) {
+            lazy_sim *z = &sim[l][g];
+            CHECK(kvmem_cache_lane_len(&s.c, l, g) == 20); /* the prompt stays whole */
+            for (i = 0; i < 20; i++) { z->pos[i] = i; z->ts[i] = z->mri[i] = 0; }
+            z->n = 20;
+        }
+    for (step = 1; step <= 40; step++) {
+        REQUIRE(scene_told(&s, 1, KVMEM_DECODE));
+        for (l = 0; l < 2; l++)
+            for (g = 0; g < 2; g++) {
+                lazy_sim *z = &sim[l][g];
+                kvmem_view v = kvmem__view_of(&s.c, l, KVMEM_SCORE);
+                int32_t pos[SEEN];
+                lazy_step(z, l, g, 19 + step, step, .05, 14, 4);
+                REQUIRE(left(&s.c, l, g, pos) == z->n);
+                for (i = 0; i < z->n; i++) {
+                    float own[2];
+                    kvmem_view_own(&v, g, i, own);
+                    CHECK(pos[i] == z->pos[i] && (double)own[0] == z->ts[i] && (double)own[1] == z->mri[i]);
+                }
+            }
+    }
+    REQUIRE(scene_told(&s, 1, KVMEM_PROMPT_END)); /* a new prompt forgets TS and MRI */
+    {
+        kvmem_view v = kvmem__view_of(&s.c, 1, KVMEM_SCORE);
+        float own[2];
+        for (i = 0; i < kvmem_view_count(&v, 1); i++) {
+            kvmem_view_own(&v, 1, i, own);
+            CHECK(own[0] == 0 && own[1] == 0);
+        }
+    }
+    kvmem_cache_free(&s.c);
+}
+/* Entry 3 is looked at every 10 steps, everyone else once, 8 steps later. */
+static double weigh_recurring(int l, int h, int i, int j) {
+    (void)l; (void)h;
+    return j == 3 ? (i % 10 == 3 ? .05 : 1e-7) : j == i - 8 ? .9 : 1e-6;
+}
+TEST(lazyeviction_keeps_what_returns_after_a_pause) {
+    static const char *const recipe[] = {
+        "lazyeviction score=lazyeviction(alpha=0.01) budget=16 recent=10 when=decode(10)", "tova budget=16 when=decode(10)" };
+    scene s;
+    int32_t pos[SEEN];
+    int i, k, n;
+    for (k = 0; k < 2; k++) {
+        REQUIRE(scene_begin(&s, recipe[k], 1, 1, 1, weigh_recurring));
+        REQUIRE(scene_told(&s, 4, KVMEM_PROMPT_END));
+        for (i = 0; i < 58; i++) REQUIRE(scene_told(&s, 1, KVMEM_DECODE));
+        for (i = 0, n = left(&s.c, 0, 0, pos); i < n && pos[i] != 3; i++) {}
+        CHECK((i < n) == (k == 0));
+        kvmem_cache_free(&s.c);
+    }
+}
+
+/* ---- facts of all of them ---- */
+
+static const char *const methods[] = {
+    "lazyeviction score=lazyeviction(alpha=0.01) budget=40 recent=8 when=decode(8)" };
+enum { N_METHODS = sizeof methods / sizeof *methods };
+
+/* After any step the entries rise, hold sinks and the recent window, and number at most the budget (plus what when=
+   lets grow); attention reads exactly them. */
+TEST(attention_reads_what_is_kept_and_the_kept_hold_sinks_and_window) {
+    int k;
+    for (k = 0; k < N_METHODS; k++) {
+        world w; kvmem_cache c; float *out;
+        int32_t pos[MAXT];
+        int set[MAXT], place[MAXT], t, l, g, h, i, n;
+        REQUIRE(world_init(&w, 3, 4, 2, 8, 200, methods[k]));
+        w.cfg.shape.rope = w.rope; w.cfg.max_block = 64;
+        w.cfg.shape.scale = 1 / sqrtf(8);
+        out = outs(&w, 1);
+        REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+        CHECK_OK(feed(&w, &c, 0, 150, 64, KVMEM_PROMPT_END, NULL));
+        for (t = 150; t < 200; t++) {
+            static int32_t before[3][2][MAXT];
+            static int n_before[3][2];
+            const int slots = ((const kvmem_place_entry *)(const void *)w.recipe.stage[KVMEM_PLACE].entry)->fn != NULL;
+            for (l = 0; l < 3; l++) for (g = 0; g < 2; g++) n_before[l][g] = left(&c, l, g, before[l][g]);
+            CHECK_OK(feed(&w, &c, t, t + 1, 1, KVMEM_DECODE, out));
+            for (l = 0; l < 3; l++)
+                for (g = 0; g < 2; g++) {
+                    double o[256], worst = 0;
+                    n = n_before[l][g];
+                    for (i = 0; i < n; i++) set[i] = (int)before[l][g][i];
+                    set[n++] = t;
+                    for (i = 0; i < n; i++) place[i] = slots ? i : set[i];
+                    for (h = 2 * g; h < 2 * g + 2; h++) {
+                        oracle(&w, t, l, h, set, n, place, place[n - 1], o);
+                        for (i = 0; i < 8; i++) {
+                            const double e = fabs(o[i] - (double)out[(l * 4 + h) * 8 + i]);
+                            if (!(e <= worst)) worst = e;
+                        }
+                    }
+                    CHECK_NEAR(worst, 0, 2e-5);
+                    n = left(&c, l, g, pos);
+                    for (i = 1; i < n; i++) CHECK(pos[i] > pos[i - 1]);
+                    for (i = 0; i < w.recipe.sink; i++) CHECK(pos[i] == i);
+                    for (i = 0; i < (int)w.recipe.recent.value; i++) CHECK(pos[n - 1 - i] == t - i);
+                    if (w.recipe.when != KVMEM_WHEN_PROMPT && t > 160) CHECK(n <= 40 + 8);
+                }
+        }
+        kvmem_cache_free(&c); free(out); world_free(&w);
+    }
+}
+/* Saved, loaded, copied in the middle, by two threads: the same bits come out. */
+TEST(a_saved_and_a_copied_memory_go_on_alike) {
+    int k;
+    for (k = 0; k < N_METHODS; k++) {
+        world w; kvmem_cache a, b, copy; bytes f = { 0, 0, 0 };
+        float *x, *y;
+        REQUIRE(world_init(&w, 3, 4, 2, 8, 200, methods[k]));
+        w.cfg.shape.rope = w.rope; w.cfg.max_block = 64;
+        x = outs(&w, 30); y = outs(&w, 30);
+        REQUIRE_OK(kvmem_cache_init(&a, &w.cfg));
+        w.cfg.threads = 2;
+        REQUIRE_OK(kvmem_cache_init(&b, &w.cfg));
+        CHECK_OK(feed(&w, &a, 0, 150, 64, KVMEM_PROMPT_END, NULL));
+        CHECK_OK(feed(&w, &a, 150, 170, 1, KVMEM_DECODE, NULL));
+        CHECK_OK(kvmem_cache_save(&a, bytes_write, &f));
+        CHECK_OK(kvmem_cache_load(&b, f.p, f.n));
+        REQUIRE_OK(kvmem_cache_copy(&copy, &a));
+        CHECK_OK(feed(&w, &a, 170, 200, 1, KVMEM_DECODE, x));
+        CHECK_OK(feed(&w, &b, 170, 200, 1, KVMEM_DECODE, y));
+        CHECK(same_out(&w, x, y, 30));
+        CHECK_OK(feed(&w, &copy, 170, 200, 1, KVMEM_DECODE, y));
+        CHECK(same_out(&w, x, y, 30));
+        kvmem_cache_free(&copy); kvmem_cache_free(&a); kvmem_cache_free(&b);
+        free(f.p); free(x); free(y); world_free(&w);
+    }
+}
+/* Rows of zeros, one token, one KV head, a group of all heads, budgets of 1 and below what is protected. */
+TEST(poor_inputs_are_taken) {
+    static const char *const amounts[] = { "budget=1", "budget=3", "budget=5%", "budget=17" };
+    int k, a, one;
+    for (k = 0; k < N_METHODS; k++)
+        for (a = 0; a < 4; a++)
+            for (one = 0; one < 2; one++) {
+                char text[200];
+                scene s;
+                kvmem_recipe r;
+                kvmem_error e;
+                int i, l, g, G = one ? 1 : 4;
+                const int at = (int)(strstr(methods[k], "budget=") - methods[k]);
+                snprintf(text, sizeof text, "%.*s%s%s", at, methods[k], amounts[a],
+                         methods[k] + at + strcspn(methods[k] + at, " "));
+                if (kvmem_recipe_parse(&r, text, &e)) continue; /* what is protected does not fit */
+                REQUIRE(scene_begin(&s, text, 4, 4, G, NULL));
+                for (i = 0; i < 20; i++) {
+                    if (kvmem_cache_room(&s.c) < 1) break;
+                    if (!scene_told(&s, 1, i < 7 ? KVMEM_PREFILL : i == 7 ? KVMEM_PROMPT_END : KVMEM_DECODE)) {
+                        printf("  %s\n", text);
+                        break;
+                    }
+                    for (l = 0; l < 4; l++) for (g = 0; g < G; g++) CHECK(kvmem_cache_lane_len(&s.c, l, g) > 0);
+                }
+                kvmem_cache_clear(&s.c);
+                s.n = 0;
+                CHECK(scene_told(&s, 1, KVMEM_PROMPT_END));
+                kvmem_cache_free(&s.c);
+            }
+}
+
+TEST(a_limit_of_bytes_holds) {
+    int k;
+    for (k = 0; k < N_METHODS; k++) {
+        char text[240];
+        world w; kvmem_cache c; kvmem_bytes b;
+        const int at = (int)(strstr(methods[k], "budget=") - methods[k]);
+        snprintf(text, sizeof text, "%.*sbudget=160KB%s page=4", at, methods[k],
+                 methods[k] + at + strcspn(methods[k] + at, " "));
+        REQUIRE(world_init(&w, 4, 4, 2, 8, 600, text));
+        w.cfg.shape.rope = w.rope; w.cfg.max_block = 32;
+        if (kvmem_cache_init(&c, &w.cfg)) { FAIL_AT("%s: %s", text, c.error.text); continue; }
+        CHECK_OK(feed(&w, &c, 0, 500, 32, KVMEM_PROMPT_END, NULL));
+        CHECK_OK(feed(&w, &c, 500, 600, 1, KVMEM_DECODE, NULL));
+        kvmem_cache_bytes(&c, &b);
+        CHECK(b.peak.total <= 160000 && kvmem_cache_lane_len(&c, 0, 0) < 600);
+        kvmem_cache_free(&c); world_free(&w);
+    }
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv, "streaming");
+    RUN(topk_can_give_ties_to_the_newer);
+    RUN(when_decode_counts_decoded_tokens_only);
+    RUN(lazyeviction_scores_are_the_cards);
+    RUN(lazyeviction_equals_its_rule_over_a_whole_run);
+    RUN(lazyeviction_keeps_what_returns_after_a_pause);
+    RUN(attention_reads_what_is_kept_and_the_kept_hold_sinks_and_window);
+    RUN(a_saved_and_a_copied_memory_go_on_alike);
+    RUN(poor_inputs_are_taken);
+    RUN(a_limit_of_bytes_holds);
+    return test_end();
+}
