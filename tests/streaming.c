@@ -216,7 +216,8 @@ static double weigh_recurring(int l, int h, int i, int j) {
 }
 TEST(lazyeviction_keeps_what_returns_after_a_pause) {
     static const char *const recipe[] = {
-        "lazyeviction score=lazyeviction(alpha=0.01) budget=16 recent=10 when=decode(10)", "tova budget=16 when=decode(10)" };
+        "lazyeviction score=lazyeviction(alpha=0.01) budget=16 recent=10 when=decode(10)",
+        "tova budget=16 when=decode(7)" };
     scene s;
     int32_t pos[SEEN];
     int i, k, n;

@@ -41,7 +41,7 @@ static void make_small(kvmem_recipe *r) {
     }
     if (r->recent.kind == KVMEM_COUNT && r->recent.value > 4) r->recent.value = 4;
     if (r->sink > 3) r->sink = 3;
-    if (r->when == KVMEM_WHEN_EVERY && r->every > 5) r->every = 5;
+    if ((r->when == KVMEM_WHEN_EVERY || r->when == KVMEM_WHEN_DECODE) && r->every > 5) r->every = 5;
 }
 static int evicts(const kvmem_recipe *r) {
     return r->amount.kind != KVMEM_ALL || (r->stage[KVMEM_SELECT].entry->reads & KVMEM_CHOOSES_COUNT);
