@@ -131,6 +131,23 @@ typedef struct play {
 
 static world standard;
 static size_t row_at(int t, int l, int L, int width) { return ((size_t)t * (size_t)L + (size_t)l) * (size_t)width; }
+/* A model's output projection (4, H * d), by a formula: kvmem_output_fn. */
+static kvmem_status project(void *user, int layer, int h, int n, const float *x, float *l1, float *l2) {
+    const world *w = (const world *)user;
+    int t, e, i;
+    for (t = 0; t < n; t++) {
+        float one = 0, two = 0;
+        for (e = 0; e < 4; e++) {
+            float y = 0;
+            for (i = 0; i < w->d; i++) y += (float)((5 * e + 3 * h + 7 * i + layer) % 11 - 5) * x[t * w->d + i];
+            one += fabsf(y);
+            two += y * y;
+        }
+        if (l1) l1[t] = one;
+        if (l2) l2[t] = sqrtf(two);
+    }
+    return KVMEM_OK;
+}
 /* 1: ready. 0: this recipe cannot run on this shape, and the cache says so; anything else fails the test. */
 static int begin(play *p, const world *w, const kvmem_recipe *r, const char *text, int threads) {
     kvmem_status st;
@@ -143,7 +160,10 @@ static int begin(play *p, const world *w, const kvmem_recipe *r, const char *tex
     p->cfg.max_block = 64;
     p->cfg.allocator = test_allocator(&p->heap);
     st = kvmem_cache_init(&p->c, &p->cfg);
-    if (st == KVMEM_OK) return 1;
+    if (st == KVMEM_OK) {
+        if (p->c.reads & KVMEM_READS_OUTPUT) kvmem_cache_output(&p->c, project, (void *)(uintptr_t)(const void *)w);
+        return 1;
+    }
     if ((st != KVMEM_UNSUPPORTED && st != KVMEM_BAD_RECIPE) || !p->c.error.text[0] || p->heap.live)
         FAIL_AT("%s: init: %d %s, %d bytes left", text, (int)st, p->c.error.text, (int)p->heap.live);
     return 0;
@@ -180,6 +200,7 @@ static kvmem_status hear(play *p, int n, kvmem_phase phase, float *out, int by_l
             memcpy(q + i * qd, w->q + row_at(t0 + i, l, w->L, qd), (size_t)qd * 4);
         }
         KVMEM__TRY(kvmem_cache_append(&p->c, l, n, k, v, NULL));
+        if (p->c.reads & KVMEM_READS_HIDDEN) KVMEM__TRY(kvmem_cache_hidden(&p->c, l, n, q, qd));
         KVMEM__TRY(kvmem_cache_attend(&p->c, l, n, q, o));
         for (i = 0; out && i < n; i++) memcpy(out + row_at(i, l, w->L, qd), o + i * qd, (size_t)qd * 4);
         if (by_layer) KVMEM__TRY(kvmem_cache_commit_layer(&p->c, l, phase));

@@ -251,6 +251,9 @@ typedef struct args {
     double temp, top_p, min_p, repeat, rope_base, slo, delay;
     const char *machine; /* kvmem cost */
     int64_t layers, kv_heads, head_dim, hidden, users, rounds;
+    const char *keys, *values, *hidden_rows, *projection, *rope; /* kvmem score */
+    int64_t heads, question;
+    int kept;
     double params, weight_bytes, value_bytes, flops, bandwidth, memory, link, share;
     int measure;
     size_t max_bytes;
@@ -1734,6 +1737,7 @@ static int cmd_inspect(const args *a) {
 
 #include "list.h"
 #include "codec.h"
+#include "score.h"
 
 /* ==== >>estimate : bytes before anything is allocated ========================================= */
 
@@ -1922,6 +1926,28 @@ static const option codec_options[] = {
     { NULL, "--backend", TEXT, AT(backend), "NAME", "plain", 0, 0, 0,
       "plain, avx2, avx512 or neon: the last three may round queries to 16 bits" },
     O_JSON, O_END };
+static const option score_options[] = {
+    { NULL, "--kv", TEXT, AT(kv), "RECIPE", NULL, 0, 0, 1, "whose score, budget, select and reduce stages are asked" },
+    O_INT("--heads", heads, "H", "1", 1, 65536, "query heads"),
+    O_INT("--kv-heads", kv_heads, "G", "1", 1, 65536, "KV heads; divides H"),
+    O_INT("--dim", head_dim, "d", "0", 0, 65536, "head size; 0: as -k has it"),
+    { "-k", "--keys", TEXT, AT(keys), "K.npy", NULL, 0, 0, 1, "keys, float32 (n, G, d), one layer's" },
+    { "-v", "--values", TEXT, AT(values), "V.npy", NULL, 0, 0, 0, "values (n, G, d); zeros where no stage reads them" },
+    { "-q", "--query", TEXT, AT(query), "Q.npy", NULL, 0, 0, 0, "queries (n, H, d)" },
+    O_TEXT("--hidden", hidden_rows, "X.npy", "hidden states after the input norm (n, D)"),
+    O_TEXT("--output-weights", projection, "W.npy", "the output projection (D, H * d)"),
+    { "-o", "--output", TEXT, AT(output), "OUT.npy", NULL, 0, 0, 1, "scores (G, n), or with --kept indices (G, most)" },
+    O_FLAG("--kept", kept, "the whole selection: indices of the rows that stay, int32, -1 behind the last"),
+    O_TEXT("--rope", rope, "norm|neox", "RoPE pairs channels 2i and 2i + 1, or i and i + d/2; the cache rotates"),
+    O_REAL("--rope-base", rope_base, "BASE", NULL, 1, 1e12, "of RoPE (default 10000)"),
+    O_FLAG("--pre-rope", pre_rope, "queries and keys are given before RoPE (default after it)"),
+    O_TEXT("--pos", positions, "P.npy", "positions of the rows, whole and rising (default 0, 1, ...)"),
+    O_INT("--prompt-tokens", first, "N", NULL, 1, BIG, "rows that are the prompt; the others are decoded one by one"),
+    O_INT("--question", question, "N", "-1", -1, BIG, "the prompt's question begins at row N (default: there is none)"),
+    O_INT("--block", block, "N", "0", 0, 65536, "rows of the prompt in one block; 0: all (for when=block)"),
+    O_THREADS,
+    { NULL, "--backend", TEXT, AT(backend), "NAME", "plain", 0, 0, 0, "plain, avx2, avx512 or neon" },
+    O_JSON, O_END };
 static const option estimate_options[] = {
     O_MODEL(0),
     O_TEXT("--shape", shape, "SHAPE",
@@ -2100,6 +2126,15 @@ static const command commands[] = {
       "(sum of squares of x - y over that of x), and writes the decoded rows.",
       { "kvmem codec q4_0 -i keys.npy -o back.npy",
         "kvmem codec \"q8_0\" -i keys.npy -o back.npy -q queries.npy --dots scores.npy --json" } },
+    { "score", cmd_score, score_options, 0, 0,
+      "--kv RECIPE --heads H --kv-heads G --dim d -k K.npy [-v V.npy] [-q Q.npy] -o OUT.npy [options]",
+      "arrays in, arrays out: how a method scores one layer's entries and which it keeps",
+      "Q, K and V of one layer, dumped from any program, go through a real cache as a prompt. Written are\n"
+      "the scores before anything is reduced, float32 (G, n), higher is kept; with --kept what the whole\n"
+      "recipe leaves, by score, budget, select and reduce: int32 indices (G, most), rising, -1 behind\n"
+      "the last. Rows are after RoPE unless --pre-rope; with --rope the cache knows them before it, too.",
+      { "kvmem score --kv \"snapkv budget=25%\" --heads 8 --kv-heads 2 --dim 64 -k k.npy -q q.npy -o s.npy",
+        "kvmem score --kv \"tova budget=64\" --heads 8 --kv-heads 2 -k k.npy -q q.npy -v v.npy --kept -o i.npy" } },
     { "estimate", cmd_estimate, estimate_options, 0, 0,
       "(-m MODEL | --shape SHAPE) --ctx N [options]",
       "bytes of a cache before anything is allocated",

@@ -197,14 +197,14 @@ static KVMEM__UNUSED double npy_at(const npy *a, size_t i) {
     return w >> 15 ? -d : d;
 }
 
-/* The header of a little-endian float32 array in C order into head; returns its length, a multiple
-   of
-   64. n_dims is 1 to NPY_DIMS. */
-static KVMEM__UNUSED size_t npy_header(char head[NPY_HEADER], const size_t *dim, int n_dims) {
+/* The header of a little-endian array in C order into head, items of type descr ("<f4", "<i4"); returns
+   its length, a multiple of 64. n_dims is 1 to NPY_DIMS. */
+static KVMEM__UNUSED size_t npy_header_of(char head[NPY_HEADER], const char *descr, const size_t *dim,
+                                          int n_dims) {
     char text[NPY_HEADER];
     size_t n, len;
     int i;
-    n = (size_t)snprintf(text, sizeof text, "{'descr': '<f4', 'fortran_order': False, 'shape': (");
+    n = (size_t)snprintf(text, sizeof text, "{'descr': '%.3s', 'fortran_order': False, 'shape': (", descr);
     for (i = 0; i < n_dims; i++)
         n += (size_t)snprintf(text + n, sizeof text - n, n_dims == 1 ? "%lu," : i ? ", %lu" : "%lu",
                               (unsigned long)dim[i]);
@@ -218,20 +218,26 @@ static KVMEM__UNUSED size_t npy_header(char head[NPY_HEADER], const size_t *dim,
     head[len - 1] = '\n';
     return len;
 }
-/* Writes rows (count floats) behind their header; 0, or 1: writing failed (errno). */
-static KVMEM__UNUSED int npy_write(FILE *f, const float *x, const size_t *dim, int n_dims) {
+static KVMEM__UNUSED size_t npy_header(char head[NPY_HEADER], const size_t *dim, int n_dims) {
+    return npy_header_of(head, "<f4", dim, n_dims);
+}
+/* Writes items of 4 bytes, "<f4" or "<i4", behind their header; 0, or 1: writing failed (errno). */
+static KVMEM__UNUSED int npy_write_items(FILE *f, const char *descr, const void *x, const size_t *dim, int n_dims) {
     char head[NPY_HEADER];
-    size_t n = npy_header(head, dim, n_dims), count = 1, i;
+    size_t n = npy_header_of(head, descr, dim, n_dims), count = 1, i;
     int j;
     for (j = 0; j < n_dims; j++) count *= dim[j];
     if (fwrite(head, 1, n, f) != n) return 1;
     for (i = 0; i < count; i++) {
         unsigned char b[4];
         uint32_t w;
-        memcpy(&w, x + i, 4);
+        memcpy(&w, (const char *)x + 4 * i, 4);
         for (j = 0; j < 4; j++) b[j] = (unsigned char)(w >> (8 * j));
         if (fwrite(b, 1, 4, f) != 4) return 1;
     }
     return fflush(f) != 0;
+}
+static KVMEM__UNUSED int npy_write(FILE *f, const float *x, const size_t *dim, int n_dims) {
+    return npy_write_items(f, "<f4", x, dim, n_dims);
 }
 #endif
