@@ -107,11 +107,14 @@
      >>score_snapkv       entries the last queries looked at
      >>score_zipcache     the mean attention of those that could see an entry
      >>score_lazyeviction entries that rest no longer than they have rested before
+     >>score_treekv       mean attention since an entry came
      >>budget             how many entries may each lane keep?
      >>budget_uniform     every lane the same
      >>budget_pyramid     much for the lower layers, little for the upper
      >>select             which entries does a budget of so many keep?
      >>select_topk        the best scores
+     >>select_tree        of two neighbours one goes, at a pointer that sweeps from old to new
+     >>select_ladder      different layers keep different entries
      >>reduce             what becomes of the rest?
      >>reduce_drop        forget the rest
      >>reduce_demote      the rest stays in fewer bits
@@ -15409,7 +15412,7 @@ static float kvmem__lazy_score(double t, double ts, double mri) {
     const double h1 = 1 + (t - ts) / (mri + 1e-5), h2 = mri - 1; /* e^700 is still finite */
     return (float)(2 / (1 + exp(KVMEM__MIN(h1, 700.0))) + (mri > 0 ? 2 / (1 + exp(KVMEM__MIN(h2, 700.0))) : 0));
 }
-static int kvmem__lazy_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+static int kvmem__one_float(const double *par, int n_heads, int n_kv_heads, int d) {
     (void)par;
     (void)n_heads;
     (void)n_kv_heads;
@@ -15453,7 +15456,49 @@ static kvmem_status kvmem__score_lazyeviction(const kvmem_view *v, int g, float 
     }
     return KVMEM_OK;
 }
-static const kvmem_memory kvmem__memory_lazyeviction = { 2, kvmem__lazy_floats, NULL, kvmem__lazy_update };
+static const kvmem_memory kvmem__memory_lazyeviction = { 2, kvmem__one_float, NULL, kvmem__lazy_update };
+
+/* ==== >>score_treekv : mean attention since an entry came. stage: score; prefill and decode ====
+   He et al. TreeKV: Smooth Key-Value Cache Compression with Tree Structures. 2025. arXiv 2501.04987.
+   Code: none released.
+   Every decoded token t adds its attention to the sum S and 1 to the count C of every entry, itself included:
+       s[j] = S[j] / C[j]
+   In a prompt s[j] is the attention of the last w queries, summed (w: the block of select=tree). Which of two
+   neighbours goes by this score is >>select_tree.
+   reads: LAST, QUERIES (w).   state: S, C an entry.   cost: O(n) a step.   defaults: window=16.
+   departs: P is the group's mean. After a prompt S and C begin at 0, as the paper does not say.
+   test: tests/streaming.c treekv_* */
+static const kvmem_param kvmem__params_treekv[] = {
+    { "window", 16, 1, 4096, NULL, 1, "how many of the last queries of a prompt count" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__treekv_update(const kvmem_view *v, int g) {
+    const int n = kvmem_view_count(v, g);
+    float own[2], *last;
+    int t;
+    if (v->phase != KVMEM_DECODE) return KVMEM_OK;
+    last = kvmem__view_scratch(v, (size_t)n);
+    if (!last) return v->cache->error.status;
+    kvmem_view_last(v, g, last);
+    for (t = 0; t < n; t++) {
+        kvmem_view_own(v, g, t, own);
+        own[0] += last[t];
+        own[1] += 1;
+        KVMEM__TRY(kvmem_view_set_own(v, g, t, own));
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__score_treekv(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g);
+    float own[2];
+    int t;
+    if (v->phase != KVMEM_DECODE) return kvmem_view_attention(v, g, (int)v->par[0], score);
+    for (t = 0; t < n; t++) {
+        kvmem_view_own(v, g, t, own);
+        score[t] = own[1] > 0 ? own[0] / own[1] : 0;
+    }
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_treekv = { 2, NULL, NULL, kvmem__treekv_update };
 
 static const kvmem_score_entry kvmem__scores[] = {
     { { "recency", "newest entries; with sinks and place=cache StreamingLLM",
@@ -15472,7 +15517,9 @@ static const kvmem_score_entry kvmem__scores[] = {
         "He 2024, arXiv 2405.14256", kvmem__params_zipcache, KVMEM_READS_QUERIES }, kvmem__score_zipcache, NULL },
     { { "lazyeviction", "pause since an entry was last looked at, against its longest so far",
         "Zhang 2025, arXiv 2506.15969", kvmem__params_lazyeviction, KVMEM_READS_LAST }, kvmem__score_lazyeviction,
-      &kvmem__memory_lazyeviction } };
+      &kvmem__memory_lazyeviction },
+    { { "treekv", "mean attention of an entry since it came", "He 2025, arXiv 2501.04987", kvmem__params_treekv,
+        KVMEM_READS_LAST | KVMEM_READS_QUERIES }, kvmem__score_treekv, &kvmem__memory_treekv } };
 
 /* ==== >>budget : how many entries may each lane keep? ============================================
    A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
@@ -15592,8 +15639,171 @@ static kvmem_status kvmem__select_topk(const kvmem_view *v, int g, const float *
     return kvmem__take_best(v, g, score, keep, sink, recent, v->par[0] > 0, kept, n_kept);
 }
 
+/* ==== >>select_tree : of two neighbours one goes, at a pointer that sweeps from old to new. stage: select ====
+   He et al. TreeKV: Smooth Key-Value Cache Compression with Tree Structures. 2025. arXiv 2501.04987, algorithm 1.
+   Code: none released.
+   Each sweep halves the density of what it passes, so the past thins out geometrically. The middle is what lies
+   between sinks and recent window, c the entries that it may hold, idx = 0, 1, ..., c - 1, 0, ... the pointer:
+       the middle has c + 1:   s[idx] > s[idx + 1] ?  idx + 1 goes  :  idx goes;      idx = (idx + 1) mod c
+   Once full, a step evicts one entry. c=4 and always the newer of the two: of tokens 1..8 stay {1 3 5 7}, of 1..17
+   {1 13 15 17}. A prompt is thinned by blocks of b tokens, whose score is their mean, in the same order as if they
+   came one by one; the last block stays. Then idx begins at 0.
+   reads: the score.   state: idx a lane.   cost: O(1) a step; a prompt of n: n / b steps.
+   defaults: block=16 side=score; preset 4 sinks, 508 recent, 512 between, read at their slots (place=cache).
+   ties: the older goes.
+   departs: the paper prints idx = (idx + 1) mod c + 1, which its text and figure contradict; that the pointer
+   runs over the middle alone and the size of a block are ours. What comes in more than one token a step is
+   taken as if it came one by one; a middle of less than two blocks is thinned by single entries.
+   side=old or new: always that one (the paper's ablation).              test: tests/streaming.c tree_* */
+static const kvmem_param kvmem__params_tree[] = {
+    { "block", 16, 1, 4096, NULL, 1, "tokens that go together when a prompt is thinned" },
+    { "side", 0, 0, 2, "score|old|new", 1, "of two neighbours goes the lower score, always the older, the newer" },
+    KVMEM__END_PARAMS };
+/* Items list (n) come one by one to a place that holds cap; score by item. Returns how many stay, in list. */
+static int kvmem__tree_thin(int *list, int n, int cap, const float *score, int side, int *at) {
+    int t;
+    for (t = cap; t < n && cap > 0; t++) { /* list[0..cap) is full, item t arrives */
+        const int i = *at % cap;
+        int gone;
+        list[cap] = list[t];
+        gone = i + (side ? side == 2 : score[list[i]] > score[list[i + 1]]);
+        memmove(list + gone, list + gone + 1, (size_t)(cap - gone) * sizeof *list);
+        *at = (i + 1) % cap;
+    }
+    return KVMEM__MIN(n, cap);
+}
+/* The same by blocks of b of the m entries from `first` on, room of them: kept gets entries, work (m + 2). */
+static int kvmem__tree_blocks(int *kept, int *work, int m, int b, int room, const float *score, int first, int side) {
+    const int blocks = (m + b - 1) / b, last = m - (blocks - 1) * b, cap = (room - last) / b;
+    float *mean = (float *)(void *)(work + blocks);
+    int i, t, n, out = 0, at = 0;
+    for (i = 0; i < blocks - 1; i++) {
+        mean[i] = 0;
+        for (t = 0; t < b; t++) mean[i] += score[first + i * b + t];
+        work[i] = i;
+    }
+    n = kvmem__tree_thin(work, blocks - 1, cap, mean, side, &at);
+    work[n++] = blocks - 1;
+    for (i = 0; i < n; i++)
+        for (t = work[i] * b; t < m && t < (work[i] + 1) * b; t++) kept[out++] = first + t;
+    return out;
+}
+static kvmem_status kvmem__select_tree(const kvmem_view *v, int g, const float *score, int keep, int sink, int recent,
+                                       int *kept, int *n_kept) {
+    const int n = kvmem_view_count(v, g), m = n - sink - recent, room = keep - sink - recent, b = (int)v->par[0];
+    const int by_block = v->phase != KVMEM_DECODE && b > 1 && room >= 2 * b;
+    float *state = kvmem_view_state(v, g);
+    int *work = (int *)(void *)kvmem__view_scratch(v, (size_t)m + 2);
+    int t, out = sink, at = v->phase == KVMEM_DECODE ? (int)*state : 0;
+    if (!work) return v->cache->error.status;
+    for (t = 0; t < sink; t++) kept[t] = t;
+    if (by_block) {
+        out += kvmem__tree_blocks(kept + out, work, m, b, room, score, sink, (int)v->par[1]);
+    } else {
+        for (t = 0; t < m; t++) work[t] = sink + t;
+        out += kvmem__tree_thin(work, m, room, score, (int)v->par[1], &at);
+        memcpy(kept + sink, work, (size_t)(out - sink) * sizeof *kept);
+    }
+    for (t = n - recent; t < n; t++) kept[out++] = t;
+    *state = (float)(v->phase == KVMEM_DECODE ? at : 0);
+    *n_kept = out;
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_tree = { 0, kvmem__one_float, NULL, NULL };
+
+/* ==== >>select_ladder : different layers keep different entries. stage: select ====
+   Shi et al. LaCache: Ladder-Shaped KV Caching for Efficient Long-Context Modeling of Large Language Models. 2025.
+   arXiv 2507.14204.   Code: GATECH-EIC/LaCache ppl/lacache/kv_cache.py (class LaCache).
+   L layers; an entry of the compacted past stays in about S of them (span), neighbours share O (overlap), so that
+   together the layers remember a longer past than each of them. A rung covers W consecutive slots, of which layer l
+   keeps A, shifted by l mod (R + 1), and R go:
+       W = 1 + ceil((L - S) / (S - O))      A = min(ceil(S / (S - O)), W)      R = W - A
+   A lane of n entries and room for cap compacts from its cursor cur on (at first behind the s sinks):
+       need = n - cap,  can = floor((cap - cur - L) / A) R
+       need <= can:  q = ceil(need / R) rungs at cur, then cur += A q
+       else:         all rungs that fit at cur, then again from the sinks on, for what is left = need - can, with
+                     T = ceil(left / can'), W' = W + (T - 1)(W - 1), kept slots T apart, can' as can from cur = s;
+                     cur = s + A ceil(left / (W' - A)).
+   L=4 S=2 O=0 s=4 cap=24 (W 2, A 1, R 1), tokens 0..59: even layers end with {0..4 12 20 28 36 38 .. 50 52..59}, odd
+   ones with {0..3 11 19 27 35 37 .. 51 52..59}; the cursor is 5 after token 24, 20 after 39, 5 again after 40.
+   reads: nothing.   state: cur a lane.   cost: O(n).
+   defaults: span=0 (half the layers; the code: 16 of 32) overlap=0; preset budget=256 sink=4, slots as positions,
+   after every block.   always kept: sinks and recent entries; the last L - R + 1 slots are never compacted.
+   departs: the code lets cap grow by R/2 when it first overflows, so that the mean size is what was asked for; here
+   the budget is a ceiling. Ladders with R < 1 are refused. With room for less than s + L + W, and in a model of one layer, the newest entries stay.
+   Where T > 1 slots of a rung could leave it, for the next one or past the end; it is then shifted less, so that
+   layers stay equally long (the code would keep an entry twice).
+   test: tests/streaming.c lacache_* */
+static const kvmem_param kvmem__params_ladder[] = {
+    { "span", 0, 0, 4096, NULL, 1, "layers that keep a given entry of the past; 0: half of them" },
+    { "overlap", 0, 0, 4095, NULL, 1, "of them, how many also keep its neighbour" },
+    KVMEM__END_PARAMS };
+/* q rungs of width `wide` from slot `from` on: list (n) keeps `keeps` slots of each, `step` apart, and all behind. */
+static int kvmem__ladder_pass(int *list, int n, int from, int q, int wide, int keeps, int step, int layer) {
+    const int shift = KVMEM__MIN(layer % (wide - keeps + 1), wide - 1 - step * (keeps - 1)), end = from + q * wide;
+    const int top = KVMEM__MAX(n - 1 - step * (keeps - 1), end - wide); /* of the last rung: its first slot at most */
+    const int last = KVMEM__MIN(end - wide + shift, top);
+    int t, i, m = KVMEM__MIN(from, n);
+    for (t = from; t < n; t++) {
+        int stays = t >= end;
+        for (i = 0; i < keeps && !stays; i++) {
+            const int x = t - i * step - from - shift;
+            stays = t - i * step == last || (x >= 0 && x % wide == 0 && x / wide < q - 1);
+        }
+        if (stays) list[m++] = list[t];
+    }
+    return m;
+}
+static int kvmem__ceil_div(int a, int b) { return (a + b - 1) / b; }
+/* Compact list (n) to cap slots: cur is the cursor. */
+static int kvmem__ladder(int *list, int n, int cap, int s, int layer, int L, int S, int O, int *cur) {
+    const int W = 1 + kvmem__ceil_div(L - S, S - O), A = KVMEM__MIN(kvmem__ceil_div(S, S - O), W), R = W - A;
+    const int need = n - cap, rungs = KVMEM__MAX(cap - *cur - L, 0) / A, can = rungs * R;
+    int q, left, T, wide;
+    if (need <= can) {
+        q = kvmem__ceil_div(need, R);
+        n = kvmem__ladder_pass(list, n, *cur, q, W, A, 1, layer);
+        *cur += q * A;
+        return n;
+    }
+    n = kvmem__ladder_pass(list, n, *cur, rungs, W, A, 1, layer);
+    left = need - can;
+    T = kvmem__ceil_div(left, (cap - s - L) / A * R);
+    wide = W + (T - 1) * (W - 1);
+    q = kvmem__ceil_div(left, wide - A);
+    n = kvmem__ladder_pass(list, n, s, q, wide, A, T, layer);
+    *cur = s + q * A;
+    return n;
+}
+static kvmem_status kvmem__select_ladder(const kvmem_view *v, int g, const float *score, int keep, int sink, int recent,
+                                         int *kept, int *n_kept) {
+    const int n = kvmem_view_count(v, g) - recent, cap = keep - recent, L = v->cache->shape.n_layers;
+    const int S = v->par[0] > 0 ? (int)v->par[0] : KVMEM__MAX(L / 2, 1), O = (int)v->par[1];
+    float *state = kvmem_view_state(v, g);
+    int t, m = n, cur = KVMEM__MAX((int)*state, sink);
+    (void)score;
+    if (L > 1 && (S <= O || S > L || kvmem__ceil_div(L - S, S - O) < kvmem__ceil_div(S, S - O)))
+        return kvmem__fail(&v->cache->error, KVMEM_UNSUPPORTED, "select=ladder(span=%d,overlap=%d) of %d layers: "
+                           "that ladder frees nothing; smaller ones do", S, O, L);
+    for (t = 0; t < n; t++) kept[t] = t;
+    if (L > 1 && cap > sink + L + 1 + kvmem__ceil_div(L - S, S - O)) {
+        m = kvmem__ladder(kept, n, cap, sink, v->layer, L, S, O, &cur);
+        *state = (float)cur;
+    }
+    for (; m > cap; m = cap) /* no room for a rung: the newest */
+        memmove(kept + sink, kept + sink + m - cap, (size_t)(cap - sink) * sizeof *kept);
+    for (t = 0; t < recent; t++) kept[m++] = n + t;
+    *n_kept = m;
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_ladder = { 0, kvmem__one_float, NULL, NULL };
+
 static const kvmem_select_entry kvmem__selects[] = {
-    { { "topk", "the entries of the highest scores", "-", kvmem__params_topk, 0 }, kvmem__select_topk, NULL } };
+    { { "topk", "the entries of the highest scores", "-", kvmem__params_topk, 0 }, kvmem__select_topk, NULL },
+    { { "tree", "of two neighbours one goes, at a pointer that sweeps from old to new", "He 2025, arXiv 2501.04987",
+        kvmem__params_tree, 0 }, kvmem__select_tree, &kvmem__memory_tree },
+    { { "ladder", "rungs of the past, other ones in other layers", "Shi 2025, arXiv 2507.14204",
+        kvmem__params_ladder, 0 }, kvmem__select_ladder, &kvmem__memory_ladder } };
 
 /* ==== >>reduce : what becomes of the rest? =======================================================
    Gets the rising indices of what is kept; the lane has exactly these entries afterwards. */
@@ -18736,7 +18946,12 @@ static const kvmem_preset kvmem__presets[] = {
       "He 2025, arXiv 2502.12665" },
     { "lazyeviction",
       "score=lazyeviction(alpha=0.0001) select=topk(ties=new) budget=1334 recent=101 when=decode(101) place=original",
-      "every 101 steps drops what rests longer than it ever did before", "Zhang 2025, arXiv 2506.15969" } };
+      "every 101 steps drops what rests longer than it ever did before", "Zhang 2025, arXiv 2506.15969" },
+    { "treekv",
+      "score=treekv(window=16) select=tree(block=16,side=score) budget=1024 sink=4 recent=49.609375% when=step place=cache",
+      "neighbours fall one by one, so that the past thins out evenly", "He 2025, arXiv 2501.04987" },
+    { "lacache", "score=recency select=ladder(span=0,overlap=0) budget=256 sink=4 when=block place=cache",
+      "a ladder: other layers keep other entries of the past", "Shi 2025, arXiv 2507.14204" } };
 
 #define KVMEM__COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
 

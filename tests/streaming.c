@@ -23,6 +23,7 @@ static int scene_begin(scene *s, const char *text, int L, int H, int G, weigh_fn
     memset(s, 0, sizeof *s);
     s->L = L; s->H = H; s->G = G; s->weigh = weigh;
     if (kvmem_recipe_parse(&s->r, text, &e)) { FAIL_AT("%s: %s", text, e.text); return 0; }
+    s->r.stage[KVMEM_PLACE] = kvmem_recipe_default().stage[KVMEM_PLACE]; /* these rows have no RoPE */
     cfg.shape.n_layers = L; cfg.shape.n_heads = H; cfg.shape.n_kv_heads = G; cfg.shape.head_dim = SEEN;
     cfg.shape.scale = 1;
     cfg.recipe = &s->r;
@@ -231,10 +232,191 @@ TEST(lazyeviction_keeps_what_returns_after_a_pause) {
     }
 }
 
+/* ---- treekv ---- */
+
+/* Feed n tokens one by one, the first as the prompt. */
+static int drip(scene *s, int n) {
+    for (; n > 0; n--) if (!scene_told(s, 1, s->n ? KVMEM_DECODE : KVMEM_PROMPT_END)) return 0;
+    return 1;
+}
+TEST(tree_sweeps_as_the_card_says) {
+    scene s; /* tokens are 0.. here, 1.. there */
+    REQUIRE(scene_begin(&s, "score=recency select=tree(side=new) budget=4 when=step", 1, 1, 1, NULL));
+    REQUIRE(drip(&s, 8));
+    CHECK(lane_is(&s.c, 0, 0, "0 2 4 6"));
+    REQUIRE(drip(&s, 1));
+    CHECK(lane_is(&s.c, 0, 0, "0 4 6 8"));
+    REQUIRE(drip(&s, 4));
+    CHECK(lane_is(&s.c, 0, 0, "0 8 10 12"));
+    REQUIRE(drip(&s, 4));
+    CHECK(lane_is(&s.c, 0, 0, "0 12 14 16"));
+    kvmem_cache_free(&s.c);
+    REQUIRE(scene_begin(&s, "score=recency select=tree(side=old) budget=4 when=step", 1, 1, 1, NULL));
+    REQUIRE(drip(&s, 5));
+    CHECK(lane_is(&s.c, 0, 0, "1 2 3 4"));
+    REQUIRE(drip(&s, 3));
+    CHECK(lane_is(&s.c, 0, 0, "1 3 5 7"));
+    REQUIRE(drip(&s, 1));
+    CHECK(lane_is(&s.c, 0, 0, "3 5 7 8"));
+    REQUIRE(drip(&s, 8));
+    CHECK(lane_is(&s.c, 0, 0, "11 13 15 16"));
+    kvmem_cache_free(&s.c);
+    REQUIRE(scene_begin(&s, "score=recency select=tree budget=4 when=step", 1, 1, 1, NULL)); /* newer scores higher */
+    REQUIRE(drip(&s, 17));
+    CHECK(lane_is(&s.c, 0, 0, "11 13 15 16"));
+    kvmem_cache_free(&s.c);
+}
+TEST(tree_keeps_a_geometric_past) {
+    static const int want[8] = { 0, 0, 0, 0, 1, 3, 12, 48 };
+    int bin[8] = { 0 }, i, once, n;
+    for (once = 0; once < 2; once++) { /* one by one, and all at once */
+        scene s;
+        int32_t pos[MAXT];
+        REQUIRE(scene_begin(&s, "score=recency select=tree(side=old,block=1) budget=64 when=step", 1, 1, 1, NULL));
+        if (once) {
+            for (i = 0; i < 16; i++) REQUIRE(scene_told(&s, 64, i < 15 ? KVMEM_PREFILL : KVMEM_PROMPT_END));
+        } else REQUIRE(drip(&s, 1024));
+        n = left(&s.c, 0, 0, pos);
+        memset(bin, 0, sizeof bin);
+        for (i = 0; i < n; i++) bin[pos[i] / 128]++;
+        for (i = 0; i < 8; i++) CHECK(bin[i] == want[i]);
+        kvmem_cache_free(&s.c);
+    }
+}
+TEST(tree_runs_between_sinks_and_recent_and_once_full_evicts_one_a_step) {
+    scene s;
+    int i;
+    REQUIRE(scene_begin(&s, "score=recency select=tree(side=old) budget=9 sink=2 recent=3 when=step", 1, 1, 1, NULL));
+    for (i = 1; i <= 30; i++) {
+        REQUIRE(drip(&s, 1));
+        CHECK(kvmem_cache_lane_len(&s.c, 0, 0) == (i < 9 ? i : 9));
+    }
+    CHECK(lane_is(&s.c, 0, 0, "0 1 21 23 25 26 27 28 29"));
+    kvmem_cache_free(&s.c);
+}
+/* The rule again over scores in double: tokens come one by one, S and C as the paper has them. */
+static double weigh_smooth(int l, int h, int i, int j) { return .2 + noise(l * 8 + h, i, j, 2); }
+TEST(treekv_equals_its_rule_over_a_whole_run) {
+    scene s;
+    int pos[2][SEEN], n[2] = { 0, 0 }, idx[2] = { 0, 0 }, g, h, j, t;
+    double sum[2][SEEN], count[2][SEEN];
+    REQUIRE(scene_begin(&s, "treekv score=treekv(window=4) budget=10 sink=1 recent=2", 1, 4, 2, weigh_smooth));
+    for (t = 0; t < 50; t++) {
+        REQUIRE(scene_told(&s, 1, t ? KVMEM_DECODE : KVMEM_PROMPT_END));
+        for (g = 0; g < 2; g++) {
+            int32_t have[SEEN];
+            pos[g][n[g]] = t; sum[g][n[g]] = count[g][n[g]] = 0;
+            n[g]++;
+            for (h = 2 * g; t && h < 2 * g + 2; h++) {
+                double all = 0;
+                for (j = 0; j < n[g]; j++) all += weigh_smooth(0, h, t, pos[g][j]);
+                for (j = 0; j < n[g]; j++) sum[g][j] += weigh_smooth(0, h, t, pos[g][j]) / all / 2;
+            }
+            for (j = 0; t && j < n[g]; j++) count[g][j] += 1;
+            if (n[g] > 10) { /* the middle is slots 1.. with room for 7 */
+                const int a = 1 + idx[g], newer = sum[g][a] / count[g][a] > sum[g][a + 1] / count[g][a + 1];
+                for (j = a + newer; j + 1 < n[g]; j++) {
+                    pos[g][j] = pos[g][j + 1]; sum[g][j] = sum[g][j + 1]; count[g][j] = count[g][j + 1];
+                }
+                n[g]--;
+                idx[g] = (idx[g] + 1) % 7;
+            }
+            REQUIRE(left(&s.c, 0, g, have) == n[g]);
+            for (j = 0; j < n[g]; j++) CHECK(have[j] == pos[g][j]);
+        }
+    }
+    kvmem_cache_free(&s.c);
+}
+/* Blocks of 4 of a prompt: 0..3 is hot, 8..11 cold; the last block stays. */
+static double weigh_blocks(int l, int h, int i, int j) {
+    static const double block[8] = { 9, 1, .1, 5, 4, 3, 7, .01 };
+    (void)l; (void)h; (void)i;
+    return block[j / 4 % 8];
+}
+TEST(tree_thins_a_prompt_by_blocks) {
+    scene s;
+    REQUIRE(scene_begin(&s, "treekv score=treekv(window=4) select=tree(block=4) budget=14 sink=0 recent=0", 1, 2, 1,
+                        weigh_blocks));
+    REQUIRE(scene_told(&s, 30, KVMEM_PROMPT_END));
+    /* room 14 = three blocks of 4 and the last, 28 and 29: 0 1 2 +3: (0 1) 1 goes; 0 2 3 +4: (2 3) 2 goes; 0 3 4 +5:
+       (4 5) 5 goes; 0 3 4 +6: (0 3) 3 goes */
+    CHECK(lane_is(&s.c, 0, 0, "0..3 16..19 24..27 28 29"));
+    kvmem_cache_free(&s.c);
+}
+
+/* ---- lacache ---- */
+
+TEST(lacache_keeps_the_cards_ladder) {
+    static const char even[] = "0..4 12 20 28 36 38 40 42 44 46 48 50 52..59";
+    static const char odd[] = "0..3 11 19 27 35 37 39 41 43 45 47 49 51 52..59";
+    scene s;
+    int i, l;
+    REQUIRE(scene_begin(&s, "lacache select=ladder(span=2) budget=24", 4, 2, 2, NULL));
+    for (i = 0; i < 60; i++) {
+        REQUIRE(drip(&s, 1));
+        for (l = 0; l < 4; l++) CHECK(kvmem_cache_lane_len(&s.c, l, 1) == (i < 24 ? i + 1 : 24));
+        for (l = 0; l < 4; l++) {
+            const float cur = s.c.lane[l * 2].state[1][0];
+            if (i == 24) CHECK(cur == 5);
+            if (i == 39) CHECK(cur == 20);
+            if (i == 40) CHECK(cur == 5);
+        }
+    }
+    for (l = 0; l < 4; l++) CHECK(lane_is(&s.c, l, 0, l % 2 ? odd : even) && lane_is(&s.c, l, 1, l % 2 ? odd : even));
+    kvmem_cache_free(&s.c);
+    REQUIRE(scene_begin(&s, "lacache budget=24", 4, 2, 2, NULL)); /* span 0 is half the layers */
+    REQUIRE(drip(&s, 60));
+    CHECK(lane_is(&s.c, 3, 0, odd) && lane_is(&s.c, 0, 1, even));
+    kvmem_cache_free(&s.c);
+}
+TEST(lacache_layers_are_equally_long_and_remember_more_together) {
+    static const char *const ladders[] = { "lacache select=ladder(span=3) budget=40",
+        "lacache budget=33 sink=0", "lacache select=ladder(span=3,overlap=1) budget=50 sink=5",
+        "lacache select=ladder(span=2,overlap=1) budget=61",
+        "lacache select=ladder(span=1) budget=50 recent=9" };
+    int k, block, l, i, n, any, distinct, newest;
+    for (k = 0; k < 5; k++)
+        for (block = 1; block < 65; block += 21) {
+            static unsigned char alive[MAXT];
+            scene s;
+            int32_t pos[MAXT];
+            REQUIRE(scene_begin(&s, ladders[k], 6, 1, 1, NULL));
+            for (i = 0; i + block < 640; i += block) REQUIRE(scene_told(&s, block, i ? KVMEM_PREFILL : KVMEM_PROMPT_END));
+            memset(alive, 0, sizeof alive);
+            for (l = 0; l < 6; l++) {
+                n = left(&s.c, l, 0, pos);
+                CHECK(n == kvmem_cache_lane_len(&s.c, 0, 0) && n <= (int)s.r.amount.value && n > (int)s.r.amount.value - 12);
+                for (i = 0; i < n; i++) { alive[pos[i]] = 1; CHECK(!i || pos[i] > pos[i - 1]); }
+                for (i = 0; i < s.r.sink; i++) CHECK(pos[i] == i);
+                newest = (int)s.r.recent.value > 2 ? (int)s.r.recent.value : 2;
+                for (i = 0; i < newest; i++) CHECK(pos[n - 1 - i] == s.n - 1 - i);
+            }
+            for (distinct = any = i = 0; i < s.n; i++) distinct += alive[i];
+            CHECK(distinct > n);
+            (void)any;
+            kvmem_cache_free(&s.c);
+        }
+}
+TEST(lacache_refuses_what_is_no_ladder) {
+    scene s;
+    REQUIRE(scene_begin(&s, "lacache select=ladder(span=4) budget=20", 4, 1, 1, NULL));
+    CHECK(scene_tell(&s, 30, KVMEM_PROMPT_END) == KVMEM_UNSUPPORTED && strstr(s.c.error.text, "frees nothing"));
+    kvmem_cache_free(&s.c);
+    REQUIRE(scene_begin(&s, "lacache select=ladder(span=3,overlap=1) budget=20", 4, 1, 1, NULL));
+    CHECK(scene_tell(&s, 30, KVMEM_PROMPT_END) == KVMEM_UNSUPPORTED);
+    kvmem_cache_free(&s.c);
+    REQUIRE(scene_begin(&s, "lacache budget=8 sink=2", 4, 1, 1, NULL)); /* no room for a rung */
+    REQUIRE(scene_told(&s, 30, KVMEM_PROMPT_END));
+    CHECK(lane_is(&s.c, 2, 0, "0 1 24..29"));
+    kvmem_cache_free(&s.c);
+}
+
 /* ---- facts of all of them ---- */
 
 static const char *const methods[] = {
-    "lazyeviction score=lazyeviction(alpha=0.01) budget=40 recent=8 when=decode(8)" };
+    "lazyeviction score=lazyeviction(alpha=0.01) budget=40 recent=8 when=decode(8)",
+    "treekv budget=40 sink=2 recent=8", "treekv select=tree(block=4) budget=38 sink=0 recent=25% place=original",
+    "lacache budget=40", "lacache select=ladder(span=1,overlap=0) budget=36 sink=3 recent=4 place=original when=step" };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 
 /* After any step the entries rise, hold sinks and the recent window, and number at most the budget (plus what when=
@@ -275,7 +457,7 @@ TEST(attention_reads_what_is_kept_and_the_kept_hold_sinks_and_window) {
                     n = left(&c, l, g, pos);
                     for (i = 1; i < n; i++) CHECK(pos[i] > pos[i - 1]);
                     for (i = 0; i < w.recipe.sink; i++) CHECK(pos[i] == i);
-                    for (i = 0; i < (int)w.recipe.recent.value; i++) CHECK(pos[n - 1 - i] == t - i);
+                    for (i = 0; w.recipe.recent.kind == KVMEM_COUNT && i < (int)w.recipe.recent.value; i++) CHECK(pos[n - 1 - i] == t - i);
                     if (w.recipe.when != KVMEM_WHEN_PROMPT && t > 160) CHECK(n <= 40 + 8);
                 }
         }
@@ -366,6 +548,14 @@ int main(int argc, char **argv) {
     RUN(lazyeviction_scores_are_the_cards);
     RUN(lazyeviction_equals_its_rule_over_a_whole_run);
     RUN(lazyeviction_keeps_what_returns_after_a_pause);
+    RUN(tree_sweeps_as_the_card_says);
+    RUN(tree_keeps_a_geometric_past);
+    RUN(tree_runs_between_sinks_and_recent_and_once_full_evicts_one_a_step);
+    RUN(treekv_equals_its_rule_over_a_whole_run);
+    RUN(tree_thins_a_prompt_by_blocks);
+    RUN(lacache_keeps_the_cards_ladder);
+    RUN(lacache_layers_are_equally_long_and_remember_more_together);
+    RUN(lacache_refuses_what_is_no_ladder);
     RUN(attention_reads_what_is_kept_and_the_kept_hold_sinks_and_window);
     RUN(a_saved_and_a_copied_memory_go_on_alike);
     RUN(poor_inputs_are_taken);
