@@ -53,6 +53,7 @@
    CONTENTS (search for the tag)
      >>api_base           status, errors, allocator
      >>api_recipe         stages, entries and the one line of text that composes them
+     >>api_profile        what is known of a model's heads and layers
      >>api_cache          the memory layer
      >>api_gguf           tensors and the GGUF container
      >>api_tokenizer      text to token ids and back
@@ -93,6 +94,7 @@
      >>codec_polark       a pair of channels as radius and angle, by table
      >>codec_qjl          the signs of a random sketch of a key, and its norm
      >>codec_table        all codecs, and what every codec may leave out
+     >>profile            numbers about layers and heads, as text
      >>cache              arena, pages, lanes
      >>attention          causal attention that reads the coded pages
      >>tiles              causal attention of many queries at once
@@ -108,9 +110,14 @@
      >>score_zipcache     the mean attention of those that could see an entry
      >>score_lazyeviction entries that rest no longer than they have rested before
      >>score_treekv       mean attention since an entry came
+     >>score_compresskv   the heads that find things vote for their layer
      >>budget             how many entries may each lane keep?
      >>budget_uniform     every lane the same
      >>budget_pyramid     much for the lower layers, little for the upper
+     >>budget_heads       retrieval heads keep all, the others sinks and recent entries
+     >>budget_headkv      a pool shared out in proportion to head scores
+     >>budget_layers      each layer its share by what was measured of it
+     >>budget_lukv        keep fractions of every head from a table
      >>select             which entries does a budget of so many keep?
      >>select_topk        the best scores
      >>select_tree        of two neighbours one goes, at a pointer that sweeps from old to new
@@ -268,9 +275,11 @@ enum {
     KVMEM_READS_HIDDEN  = 512, /* per entry: Euclidean norm of the hidden state (kvmem_cache_hidden) */
     KVMEM_READS_PROBE   = 1024, /* per entry: what probe tokens saw in it (kvmem_cache_probe) */
     KVMEM_READS_OUTPUT  = 2048, /* what W_O makes of a value (kvmem_cache_output) */
-    KVMEM_CHOOSES_COUNT = 4096, /* select only: decides itself how many stay, whatever the budget says */
+    KVMEM_CHOOSES_COUNT = 4096, /* budget, select: decides itself how many stay, is asked even with budget=all */
     KVMEM_WRITES_BIAS   = 8192, /* reduce only: entries get a number that is added to their logits */
-    KVMEM_WRITES_ROWS   = 16384 /* reduce only: changes K and V of entries that stay */
+    KVMEM_WRITES_ROWS   = 16384, /* reduce only: changes K and V of entries that stay */
+    KVMEM_READS_PROFILE = 32768 /* budget, score: v->user is the kvmem_profile of the model: the program's, set
+                                   as the choice's user, or one that kvmem_cache_init has read from a file */
 };
 
 /* The head that every stage entry begins with: what the parser, the printer and `list` need. */
@@ -455,6 +464,7 @@ typedef struct kvmem_recipe {
     int every;                          /* tokens, for KVMEM_WHEN_EVERY and KVMEM_WHEN_DECODE */
     int page;                           /* entries in a page, 1..1024 */
     uint64_t seed;
+    char profile[KVMEM_MAX_TEXT];       /* file of the profile for all stages that read one and name none; or "" */
     kvmem_choice low[2];                /* K, V of what reduce=demote(...) demotes; entry NULL: no such stage */
     int n_maps;                         /* codec@...: the last that fits a lane wins over codec= */
     kvmem_map map[KVMEM_MAX_MAPS];
@@ -479,6 +489,38 @@ KVMEM_API const kvmem_preset *kvmem_preset_at(int i); /* preset i, or NULL past 
    names the calls or the tool. */
 typedef struct kvmem_method { const char *word, *kind, *what, *cite, *where; } kvmem_method;
 KVMEM_API const kvmem_method *kvmem_method_at(int i); /* method i, or NULL past the end */
+
+/* ==== >>api_profile : what is known of a model's heads and layers =============================== */
+
+/* Rows of numbers about layers and heads, measured on some text (./kvmem profile) or learned elsewhere, kept as a
+   small text file whose format section profile has. Budget and score entries that declare KVMEM_READS_PROFILE
+   divide memory by them. A recipe names the file, file=PATH in the entry's brackets or profile=PATH for all
+   stages; or the program parses one and puts it into recipe.stage[...].user, where it is borrowed. */
+typedef enum kvmem_per { KVMEM_PER_LAYER, KVMEM_PER_KV_HEAD, KVMEM_PER_HEAD, KVMEM_PER_CURVE } kvmem_per;
+typedef struct kvmem_profile_row {
+    char name[32];
+    kvmem_per per;
+    int points;         /* of a curve: that many numbers a KV head; else 1 */
+    const float *value; /* layer: (n_layers); KV head: (n_layers, n_kv_heads); head: (n_layers, n_heads);
+                           curve: (points, n_layers, n_kv_heads) */
+} kvmem_profile_row;
+typedef struct kvmem_profile {
+    kvmem_error error;  /* of parse */
+    uint64_t model_id;  /* 0: of any model of this shape */
+    int n_layers, n_heads, n_kv_heads, head_dim;
+    const kvmem_profile_row *row;
+    int n_rows;
+    kvmem_allocator allocator;
+    void *block; size_t block_size; /* rows and values, one allocation */
+} kvmem_profile;
+/* From the bytes of such a file, which are not needed afterwards. On failure p->error names line and reason and p
+   may be freed. allocator NULL: malloc. */
+KVMEM_API kvmem_status kvmem_profile_parse(kvmem_profile *p, const void *bytes, size_t size,
+                                           const kvmem_allocator *allocator);
+KVMEM_API void kvmem_profile_free(kvmem_profile *p); /* NULL and zeroed structs are fine */
+/* The text, which parses back to the same numbers. Returns its length without the NUL, as snprintf does. */
+KVMEM_API size_t kvmem_profile_print(const kvmem_profile *p, char *out, size_t size);
+KVMEM_API const kvmem_profile_row *kvmem_profile_find(const kvmem_profile *p, const char *name); /* or NULL */
 
 /* ==== >>api_cache : the memory layer ============================================================= */
 
@@ -12048,6 +12090,251 @@ static void kvmem__coded_axpy(const kvmem_codec_use *u, const kvmem_coded *b, fl
     else kvmem__axpy_by_expand(u->isa, u->fn.expand, b, u->width, acc, t0, n, w, ld, nq);
 }
 
+/* ==== >>profile : numbers about layers and heads, as text =========================================
+   Methods that divide memory among heads and layers go by a profile: numbers that were measured once (the
+   command ./kvmem profile) or learned elsewhere. The file is text, made of words between white space; a # and
+   the rest of its line are a comment:
+
+       kvmem profile 1
+       model 3fa94c2e17b05d86                16 hexadecimal digits, 0: of any model of this shape
+       shape 4 8 2 64                        layers, query heads, KV heads, head size
+       layer keysim 1 .97 .93 .94            a number a layer
+       kv duo .9 .2 .6 .4 .1 .3 .8 .7        a number a KV head, layer after layer
+       head retrieval ...                    a number a query head
+       curve lukv 99 ...                     so many numbers a KV head: all KV heads' first, second, ...
+
+   Rows stand in any order, each at most once; names are up to the method, those of the library stand with its
+   budget entries. Nothing in the file is trusted: what is wrong is named with its line. */
+enum { KVMEM__PROFILE_ROWS = 256, KVMEM__PROFILE_POINTS = 1000 };
+static const char *const kvmem__per_words[] = { "layer", "kv", "head", "curve" };
+
+typedef struct kvmem__reader {
+    const char *at, *end, *s; /* rest of the text; the word that was read */
+    int n, line;              /* its length, 0: the end; its line */
+    kvmem_error *err;
+} kvmem__reader;
+/* The next word. Returns its length. */
+static int kvmem__read_word(kvmem__reader *r) {
+    for (;; r->at++) {
+        while (r->at < r->end && *r->at == '#')
+            while (r->at < r->end && *r->at != '\n') r->at++;
+        if (r->at == r->end || !(*r->at == ' ' || *r->at == '\t' || *r->at == '\r' || *r->at == '\n')) break;
+        r->line += *r->at == '\n';
+    }
+    r->s = r->at;
+    while (r->at < r->end && *r->at != ' ' && *r->at != '\t' && *r->at != '\r' && *r->at != '\n' && *r->at != '#' &&
+           r->at - r->s < 1000) r->at++;
+    r->n = (int)(r->at - r->s);
+    return r->n;
+}
+static int kvmem__read_is(const kvmem__reader *r, const char *word) {
+    return strlen(word) == (size_t)r->n && !memcmp(r->s, word, (size_t)r->n);
+}
+/* "profile, line 3: 'word': why"; word: the last one read, printable and cut. */
+static kvmem_status kvmem__read_fails(const kvmem__reader *r, const char *why) {
+    char shown[36];
+    int i;
+    if (!r->n) return kvmem__fail(r->err, KVMEM_BAD_FILE, "profile, line %d: the text ends: %s", r->line, why);
+    for (i = 0; i < r->n && i < 32; i++) shown[i] = r->s[i] > ' ' && r->s[i] < 127 ? r->s[i] : '?';
+    shown[i] = 0;
+    return kvmem__fail(r->err, KVMEM_BAD_FILE, "profile, line %d: '%s%s': %s", r->line, shown, r->n > 32 ? "..." : "",
+                       why);
+}
+/* The word as a number; 0 if it is none or not finite as a float. */
+static int kvmem__read_real(const kvmem__reader *r, double *out) {
+    int i = 0, digits = 0, point = 0, e10 = 0, e = 0, neg = 0, eneg = 0;
+    double m = 0;
+    if (i < r->n && (r->s[i] == '-' || r->s[i] == '+')) neg = r->s[i++] == '-';
+    for (; i < r->n; i++) {
+        if (r->s[i] == '.' && !point) { point = 1; continue; }
+        if (r->s[i] < '0' || r->s[i] > '9') break;
+        digits++;
+        if (m < 1e17) { m = m * 10 + (r->s[i] - '0'); e10 -= point; }
+        else e10 += !point;
+    }
+    if (!digits) return 0;
+    if (i < r->n && (r->s[i] == 'e' || r->s[i] == 'E')) {
+        i++;
+        if (i < r->n && (r->s[i] == '-' || r->s[i] == '+')) eneg = r->s[i++] == '-';
+        if (i == r->n) return 0;
+        for (; i < r->n && r->s[i] >= '0' && r->s[i] <= '9'; i++)
+            if (e < 1000) e = e * 10 + (r->s[i] - '0');
+    }
+    if (i < r->n) return 0;
+    e10 += eneg ? -e : e;
+    for (; e10 > 0 && m > 0 && m <= (double)FLT_MAX; e10--) m *= 10;
+    for (; e10 < -15 && m > 0; e10 += 15) m /= 1e15;
+    for (; e10 < 0 && m > 0; e10++) m /= 10;
+    *out = neg ? -m : m;
+    return m <= (double)FLT_MAX;
+}
+/* A whole number lo..hi that must stand next. */
+static kvmem_status kvmem__read_int(kvmem__reader *r, int lo, int hi, const char *why, int *out) {
+    double v;
+    if (!kvmem__read_word(r) || !kvmem__read_real(r, &v) || v != floor(v) || v < lo || v > hi)
+        return kvmem__read_fails(r, why);
+    *out = (int)v;
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__read_head(kvmem__reader *r, kvmem_profile *p) {
+    uint64_t id = 0;
+    int i;
+    if (!kvmem__read_word(r) || !kvmem__read_is(r, "kvmem") || !kvmem__read_word(r) || !kvmem__read_is(r, "profile") ||
+        !kvmem__read_word(r) || !kvmem__read_is(r, "1"))
+        return kvmem__read_fails(r, "a profile begins with: kvmem profile 1");
+    if (!kvmem__read_word(r) || !kvmem__read_is(r, "model") || !kvmem__read_word(r) || r->n > 16)
+        return kvmem__read_fails(r, "here stands: model, and its id of up to 16 hexadecimal digits");
+    for (i = 0; i < r->n; i++) {
+        const char c = r->s[i];
+        const int x = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+        if (x < 0) return kvmem__read_fails(r, "not a number of hexadecimal digits, 0 to 9 and a to f");
+        id = id << 4 | (uint64_t)x;
+    }
+    p->model_id = id;
+    if (!kvmem__read_word(r) || !kvmem__read_is(r, "shape"))
+        return kvmem__read_fails(r, "here stands: shape, layers, query heads, KV heads, head size");
+    KVMEM__TRY(kvmem__read_int(r, 1, 4096, "the number of layers is 1 to 4096", &p->n_layers));
+    KVMEM__TRY(kvmem__read_int(r, 1, 65536, "the number of query heads is 1 to 65536", &p->n_heads));
+    KVMEM__TRY(kvmem__read_int(r, 1, 4096, "the number of KV heads is 1 to 4096", &p->n_kv_heads));
+    if (p->n_heads % p->n_kv_heads) return kvmem__read_fails(r, "query heads are a multiple of KV heads");
+    return kvmem__read_int(r, 1, 4096, "the head size is 1 to 4096", &p->head_dim);
+}
+/* How many numbers has such a row? */
+static uint64_t kvmem__profile_count(const kvmem_profile *p, kvmem_per per, int points) {
+    const uint64_t L = (uint64_t)p->n_layers;
+    return per == KVMEM_PER_LAYER ? L : per == KVMEM_PER_HEAD ? L * (uint64_t)p->n_heads
+         : L * (uint64_t)p->n_kv_heads * (uint64_t)points;
+}
+/* One row, from its kind on, which has been read: into row (its value is not touched) and out, if not NULL. */
+static kvmem_status kvmem__read_row(kvmem__reader *r, const kvmem_profile *p, kvmem_profile_row *row, float *out,
+                                    uint64_t *count) {
+    uint64_t i;
+    int per = 0, c;
+    double v;
+    memset(row, 0, sizeof *row);
+    while (per < 4 && !kvmem__read_is(r, kvmem__per_words[per])) per++;
+    if (per == 4) return kvmem__read_fails(r, "a row begins with layer, kv, head or curve; too many numbers?");
+    row->per = (kvmem_per)per;
+    row->points = 1;
+    if (!kvmem__read_word(r) || r->n >= (int)sizeof row->name)
+        return kvmem__read_fails(r, "here stands the name of a row, at most 31 characters");
+    for (c = 0; c < r->n; c++)
+        if (r->s[c] <= ' ' || r->s[c] >= 127) return kvmem__read_fails(r, "not a printable name");
+    memcpy(row->name, r->s, (size_t)r->n);
+    if (row->per == KVMEM_PER_CURVE)
+        KVMEM__TRY(kvmem__read_int(r, 1, KVMEM__PROFILE_POINTS, "a curve has 1 to 1000 points", &row->points));
+    *count = kvmem__profile_count(p, row->per, row->points);
+    for (i = 0; i < *count; i++) {
+        char why[96];
+        kvmem__text t;
+        t.out = why;
+        t.size = sizeof why;
+        t.len = 0;
+        if (kvmem__read_word(r) && kvmem__read_real(r, &v)) {
+            if (out) out[i] = (float)v;
+            continue;
+        }
+        kvmem__format(&t, "number %d of the %d of row %s should stand here", (int)(i + 1), (int)*count, row->name);
+        return kvmem__read_fails(r, why);
+    }
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_profile_parse(kvmem_profile *p, const void *bytes, size_t size,
+                                           const kvmem_allocator *allocator) {
+    kvmem__reader r, body;
+    uint64_t floats = 0, count;
+    kvmem_profile_row *row = NULL, one;
+    float *value;
+    int i, j;
+    memset(p, 0, sizeof *p);
+    p->allocator = kvmem__allocator(allocator);
+    memset(&r, 0, sizeof r);
+    r.at = r.s = (const char *)bytes;
+    r.end = r.at + size;
+    r.line = 1;
+    r.err = &p->error;
+    if (!bytes) return kvmem__fail(&p->error, KVMEM_BAD_ARGUMENT, "profile: no bytes");
+    KVMEM__TRY(kvmem__read_head(&r, p));
+    body = r;
+    for (i = 0; kvmem__read_word(&r); i++) {
+        if (i == KVMEM__PROFILE_ROWS) return kvmem__read_fails(&r, "more than 256 rows");
+        KVMEM__TRY(kvmem__read_row(&r, p, &one, NULL, &count));
+        floats += count; /* each stood in the text, so this is at most its size */
+    }
+    p->block_size = (size_t)i * sizeof *row + (size_t)floats * sizeof *value;
+    p->block = kvmem__alloc(&p->allocator, p->block_size);
+    if (!p->block) {
+        kvmem__fail(&p->error, KVMEM_NO_MEMORY, "profile: no memory for its %zu bytes", p->block_size);
+        p->block_size = 0;
+        return KVMEM_NO_MEMORY;
+    }
+    row = (kvmem_profile_row *)p->block;
+    value = (float *)(void *)(row + i);
+    p->row = row;
+    for (; kvmem__read_word(&body); p->n_rows++, value += count) {
+        KVMEM__TRY(kvmem__read_row(&body, p, &row[p->n_rows], value, &count));
+        row[p->n_rows].value = value;
+        for (j = 0; j < p->n_rows; j++)
+            if (!strcmp(row[j].name, row[p->n_rows].name))
+                return kvmem__fail(&p->error, KVMEM_BAD_FILE, "profile: row %s is there twice, again before line %d",
+                                   row[j].name, body.line + 1);
+    }
+    return KVMEM_OK;
+}
+KVMEM_API void kvmem_profile_free(kvmem_profile *p) {
+    if (!p) return;
+    kvmem__release(&p->allocator, p->block, p->block_size);
+    memset(p, 0, sizeof *p);
+}
+KVMEM_API const kvmem_profile_row *kvmem_profile_find(const kvmem_profile *p, const char *name) {
+    int i;
+    for (i = 0; i < p->n_rows; i++)
+        if (!strcmp(p->row[i].name, name)) return &p->row[i];
+    return NULL;
+}
+/* A line of text for every layer's numbers; those of layers themselves on one line. */
+KVMEM_API size_t kvmem_profile_print(const kvmem_profile *p, char *out, size_t size) {
+    static const char hex[] = "0123456789abcdef";
+    kvmem__text t;
+    int i, j;
+    t.out = out;
+    t.size = out ? size : 0;
+    t.len = 0;
+    if (t.size) out[0] = 0;
+    kvmem__format(&t, "kvmem profile 1\nmodel ");
+    for (i = 60; i >= 0; i -= 4) kvmem__put_char(&t, hex[p->model_id >> i & 15]);
+    kvmem__format(&t, "\nshape %d %d %d %d\n", p->n_layers, p->n_heads, p->n_kv_heads, p->head_dim);
+    for (i = 0; i < p->n_rows; i++) {
+        const kvmem_profile_row *row = &p->row[i];
+        const int count = (int)kvmem__profile_count(p, row->per, row->points);
+        const int wide = row->per == KVMEM_PER_LAYER ? p->n_layers : row->per == KVMEM_PER_HEAD ? p->n_heads
+                       : p->n_kv_heads * (row->per == KVMEM_PER_CURVE ? p->n_layers : 1);
+        kvmem__format(&t, "%s %s", kvmem__per_words[(int)row->per], row->name);
+        if (row->per == KVMEM_PER_CURVE) kvmem__format(&t, " %d", row->points);
+        for (j = 0; j < count; j++) {
+            kvmem__put_char(&t, j % wide || row->per == KVMEM_PER_LAYER ? ' ' : '\n');
+            kvmem__format(&t, "%.9g", (double)row->value[j]);
+        }
+        kvmem__put_char(&t, '\n');
+    }
+    return t.len;
+}
+/* Word i of "a|b|c", cut to size. */
+static void kvmem__choice_word(const char *choices, int i, char *out, size_t size) {
+    size_t n;
+    for (; i > 0 && strchr(choices, '|'); i--) choices = strchr(choices, '|') + 1;
+    n = strcspn(choices, "|");
+    if (n >= size) n = size - 1;
+    memcpy(out, choices, n);
+    out[n] = 0;
+}
+
+/* To the nearest whole number, halves to the even one. */
+static double kvmem__round_even(double x) {
+    const double f = floor(x), d = x - f;
+    return d < 0.5 || (!(d > 0.5) && fmod(f, 2) == 0) ? f : f + 1;
+}
+
 /* ==== >>cache : arena, pages, lanes ===============================================================
    The cache is n_layers * n_kv_heads lanes. A lane is a table of pages of up to P entries, which lie in
    rising position order; pages of row codecs are full but for the last one.
@@ -12074,7 +12361,14 @@ struct kvmem_arena {
     kvmem_bytes_part live, peak;
     int refs;                   /* caches that use it */
     struct kvmem__use *uses;    /* codecs in use, freed with the arena */
+    struct kvmem__held *held;   /* profiles read from files, likewise */
+    size_t held_bytes;          /* of all of them */
 };
+typedef struct kvmem__held {
+    kvmem_profile profile;
+    char path[KVMEM_MAX_TEXT];
+    struct kvmem__held *next;
+} kvmem__held;
 typedef struct kvmem__use {     /* the codec's table follows at the next multiple of 16 bytes */
     kvmem_codec_use use;
     kvmem_choice choice;        /* as it was chosen */
@@ -12520,7 +12814,8 @@ static void kvmem__plan_pages(kvmem__plan *p, const kvmem_shape *s, const kvmem_
     }
     if (p->codecs.waits) p->waiting += (size_t)(p->page * s->head_dim) * sizeof(float); /* a page to be coded */
 }
-static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, const kvmem_recipe *r,
+/* held: bytes of profiles. */
+static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, const kvmem_recipe *r, size_t held,
                                      const kvmem_backend *b, kvmem_error *e) {
     const kvmem_shape *s = &cfg->shape;
     size_t floats = 0, ints = 0, bytes = 0, fixed, x;
@@ -12587,7 +12882,7 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
         kvmem__plan_pages(p, s, r);
         p->worker_floats = kvmem__worker_floats(s, p->page, p->codecs.q_floats, p->codecs.width, p->codecs.pre);
         fixed = (size_t)p->codecs.code * sizeof(float) + p->block_bytes + p->ring_bytes + p->state_bytes +
-                sizeof(kvmem_arena) +
+                sizeof(kvmem_arena) + held +
                 p->codecs.tables + p->lessons + (size_t)p->codecs.count * KVMEM__USE_BYTES;
         if (!p->limit) return KVMEM_OK;
         p->lane_cap = kvmem__plan_cap(p, s, fixed);
@@ -13034,6 +13329,13 @@ static kvmem_status kvmem__choose_codecs(kvmem_cache *c) {
 }
 static void kvmem__arena_free(kvmem_arena *ar) {
     const kvmem_allocator a = ar->a;
+    while (ar->held) {
+        kvmem__held *h = ar->held;
+        const kvmem_bytes_part part = kvmem__part(2, sizeof *h);
+        ar->held = h->next;
+        kvmem_profile_free(&h->profile);
+        kvmem__arena_give(ar, h, &part);
+    }
     while (ar->uses) {
         kvmem__use *u = ar->uses;
         const kvmem_bytes_part part = kvmem__part(2, KVMEM__USE_BYTES + u->use.table_bytes);
@@ -13041,6 +13343,129 @@ static void kvmem__arena_free(kvmem_arena *ar) {
         kvmem__arena_give(ar, u, &part);
     }
     kvmem__release(&a, ar, sizeof *ar);
+}
+/* --- profiles --- */
+/* What is parsed for a cache is counted like everything else of it. */
+KVMEM__UNUSED static void *kvmem__held_alloc(void *user, size_t size) {
+    kvmem_arena *ar = (kvmem_arena *)user;
+    const kvmem_bytes_part part = kvmem__part(2, size);
+    int over;
+    void *p = kvmem__arena_take(ar, &part, &over);
+    if (p) ar->held_bytes += size;
+    return p;
+}
+KVMEM__UNUSED static void kvmem__held_release(void *user, void *ptr, size_t size) {
+    kvmem_arena *ar = (kvmem_arena *)user;
+    const kvmem_bytes_part part = kvmem__part(2, size);
+    kvmem__arena_give(ar, ptr, &part);
+    ar->held_bytes -= size;
+}
+#ifndef KVMEM_NO_STDIO
+#define KVMEM__PROFILE_BYTES ((size_t)64 << 20)
+/* The file's bytes through the arena's allocator; like those of a saved cache they are not counted. */
+static kvmem_status kvmem__profile_read(kvmem_cache *c, const char *path, void **bytes, size_t *size) {
+    FILE *f = fopen(path, "rb");
+    kvmem_status st = KVMEM_OK;
+    long n;
+    if (!f) return kvmem__fail(&c->error, KVMEM_IO, "profile %s: cannot be opened", path);
+    if (fseek(f, 0, SEEK_END) || (n = ftell(f)) < 0 || fseek(f, 0, SEEK_SET) ||
+        (unsigned long)n > KVMEM__PROFILE_BYTES)
+        st = kvmem__fail(&c->error, KVMEM_IO, "profile %s: not a file of at most 64 MiB", path);
+    else {
+        *size = (size_t)n;
+        *bytes = kvmem__alloc(&c->arena->a, *size);
+        if (!*bytes) st = kvmem__fail(&c->error, KVMEM_NO_MEMORY, "profile %s: no memory for %zu bytes", path, *size);
+        else if (fread(*bytes, 1, *size, f) != *size) {
+            st = kvmem__fail(&c->error, KVMEM_IO, "profile %s: reading failed", path);
+            kvmem__release(&c->arena->a, *bytes, *size);
+        }
+    }
+    fclose(f);
+    return st;
+}
+#endif
+/* The profile in the file at path, read once for all stages. */
+static kvmem_status kvmem__profile_of(kvmem_cache *c, const char *path, kvmem_profile **out) {
+#ifndef KVMEM_NO_STDIO
+    const kvmem_bytes_part part = kvmem__part(2, sizeof(kvmem__held));
+    kvmem_allocator a;
+    kvmem__held *h;
+    void *bytes = NULL;
+    size_t size = 0;
+    int over;
+    for (h = c->arena->held; h; h = h->next) {
+        *out = &h->profile;
+        if (!strcmp(h->path, path)) return KVMEM_OK;
+    }
+    KVMEM__TRY(kvmem__profile_read(c, path, &bytes, &size));
+    h = (kvmem__held *)kvmem__arena_take(c->arena, &part, &over);
+    if (h) {
+        memset(h, 0, sizeof *h);
+        memcpy(h->path, path, strlen(path) + 1);
+        h->next = c->arena->held;
+        c->arena->held = h;
+        c->arena->held_bytes += sizeof *h;
+        a.user = c->arena;
+        a.alloc = kvmem__held_alloc;
+        a.release = kvmem__held_release;
+        *out = &h->profile;
+        kvmem_profile_parse(&h->profile, bytes, size, &a);
+    }
+    kvmem__release(&c->arena->a, bytes, size);
+    if (!h) return kvmem__no_room(c, over, part.total, "a profile");
+    if (h->profile.error.status == KVMEM_OK) return KVMEM_OK;
+    return kvmem__fail(&c->error, h->profile.error.status, "%.100s: %.140s", path, h->profile.error.text);
+#else
+    (void)out;
+    return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "profile %.100s: this build reads no files; parse it and set "
+                       "recipe.stage[...].user", path);
+#endif
+}
+/* Does the recipe lack a profile that a stage wants? */
+KVMEM__UNUSED static int kvmem__needs_profile(const kvmem_recipe *r) {
+    int s;
+    for (s = 0; s < KVMEM_N_STAGES; s++)
+        if ((r->stage[s].entry->reads & KVMEM_READS_PROFILE) && !r->stage[s].user && !*r->stage[s].text && !*r->profile)
+            return 1;
+    return 0;
+}
+/* Is it of this model, and does it have the row that the entry's parameter `row` names? */
+static kvmem_status kvmem__profile_check(kvmem_cache *c, const kvmem_profile *p, const kvmem_choice *ch) {
+    const kvmem_shape *s = &c->shape;
+    const kvmem_param *par = ch->entry->params;
+    char name[32];
+    int i, k;
+    if (p->n_layers != s->n_layers || p->n_heads != s->n_heads || p->n_kv_heads != s->n_kv_heads ||
+        p->head_dim != s->head_dim)
+        return kvmem__fail(&c->error, KVMEM_MISMATCH, "the profile is of a model with %d layers, %d heads, %d KV heads "
+                           "of %d channels; this one has %d, %d, %d, %d", p->n_layers, p->n_heads, p->n_kv_heads,
+                           p->head_dim, s->n_layers, s->n_heads, s->n_kv_heads, s->head_dim);
+    if (p->model_id && c->model_id && p->model_id != c->model_id)
+        return kvmem__fail(&c->error, KVMEM_MISMATCH, "the profile is of another model of the same shape; make one of "
+                           "this by `./kvmem profile -m MODEL -o FILE`");
+    for (i = 0; par[i].name && strcmp(par[i].name, "row"); i++) {}
+    if (!par[i].name) return KVMEM_OK;
+    kvmem__choice_word(par[i].choices, (int)ch->par[i], name, sizeof name);
+    for (k = 0; k < p->n_rows && strcmp(p->row[k].name, name); k++) {}
+    if (k < p->n_rows) return KVMEM_OK;
+    return kvmem__fail(&c->error, KVMEM_MISMATCH, "%s: the profile has no row %s", ch->entry->word, name);
+}
+/* Give every stage that reads a profile its own: the program's, that of its file, or the recipe's. */
+static kvmem_status kvmem__take_profiles(kvmem_cache *c) {
+    int s;
+    for (s = 0; s < KVMEM_N_STAGES; s++) {
+        kvmem_choice *ch = &c->recipe.stage[s];
+        kvmem_profile *p = (kvmem_profile *)ch->user;
+        if (!(ch->entry->reads & KVMEM_READS_PROFILE)) continue;
+        if (!p && !*ch->text && !*c->recipe.profile)
+            return kvmem__fail(&c->error, KVMEM_BAD_RECIPE, "%s=%s goes by a profile of the model: make one by "
+                               "`./kvmem profile -m MODEL -o FILE` and say profile=FILE", kvmem_stage_word((kvmem_stage)s),
+                               ch->entry->word);
+        if (!p) KVMEM__TRY(kvmem__profile_of(c, *ch->text ? ch->text : c->recipe.profile, &p));
+        KVMEM__TRY(kvmem__profile_check(c, p, ch));
+        ch->user = p;
+    }
+    return KVMEM_OK;
 }
 /* Carve the fixed arrays out of c->block and fill them from the shape s. */
 static void kvmem__carve(kvmem_cache *c, const kvmem_shape *s) {
@@ -13135,19 +13560,28 @@ KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg)
     if (!cfg) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "kvmem_cache_init: config is NULL");
     if (cfg->recipe) full = *cfg->recipe;
     c->backend = cfg->backend ? cfg->backend : kvmem_backend_cpu(NULL);
-    KVMEM__TRY(kvmem__make_plan(&plan, cfg, &full, c->backend, &c->error));
+    KVMEM__TRY(kvmem__make_plan(&plan, cfg, &full, 0, c->backend, &c->error));
     a = kvmem__allocator(&cfg->allocator);
     ar = (kvmem_arena *)kvmem__alloc(&a, sizeof *ar);
     if (!ar) return kvmem__fail(&c->error, KVMEM_NO_MEMORY, "no memory for the cache's arena");
     memset(ar, 0, sizeof *ar);
     ar->a = a;
-    ar->limit = plan.limit;
     ar->refs = 1;
     ar->live = ar->peak = kvmem__part(2, sizeof *ar);
     c->arena = ar;
     c->shape = cfg->shape;
     if (!(c->shape.scale > 0)) c->shape.scale = (float)(1.0 / sqrt((double)c->shape.head_dim));
     c->recipe = full;
+    c->model_id = cfg->model_id;
+    st = kvmem__take_profiles(c);
+    if (st == KVMEM_OK && ar->held) st = kvmem__make_plan(&plan, cfg, &full, ar->held_bytes, c->backend, &c->error);
+    if (st != KVMEM_OK) {
+        e = c->error;
+        kvmem_cache_free(c);
+        c->error = e;
+        return st;
+    }
+    ar->limit = plan.limit;
     c->recipe.page = c->index_n = plan.page;
     c->n_lanes = plan.lanes * (1 + plan.codecs.demotes);
     c->reads = plan.reads;
@@ -13161,7 +13595,6 @@ KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg)
     c->lane_cap = plan.lane_cap;
     c->threads = cfg->threads;
     c->max_block = cfg->max_block;
-    c->model_id = cfg->model_id;
     c->block_size = plan.block_bytes;
     c->tile_bytes = kvmem__tile_bytes(c->shape.n_heads / c->shape.n_kv_heads, c->shape.head_dim, plan.page);
     st = kvmem__take_fixed(c, &cfg->shape, plan.ring_bytes);
@@ -15500,6 +15933,74 @@ static kvmem_status kvmem__score_treekv(const kvmem_view *v, int g, float *score
 }
 static const kvmem_memory kvmem__memory_treekv = { 2, NULL, NULL, kvmem__treekv_update };
 
+/* ==== >>score_compresskv : the heads that find things vote for their layer. stage: score; end of prefill ====
+   Lin et al. CompressKV: Semantic Retrieval Heads Know What Tokens are Not Important Before Generation. 2025.
+   arXiv 2508.02401.   Code: TUDa-HWAI/CompressKV methods/compresskv/snapkv_utils.py (update_kv).
+   The `heads` query heads of the layer that lead row semantic of the profile; for each of them
+     a_h[t] = sum_{i in the last w queries} softmax_i(q_i,h . k_t / sqrt d), keys of its own KV head
+   and s[t] = pool_k(mean_h a_h)[t] for t < n - w, one set for all KV heads of the layer; the newest w entries score
+   above. Where lanes hold different entries, a vote counts for the entry of the same position.
+   reads: QUERIES (w), LANES, the profile.   state: the ring.   cost: O(heads w n d) a lane, 2 n floats and a row.
+   defaults: heads=4 window=8 kernel=5.   ties: lower index; of heads: the lower one.
+   departs: the mean is taken before the pool, which is linear.            test: tests/profile.c compresskv_* */
+static const kvmem_param kvmem__params_compresskv[] = {
+    { "window", 8, 1, 4096, NULL, 1, "how many of the last queries vote" },
+    { "kernel", 5, 1, 255, NULL, 2, "entries that one pooled score covers" },
+    { "heads", 4, 1, 65536, NULL, 1, "query heads of the layer that vote" },
+    { "row", 0, 0, 1, "semantic|retrieval", 1, "which numbers choose them" },
+    { "file", 0, 0, 0, "*", 0, "a profile of the model" },
+    KVMEM__END_PARAMS };
+/* Add to vote (n) of lane g the last w rows of lane g2's heads among the m chosen (rising). */
+static kvmem_status kvmem__compresskv_votes(const kvmem_view *v, int g, int g2, int w, const int *chosen, int m,
+                                            float *vote) {
+    const int n = kvmem_view_count(v, g), n2 = kvmem_view_count(v, g2), all = kvmem_view_queries(v);
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
+    float *row = kvmem__view_scratch(v, (size_t)(r + 1) * (size_t)n2 + (size_t)n);
+    int32_t *pos, *pos2;
+    int i, h, t, u;
+    if (!row) return v->cache->error.status;
+    pos2 = (int32_t *)(void *)(row + (size_t)r * (size_t)n2);
+    pos = pos2 + n2;
+    kvmem_view_positions(v, g, pos);
+    kvmem_view_positions(v, g2, pos2);
+    for (i = KVMEM__MAX(0, all - w); i < all; i++) {
+        KVMEM__TRY(kvmem_view_row(v, g2, i, row));
+        for (h = 0; h < m; h++) {
+            const float *p = row + (size_t)(chosen[h] % r) * (size_t)n2;
+            if (chosen[h] / r != g2) continue;
+            for (t = u = 0; t < n && u < n2; u++) {
+                while (t < n && pos[t] < pos2[u]) t++;
+                if (t < n && pos[t] == pos2[u]) vote[t] += p[u];
+            }
+        }
+    }
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__score_compresskv(const kvmem_view *v, int g, float *score) {
+    const kvmem_profile *p = (const kvmem_profile *)v->user;
+    const int n = kvmem_view_count(v, g), H = v->cache->shape.n_heads, G = v->cache->shape.n_kv_heads, r = H / G;
+    const int w = (int)v->par[0], m = KVMEM__MAX(0, n - w);
+    const kvmem_profile_row *row = kvmem_profile_find(p, v->par[3] > 0 ? "retrieval" : "semantic");
+    int *chosen = (int *)(void *)kvmem__view_scratch(v, 2 * (size_t)H);
+    float *vote = chosen ? kvmem__view_scratch(v, (size_t)n) : NULL;
+    int voters, g2, h, t;
+    if (!vote) return v->cache->error.status;
+    if (!row || row->per != KVMEM_PER_HEAD)
+        return kvmem__fail(&v->cache->error, KVMEM_MISMATCH, "score=compresskv: the profile has no row %s with a "
+                           "number a query head", v->par[3] > 0 ? "retrieval" : "semantic");
+    memset(vote, 0, (size_t)n * sizeof *vote);
+    voters = kvmem__topk(chosen, row->value + v->layer * H, H, KVMEM__MIN((int)v->par[2], H), chosen + H);
+    for (g2 = 0; g2 < G && m > 0; g2++) {
+        for (h = 0; h < voters && chosen[h] / r != g2; h++) {}
+        if (h < voters) KVMEM__TRY(kvmem__compresskv_votes(v, g, g2, w, chosen, voters, vote));
+    }
+    for (t = 0; t < m; t++) vote[t] /= (float)voters;
+    if (m > 0) kvmem__pool(score, vote, m, (int)v->par[1], 0);
+    for (t = m; t < n; t++) score[t] = (float)(w + 1 + t - m);
+    return KVMEM_OK;
+}
+
 static const kvmem_score_entry kvmem__scores[] = {
     { { "recency", "newest entries; with sinks and place=cache StreamingLLM",
         "Xiao 2023, arXiv 2309.17453", NULL, 0 }, kvmem__score_recency, NULL },
@@ -15519,7 +16020,10 @@ static const kvmem_score_entry kvmem__scores[] = {
         "Zhang 2025, arXiv 2506.15969", kvmem__params_lazyeviction, KVMEM_READS_LAST }, kvmem__score_lazyeviction,
       &kvmem__memory_lazyeviction },
     { { "treekv", "mean attention of an entry since it came", "He 2025, arXiv 2501.04987", kvmem__params_treekv,
-        KVMEM_READS_LAST | KVMEM_READS_QUERIES }, kvmem__score_treekv, &kvmem__memory_treekv } };
+        KVMEM_READS_LAST | KVMEM_READS_QUERIES }, kvmem__score_treekv, &kvmem__memory_treekv },
+    { { "compresskv", "the semantic retrieval heads of a layer vote for all its KV heads",
+        "Lin 2025, arXiv 2508.02401", kvmem__params_compresskv,
+        KVMEM_READS_QUERIES | KVMEM_READS_LANES | KVMEM_READS_PROFILE }, kvmem__score_compresskv, NULL } };
 
 /* ==== >>budget : how many entries may each lane keep? ============================================
    A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
@@ -15596,10 +16100,352 @@ static kvmem_status kvmem__budget_pyramid(const kvmem_view *v, int mean, const i
     return KVMEM_OK;
 }
 
+/* --- what budgets by profile share --- */
+/* Row `at` of a "|" list of names in the entry's parameter i; its presence was checked by kvmem_cache_init. */
+static const kvmem_profile_row *kvmem__profile_row(const kvmem_view *v, const char *choices, int at) {
+    char name[32];
+    kvmem__choice_word(choices, at, name, sizeof name);
+    return kvmem_profile_find((const kvmem_profile *)v->user, name);
+}
+static kvmem_status kvmem__no_row(const kvmem_view *v, const char *name, const char *what) {
+    return kvmem__fail(&v->cache->error, KVMEM_MISMATCH, "the profile has no row %s with %s", name, what);
+}
+/* The number of lane i, layer after layer: of its layer, its own, or of the query heads of its group the highest
+   (sum: their sum). */
+static float kvmem__profile_lane(const kvmem_profile *p, const kvmem_profile_row *row, int i, int sum) {
+    const int r = p->n_heads / p->n_kv_heads;
+    float best = 0;
+    int j;
+    if (row->per == KVMEM_PER_LAYER) return row->value[i / p->n_kv_heads];
+    if (row->per != KVMEM_PER_HEAD) return row->value[i];
+    for (j = 0; j < r; j++) {
+        const float x = row->value[i * r + j];
+        if (!j || (sum ? 1 : x > best)) best = sum && j ? best + x : x;
+    }
+    return best;
+}
+static int kvmem__seen(const kvmem_cache *c) { return (int)KVMEM__MIN(c->tokens + c->block_n, (int64_t)INT_MAX); }
+
+/* Mark in full (N) the n best of N numbers; ties: lower index. work: (N) floats and 2 N ints. */
+static void kvmem__mark_best(unsigned char *full, const float *x, int N, int n, int *work) {
+    const int m = kvmem__topk(work, x, N, n, work + N);
+    int i;
+    for (i = 0; i < m; i++) full[work[i]] = 1;
+}
+/* ==== >>budget_heads : retrieval heads keep all, the others sinks and recent entries. stage: budget ====
+   Xiao et al. DuoAttention. 2024. arXiv 2410.10819; Du et al. Which Heads Matter for Reasoning (RLKV). 2025.
+   arXiv 2510.08525; Tang et al. RazorAttention. 2024. arXiv 2407.15891; Wu et al. Retrieval Head. 2024. 2404.15574.
+   Code: mit-han-lab/duo-attention duo_attn/utils.py (sparsify_attention_heads); Kurt232/RLKV eval/bench/pred.py;
+   mindspore-ai/golden-stick razor_attention.py (_select_top_heads).
+   A number a KV head says how much it needs what is far away. Row x of the profile over all N = L G KV heads:
+     threshold >= 0: full heads are those with x > threshold; else all but the round(sparsity N) lowest
+     echo > 0: also the round(echo N) highest of row `echo` (razor: 14 % by induction, 1 % by echo)
+   A number a query head counts for its KV head by the group's highest. A full head keeps everything; each other one
+   its sinks and the newest max(recent, least, ceil(share n)) of n tokens. With an amount (budget=heads(25%)) just so
+   much is kept: the full heads share what the others leave, by score, and what they cannot fill goes to the others.
+   Example: x = .9 .2 .6 .4, sparsity .5: heads 0 and 2 are full.
+   reads: the profile.   cost: O(L G) a layer.   defaults: row=duo sparsity=0.5 threshold=-1 echo=0 least=0 share=0.
+   ties: the lower index is full.
+   Presets duo: sinks 128, recent 256; rlkv: 16 and 64, gates of reinforcement learning, row rlkv; razor: 4 sinks,
+   recent max(4000, n / 5), what leaves goes into a compensation entry. Gates are learned elsewhere; ./kvmem profile
+   writes kvpress' training-free proxy as row duo.
+   departs: the code's quantile of N numbers with noise against ties streams floor(sparsity (N - 1)) + 1 heads, one
+   more where that is no whole number. Ties at razor's cut are not all kept.           test: tests/profile.c heads_* */
+static const kvmem_param kvmem__params_heads[] = {
+    { "file", 0, 0, 0, "*", 0, "a profile of the model" },
+    { "row", 0, 0, 4, "duo|rlkv|induction|echo|retrieval", 1, "which numbers say that a head needs everything" },
+    { "sparsity", 0.5, 0, 1, NULL, 0, "share of KV heads that keep only sinks and recent entries" },
+    { "threshold", -1, -1, 1000000, NULL, 0, "instead: heads above it keep all; -1: sparsity decides" },
+    { "echo", 0, 0, 1, NULL, 0, "share of KV heads that keep all because they lead row echo" },
+    { "least", 0, 0, 1000000000, NULL, 1, "newest entries that every head keeps, beside sinks" },
+    { "share", 0, 0, 1, NULL, 0, "share of the tokens seen that every head keeps, the newest" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__full_heads(const kvmem_view *v, unsigned char *full) {
+    const kvmem_profile *p = (const kvmem_profile *)v->user;
+    const int N = p->n_layers * p->n_kv_heads;
+    const kvmem_profile_row *row = kvmem__profile_row(v, kvmem__params_heads[1].choices, (int)v->par[1]);
+    const kvmem_profile_row *echo = kvmem_profile_find(p, "echo");
+    float *x = kvmem__view_scratch(v, 3 * (size_t)N);
+    int *work = (int *)(void *)(x + N), i;
+    if (!x) return v->cache->error.status;
+    if (!row) return kvmem__no_row(v, "of heads", "a number a head");
+    if (v->par[4] > 0 && !echo) return kvmem__no_row(v, "echo", "a number a KV head");
+    memset(full, 0, (size_t)N);
+    for (i = 0; i < N; i++) x[i] = kvmem__profile_lane(p, row, i, 0);
+    for (i = 0; i < N && v->par[3] >= 0; i++) full[i] = x[i] > (float)v->par[3];
+    if (v->par[3] < 0) kvmem__mark_best(full, x, N, N - (int)floor(v->par[2] * N + 0.5), work);
+    for (i = 0; i < N && v->par[4] > 0; i++) x[i] = kvmem__profile_lane(p, echo, i, 0);
+    if (v->par[4] > 0) kvmem__mark_best(full, x, N, (int)floor(v->par[4] * N + 0.5), work);
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__budget_heads(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                        int *keep) {
+    const kvmem_cache *c = v->cache;
+    const int G = c->shape.n_kv_heads, N = c->shape.n_layers * G, seen = kvmem__seen(c);
+    const double wide = KVMEM__MAX(v->par[5], ceil(v->par[6] * seen - 1e-9));
+    unsigned char *full = (unsigned char *)(void *)kvmem__view_scratch(v, (size_t)N / sizeof(float) + 1);
+    int i, g, sink, recent, n_full = 0, at[2] = { 0, 0 };
+    int64_t stream, most = INT_MAX, left[2] = { 0, 0 }; /* of the others, of full heads: what does not divide */
+    (void)n;
+    (void)score;
+    if (!full) return c->error.status;
+    KVMEM__TRY(kvmem__full_heads(v, full));
+    kvmem__protect(&c->recipe, mean, &sink, &recent);
+    stream = (int64_t)KVMEM__MIN((double)sink + KVMEM__MAX((double)recent, wide), (double)seen);
+    for (i = 0; i < N; i++) n_full += full[i];
+    if (stream >= mean) most = stream = mean;
+    else if (n_full && (int64_t)N * mean < (int64_t)n_full * seen + (N - n_full) * stream) {
+        const int64_t rest = (int64_t)N * mean - (N - n_full) * stream;
+        most = rest / n_full;
+        left[1] = rest % n_full;
+    } else if (c->recipe.amount.kind != KVMEM_ALL && n_full < N) {
+        const int64_t rest = (int64_t)N * mean - (int64_t)n_full * seen;
+        stream = rest / (N - n_full);
+        left[0] = rest % (N - n_full);
+    }
+    for (i = 0; i < v->layer * G; i++) at[full[i]]++;
+    for (g = 0; g < G; g++) {
+        const int f = full[v->layer * G + g];
+        keep[g] = (int)KVMEM__MIN((f ? most : stream) + (at[f] < left[f]), (int64_t)INT_MAX);
+        at[f]++;
+    }
+    return KVMEM_OK;
+}
+
+/* ==== >>budget_headkv : a pool shared out in proportion to head scores. stage: budget ====
+   Fu et al. Not All Heads Matter: A Head-Level KV Cache Compression Method (HeadKV). 2024. arXiv 2410.19258.
+   Code: Zefan-Cai/KVCache-Factory run_longbench.py (head capacity), pyramidkv_utils.py (HeadKVCluster).
+   cap = mean less w protected entries (sinks and recent); r of the query heads, normalised to sum 1:
+     P = floor(cap / beta), base = cap - P; capacity of query head h = base + r[h] P L H
+   and of a KV head the mean over its group; it keeps that many and the w. Equal r: cap for everyone.
+   Example: cap 101, beta 1.01, four heads of one layer, r = .4 .3 .2 .1: P 100, base 1: 161, 121, 81, 41.
+   reads: the profile.   cost: O(L G) a layer.   defaults: beta=1.01 row=retrieval exact=1.   ties: lower index.
+   departs: with exact=1 the sum over all lanes is exactly the budget, by largest remainders, and what a head cannot
+   hold (it has seen no more tokens) goes to the others in proportion; exact=0 rounds each head alone and loses that,
+   as the code does. The window counts into the budget here.                    test: tests/profile.c headkv_* */
+static const kvmem_param kvmem__params_headkv[] = {
+    { "file", 0, 0, 0, "*", 0, "a profile of the model" },
+    { "row", 0, 0, 4, "retrieval|semantic|induction|echo|duo", 1, "the scores of the heads" },
+    { "beta", 1.01, 1, 1000000, NULL, 0, "1/beta of every head's share goes into the pool" },
+    { "exact", 1, 0, 1, NULL, 1, "1: the sum is the budget; 0: every head rounded alone" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__budget_headkv(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                         int *keep) {
+    const kvmem_cache *c = v->cache;
+    const kvmem_profile *p = (const kvmem_profile *)v->user;
+    const int G = c->shape.n_kv_heads, N = c->shape.n_layers * G, seen = kvmem__seen(c);
+    const kvmem_profile_row *row = kvmem__profile_row(v, kvmem__params_headkv[1].choices, (int)v->par[1]);
+    double *quota = (double *)(void *)kvmem__view_scratch(v, 4 * (size_t)N), sum = 0;
+    int *hi, *out, i, g, sink, recent, w, B, pool;
+    (void)n;
+    (void)score;
+    if (!quota) return c->error.status;
+    if (!row) return kvmem__no_row(v, "of heads", "a number a head");
+    hi = (int *)(void *)(quota + N);
+    out = hi + N;
+    kvmem__protect(&c->recipe, mean, &sink, &recent);
+    w = sink + recent;
+    B = mean - w;
+    for (g = 0; g < G; g++) keep[g] = mean;
+    if (mean >= seen || B < 1) return KVMEM_OK;
+    for (i = 0; i < N; i++) {
+        quota[i] = KVMEM__MAX((double)kvmem__profile_lane(p, row, i, 1), 0.0);
+        sum += quota[i];
+    }
+    if (!(sum > 0)) return KVMEM_OK;
+    pool = (int)floor(B / v->par[2]);
+    for (i = 0; i < N; i++) {
+        quota[i] = B - pool + quota[i] / sum * pool * N;
+        hi[i] = seen - w;
+    }
+    for (g = 0; g < G && !(v->par[3] > 0); g++)
+        keep[g] = w + (int)floor(KVMEM__MIN(quota[v->layer * G + g], (double)seen) + 0.5);
+    if (!(v->par[3] > 0)) return KVMEM_OK;
+    kvmem__apportion(quota, NULL, hi, N, (int64_t)N * B, out);
+    for (g = 0; g < G; g++) keep[g] = w + out[v->layer * G + g];
+    return KVMEM_OK;
+}
+
+/* EpiCache's budgets b (L) from similarities (L): see >>budget_layers. raw (L) is scratch. */
+static void kvmem__layers_epicache(const float *sim, int L, int cap, double power, int floor_of, int exact, double *raw,
+                                   int *b) {
+    double lo = (double)sim[0], hi = lo, sum = 0;
+    const int least = KVMEM__MAX(1, cap / floor_of);
+    int64_t total = 0, over;
+    int l;
+    for (l = 0; l < L; l++) {
+        if ((double)sim[l] < lo) lo = (double)sim[l];
+        if ((double)sim[l] > hi) hi = (double)sim[l];
+    }
+    for (l = 0; l < L; l++) {
+        raw[l] = hi > lo ? pow(1 - ((double)sim[l] - lo) / (hi - lo), power) : 1;
+        sum += raw[l];
+    }
+    for (l = 0; l < L; l++) raw[l] = raw[l] / sum * L * cap;
+    if (exact) kvmem__round_total(raw, NULL, NULL, L, (int64_t)L * cap, b);
+    for (l = 0; l < L; l++) {
+        b[l] = KVMEM__MAX(exact ? b[l] : (int)raw[l], least);
+        total += b[l];
+    }
+    for (over = exact ? total - (int64_t)L * cap : 0; over > 0;) { /* the highest step down together */
+        int top = b[0], next = least, many = 0;
+        int64_t step;
+        for (l = 0; l < L; l++) top = KVMEM__MAX(top, b[l]);
+        for (l = 0; l < L; l++) {
+            many += b[l] == top;
+            if (b[l] < top) next = KVMEM__MAX(next, b[l]);
+        }
+        step = KVMEM__MIN((int64_t)(top - next), over / many);
+        for (l = L - 1; l >= 0; l--) {
+            const int64_t one = step ? step : over > 0;
+            if (b[l] != top) continue;
+            b[l] -= (int)one;
+            over -= one;
+        }
+    }
+}
+/* CompressKV's: imp (L), sum 1; order (L) is scratch. */
+static void kvmem__layers_error(const double *imp, int L, int cap, int lo, int hi, int *order, int *b) {
+    int64_t diff = (int64_t)L * cap;
+    int l, i, moved = 1;
+    for (l = 0; l < L; l++) {
+        const double x = lo + kvmem__round_even(imp[l] * (double)((int64_t)L * cap - (int64_t)lo * L));
+        b[l] = (int)(x < lo ? lo : x > hi ? hi : x);
+        diff -= b[l];
+        for (i = l; i > 0 && imp[order[i - 1]] < imp[l]; i--) order[i] = order[i - 1];
+        order[i] = l; /* falling importance, ties: lower layer first */
+    }
+    while (diff && moved) {
+        const int up = diff > 0;
+        for (moved = i = 0; i < L && diff; i++) {
+            l = order[up ? i : L - 1 - i];
+            if (up ? b[l] >= hi : b[l] <= lo) continue;
+            b[l] += up ? 1 : -1;
+            diff += up ? -1 : 1;
+            moved = 1;
+        }
+    }
+}
+/* ==== >>budget_layers : each layer its share by what was measured of it. stage: budget ====
+   Kim et al. EpiCache: Episodic KV Cache Management for Long Conversational Question Answering. 2025. arXiv
+   2509.17396. Code: apple/ml-epicache model/wrapper.py (allocate_layer_budget).
+   Lin et al. CompressKV. 2025. arXiv 2508.02401. Code: TUDa-HWAI/CompressKV longbench/pred_compresskv.py
+   (error_aware_layer_budget_allocation). Sieberling et al. EvoPress. 2024. arXiv 2410.14649: its search over layer
+   budgets, ours for caches (./kvmem profile --evo). The row says which rule; cap = mean, T = L cap:
+   row=keysim  similarity s of a layer's keys with and without a block mask: z = s scaled to [0, 1], u = (1 - z)^power,
+               b = max(u T / sum u, cap / floor). s = 1 .75 .5, power 1, cap 100: 25, 100, 200. That is 325, more than
+               300: exact=1 takes the excess from the highest (25 100 175), exact=0 leaves it, as the code does.
+   row=error   error e of a layer's attention output under a tiny cache, imp = e / sum e:
+               b = lo + round(imp (T - lo L)), cut to [lo, hi cap]; what is missing or too much goes in ones to the layers of highest, or from those
+               of lowest, imp. imp = .1 .2 .3 .4, cap 64, lo 32: 45 58 70 83.
+   row=evo     numbers in proportion to which T is divided, by largest remainders.
+   All KV heads of a layer keep the same number. reads: the profile.   cost: O(L) a layer, row=error O(T).
+   defaults: row=keysim power=1.1 floor=4 lo=32 hi=3 exact=1.   ties: see above; else the lower layer.
+   departs: lo is cut to the mean; a layer that has not seen as many tokens keeps what it has, and that is all.
+   test: tests/profile.c layers_* */
+static const kvmem_param kvmem__params_layers[] = {
+    { "file", 0, 0, 0, "*", 0, "a profile of the model" },
+    { "row", 0, 0, 2, "keysim|error|evo", 1, "what was measured; the rule goes with it" },
+    { "power", 1.1, 0, 100, NULL, 0, "keysim: how much sensitive layers are preferred; 0: not" },
+    { "floor", 4, 1, 1000000, NULL, 1, "keysim: no layer gets less than one in so many of the mean" },
+    { "lo", 32, 1, 1000000000, NULL, 1, "error: the least of a layer" },
+    { "hi", 3, 1, 1000, NULL, 0, "error: the most of a layer, in means" },
+    { "exact", 1, 0, 1, NULL, 1, "keysim: 1: the layers' sum is the budget; 0: as released" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__budget_layers(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                         int *keep) {
+    const kvmem_cache *c = v->cache;
+    const int G = c->shape.n_kv_heads, L = c->shape.n_layers, seen = kvmem__seen(c);
+    const kvmem_profile_row *row = kvmem__profile_row(v, kvmem__params_layers[1].choices, (int)v->par[1]);
+    double *x = (double *)(void *)kvmem__view_scratch(v, 4 * (size_t)L), sum = 0;
+    int *b, *order, l, g;
+    (void)n;
+    (void)score;
+    if (!x) return c->error.status;
+    if (!row || row->per != KVMEM_PER_LAYER) return kvmem__no_row(v, "of layers", "a number a layer");
+    for (g = 0; g < G; g++) keep[g] = mean;
+    if (mean >= seen) return KVMEM_OK;
+    b = (int *)(void *)(x + L);
+    order = b + L;
+    for (l = 0; l < L; l++) {
+        x[l] = KVMEM__MAX((double)row->value[l], 0.0);
+        sum += x[l];
+    }
+    if (v->par[1] < 1) kvmem__layers_epicache(row->value, L, mean, v->par[2], (int)v->par[3], v->par[6] > 0, x, b);
+    else if (!(sum > 0)) return KVMEM_OK;
+    else if (v->par[1] < 2) {
+        for (l = 0; l < L; l++) x[l] /= sum;
+        kvmem__layers_error(x, L, mean, KVMEM__MIN((int)v->par[4], mean), (int)KVMEM__MIN(v->par[5] * mean, 2e9), order,
+                            b);
+    } else {
+        for (l = 0; l < L; l++) order[l] = seen;
+        kvmem__apportion(x, NULL, order, L, (int64_t)L * mean, b);
+    }
+    for (g = 0; g < G; g++) keep[g] = b[v->layer];
+    return KVMEM_OK;
+}
+
+/* ==== >>budget_lukv : keep fractions of every head from a table. stage: budget ====
+   Predicting Future Utility: Global Combinatorial Optimization for Task-Agnostic KV Cache Eviction (LU-KV). 2026.
+   arXiv 2602.08585.   Code: NVIDIA/kvpress lukv_press.py (LUKVPress.compress).
+   A curve a KV head says which part of its entries to prune when so much is pruned in all: row lukv of the profile,
+   points for 1 %, 2 %, ..., 99 % (P points: i / (P + 1)). With n tokens seen and prune ratio rho = 1 - mean / n:
+     keep_g = (1 - curve[t][g]) n,   t for the next higher point (exact=0: the nearest)
+     T = round(sum_g keep_g), at least one a head; b_g = floor(keep_g), the rest of T to the largest fractions
+   Example n = 8, pruned .25 .4375 .6875: keep 6, 4.5, 2.5, T = 13: 6, 5, 2.
+   The table comes from ./kvmem profile: for each text the attention that a head's entries get from what follows, in
+   the order of the cheap score, summed, made concave by its upper hull; greedy over all heads; mean over texts.
+   reads: the profile.   cost: O(G) a layer.   defaults: exact=1.   ties: lower head.
+   departs: n counts tokens seen, so that a second reduction does not prune twice; rounding t up keeps the sum within
+   the budget. Preset: score of expected attention as released.               test: tests/profile.c lukv_* */
+static const kvmem_param kvmem__params_lukv[] = {
+    { "file", 0, 0, 0, "*", 0, "a profile of the model" },
+    { "row", 0, 0, 0, "lukv", 1, "the curves" },
+    { "exact", 1, 0, 1, NULL, 1, "1: the next stronger point of the curves; 0: the nearest, as released" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__budget_lukv(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                       int *keep) {
+    const kvmem_cache *c = v->cache;
+    const kvmem_profile_row *row = kvmem_profile_find((const kvmem_profile *)v->user, "lukv");
+    const int G = c->shape.n_kv_heads, L = c->shape.n_layers, seen = kvmem__seen(c);
+    double *x = (double *)(void *)kvmem__view_scratch(v, 4 * (size_t)G), at, sum = 0;
+    int *lo, *hi, g, t;
+    (void)n;
+    (void)score;
+    if (!x) return c->error.status;
+    if (!row || row->per != KVMEM_PER_CURVE) return kvmem__no_row(v, "lukv", "a curve a KV head");
+    for (g = 0; g < G; g++) keep[g] = mean;
+    if (mean >= seen) return KVMEM_OK;
+    lo = (int *)(void *)(x + G);
+    hi = lo + G;
+    at = (1 - (double)mean / seen) * (row->points + 1);
+    at = v->par[2] > 0 ? ceil(at - 1e-9) : floor(at + 0.5);
+    t = (int)KVMEM__MAX(KVMEM__MIN(at - 1, (double)(row->points - 1)), 0.0);
+    for (g = 0; g < G; g++) {
+        const double pruned = (double)row->value[(t * L + v->layer) * G + g];
+        x[g] = (pruned < 0 ? 1 : pruned > 1 ? 0 : 1 - pruned) * seen;
+        sum += x[g];
+        lo[g] = 1;
+        hi[g] = seen;
+    }
+    sum = floor(sum + 0.5);
+    kvmem__round_total(x, lo, hi, G, (int64_t)KVMEM__MAX(sum, (double)G), keep);
+    return KVMEM_OK;
+}
+
 static const kvmem_budget_entry kvmem__budgets[] = {
     { { "uniform", "every lane the same number", "-", NULL, 0 }, kvmem__budget_uniform },
     { { "pyramid", "falls linearly from the first layer to the last", "Cai 2024, arXiv 2406.02069",
-        kvmem__params_pyramid, 0 }, kvmem__budget_pyramid } };
+        kvmem__params_pyramid, 0 }, kvmem__budget_pyramid },
+    { { "heads", "retrieval heads keep all, the others sinks and recent entries", "Xiao 2024, arXiv 2410.10819",
+        kvmem__params_heads, KVMEM_READS_PROFILE | KVMEM_CHOOSES_COUNT }, kvmem__budget_heads },
+    { { "headkv", "a pool shared out in proportion to head scores", "Fu 2024, arXiv 2410.19258",
+        kvmem__params_headkv, KVMEM_READS_PROFILE }, kvmem__budget_headkv },
+    { { "layers", "each layer its share by what was measured of it", "Kim 2025, arXiv 2509.17396",
+        kvmem__params_layers, KVMEM_READS_PROFILE }, kvmem__budget_layers },
+    { { "lukv", "keep fractions of every head from a table of curves", "arXiv 2602.08585", kvmem__params_lukv,
+        KVMEM_READS_PROFILE }, kvmem__budget_lukv } };
 
 /* ==== >>select : which entries does a budget of so many keep? =====================================
    A score says how much an entry matters alone; this stage makes a set of `keep` entries of it. Sinks and
@@ -16132,7 +16978,8 @@ static kvmem_status kvmem__cull_begin(kvmem_cache *c, kvmem__cull *j, int lanes,
 }
 /* Layer `layer`, whose lanes begin at lane `base` of the job: select and reduce. */
 static kvmem_status kvmem__cull_layer(kvmem_cache *c, kvmem__cull *j, int layer, int base) {
-    const int G = c->shape.n_kv_heads, frees = (c->reads & KVMEM_CHOOSES_COUNT) != 0;
+    const int G = c->shape.n_kv_heads;
+    const int frees = (c->recipe.stage[KVMEM_SELECT].entry->reads & KVMEM_CHOOSES_COUNT) != 0;
     const int together = (c->recipe.stage[KVMEM_SELECT].entry->reads & KVMEM_READS_LANES) != 0;
     kvmem_status st = KVMEM_OK;
     int g, pass;
@@ -16347,13 +17194,13 @@ static void kvmem__set_cap(kvmem_cache *c) {
     p.limit = c->arena->limit;
     if (p.limit)
         c->lane_cap = KVMEM__MAX(kvmem__plan_cap(&p, &c->shape, c->block_size + kvmem__ring_bytes(c) +
-                                 sizeof(kvmem_arena) + p.codecs.tables + p.lessons +
+                                 sizeof(kvmem_arena) + c->arena->held_bytes + p.codecs.tables + p.lessons +
                                  (size_t)(2 + p.codecs.count) * KVMEM__USE_BYTES), p.page);
 }
 
 /* --- estimate --- */
 /* Counted like a real run: every block appends, attends and commits. Lengths are followed per layer; a
-   budget that reads scores is taken at its mean. */
+   budget that reads scores or a profile is taken at its mean, and profiles are not counted. */
 #define KVMEM__EST_LAYERS 1024
 typedef struct kvmem__est {
     kvmem__plan p;
@@ -16464,7 +17311,8 @@ static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
         more = KVMEM__MAX(more, kvmem__view_bytes(r, (size_t)len) + KVMEM__VIEW_PARTS * e->c.worker_bytes +
                                 (size_t)len * sizeof(float));
     kvmem__est_count(e, more);
-    if (!(be->e.reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS))) be->fn(&v, mean, &len, NULL, &keep);
+    if (!(be->e.reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS | KVMEM_READS_PROFILE)))
+        be->fn(&v, mean, &len, NULL, &keep);
     keep = KVMEM__MAX(KVMEM__MIN(keep, len), KVMEM__MIN(1, len));
     if (e->p.codecs.demotes) e->low[layer] += len - keep;
     e->done[layer][0] = KVMEM__MIN(e->done[layer][0], keep / P * P);
@@ -16523,7 +17371,7 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
                            "estimate: a prompt of %lld and %lld decoded tokens: at most %d in all",
                            (long long)prompt, (long long)decoded, (int)INT32_MAX - 1);
     if (cfg->recipe) r = *cfg->recipe;
-    KVMEM__TRY(kvmem__make_plan(&e.p, cfg, &r, cfg->backend ? cfg->backend : kvmem_backend_cpu(NULL), err));
+    KVMEM__TRY(kvmem__make_plan(&e.p, cfg, &r, 0, cfg->backend ? cfg->backend : kvmem_backend_cpu(NULL), err));
     if (cfg->shape.n_layers > KVMEM__EST_LAYERS)
         return kvmem__fail(err, KVMEM_UNSUPPORTED, "estimate: more than %d layers", KVMEM__EST_LAYERS);
     e.c.shape = cfg->shape;
@@ -18852,6 +19700,7 @@ KVMEM_API double kvmem_chunks_plan(const kvmem_plan_job *job, int *choice) {
            | "budget=" amount                        all | 512 | 25% | 8MiB
            | "sink=" count | "recent=" (count | share) | "page=" count | "seed=" number
            | "when=" ("prompt" | "step" | "block" | "every(" count ")" | "decode(" count ")")
+           | "profile=" path                         of what the model's heads and layers are like
    entry   = word [ "(" [ name "=" value { "," name "=" value } ] ")" ]
              budget entries take an amount as first value: budget=pyramid(25%,beta=20)
              reduce=demote takes a codec, or K/V: reduce=demote(kivi(bits=2)/q4_0)
@@ -18951,7 +19800,33 @@ static const kvmem_preset kvmem__presets[] = {
       "score=treekv(window=16) select=tree(block=16,side=score) budget=1024 sink=4 recent=49.609375% when=step place=cache",
       "neighbours fall one by one, so that the past thins out evenly", "He 2025, arXiv 2501.04987" },
     { "lacache", "score=recency select=ladder(span=0,overlap=0) budget=256 sink=4 when=block place=cache",
-      "a ladder: other layers keep other entries of the past", "Shi 2025, arXiv 2507.14204" } };
+      "a ladder: other layers keep other entries of the past", "Shi 2025, arXiv 2507.14204" },
+    /* These go by a profile of the model (profile=PATH); kvmem__needs_profile says which recipes lack one. */
+    { "razor",
+      "score=recency budget=heads(all,row=induction,sparsity=0.86,echo=0.01,least=4000,share=0.2) sink=4 "
+      "when=step place=original", "heads that repeat what they saw keep all, the others sinks and recent entries",
+      "Tang 2024, arXiv 2407.15891" },
+    { "duo", "score=recency budget=heads(all,row=duo,sparsity=0.5) sink=128 recent=256 when=step place=original",
+      "retrieval heads by learned gates keep all, the others 128 sinks and the newest 256",
+      "Xiao 2024, arXiv 2410.10819" },
+    { "rlkv", "score=recency budget=heads(all,row=rlkv,sparsity=0.5) sink=16 recent=64 when=step place=original",
+      "duo with gates learned on answers to problems", "Du 2025, arXiv 2510.08525" },
+    { "headkv",
+      "score=snapkv(window=32,kernel=7,pool=max) budget=headkv(2048,row=retrieval,beta=1.01) recent=32 when=prompt "
+      "place=original", "snapkv with memory in proportion to each head's retrieval score",
+      "Fu 2024, arXiv 2410.19258" },
+    { "compresskv",
+      "score=compresskv(window=8,kernel=5,heads=4) budget=layers(2048,row=error,lo=32,hi=3) recent=8 when=prompt "
+      "place=original", "four heads that find things vote for their layer, layers by their error",
+      "Lin 2025, arXiv 2508.02401" },
+    { "epicache_layers",
+      "score=snapkv(window=32,kernel=1) budget=layers(4096,row=keysim,power=1.1) sink=128 when=block place=original",
+      "more for layers whose keys change when attention is cut into blocks", "Kim 2025, arXiv 2509.17396" },
+    { "lukv", "score=snapkv(window=32,kernel=5,pool=avg) budget=lukv(50%) sink=4 recent=1 when=prompt place=original",
+      "keep fractions of each head optimised over all heads beforehand", "arXiv 2602.08585" },
+    { "evobudget",
+      "score=snapkv(window=32,kernel=5,pool=avg) budget=layers(2048,row=evo) recent=32 when=prompt place=original",
+      "layer budgets found by evolution on the model's own loss", "Sieberling 2024, arXiv 2410.14649" } };
 
 #define KVMEM__COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
 
@@ -18967,6 +19842,8 @@ KVMEM_API const kvmem_method *kvmem_method_at(int i) {
           "Alizadeh 2023, arXiv 2312.11514", "kvmem_flash_*" },
         { "kvheads_svd", "model", "groups of KV heads merged into one by the SVD of calibration keys and values",
           "Yu 2024, arXiv 2406.07056", "tools/transform.c" },
+        { "retrieval_head", "profile", "how often a head's highest entry is the very token that is being copied",
+          "Wu 2024, arXiv 2404.15574", "./kvmem profile, row retrieval; budget=heads(row=retrieval), budget=headkv" },
         { "costmodel", "analysis", "seconds, users and swaps that a cache's bytes cost on a given machine",
           "Fu 2024, arXiv 2405.08944", "./kvmem cost" } };
     return i >= 0 && i < KVMEM__COUNT(methods) ? &methods[i] : NULL;
@@ -19000,9 +19877,9 @@ KVMEM_API const kvmem_entry *kvmem_stage_entry(kvmem_stage stage, int i) {
 
 /* Words that are not part of a stage. Their index is the number of their bit in `given`. */
 enum { KVMEM__T_CODEC = KVMEM_N_STAGES, KVMEM__T_SINK, KVMEM__T_RECENT, KVMEM__T_WHEN, KVMEM__T_PAGE,
-       KVMEM__T_SEED, KVMEM__N_TERMS, KVMEM__T_AMOUNT = KVMEM__N_TERMS };
+       KVMEM__T_SEED, KVMEM__T_PROFILE, KVMEM__N_TERMS, KVMEM__T_AMOUNT = KVMEM__N_TERMS };
 static const char *kvmem__term_word(int i) {
-    static const char *const words[] = { "codec", "sink", "recent", "when", "page", "seed" };
+    static const char *const words[] = { "codec", "sink", "recent", "when", "page", "seed", "profile" };
     return i < KVMEM_N_STAGES ? kvmem_stage_word((kvmem_stage)i)
          : i < KVMEM__N_TERMS ? words[i - KVMEM_N_STAGES] : NULL;
 }
@@ -19323,6 +20200,17 @@ static int kvmem__choice_index(const char *choices, kvmem__word w) {
     }
 }
 
+/* A text of at most KVMEM_MAX_TEXT - 1 characters. */
+static kvmem_status kvmem__read_text(kvmem__scan *s, const char *name, kvmem__word w, char *out) {
+    char shown[KVMEM__SHOWN];
+    if (!w.n) return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s has no value", name);
+    if (w.n >= KVMEM_MAX_TEXT)
+        return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s=%s: longer than %d characters", name,
+                           kvmem__word_shown(w, shown), KVMEM_MAX_TEXT - 1);
+    memcpy(out, w.s, (size_t)w.n);
+    out[w.n] = 0;
+    return KVMEM_OK;
+}
 /* name=value for entry e; w is the name, the equals sign has been taken. */
 static kvmem_status kvmem__read_param(kvmem__scan *s, const kvmem_entry *e, kvmem__word w,
                                       kvmem_choice *choice, unsigned *seen) {
@@ -19346,12 +20234,7 @@ static kvmem_status kvmem__read_param(kvmem__scan *s, const kvmem_entry *e, kvme
         return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s: parameter %s has no value", e->word, p[i].name);
     kvmem__word_shown(value, shown);
     if (p[i].choices && !strcmp(p[i].choices, "*")) {
-        if (value.n >= KVMEM_MAX_TEXT)
-            return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "%s(%s=%s): longer than %d characters", e->word, p[i].name,
-                               shown, KVMEM_MAX_TEXT - 1);
-        memcpy(choice->text, value.s, (size_t)value.n);
-        choice->text[value.n] = 0;
-        return KVMEM_OK;
+        return kvmem__read_text(s, p[i].name, value, choice->text);
     }
     if (p[i].choices) {
         const int index = kvmem__choice_index(p[i].choices, value);
@@ -19553,6 +20436,7 @@ static kvmem_status kvmem__read_term(kvmem__scan *s, kvmem__word w) { /* the equ
     case KVMEM__T_WHEN: return kvmem__read_when(s);
     case KVMEM__T_PAGE: return kvmem__read_count(s, "page", kvmem__scan_word(s), 1, 1024, &s->r.page);
     case KVMEM__T_SEED: return kvmem__read_seed(s, kvmem__scan_word(s), &s->r.seed);
+    case KVMEM__T_PROFILE: return kvmem__read_text(s, "profile", kvmem__scan_text(s), s->r.profile);
     default:
         if (i == KVMEM_REDUCE) memset(s->r.low, 0, sizeof s->r.low);
         return kvmem__read_entry(s, (kvmem_stage)i, kvmem__scan_word(s), &s->r.stage[i], NULL, NULL);
@@ -19706,8 +20590,11 @@ static kvmem_status kvmem__check_choice(const kvmem_choice *c, kvmem_stage stage
     if ((e->reads & KVMEM_READS_LANES) && stage != KVMEM_SCORE && stage != KVMEM_SELECT)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a score or select entry can look at other lanes", word,
                            e->word);
-    if ((e->reads & KVMEM_CHOOSES_COUNT) && stage != KVMEM_SELECT)
-        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a select entry can choose how many stay", word,
+    if ((e->reads & KVMEM_CHOOSES_COUNT) && stage != KVMEM_SELECT && stage != KVMEM_BUDGET)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a budget or select entry can choose how many stay", word,
+                           e->word);
+    if ((e->reads & KVMEM_READS_PROFILE) && stage != KVMEM_SCORE && stage != KVMEM_BUDGET)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a score or budget entry can read a profile", word,
                            e->word);
     if ((e->reads & (KVMEM_WRITES_BIAS | KVMEM_WRITES_ROWS)) && stage != KVMEM_REDUCE)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a reduce entry can change entries that stay", word,
@@ -19724,6 +20611,11 @@ static kvmem_status kvmem__check_fields(const kvmem_recipe *r, kvmem_error *err)
     const double budget = r->amount.value, recent = r->recent.value;
     if (!memchr(r->preset, 0, sizeof r->preset))
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "preset: the word does not end");
+    if (!memchr(r->profile, 0, sizeof r->profile))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "profile: the path does not end");
+    if (*r->profile && !((r->stage[KVMEM_SCORE].entry->reads | r->stage[KVMEM_BUDGET].entry->reads) &
+                         KVMEM_READS_PROFILE))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "profile=%s: no stage of this recipe reads a profile", r->profile);
     if ((unsigned)r->amount.kind > KVMEM_BYTES)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "budget: unknown kind of amount %d", (int)r->amount.kind);
     if (r->amount.kind != KVMEM_ALL && !(budget > 0))
@@ -19921,6 +20813,7 @@ static void kvmem__put_terms(kvmem__text *t, const kvmem_recipe *r) {
     if (kvmem__when_counts(r)) kvmem__format(t, "(%d)", r->every);
     kvmem__format(t, " page=%d seed=", r->page);
     kvmem__put_u64(t, r->seed);
+    if (*r->profile) kvmem__format(t, " profile=%s", r->profile);
 }
 static kvmem__text kvmem__text_into(char *out, size_t size) {
     kvmem__text t;
@@ -19955,10 +20848,12 @@ static void kvmem__explain_stage(kvmem__text *t, const kvmem_recipe *r, kvmem_st
     for (i = 0; p && i < KVMEM_MAX_PARAMS && p[i].name; i++) {
         line = t->len;
         kvmem__pad_to(t, 12, line);
-        kvmem__put_param(t, &p[i], c->par[i]);
+        if (kvmem__is_text(&p[i])) kvmem__format(t, "%s=%s", p[i].name, c->text);
+        else kvmem__put_param(t, &p[i], c->par[i]);
         kvmem__pad_to(t, 26, line);
         kvmem__format(t, " %s (", p[i].what ? p[i].what : "");
-        if (p[i].choices) kvmem__format(t, "%s", p[i].choices);
+        if (kvmem__is_text(&p[i])) kvmem__format(t, "a text");
+        else if (p[i].choices) kvmem__format(t, "%s", p[i].choices);
         else kvmem__format(t, "%.9g to %.9g", p[i].lo, p[i].hi);
         kvmem__format(t, ")\n");
     }
@@ -19982,6 +20877,7 @@ static void kvmem__explain_common(kvmem__text *t, const kvmem_recipe *r) {
                   r->page);
     kvmem__put_u64(t, r->seed);
     kvmem__format(t, ": of every random choice\n");
+    if (*r->profile) kvmem__format(t, "profile   %s: of the model's heads and layers\n", r->profile);
 }
 
 KVMEM_API size_t kvmem_recipe_explain(const kvmem_recipe *r, char *out, size_t size) {

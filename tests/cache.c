@@ -3,6 +3,7 @@
 #define KVMEM_NO_DECODER /* the memory layer alone */
 #include "test.h"
 #include "world.h"
+#include "profiled.h"
 
 /* --- attention --------------------------------------------------------------------------------------- */
 static void attention_case(int H, int G, int d, int T, int block, int neox, int feature, const char *backend) {
@@ -164,10 +165,12 @@ TEST(evicted_entries_are_as_if_masked_and_places_follow_the_recipe) {
 TEST(presets_equal_full_bit_for_bit_while_the_budget_covers_the_tokens) {
     int i;
     for (i = 0; kvmem_preset_at(i); i++) {
-        char text[128]; world w; kvmem_cache c; float *a, *b;
-        sprintf(text, "%s budget=300 codec=f32 page=64", kvmem_preset_at(i)->word);
+        char text[128]; world w; kvmem_cache c; float *a, *b; profiled f;
+        sprintf(text, "%s budget=400 codec=f32 page=64", kvmem_preset_at(i)->word);
         if (strstr(kvmem_preset_at(i)->text, "recompute")) continue; /* needs a session */
         REQUIRE(world_init(&w, 2, 4, 2, 8, 200, text));
+        profiled_make(&f, 2, 4, 2, 8);
+        profiled_give(&w.recipe, &f);
         w.cfg.shape.rope = w.rope; w.cfg.backend = NULL;
         a = outs(&w, 200); b = outs(&w, 200);
         CHECK_OK(kvmem_cache_init(&c, &w.cfg));
@@ -180,7 +183,7 @@ TEST(presets_equal_full_bit_for_bit_while_the_budget_covers_the_tokens) {
         CHECK_OK(feed(&w, &c, 150, 200, 1, KVMEM_DECODE, b + 150 * 64));
         kvmem_cache_free(&c);
         CHECK(same_out(&w, a, b, 200));
-        free(a); free(b); world_free(&w);
+        free(a); free(b); world_free(&w); profiled_free(&f);
     }
 }
 TEST(accumulated_attention_sums_to_the_number_of_queries) {

@@ -3,6 +3,7 @@
 #define KVMEM_REFERENCE /* the plain twins: compiles faster */
 #include "test.h"
 #include "tiny.h"
+#include "profiled.h"
 
 typedef struct saved { uint8_t p[1 << 18]; size_t n; } saved;
 static saved file;
@@ -156,7 +157,9 @@ static kvmem_status cache_steps(kvmem_cache *c, kvmem_cache *copy, const kvmem_r
     return cache_block(c, 2, KVMEM_PREFILL);
 }
 TEST(cache_of_every_preset_survives_every_failed_allocation) {
+    profiled f;
     int p;
+    profiled_make(&f, L, H, G, D);
     for (p = 0; kvmem_preset_at(p); p++) {
         const char *const word = kvmem_preset_at(p)->word;
         kvmem_recipe r = kvmem_recipe_default();
@@ -166,9 +169,10 @@ TEST(cache_of_every_preset_survives_every_failed_allocation) {
         size_t k;
         if (strstr(kvmem_preset_at(p)->text, "recompute")) continue; /* needs a session: tests/direct.c */
         if (strstr(kvmem_preset_at(p)->text, "codec.v=key")) continue; /* its V is K: tests/transform.c */
-        snprintf(text, sizeof text, strcmp(word, "full") ? "%s budget=40 recent=4 page=8%s" : "%s page=8", word,
+        snprintf(text, sizeof text, strcmp(word, "full") ? "%s budget=40 sink=2 recent=4 page=8%s" : "%s page=8", word,
                  strcmp(word, "zipcache") ? "" : " score=zipcache(window=16)");
         if (kvmem_recipe_parse(&r, text, &err) != KVMEM_OK) { FAIL_AT("%s: %s", text, err.text); continue; }
+        profiled_give(&r, &f);
         for (k = 1; status != KVMEM_OK && k < 3000; k++) {
             kvmem_cache c, copy;
             test_heap h;
@@ -193,6 +197,7 @@ TEST(cache_of_every_preset_survives_every_failed_allocation) {
         }
         CHECK(status == KVMEM_OK && k > 10);
     }
+    profiled_free(&f);
 }
 int main(int argc, char **argv) {
     test_begin(argc, argv, "oom");
