@@ -111,6 +111,7 @@
      >>score_lazyeviction entries that rest no longer than they have rested before
      >>score_treekv       mean attention since an entry came
      >>score_compresskv   the heads that find things vote for their layer
+     >>score_hack         heads that look at the same keys, and heads whose key moves along
      >>budget             how many entries may each lane keep?
      >>budget_uniform     every lane the same
      >>budget_pyramid     much for the lower layers, little for the upper
@@ -118,6 +119,7 @@
      >>budget_headkv      a pool shared out in proportion to head scores
      >>budget_layers      each layer its share by what was measured of it
      >>budget_lukv        keep fractions of every head from a table
+     >>budget_hack        little for contextual heads, much for structural ones
      >>select             which entries does a budget of so many keep?
      >>select_topk        the best scores
      >>select_tree        of two neighbours one goes, at a pointer that sweeps from old to new
@@ -634,7 +636,8 @@ KVMEM_API void kvmem_cache_free(kvmem_cache *c); /* NULL and zeroed structs are 
    above those of earlier blocks; NULL: the next n. On failure nothing of this layer was appended. */
 KVMEM_API kvmem_status kvmem_cache_append(kvmem_cache *c, int layer, int n, const float *k,
                                           const float *v, const int32_t *pos);
-/* q, out (n, n_heads, head_dim): causal attention of the n tokens just appended to this layer. */
+/* q, out (n, n_heads, head_dim): attention of the n tokens just appended to this layer; causal, and inside a
+   scale (kvmem_cache_mark) in both directions. */
 KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, const float *q, float *out);
 /* Between a layer's append and its attend, for recipes that read hidden states (KVMEM_READS_HIDDEN; attend asks
    for it, other recipes ignore it): x (n, width) is what the layer's attention takes its queries, keys and
@@ -660,11 +663,23 @@ KVMEM_API int kvmem_cache_room(const kvmem_cache *c);
 typedef enum kvmem_mark_kind {
     KVMEM_MARK_TEXT, KVMEM_MARK_QUESTION, /* the rest of the prompt is what is asked */
     KVMEM_MARK_FRAME,                     /* an image, a screenshot */
-    KVMEM_MARK_SCALE,                     /* a scale of next-scale generation */
+    KVMEM_MARK_SCALE,                     /* a scale of next-scale generation: its tokens see all of it */
     KVMEM_N_MARKS
 } kvmem_mark_kind;
 typedef struct kvmem_mark { int64_t pos; int kind; } kvmem_mark;
 KVMEM_API kvmem_status kvmem_cache_mark(kvmem_cache *c, kvmem_mark_kind kind);
+/* Attention is causal but for scales: every token of a piece marked KVMEM_MARK_SCALE sees everything before the
+   piece and all tokens of the piece that are in the cache, itself, earlier and later ones. So bring a scale as one
+   block (max_block); of two blocks the first could not see the second. A sliding window still limits how far back.
+   The same serves any model that reads a block in both directions, as masked diffusion does. */
+/* score=hack, see there: how much do the rows of a head differ? v (n_layers * n_kv_heads): mean over the scales
+   seen so far; 0 before the first of two tokens or more. Average it over samples for a calibration. */
+KVMEM_API kvmem_status kvmem_hack_variance(kvmem_cache *c, float *v);
+/* Which of n heads are structural (1), which contextual (0)? The first round(alpha n) by rising v (n) are
+   contextual; alpha < 0: those below the largest relative gap. Returns the number of contextual ones. Pure. */
+KVMEM_API int kvmem_hack_types(const float *v, int n, double alpha, unsigned char *structural);
+/* Fix the types (n_layers * n_kv_heads) until kvmem_cache_clear. Without this the cache finds them itself. */
+KVMEM_API kvmem_status kvmem_hack_set_types(kvmem_cache *c, const unsigned char *structural);
 KVMEM_API void kvmem_cache_bytes(const kvmem_cache *c, kvmem_bytes *out);
 /* Bytes after a prompt of n tokens and more_n decoded ones, counted without allocating anything. */
 KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, int64_t decoded,
@@ -14434,7 +14449,18 @@ static void kvmem__page_logits(kvmem__worker *w, const kvmem_cache *c, int layer
         for (j = 0; j < r; j++) w->s[j * P + a] = -INFINITY;
     }
 }
-/* Entries [a, b) of the lane that a query at qpos in slot qslot may see: causal, inside the window. */
+/* The last mark at or before pos, or -1. */
+static int kvmem__mark_at(const kvmem_cache *c, int64_t pos) {
+    int lo = 0, hi = c->n_marks;
+    while (lo < hi) {
+        const int mid = lo + (hi - lo) / 2;
+        if (c->mark[mid].pos <= pos) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo - 1;
+}
+/* Entries [a, b) of the lane that a query at qpos in slot qslot may see: causal, but to the end of its scale if it
+   lies in one; inside the window. */
 static void kvmem__visible(const kvmem_cache *c, int layer, const kvmem_lane *ln, int qslot, int32_t qpos, int *a,
                            int *b) {
     const int window = c->shape.window ? c->shape.window[layer] : 0;
@@ -14444,6 +14470,13 @@ static void kvmem__visible(const kvmem_cache *c, int layer, const kvmem_lane *ln
         return;
     }
     *b = KVMEM__MIN(qslot + 1, ln->n);
+    if (c->n_marks) {
+        const int i = kvmem__mark_at(c, qpos);
+        if (i >= 0 && c->mark[i].kind == KVMEM_MARK_SCALE) {
+            const int more = i + 1 < c->n_marks;
+            *b = more ? kvmem__lane_find(ln, (int32_t)KVMEM__MIN(c->mark[i + 1].pos, INT32_MAX)) : ln->n;
+        }
+    }
     *a = window && qpos >= window ? kvmem__lane_find(ln, qpos - window + 1) : 0;
     if (*a > *b) *a = *b;
 }
@@ -15497,6 +15530,7 @@ KVMEM_API const kvmem_mark *kvmem_view_marks(const kvmem_view *v, int *n) {
     *n = v->cache->n_marks;
     return v->cache->mark;
 }
+static int kvmem__recomputes(const kvmem_recipe *r); /* section reduce_recompute */
 static kvmem_status kvmem__add_mark(kvmem_cache *c, kvmem_mark mark) {
     if (c->n_marks && c->mark[c->n_marks - 1].pos == mark.pos) c->n_marks--; /* the last word counts */
     if (c->n_marks == c->cap_marks) {
@@ -15519,6 +15553,9 @@ KVMEM_API kvmem_status kvmem_cache_mark(kvmem_cache *c, kvmem_mark_kind kind) {
     KVMEM__TRY(kvmem__check_layer(c, 0, "mark"));
     if ((unsigned)kind >= KVMEM_N_MARKS)
         return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "mark: unknown kind %d", (int)kind);
+    if (kind == KVMEM_MARK_SCALE && kvmem__recomputes(&c->recipe))
+        return kvmem__fail(&c->error, KVMEM_UNSUPPORTED,
+                           "mark: reduce=recompute makes rows again causally, not by scales");
     if (c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "mark in the middle of a block: commit first");
     m.pos = c->next_pos;
     m.kind = (int)kind;
@@ -16001,6 +16038,181 @@ static kvmem_status kvmem__score_compresskv(const kvmem_view *v, int g, float *s
     return KVMEM_OK;
 }
 
+/* ==== >>score_hack : heads that look at the same keys, and heads whose key moves along. stage: score; every scale ====
+   Qin et al. Head-Aware KV Cache Compression for Efficient Visual Autoregressive Modeling (HACK). 2025.
+   arXiv 2504.09261.                                        Code: Zr2223/HACK, no copy could be had.
+   Models that draw scale by scale have contextual heads (all queries look at a few keys: vertical stripes in P) and
+   structural ones (the key moves with the query: diagonals). Down a column of P the first do not vary, the second do.
+   The caller marks every scale (kvmem_cache_mark) and appends it as one block of m tokens.
+     queries    i = floor((x + 1/2) m / N), x = 0 .. N - 1, N = min(obs, m): spread over the newest scale
+     a[t]       = mean over these queries and the group of P[h][i][t]
+     v          = (1/n) sum_t Var_i P[h][i][t], mean over the group; v of a lane: mean over its scales of N >= 2
+     type       kvmem_hack_set_types, else by v of all lanes at each reduction (>>budget_hack, kvmem_hack_types)
+     contextual s[t] = sum of a[t] over all scales so far
+     structural s[t] = a[t] of the newest scale, but above all of these every entry of the newest scale, and above
+                them every entry of the first `fixed` scales; inside such a class by a[t] again
+   Example, one head, 2 queries, 2 keys: P = I has v = 1/4, any two equal rows have v = 0.
+   reads: the queries as they attend.   state: two floats an entry, four a lane.
+   cost: O(N r n d) a lane and scale; 3 r n floats.   defaults: obs=32 fixed=2.   ties: lower index.
+   departs: nothing is marked: no class is protected. One set for a KV head. For the merging at the last scale, which is
+   off in the card, give reduce= an entry that merges.                          test: tests/hack.c */
+static const kvmem_param kvmem__params_hack[] = {
+    { "obs", 32, 1, 4096, NULL, 1, "queries of a scale that are asked" },
+    { "fixed", 2, 0, 64, NULL, 1, "first scales that structural heads keep whole" },
+    KVMEM__END_PARAMS };
+enum { KVMEM__HACK_SUM, KVMEM__HACK_COUNT, KVMEM__HACK_TYPE, KVMEM__HACK_FIXED, KVMEM__HACK_FLOATS }; /* of a lane */
+enum { KVMEM__HACK_UNKNOWN, KVMEM__HACK_CONTEXTUAL, KVMEM__HACK_STRUCTURAL };
+static int kvmem__hack_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par;
+    (void)n_heads;
+    (void)n_kv_heads;
+    (void)d;
+    return KVMEM__HACK_FLOATS;
+}
+/* Column means and sums of squared differences from them (r, n) of the rows that N of m queries q see. */
+static void kvmem__hack_columns(kvmem__worker *w, const kvmem_view *v, int g, int m, int N, const float *q,
+                                const int32_t *pos, float *row, float *mean, float *square) {
+    const kvmem_cache *c = v->cache;
+    const int H = c->shape.n_heads, r = H / c->shape.n_kv_heads, d = c->shape.head_dim, n = kvmem_view_count(v, g);
+    int x, j, t, a, b;
+    memset(mean, 0, (size_t)r * (size_t)n * sizeof *mean);
+    memset(square, 0, (size_t)r * (size_t)n * sizeof *square);
+    for (x = 0; x < N; x++) {
+        const int i = (int)((2 * (int64_t)x + 1) * m / (2 * (int64_t)N));
+        const float *qi = q + ((size_t)i * (size_t)H + (size_t)(g * r)) * (size_t)d;
+        memset(row, 0, (size_t)r * (size_t)n * sizeof *row);
+        kvmem__view_logits(w, c, v->layer, g, qi, pos[i], row, &a, &b);
+        for (j = 0; j < r; j++) {
+            float *s = row + (size_t)j * (size_t)n;
+            if (a < b) {
+                const float most = c->backend->max(s + a, b - a), l = c->backend->exp_sum(s + a, s + a, most, b - a);
+                c->backend->scale(s + a, 1.0f / l, b - a);
+            }
+            for (t = 0; t < n; t++) { /* Welford: equal rows leave exact zeros */
+                const size_t at = (size_t)j * (size_t)n + (size_t)t;
+                const float off = s[t] - mean[at];
+                mean[at] += off / (float)(x + 1);
+                square[at] += off * (s[t] - mean[at]);
+            }
+        }
+    }
+}
+static kvmem_status kvmem__watch_hack(const kvmem_view *v, int m, const float *q, const int32_t *pos) {
+    kvmem_cache *c = v->cache;
+    const int G = c->shape.n_kv_heads, r = c->shape.n_heads / G, N = KVMEM__MIN((int)v->par[0], m);
+    int g, j, t;
+    for (g = 0; g < G; g++) {
+        const int n = kvmem_view_count(v, g);
+        const size_t rn = (size_t)r * (size_t)n;
+        float *work = kvmem__view_scratch(v, c->worker_bytes / sizeof(float)), *own = kvmem_view_state(v, g);
+        float *row = work ? kvmem__view_scratch(v, 3 * rn) : NULL, a[2];
+        kvmem__worker w;
+        double sum = 0;
+        if (!row) return c->error.status;
+        kvmem__worker_init(&w, c, work);
+        kvmem__hack_columns(&w, v, g, m, N, q, pos, row, row + rn, row + 2 * rn);
+        for (t = 0; t < n; t++) {
+            double mean = 0;
+            for (j = 0; j < r; j++) {
+                mean += (double)row[rn + (size_t)(j * n + t)];
+                sum += (double)row[2 * rn + (size_t)(j * n + t)];
+            }
+            kvmem_view_own(v, g, t, a);
+            a[1] = (float)(mean / r);
+            a[0] += a[1];
+            KVMEM__TRY(kvmem_view_set_own(v, g, t, a));
+        }
+        if (N > 1) {
+            own[KVMEM__HACK_SUM] += (float)(sum / ((double)N * r * n));
+            own[KVMEM__HACK_COUNT] += 1;
+        }
+        kvmem__view_scratch_back(c);
+        kvmem__view_scratch_back(c);
+    }
+    return KVMEM_OK;
+}
+/* Scores of classes stand above each other by factors of 2^44, so that the order inside is exact. */
+static kvmem_status kvmem__score_hack(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g), structural = kvmem_view_state(v, g)[KVMEM__HACK_TYPE] !=
+                                                       (float)KVMEM__HACK_CONTEXTUAL;
+    int32_t *pos = (int32_t *)(void *)kvmem__view_scratch(v, (size_t)n);
+    int n_marks, i = -1, t, scale = 0, newest = 0;
+    const kvmem_mark *mark = kvmem_view_marks(v, &n_marks);
+    if (!pos) return v->cache->error.status;
+    kvmem_view_positions(v, g, pos);
+    for (t = 0; t < n_marks; t++) newest += mark[t].kind == KVMEM_MARK_SCALE;
+    for (t = 0; t < n; t++) {
+        float a[2];
+        int class_of = 0;
+        while (i + 1 < n_marks && mark[i + 1].pos <= pos[t]) scale += mark[++i].kind == KVMEM_MARK_SCALE;
+        if (structural && i >= 0 && mark[i].kind == KVMEM_MARK_SCALE)
+            class_of = scale <= (int)v->par[1] ? 2 : scale == newest;
+        kvmem_view_own(v, g, t, a);
+        if (!structural) score[t] = a[0];
+        else if (!class_of) score[t] = a[1];
+        else score[t] = (float)ldexp(a[1] > 1e-12f ? (double)a[1] : 1e-12, 44 * class_of);
+    }
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_hack = { 2, kvmem__hack_floats, kvmem__watch_hack, NULL };
+
+static int kvmem__is_hack(const kvmem_recipe *r) {
+    return ((const kvmem_score_entry *)(const void *)r->stage[KVMEM_SCORE].entry)->fn == kvmem__score_hack;
+}
+static kvmem_status kvmem__hack_cache(kvmem_cache *c, const void *array) {
+    KVMEM__TRY(kvmem__check_layer(c, 0, "hack"));
+    if (!array) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "hack: the array is NULL");
+    if (!kvmem__is_hack(&c->recipe))
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "the recipe's score is %s, not hack",
+                           c->recipe.stage[KVMEM_SCORE].entry->word);
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_hack_variance(kvmem_cache *c, float *v) {
+    int i;
+    KVMEM__TRY(kvmem__hack_cache(c, v));
+    for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) {
+        const float *own = c->lane[i].state[0];
+        v[i] = own[KVMEM__HACK_COUNT] > 0 ? own[KVMEM__HACK_SUM] / own[KVMEM__HACK_COUNT] : 0;
+    }
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_hack_set_types(kvmem_cache *c, const unsigned char *structural) {
+    int i;
+    KVMEM__TRY(kvmem__hack_cache(c, structural));
+    for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++) {
+        c->lane[i].state[0][KVMEM__HACK_TYPE] =
+            (float)(structural[i] ? KVMEM__HACK_STRUCTURAL : KVMEM__HACK_CONTEXTUAL);
+        c->lane[i].state[0][KVMEM__HACK_FIXED] = 1;
+    }
+    return KVMEM_OK;
+}
+/* How many of v (n) come before v[i] in rising order, ties to the lower index? */
+static int kvmem__hack_rank(const float *v, int n, int i) {
+    int j, rank = 0;
+    for (j = 0; j < n; j++) rank += v[j] < v[i] || (v[j] == v[i] && j < i);
+    return rank;
+}
+KVMEM_API int kvmem_hack_types(const float *v, int n, double alpha, unsigned char *structural) {
+    int i, j, m = 0;
+    if (alpha >= 0) m = (int)(KVMEM__MIN(alpha, 1.0) * n + 0.5);
+    else {
+        double widest = 0;
+        for (i = 0; i < n; i++) { /* the gap below v[i]: from the largest that is smaller */
+            int below = -1;
+            double gap;
+            for (j = 0; j < n; j++)
+                if (v[j] < v[i] && (below < 0 || v[j] > v[below])) below = j;
+            if (below < 0) continue;
+            gap = ((double)v[i] - (double)v[below]) / ((double)v[i] + (double)v[below]);
+            if (gap < widest || (gap == widest && (m || !(gap > 0)))) continue;
+            widest = gap;
+            for (j = 0, m = 0; j < n; j++) m += v[j] < v[i];
+        }
+    }
+    for (i = 0; i < n; i++) structural[i] = (unsigned char)(kvmem__hack_rank(v, n, i) >= m);
+    return m;
+}
+
 static const kvmem_score_entry kvmem__scores[] = {
     { { "recency", "newest entries; with sinks and place=cache StreamingLLM",
         "Xiao 2023, arXiv 2309.17453", NULL, 0 }, kvmem__score_recency, NULL },
@@ -16023,7 +16235,9 @@ static const kvmem_score_entry kvmem__scores[] = {
         KVMEM_READS_LAST | KVMEM_READS_QUERIES }, kvmem__score_treekv, &kvmem__memory_treekv },
     { { "compresskv", "the semantic retrieval heads of a layer vote for all its KV heads",
         "Lin 2025, arXiv 2508.02401", kvmem__params_compresskv,
-        KVMEM_READS_QUERIES | KVMEM_READS_LANES | KVMEM_READS_PROFILE }, kvmem__score_compresskv, NULL } };
+        KVMEM_READS_QUERIES | KVMEM_READS_LANES | KVMEM_READS_PROFILE }, kvmem__score_compresskv, NULL },
+    { { "hack", "by head: attention of all scales, or of the newest with first and newest scales kept",
+        "Qin 2025, arXiv 2504.09261", kvmem__params_hack, 0 }, kvmem__score_hack, &kvmem__memory_hack } };
 
 /* ==== >>budget : how many entries may each lane keep? ============================================
    A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
@@ -16434,6 +16648,73 @@ static kvmem_status kvmem__budget_lukv(const kvmem_view *v, int mean, const int 
     return KVMEM_OK;
 }
 
+/* ==== >>budget_hack : little for contextual heads, much for structural ones. stage: budget ====
+   Qin et al. 2025, arXiv 2504.09261; see >>score_hack, which finds the types and without which this entry is refused.
+     B = alpha B_C + (1 - alpha) B_S      alpha = share of the lanes that are contextual
+   B_C = contextual B, rounded down; B_S follows: of N lanes, C of them contextual, the N - C structural ones share
+   N B - C B_C, the first ones get what is left of the division. What they cannot use, because none of them is that
+   long, goes back to the contextual lanes in the same way. So layers differ by the heads they have.
+   Example N = 4, B = 100, contextual=0.25: C = 2: 25, 25, 175, 175; with structural lanes of 120: 80, 80, 120, 120.
+   alpha >= 0: C = round(alpha N) heads of least v; alpha < 0 (default): those below the largest relative gap,
+   (y - x) / (y + x) of neighbours. Before any scale has shown a variance all lanes get B.
+   reads: all lanes (no layer can be committed alone).   cost: O(N^2), N + N/4 floats.
+   departs: the paper's alpha, B_C and B_S are not known to us; contextual=0.25 is ours.   test: tests/hack.c */
+static const kvmem_param kvmem__params_budget_hack[] = {
+    { "alpha", -1, -1, 1, NULL, 0, "share of contextual heads; below 0: by the largest gap" },
+    { "contextual", 0.25, 0, 1, NULL, 0, "of the mean budget, for contextual heads" },
+    KVMEM__END_PARAMS };
+/* Lanes with type[i] == which share sum evenly, the first ones more. */
+static void kvmem__hack_share(int *keep, const unsigned char *type, int n, int which, int lanes, int64_t sum) {
+    int i, seen = 0;
+    for (i = 0; i < n; i++) {
+        if (type[i] != which) continue;
+        keep[i] = (int)KVMEM__MIN(sum / lanes + (seen < sum % lanes), (int64_t)INT_MAX);
+        seen++;
+    }
+}
+static void kvmem__hack_divide(int mean, double contextual, const unsigned char *structural, const int *n, int lanes,
+                               int *keep) {
+    const int few = KVMEM__MAX((int)(contextual * mean + 1e-9), 1);
+    int64_t rest = (int64_t)lanes * mean, most = 0;
+    int i, C = 0, S;
+    for (i = 0; i < lanes; i++) {
+        C += !structural[i];
+        if (structural[i]) most = KVMEM__MAX(most, (int64_t)n[i]);
+    }
+    S = lanes - C;
+    if (!C || !S) {
+        for (i = 0; i < lanes; i++) keep[i] = mean;
+        return;
+    }
+    rest -= (int64_t)C * few;
+    rest = KVMEM__MIN(rest, (int64_t)S * most);
+    kvmem__hack_share(keep, structural, lanes, 1, S, rest);
+    kvmem__hack_share(keep, structural, lanes, 0, C, (int64_t)lanes * mean - rest);
+}
+static kvmem_status kvmem__budget_hack(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                       int *keep) {
+    kvmem_cache *c = v->cache;
+    const int lanes = c->shape.n_layers * c->shape.n_kv_heads;
+    float *var = kvmem__view_scratch(v, (size_t)lanes + (size_t)lanes / 4 + 1);
+    unsigned char *structural;
+    int i, known = 0;
+    (void)score;
+    if (!var) return c->error.status;
+    structural = (unsigned char *)(var + lanes);
+    KVMEM__TRY(kvmem_hack_variance(c, var));
+    for (i = 0; i < lanes; i++) known |= c->lane[i].state[0][KVMEM__HACK_COUNT] > 0;
+    if (known) kvmem_hack_types(var, lanes, v->par[0], structural);
+    else memset(structural, 1, (size_t)lanes);
+    for (i = 0; i < lanes; i++) {
+        float *own = c->lane[i].state[0];
+        if (own[KVMEM__HACK_FIXED] > 0) structural[i] = own[KVMEM__HACK_TYPE] == (float)KVMEM__HACK_STRUCTURAL;
+        else if (known)
+            own[KVMEM__HACK_TYPE] = (float)(structural[i] ? KVMEM__HACK_STRUCTURAL : KVMEM__HACK_CONTEXTUAL);
+    }
+    kvmem__hack_divide(mean, v->par[1], structural, n, lanes, keep);
+    return KVMEM_OK;
+}
+
 static const kvmem_budget_entry kvmem__budgets[] = {
     { { "uniform", "every lane the same number", "-", NULL, 0 }, kvmem__budget_uniform },
     { { "pyramid", "falls linearly from the first layer to the last", "Cai 2024, arXiv 2406.02069",
@@ -16445,7 +16726,13 @@ static const kvmem_budget_entry kvmem__budgets[] = {
     { { "layers", "each layer its share by what was measured of it", "Kim 2025, arXiv 2509.17396",
         kvmem__params_layers, KVMEM_READS_PROFILE }, kvmem__budget_layers },
     { { "lukv", "keep fractions of every head from a table of curves", "arXiv 2602.08585", kvmem__params_lukv,
-        KVMEM_READS_PROFILE }, kvmem__budget_lukv } };
+        KVMEM_READS_PROFILE }, kvmem__budget_lukv },
+    { { "hack", "little for heads whose queries agree, much for those whose key moves", "Qin 2025, arXiv 2504.09261",
+        kvmem__params_budget_hack, KVMEM_READS_LAYERS }, kvmem__budget_hack } };
+
+static int kvmem__divides_by_hack(const kvmem_recipe *r) {
+    return ((const kvmem_budget_entry *)(const void *)r->stage[KVMEM_BUDGET].entry)->fn == kvmem__budget_hack;
+}
 
 /* ==== >>select : which entries does a budget of so many keep? =====================================
    A score says how much an entry matters alone; this stage makes a set of `keep` entries of it. Sinks and
@@ -19730,6 +20017,9 @@ static const kvmem_preset kvmem__presets[] = {
       "score=snapkv(window=8,kernel=7,pool=avg) budget=pyramid(2048,beta=20) recent=8 when=prompt "
       "place=original",
       "snapkv with more entries for lower layers than for upper ones", "Cai 2024, arXiv 2406.02069" },
+    { "hack", "score=hack(obs=32,fixed=2) budget=hack(50%,alpha=-1,contextual=0.25) when=block place=original",
+      "next-scale image models: few keys for heads whose queries agree, whole scales for the others",
+      "Qin 2025, arXiv 2504.09261" },
     { "had", "codec=q4_0(rot=had)", "keys, queries and values turned by a Hadamard matrix before 4-bit coding",
       "ikawrakow/ik_llama.cpp -khad -vhad" },
     { "khad", "codec.k=q4_0(rot=had) codec.v=q4_0", "had for keys and queries only", "ikawrakow/ik_llama.cpp -khad" },
@@ -20708,6 +20998,8 @@ KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *er
     KVMEM__TRY(kvmem__check_fields(r, err));
     KVMEM__TRY(kvmem__check_codecs(r, err));
     if (kvmem__recomputes(r)) KVMEM__TRY(kvmem__check_recompute(r, err));
+    if (kvmem__divides_by_hack(r) && !kvmem__is_hack(r))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "budget=hack needs score=hack, which finds the types of the heads");
     if (r->amount.kind == KVMEM_COUNT) { /* the parts of a count budget must fit into it */
         const double recent = r->recent.kind == KVMEM_SHARE ? floor(r->recent.value * r->amount.value + 1e-9)
                                                             : r->recent.value;

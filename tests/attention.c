@@ -16,6 +16,7 @@ static float *numbers(size_t n, unsigned long long seed) {
     for (i = 0; i < n && x; i++) x[i] = (float)(4 * kvmem__unit(kvmem__mix(seed * 1000003u + i)) - 2);
     return x;
 }
+static int scales; /* 1: every block is a scale, whose tokens see all of it */
 /* out (n, heads, d) of a one-layer cache fed in blocks of `block` tokens. */
 static kvmem_status feed(const setup *s, const kvmem_backend *b, int threads, int block, float *out) {
     kvmem_config cfg = kvmem_config_default();
@@ -52,7 +53,8 @@ static kvmem_status feed(const setup *s, const kvmem_backend *b, int threads, in
     if (st == KVMEM_OK) st = kvmem_cache_init(&c, &cfg);
     for (t = 0; t < s->n && st == KVMEM_OK; t += block) {
         const int m = s->n - t < block ? s->n - t : block;
-        st = kvmem_cache_append(&c, 0, m, k + t * s->kv * s->d, v + t * s->kv * s->d, NULL);
+        if (scales) st = kvmem_cache_mark(&c, KVMEM_MARK_SCALE);
+        if (st == KVMEM_OK) st = kvmem_cache_append(&c, 0, m, k + t * s->kv * s->d, v + t * s->kv * s->d, NULL);
         if (st == KVMEM_OK) st = kvmem_cache_attend(&c, 0, m, q + t * s->heads * s->d, out + t * s->heads * s->d);
         if (st == KVMEM_OK) st = kvmem_cache_commit(&c, t + m == s->n ? KVMEM_PROMPT_END : KVMEM_PREFILL);
     }
@@ -103,6 +105,23 @@ TEST(tiles_equal_the_token_loop_within_rounding) {
             free(x); free(y);
         }
     }
+}
+TEST(tiles_of_scales_equal_the_token_loop_and_any_threads_agree) { /* tests/hack.c holds the loop to an oracle */
+    int p, i;
+    scales = 1;
+    for (p = 0; p < 3; p++) {
+        const kvmem_backend *b = path(p);
+        for (i = 0; b && i < N_SETUPS; i++) {
+            const setup *s = &setups[i];
+            const size_t n = (size_t)(s->n * s->heads * s->d);
+            float *x = (float *)malloc(n * sizeof *x), *y = (float *)malloc(n * sizeof *y);
+            CHECK(feed(s, b, 1, 50, x) == KVMEM_OK && feed(s, kvmem_backend_cpu("plain"), 1, 50, y) == KVMEM_OK);
+            if (!(worst(x, y, n) < 2e-5)) FAIL_AT("%s, setup %d: differ by %g", b->name, i, worst(x, y, n));
+            CHECK(feed(s, b, 3, 50, y) == KVMEM_OK && !memcmp(x, y, n * sizeof *x));
+            free(x); free(y);
+        }
+    }
+    scales = 0;
 }
 TEST(any_cut_of_the_prompt_and_any_threads_give_the_same_bits) {
     int p, i;
@@ -243,6 +262,7 @@ int main(int argc, char **argv) {
     RUN(product_equals_plain_for_every_rest);
     RUN(attention_equals_a_double_precision_oracle);
     RUN(tiles_equal_the_token_loop_within_rounding);
+    RUN(tiles_of_scales_equal_the_token_loop_and_any_threads_agree);
     RUN(any_cut_of_the_prompt_and_any_threads_give_the_same_bits);
     RUN(lanes_cut_for_more_threads_give_the_same_bits);
     RUN(live_bytes_stay_under_the_limit_and_the_estimate_knows_the_tiles);

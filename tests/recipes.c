@@ -499,6 +499,10 @@ TEST(tables_have_unique_words_defaults_in_range_and_texts) {
                 if (c->flags & KVMEM_CODEC_SHARED)
                     kvmem__choose(&r.stage[KVMEM_CODEC_K], &kvmem__codec_f16_pre.e);
             }
+            if (!strcmp(e->word, "hack") && s == KVMEM_BUDGET) { /* its types come from the score of that name */
+                CHECK(kvmem_recipe_check(&r, &err) == KVMEM_BAD_RECIPE && strstr(err.text, "score=hack"));
+                CHECK(!kvmem_recipe_parse(&r, "score=hack budget=hack(50%)", &err));
+            }
             if (kvmem_recipe_check(&r, &err)) FAIL_AT("%s: %s", e->word, err.text);
             for (k = 0; e->params && e->params[k].name; k++) CHECK(k < KVMEM_MAX_PARAMS && e->params[k].what);
         }
