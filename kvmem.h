@@ -107,6 +107,7 @@
      >>score_h2o          attention received so far
      >>score_tova         attention of the newest query, one set for the layer
      >>score_snapkv       entries the last queries looked at
+     >>score_prefixkv     attention received so far, one set for the layer
      >>score_zipcache     the mean attention of those that could see an entry
      >>score_lazyeviction entries that rest no longer than they have rested before
      >>score_treekv       mean attention since an entry came
@@ -120,10 +121,19 @@
      >>budget_layers      each layer its share by what was measured of it
      >>budget_lukv        keep fractions of every head from a table
      >>budget_hack        little for contextual heads, much for structural ones
+     >>budget_adakv       one contest for all heads of a layer
+     >>budget_dynamickv   layers contest for a budget that is divided again and again
+     >>budget_prefixkv    every layer keeps the same share of its mass
+     >>budget_simlayerkv  layers that only look at both ends keep only these
      >>select             which entries does a budget of so many keep?
      >>select_topk        the best scores
      >>select_tree        of two neighbours one goes, at a pointer that sweeps from old to new
      >>select_ladder      different layers keep different entries
+     >>select_chunks      whole chunks, the same in every lane
+     >>select_within      every part of the text keeps its share
+     >>select_critical    half by the score, half by score times what the value adds
+     >>select_threshold   what scores too low when it leaves the window goes
+     >>select_slot        while decoding, the entry of one fixed slot goes
      >>reduce             what becomes of the rest?
      >>reduce_drop        forget the rest
      >>reduce_demote      the rest stays in fewer bits
@@ -463,7 +473,7 @@ typedef struct kvmem_recipe {
     int sink;                           /* first tokens that are always kept */
     kvmem_amount recent;                /* newest tokens always kept: a count or a share of the budget */
     kvmem_when when;
-    int every;                          /* tokens, for KVMEM_WHEN_EVERY and KVMEM_WHEN_DECODE */
+    int every; /* tokens: for KVMEM_WHEN_EVERY and _DECODE; most in a block for KVMEM_WHEN_BLOCK, 0: any number */
     int page;                           /* entries in a page, 1..1024 */
     uint64_t seed;
     char profile[KVMEM_MAX_TEXT];       /* file of the profile for all stages that read one and name none; or "" */
@@ -1899,10 +1909,11 @@ KVMEM__UNUSED static int kvmem__topk(int *out, const float *score, int n, int k,
 }
 
 /* How many of the k best numbers of several lists lie in each list? List i has the scores score[i][from[i]] to
-   score[i][to[i] - 1]; each gets its own best lo[i] in any case, the rest goes to the best of all: ties to the
-   lower list. count (lists) is filled; lo NULL: no floors. Returns the sum of count: k, or less where there are
-   fewer numbers, or the floors where they are more than k. -INFINITY is a legal score. No scratch: the threshold is
-   found by halving the 32 bits of a float, 33 passes over the numbers. */
+   score[i][to[i] - 1]; each gets its own best lo[i] in any case, the rest goes to the best of all. Equal numbers at the
+   threshold: in turn, one from each list that has more of them, lower list first. count (lists) is filled; lo NULL: no
+   floors. Returns the sum of count: k, or less where there are fewer numbers, or the floors where they are more than k.
+   -INFINITY is a legal score. No scratch: the threshold is found by halving the 32 bits of a float, 33 passes over the
+   numbers, and as many again where many are equal. */
 KVMEM__UNUSED static uint32_t kvmem__rank_key(float f) { /* rises with f; one key for 0 and -0 */
     uint32_t u;
     if (f == 0) f = 0;
@@ -1922,11 +1933,17 @@ KVMEM__UNUSED static int64_t kvmem__above(const float *const *score, const int *
     }
     return sum;
 }
+/* Numbers of a list with that key or a higher one, beyond the first `taken`. */
+KVMEM__UNUSED static int64_t kvmem__equals(const float *score, int from, int to, uint32_t least, int taken) {
+    int64_t m = -taken;
+    for (; from < to; from++) m += kvmem__rank_key(score[from]) >= least;
+    return KVMEM__MAX(m, 0);
+}
 KVMEM__UNUSED static int64_t kvmem__global_top(const float *const *score, const int *from, const int *to, const int *lo,
                                                int lists, int64_t k, int *count) {
     uint32_t a = 0, b = 0xff800000u; /* +INFINITY. At least k numbers have keys >= a */
-    int64_t sum;
-    int i, t;
+    int64_t sum, rest, need = 0, turns = 0;
+    int i;
     if (kvmem__above(score, from, to, lo, lists, 0, count) <= k) a = b = 0;
     while (a < b) {
         const uint32_t mid = b - (b - a) / 2;
@@ -1934,13 +1951,23 @@ KVMEM__UNUSED static int64_t kvmem__global_top(const float *const *score, const 
         else b = mid - 1;
     }
     sum = kvmem__above(score, from, to, lo, lists, a + 1, count);
-    for (i = 0; i < lists && sum < k; i++) { /* those at the threshold itself */
-        int64_t m = 0;
-        for (t = from[i]; t < to[i]; t++) m += kvmem__rank_key(score[i][t]) >= a;
-        m = KVMEM__MIN(KVMEM__MAX(m - count[i], 0), k - sum);
-        count[i] += (int)m;
-        sum += m;
+    rest = k - sum; /* of those at the threshold itself */
+    while (turns < rest) { /* the most turns in which all can have one */
+        const int64_t mid = rest - (rest - turns) / 2;
+        for (i = 0, need = 0; i < lists; i++)
+            need += KVMEM__MIN(mid, kvmem__equals(score[i], from[i], to[i], a, count[i]));
+        if (need <= k - sum) turns = mid;
+        else rest = mid - 1;
     }
+    rest = k - sum;
+    for (i = 0, need = 0; i < lists && rest > 0; i++)
+        need += KVMEM__MIN(turns, kvmem__equals(score[i], from[i], to[i], a, count[i]));
+    for (i = 0; i < lists && rest > 0; i++) {
+        const int64_t have = kvmem__equals(score[i], from[i], to[i], a, count[i]), more = have > turns && need < rest;
+        need += more;
+        count[i] += (int)(KVMEM__MIN(turns, have) + more);
+    }
+    sum += KVMEM__MAX(need, 0);
     return sum;
 }
 
@@ -12585,7 +12612,11 @@ static int kvmem__table_cap(int n) {
 /* Scratch of reducing one layer whose lanes hold at most n entries: scores of all lanes, selection
    indices, and two arrays that a score function may ask for. */
 static size_t kvmem__commit_bytes(unsigned reads, int L, int G, size_t n) {
-    return ((size_t)G * (size_t)((reads & KVMEM_READS_LAYERS) ? L : 1) + (size_t)G + 5) * n * sizeof(float);
+    return ((size_t)(G + 1) * (size_t)((reads & KVMEM_READS_LAYERS) ? L : 1) + (size_t)G + 5) * n * sizeof(float);
+}
+/* Most tokens of a block: a recipe may say fewer than the config. */
+static int kvmem__block_most(int max_block, const kvmem_recipe *r) {
+    return r->when == KVMEM_WHEN_BLOCK && r->every > 0 ? KVMEM__MIN(max_block, r->every) : max_block;
 }
 /* Scratch of append and attend for a block of n tokens with one worker of w1 bytes. */
 static size_t kvmem__attend_bytes(const kvmem_shape *s, int n, size_t w1) {
@@ -13609,7 +13640,7 @@ KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg)
     c->ring = plan.ring;
     c->lane_cap = plan.lane_cap;
     c->threads = cfg->threads;
-    c->max_block = cfg->max_block;
+    c->max_block = kvmem__block_most(cfg->max_block, &c->recipe);
     c->block_size = plan.block_bytes;
     c->tile_bytes = kvmem__tile_bytes(c->shape.n_heads / c->shape.n_kv_heads, c->shape.head_dim, plan.page);
     st = kvmem__take_fixed(c, &cfg->shape, plan.ring_bytes);
@@ -15760,7 +15791,9 @@ static kvmem_status kvmem__score_h2o(const kvmem_view *v, int g, float *score) {
    reads: LAST, LANES.   state: one float an entry.   cost: O(G n) a lane.   always kept: nothing (recent=1
    protects the newest token, as kvpress does).   ties: lower index.
    departs: nowhere for equal lanes.                                     test: tests/stages.c tova_* */
-static kvmem_status kvmem__score_tova(const kvmem_view *v, int g, float *score) {
+/* score (n) = mean of a statistic over the layer's lanes that hold the tokens of lane g. */
+static kvmem_status kvmem__layer_mean(const kvmem_view *v, int g, float *score,
+                                      void (*read)(const kvmem_view *v, int g, float *out)) {
     const int n = kvmem_view_count(v, g), n_lanes = v->cache->shape.n_kv_heads;
     const size_t un = (size_t)n;
     float *last = kvmem__view_scratch(v, 3 * un);
@@ -15777,12 +15810,26 @@ static kvmem_status kvmem__score_tova(const kvmem_view *v, int g, float *score) 
             kvmem_view_positions(v, g2, other);
             if (memcmp(pos, other, un * sizeof *pos)) continue;
         }
-        kvmem_view_last(v, g2, last);
+        read(v, g2, last);
         for (t = 0; t < n; t++) score[t] += last[t];
         voters++;
     }
     for (t = 0; t < n; t++) score[t] /= (float)voters;
     return KVMEM_OK;
+}
+static kvmem_status kvmem__score_tova(const kvmem_view *v, int g, float *score) {
+    return kvmem__layer_mean(v, g, score, kvmem_view_last);
+}
+
+/* ==== >>score_prefixkv : attention received so far, one set for the layer. stage: score ====
+   Wang et al. PrefixKV. 2024. arXiv 2412.03409.   Code: THU-MIG/PrefixKV prefixkv.py (PrefixKV.__call__).
+   A[t] = sum over all queries i so far of the mean over all H heads of P[i][t]: h2o's sums, mean over the layer's
+   lanes as tova has it, so that every lane keeps the same tokens. budget=prefixkv divides by it.
+   reads: ACC, LANES.   state: one float an entry.   cost: O(G n) a lane.   ties: lower index.
+   departs: the code sums the prompt's queries only; here those of decoded tokens count, too, where someone asks.
+   test: tests/budgets.c prefixkv_* */
+static kvmem_status kvmem__score_prefixkv(const kvmem_view *v, int g, float *score) {
+    return kvmem__layer_mean(v, g, score, kvmem_view_acc);
 }
 
 /* out[t] = mean or maximum of x over [t - k/2, t + k/2] cut to [0, n); k odd. The mean always divides by
@@ -16237,7 +16284,9 @@ static const kvmem_score_entry kvmem__scores[] = {
         "Lin 2025, arXiv 2508.02401", kvmem__params_compresskv,
         KVMEM_READS_QUERIES | KVMEM_READS_LANES | KVMEM_READS_PROFILE }, kvmem__score_compresskv, NULL },
     { { "hack", "by head: attention of all scales, or of the newest with first and newest scales kept",
-        "Qin 2025, arXiv 2504.09261", kvmem__params_hack, 0 }, kvmem__score_hack, &kvmem__memory_hack } };
+        "Qin 2025, arXiv 2504.09261", kvmem__params_hack, 0 }, kvmem__score_hack, &kvmem__memory_hack },
+    { { "prefixkv", "attention received from all queries so far, mean over the layer's heads",
+        "Wang 2024, arXiv 2412.03409", NULL, KVMEM_READS_ACC | KVMEM_READS_LANES }, kvmem__score_prefixkv, NULL } };
 
 /* ==== >>budget : how many entries may each lane keep? ============================================
    A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
@@ -16258,6 +16307,7 @@ static kvmem_status kvmem__budget_uniform(const kvmem_view *v, int mean, const i
 
 /* Sinks and recent entries that are set apart in a lane that keeps `keep` entries. Section commit. */
 static void kvmem__protect(const kvmem_recipe *r, int keep, int *sink, int *recent);
+static int kvmem__keep_cap(const kvmem_cache *c);
 
 /* Layer l's share of the pyramid: k_l entries besides the protected ones, for B such entries in the mean,
    m = n - w candidates and L layers. exact = 0: the code's floored step. exact = 1: the real ramp from mx
@@ -16715,6 +16765,272 @@ static kvmem_status kvmem__budget_hack(const kvmem_view *v, int mean, const int 
     return KVMEM_OK;
 }
 
+/* The entries of each of `lanes` lanes between sinks and recent window, [from, to), as a lane that keeps `mean` has
+   them; the two numbers themselves. */
+static void kvmem__candidates(const kvmem_view *v, int mean, const int *n, int lanes, int *from, int *to, int *sink,
+                              int *recent) {
+    int i;
+    kvmem__protect(&v->cache->recipe, mean, sink, recent);
+    for (i = 0; i < lanes; i++) {
+        from[i] = KVMEM__MIN(*sink, n[i]);
+        to[i] = KVMEM__MAX(n[i] - *recent, from[i]);
+    }
+}
+
+/* ==== >>budget_adakv : one contest for all heads of a layer. stage: budget ====
+   Feng et al. Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM Inference. 2024.
+   arXiv 2407.11550.   Code: FFY0/AdaKV adaptive_snapkv/monkeypatch/snapkv_utils.py (AdaptiveSnapKVCluster), and
+   NVIDIA/kvpress adakv_press.py (AdaKVPress.compress).
+   B = mean - sinks - recent entries, G lanes. The G B best scores of the layer stay, whichever lane they are in; a
+   lane keeps its own best floor(alpha B) in any case. The sum of what stays is the largest that any division allows.
+     form=exact (kvpress): the floors first, then the best of the rest: the layer's total is G B exactly.
+     form=round (official): c_g = how many of the G B best are lane g's; it keeps round(c_g (1 - alpha) + floor), half
+     to even. Example B=4, c = 7 and 1: alpha=.25 gives 6 and 2; alpha=.2 (floor 0) gives 6 and 1, one less than 8.
+   normalize=1 (an option of the official code): lane g's scores count times (sum of its B best) / (sum of all).
+   skip=s: layers below s divide equally. beta: B of a layer as pyramid has it (Ada-Pyramid); 1: the same everywhere.
+   reads: the layer's scores.   cost: O(33 G n) time, no sorting; normalize: G n floats.
+   defaults: alpha=.2 form=exact normalize=0 skip=0 beta=1.   ties: in turn, one a lane, lower lane first.
+   departs: form=exact by default, since a budget is a ceiling. kvpress counts the window among what alpha secures;
+   here, as in the official code, alpha is a share of B. Lanes are really shorter; kvpress masks keys.
+   test: tests/budgets.c adakv_* */
+static const kvmem_param kvmem__params_adakv[] = {
+    { "alpha", 0.2, 0, 1, NULL, 0, "share of the mean that every KV head keeps in any case" },
+    { "form", 0, 0, 1, "exact|round", 1, "the total is kept, or rounded a head as in the official code" },
+    { "normalize", 0, 0, 1, NULL, 1, "1: scores times the share of their head's sum that its best make up" },
+    { "skip", 0, 0, 100000, NULL, 1, "layers below this one divide equally" },
+    { "beta", 1, 1, 1000000, NULL, 1, "steepness of a pyramid over the layers; 1: none" },
+    KVMEM__END_PARAMS };
+/* x (n) times (sum of its B best) / (sum of all), to out. idx, best (n): scratch */
+static void kvmem__adakv_scale(float *out, const float *x, int n, int B, int *idx, int *best) {
+    const int m = kvmem__topk(best, x, n, B, idx);
+    double top = 0, all = 0, f;
+    int t;
+    for (t = 0; t < m; t++) top += (double)x[best[t]];
+    for (t = 0; t < n; t++) all += (double)x[t];
+    f = all > 0 && all < (double)INFINITY && top > 0 && top < all ? top / all : 1;
+    for (t = 0; t < n; t++) out[t] = (float)(f * (double)x[t]);
+}
+static kvmem_status kvmem__budget_adakv(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                        int *keep) {
+    const kvmem_cache *c = v->cache;
+    const int G = c->shape.n_kv_heads, seen = (int)KVMEM__MIN(c->tokens + c->block_n, (int64_t)INT_MAX);
+    int *from = (int *)(void *)kvmem__view_scratch(v, 4 * (size_t)G), *to = from + G, *lo = to + G, *count = lo + G;
+    const float *const *x = score;
+    int g, sink, recent, B, w, least, longest = 0;
+    if (!from) return c->error.status;
+    kvmem__candidates(v, mean, n, G, from, to, &sink, &recent);
+    w = sink + recent;
+    B = mean - w;
+    if (v->par[4] > 1 && seen >= mean && (int64_t)seen >= 2 * (int64_t)B && B > 0)
+        B = kvmem__pyramid(v->layer, c->shape.n_layers, B, seen - w, (int)v->par[4], 1);
+    least = (int)(B * v->par[0]);
+    for (g = 0; g < G; g++) {
+        lo[g] = least;
+        longest = KVMEM__MAX(longest, to[g] - from[g]);
+        keep[g] = w + B;
+    }
+    if (B < 1 || B >= longest || v->layer < (int)v->par[3]) return KVMEM_OK;
+    if (v->par[2] > 0) {
+        const float **row = (const float **)(void *)kvmem__view_scratch(v, (size_t)G * (sizeof *row / sizeof(float)));
+        float *copy = row ? kvmem__view_scratch(v, (size_t)G * (size_t)longest) : NULL;
+        int *idx = copy ? (int *)(void *)kvmem__view_scratch(v, 2 * (size_t)longest) : NULL;
+        if (!idx) return c->error.status;
+        for (g = 0; g < G; g++, copy += longest) {
+            kvmem__adakv_scale(copy, score[g] + from[g], to[g] - from[g], B, idx, idx + longest);
+            row[g] = copy;
+            to[g] -= from[g];
+            from[g] = 0;
+        }
+        x = row;
+    }
+    kvmem__global_top(x, from, to, v->par[1] > 0 ? NULL : lo, G, (int64_t)G * B, count);
+    for (g = 0; g < G; g++)
+        keep[g] = w + (v->par[1] > 0 ? (int)rint(count[g] * (1 - v->par[0]) + least) : count[g]);
+    return KVMEM_OK;
+}
+
+/* ==== >>budget_dynamickv : layers contest for a budget that is divided again and again. stage: budget ====
+   Zhou et al. DynamicKV: Task-Aware Adaptive KV Cache Compression for Long Context LLMs. 2024. arXiv 2412.14838.
+   Code: DreamMr/DynamicKV token_drop/methods/dynamic_v11.py (DynamicKVClusterV11.update_and_reset_budget).
+   B = mean - sinks - recent entries, G lanes a layer. A layer starts with at most ratio B candidates a lane. After
+   every `every` layers, and after the last, of the m layers so far: the B G m best scores of all their lanes; c_l = how
+   many are layer l's; the layers get f_l in proportion to c_l with sum B m, at least 1 and at most what the layer still
+   has: a list once cut does not grow again. All lanes of layer l keep f_l and the protected ones.
+   reads: the scores of all layers.   cost: O(33 G n L^2 / every) time, 5 L G + 2 L numbers.
+   defaults: ratio=10 every=4.   Preset: snapkv scores with window=8 kernel=7 pool=avg, recent=8.
+   ties: in turn, one a lane, lower lane first; largest remainders, lower layer first.
+   departs: the code divides B L among the m layers, so early layers stay large until the end; rounds down and gives
+   what is missing to the last layer; and leaves the last layers as they are if 4 does not divide L. It cuts while the
+   prompt is read, so it holds ratio B entries of a layer at most; here all layers are there when they are compared.
+   test: tests/budgets.c dynamickv_* */
+static const kvmem_param kvmem__params_dynamickv[] = {
+    { "ratio", 10, 1, 1000000, NULL, 0, "candidates of a layer, as a multiple of the mean" },
+    { "every", 4, 0, 100000, NULL, 1, "layers between two divisions; 0: only one, over all layers" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__budget_dynamickv(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                            int *keep) {
+    const kvmem_cache *c = v->cache;
+    const int L = c->shape.n_layers, G = c->shape.n_kv_heads, all = L * G, every = (int)v->par[1];
+    double *share = (double *)(void *)kvmem__view_scratch(v, 2 * (size_t)L);
+    int *from = share ? (int *)(void *)kvmem__view_scratch(v, 3 * (size_t)all + 3 * (size_t)L) : NULL, *to = from + all;
+    int *count = to + all, *lo = count + all, *hi = lo + L, *f = hi + L;
+    int i, l, g, m, sink, recent, B;
+    if (!from) return c->error.status;
+    kvmem__candidates(v, mean, n, all, from, to, &sink, &recent);
+    B = mean - sink - recent;
+    for (i = 0; i < all; i++) keep[i] = mean;
+    if (B < 1) return KVMEM_OK;
+    for (l = 0; l < L; l++) {
+        const double most = v->par[0] * B;
+        for (g = 0, hi[l] = 0; g < G; g++) hi[l] = KVMEM__MAX(hi[l], to[l * G + g] - from[l * G + g]);
+        if (most < (double)hi[l]) hi[l] = (int)most;
+        lo[l] = KVMEM__MIN(1, hi[l]);
+    }
+    for (m = every > 0 ? KVMEM__MIN(every, L) : L; ; m = KVMEM__MIN(m + every, L)) {
+        kvmem__global_top(score, from, to, NULL, m * G, (int64_t)B * G * m, count);
+        for (l = 0; l < m; l++)
+            for (g = 0, share[l] = 0; g < G; g++) share[l] += count[l * G + g];
+        kvmem__apportion(share, lo, hi, m, (int64_t)B * m, f);
+        for (l = 0; l < m; l++) hi[l] = f[l];
+        if (m == L) break;
+    }
+    for (i = 0; i < all; i++) keep[i] = hi[i / G] + sink + recent;
+    return KVMEM_OK;
+}
+
+/* ==== >>budget_prefixkv : every layer keeps the same share of its mass. stage: budget ====
+   Wang et al. PrefixKV: Adaptive Prefix KV Cache is What Vision Instruction-Following Models Need for Efficient
+   Generation. 2024. arXiv 2412.03409.   Code: THU-MIG/PrefixKV prefixkv.py (obtain_cdf_num, PrefixKV.__call__).
+   Sort the scores of layer l from high to low, divide by their sum, add up: C_l[0..n-1]. For a threshold p it keeps the
+   shortest prefix with C_l >= p and w protected entries more: with i_l = first index where C_l >= p it forgets
+   max(0, n - (i_l + 1) - w). One p for all layers, by halving [0, 1], so that the sum is the budget; what the jumps of
+   the sum leave over is taken back from the layers in proportion.
+   Example 2 layers, n=4, w=0, masses .7 .1 .1 .1 and .25 .25 .25 .25, half the cache: p = .6 forgets 3 and 1.
+   Preset prefixkv: score=prefixkv (attention of all queries, one set a layer), and select=slot while decoding.
+   Lanes of a layer with different scores: C_l is what every lane's best i make up, summed; all keep the same number.
+   A table of ratios measured before (the paper's offline use) is budget=layers.
+   reads: the scores of all layers; below 0 counts as 0.   cost: O(L G n log n) time, L n floats.
+   defaults: none.   ties: largest remainders, lower layer first.
+   departs: 60 halvings to the end and an exact total; the code stops within 5 entries, may halve forever, and rounds
+   what it forgets down. Where the select entry decides alone how many stay, nothing is divided again while decoding.
+   test: tests/budgets.c prefixkv_* */
+/* cum (m): share of the mass in the i + 1 best of each of G lanes, n entries each, at most m. order (m): scratch */
+static void kvmem__prefix_curve(float *cum, int m, const float *const *score, const int *n, int G, int *order) {
+    double sum = 0, all = 0;
+    int g, t;
+    for (t = 0; t < m; t++) cum[t] = 0;
+    for (g = 0; g < G; g++) {
+        for (t = 0; t < n[g]; t++) { /* the bits of floats >= 0 are in the order of the numbers */
+            const float x = score[g][t] > 0 ? score[g][t] : 0;
+            memcpy(&order[t], &x, sizeof x);
+        }
+        kvmem__sort_ints(order, n[g]);
+        for (t = 0; t < n[g]; t++) {
+            float x;
+            memcpy(&x, &order[n[g] - 1 - t], sizeof x);
+            cum[t] += x;
+        }
+    }
+    for (t = 0; t < m; t++) all += (double)cum[t];
+    for (t = 0; t < m; t++) {
+        sum += (double)cum[t];
+        cum[t] = all > 0 && all < (double)INFINITY ? (float)(sum / all) : (float)(t + 1) / (float)m;
+    }
+}
+static int kvmem__prefix_forget(const float *cum, int m, double p, int w) {
+    int lo = 0, hi = m - 1;
+    while (lo < hi) { /* the first index whose share reaches p */
+        const int mid = (lo + hi) / 2;
+        if ((double)cum[mid] >= p) hi = mid;
+        else lo = mid + 1;
+    }
+    return KVMEM__MAX(m - (lo + 1) - w, 0);
+}
+static kvmem_status kvmem__budget_prefixkv(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                           int *keep) {
+    const kvmem_cache *c = v->cache;
+    const int L = c->shape.n_layers, G = c->shape.n_kv_heads;
+    int *m, *hi, *forget, *order, l, g, sink, recent, w, step, longest = 1;
+    double *share, a = 0, b = 1;
+    int64_t target = 0;
+    float *cum;
+    if ((c->reads & KVMEM_CHOOSES_COUNT) && v->phase == KVMEM_DECODE && !c->lane_cap) return KVMEM_OK;
+    for (l = 0; l < L * G; l++) longest = KVMEM__MAX(longest, n[l]);
+    share = (double *)(void *)kvmem__view_scratch(v, 2 * (size_t)L);
+    m = share ? (int *)(void *)kvmem__view_scratch(v, 3 * (size_t)L) : NULL;
+    order = m ? (int *)(void *)kvmem__view_scratch(v, (size_t)longest) : NULL;
+    cum = order ? kvmem__view_scratch(v, (size_t)L * (size_t)longest) : NULL;
+    if (!cum) return c->error.status;
+    hi = m + L;
+    forget = hi + L;
+    kvmem__protect(&c->recipe, mean, &sink, &recent);
+    w = sink + recent;
+    for (l = 0; l < L; l++) {
+        for (g = 0, m[l] = 0; g < G; g++) m[l] = KVMEM__MAX(m[l], n[l * G + g]);
+        hi[l] = KVMEM__MAX(m[l] - KVMEM__MAX(w, 1), 0);
+        target += m[l];
+        kvmem__prefix_curve(cum + (size_t)l * (size_t)longest, m[l], score + l * G, n + l * G, G, order);
+    }
+    target = KVMEM__MAX(target - (int64_t)mean * L, 0);
+    for (step = 0; step < 60 && target; step++) { /* forgets at least the target at a, less at b */
+        const double p = (a + b) / 2;
+        int64_t sum = 0;
+        for (l = 0; l < L; l++) sum += m[l] ? kvmem__prefix_forget(cum + (size_t)l * (size_t)longest, m[l], p, w) : 0;
+        if (sum < target) b = p;
+        else a = p;
+    }
+    for (l = 0; l < L; l++)
+        share[l] = m[l] ? kvmem__prefix_forget(cum + (size_t)l * (size_t)longest, m[l], a, w) : 0;
+    kvmem__apportion(share, NULL, hi, L, target, forget);
+    for (l = 0; l < L * G; l++) keep[l] = m[l / G] - forget[l / G];
+    return KVMEM_OK;
+}
+
+/* ==== >>budget_simlayerkv : layers that only look at both ends keep only these. stage: budget ====
+   Zhang et al. SimLayerKV: A Simple Framework for Layer-Level KV Cache Reduction. 2024. arXiv 2410.13846.
+   Code: NVIDIA/kvpress simlayerkv_press.py (SimLayerKVPress.is_lazy, compress).
+   P = attention of the last `window` queries, mean over all heads and these queries, over the keys before them. A layer
+   is lazy if it gives more than `threshold` to the first S sinks and the last R = mean - S of these keys. Lazy layers
+   keep S + R - window entries, the others everything; so the amount is the size of a lazy layer, not a mean.
+   With score=recency and sink=S a lazy layer keeps its sinks and newest entries, as StreamingLLM does.
+   n <= S + R + window or threshold=1: everything stays (a sum of probabilities may exceed 1 by rounding alone).
+   reads: QUERIES (window).   state: the ring.   cost: O(H window n d) time, n floats.
+   defaults: window=1 threshold=1 (off); the preset says .9. The paper: .9 Llama-3, .65 Llama-2, .8 Mistral, .85 Qwen.
+   departs: under a limit of bytes no layer keeps more than fits if all lanes were equal.
+   test: tests/budgets.c simlayerkv_* */
+static const kvmem_param kvmem__params_simlayerkv[] = {
+    { "window", 1, 1, 4096, NULL, 1, "how many of the last queries are asked" },
+    { "threshold", 1, 0, 1, NULL, 0, "a layer that gives more to both ends is lazy; 1: none is" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__budget_simlayerkv(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                             int *keep) {
+    const kvmem_cache *c = v->cache;
+    const int G = c->shape.n_kv_heads, w = (int)v->par[0], have = KVMEM__MIN(kvmem_view_queries(v), w);
+    int g, t, sink = KVMEM__MIN(c->recipe.sink, mean), longest = 0, lazy;
+    double mass = 0;
+    float *p;
+    (void)score;
+    for (g = 0; g < G; g++) longest = KVMEM__MAX(longest, n[g]);
+    if (v->par[1] < 1 && longest > (int64_t)mean + w && have > 0) {
+        p = kvmem__view_scratch(v, (size_t)longest);
+        if (!p) return c->error.status;
+        for (g = 0; g < G; g++) {
+            const int m = KVMEM__MAX(n[g] - w, 0), from = KVMEM__MAX(m - (mean - sink), sink);
+            KVMEM__TRY(kvmem_view_attention(v, g, w, p));
+            while (c->n_tmp > 1) kvmem__view_scratch_back(v->cache);
+            for (t = 0; t < m; t++)
+                if (t < sink || t >= from) mass += (double)p[t];
+        }
+        mass /= (double)G * have;
+    }
+    lazy = mass > v->par[1] && longest > (int64_t)mean + w;
+    for (g = 0; g < G; g++) {
+        keep[g] = lazy ? KVMEM__MAX(mean - w, 1) : n[g];
+        if (c->lane_cap) keep[g] = KVMEM__MIN(keep[g], kvmem__keep_cap(c));
+    }
+    return KVMEM_OK;
+}
+
 static const kvmem_budget_entry kvmem__budgets[] = {
     { { "uniform", "every lane the same number", "-", NULL, 0 }, kvmem__budget_uniform },
     { { "pyramid", "falls linearly from the first layer to the last", "Cai 2024, arXiv 2406.02069",
@@ -16728,7 +17044,16 @@ static const kvmem_budget_entry kvmem__budgets[] = {
     { { "lukv", "keep fractions of every head from a table of curves", "arXiv 2602.08585", kvmem__params_lukv,
         KVMEM_READS_PROFILE }, kvmem__budget_lukv },
     { { "hack", "little for heads whose queries agree, much for those whose key moves", "Qin 2025, arXiv 2504.09261",
-        kvmem__params_budget_hack, KVMEM_READS_LAYERS }, kvmem__budget_hack } };
+        kvmem__params_budget_hack, KVMEM_READS_LAYERS }, kvmem__budget_hack },
+    { { "adakv", "one contest of scores for all KV heads of a layer", "Feng 2024, arXiv 2407.11550",
+        kvmem__params_adakv, KVMEM_READS_SCORES }, kvmem__budget_adakv },
+    { { "dynamickv", "a contest of scores between layers, again and again", "Zhou 2024, arXiv 2412.14838",
+        kvmem__params_dynamickv, KVMEM_READS_SCORES | KVMEM_READS_LAYERS }, kvmem__budget_dynamickv },
+    { { "prefixkv", "every layer keeps the same share of its mass of scores", "Wang 2024, arXiv 2412.03409", NULL,
+        KVMEM_READS_SCORES | KVMEM_READS_LAYERS }, kvmem__budget_prefixkv },
+    { { "simlayerkv", "layers that look at both ends only keep so much, the others everything",
+        "Zhang 2024, arXiv 2410.13846", kvmem__params_simlayerkv, KVMEM_READS_QUERIES | KVMEM_CHOOSES_COUNT },
+      kvmem__budget_simlayerkv } };
 
 static int kvmem__divides_by_hack(const kvmem_recipe *r) {
     return ((const kvmem_budget_entry *)(const void *)r->stage[KVMEM_BUDGET].entry)->fn == kvmem__budget_hack;
@@ -16931,12 +17256,281 @@ static kvmem_status kvmem__select_ladder(const kvmem_view *v, int g, const float
 }
 static const kvmem_memory kvmem__memory_ladder = { 0, kvmem__one_float, NULL, NULL };
 
+/* What a select entry ends with: m entries chosen in the middle, rising and counted from `sink`, are in kept; put the
+   first `sink` and the last `recent` of n around them. Returns the number of all. */
+static int kvmem__select_ends(int *kept, int m, int n, int sink, int recent) {
+    int t;
+    memmove(kept + sink, kept, (size_t)m * sizeof *kept);
+    for (t = 0; t < sink; t++) kept[t] = t;
+    for (t = sink; t < sink + m; t++) kept[t] += sink;
+    for (t = n - recent, m += sink; t < n; t++) kept[m++] = t;
+    return m;
+}
+
+/* ==== >>select_chunks : whole chunks, the same in every lane. stage: select; end of prefill ====
+   Liu et al. ChunkKV: Semantic-Preserving KV Cache Compression for Efficient Long-Context LLM Inference. 2025.
+   arXiv 2502.00299.   Code: NVIDIA/kvpress chunkkv_press.py (ChunkKVPress.compress).
+   Scores are summed over the KV heads of the layer. The entries between sinks and recent window are cut into chunks of
+   `size`, the last may be shorter; a chunk counts as the mean of its entries. The best chunks stay whole, as many as
+   the budget holds. Lanes that hold the same tokens vote together, and keep the same ones where budgets are equal.
+   reads: LANES.   cost: O(G n) a lane, 3 n numbers.   defaults: size=20.   ties: the earlier chunk.
+   departs: the code keeps max(1, floor(chunks * share)) of them, which may be more entries than the budget; here the
+   budget is a ceiling, so up to size - 1 entries stay unused, and where not one chunk fits, the best entries of the
+   best chunk stay. Fewer entries than a chunk: the lane's best ones, as there. Indices are not reused across layers
+   (the paper's second idea), nor are they in kvpress.                   test: tests/select.c chunks_* */
+static const kvmem_param kvmem__params_chunks[] = {
+    { "size", 20, 1, 1000000, NULL, 1, "entries of a chunk" },
+    KVMEM__END_PARAMS };
+/* sum (n) = scores of all lanes of the layer that hold the same tokens as lane g. pos (2 n): scratch */
+static void kvmem__sum_lanes(const kvmem_view *v, int g, const float *score, int n, float *sum, int32_t *pos) {
+    int g2, t;
+    kvmem_view_positions(v, g, pos);
+    for (t = 0; t < n; t++) sum[t] = 0;
+    for (g2 = 0; g2 < v->cache->shape.n_kv_heads; g2++) {
+        const float *other = g2 == g ? score : kvmem_view_score(v, g2);
+        if (g2 != g) {
+            if (!other || kvmem_view_count(v, g2) != n) continue;
+            kvmem_view_positions(v, g2, pos + n);
+            if (memcmp(pos, pos + n, (size_t)n * sizeof *pos)) continue;
+        }
+        for (t = 0; t < n; t++) sum[t] += other[t];
+    }
+}
+/* The best whole chunks of x (m) with at most `room` entries, rising, to kept. mean (m), idx (m): scratch */
+static int kvmem__best_chunks(int *kept, const float *x, int m, int size, int room, float *mean, int *idx) {
+    const int chunks = (m + size - 1) / size, rest = m - (chunks - 1) * size; /* rest: entries of the last */
+    int i, c, n, total;
+    for (c = 0; c < chunks; c++) {
+        const int len = c + 1 < chunks ? size : rest;
+        double s = 0;
+        for (i = 0; i < len; i++) s += (double)x[(size_t)c * (size_t)size + (size_t)i];
+        mean[c] = s == s ? (float)(s / len) : -INFINITY;
+    }
+    n = kvmem__topk(kept, mean, chunks, room / size + 1, idx); /* one more than full ones fit: one may be short */
+    total = n < 1 ? 0 : kept[n - 1] + 1 < chunks ? n * size : (n - 1) * size + rest;
+    if (total > room) {
+        n = kvmem__topk(kept, mean, chunks, room / size, idx);
+        total = n < 1 ? 0 : kept[n - 1] + 1 < chunks ? n * size : (n - 1) * size + rest;
+    }
+    if (!n) { /* not one fits: the best entries of the best chunk */
+        kvmem__topk(&c, mean, chunks, 1, idx);
+        n = kvmem__topk(kept, x + (size_t)c * (size_t)size, c + 1 < chunks ? size : rest, room, idx);
+        for (i = 0; i < n; i++) kept[i] += c * size;
+        return n;
+    }
+    for (c = n - 1, i = total; c >= 0; c--) { /* from the last: chunk c grows into its entries */
+        const int first = kept[c] * size;
+        int t = kept[c] + 1 < chunks ? size : rest;
+        while (t > 0) kept[--i] = first + --t;
+    }
+    return total;
+}
+static kvmem_status kvmem__select_chunks(const kvmem_view *v, int g, const float *score, int keep, int sink,
+                                         int recent, int *kept, int *n_kept) {
+    const int n = kvmem_view_count(v, g), size = (int)v->par[0], m = n - sink - recent;
+    int room = KVMEM__MIN(keep - sink - recent, m);
+    float *sum = kvmem__view_scratch(v, (size_t)n);
+    int32_t *pos = sum ? (int32_t *)(void *)kvmem__view_scratch(v, 2 * (size_t)n) : NULL;
+    if (!pos) return v->cache->error.status;
+    if (room < 1) room = 0;
+    else if (m < size) room = kvmem__topk(kept, score + sink, m, room, pos);
+    else {
+        kvmem__sum_lanes(v, g, score, n, sum, pos);
+        room = kvmem__best_chunks(kept, sum + sink, m, size, room, (float *)(void *)pos, (int *)(void *)(pos + n));
+    }
+    *n_kept = kvmem__select_ends(kept, room, n, sink, recent);
+    return KVMEM_OK;
+}
+
+/* ==== >>select_within : every part of the text keeps its share. stage: select; end of prefill ====
+   Corallo and Papotti. FINCH: Prompt-guided Key-Value Cache Compression for Large Language Models. TACL 2024.
+   Code: NVIDIA/kvpress chunk_press.py (ChunkPress.compress).
+   The entries between sinks and recent window are cut into chunks of `size`; the budget is divided among them by their
+   lengths, at least one entry each where it reaches, and each keeps its best ones whatever the others hold.
+   reads: nothing more.   cost: O(n) time, 4 n numbers.   defaults: size=1024.
+   ties: lower index; largest remainders, earlier chunk.
+   departs: the code rounds down in every chunk; here the total is the budget. It asks the scorer about every chunk
+   alone, as if it were the whole prompt, which is the same for scores that look at one entry (knorm, random); others
+   score here with the whole lane in view.                               test: tests/select.c within_* */
+static const kvmem_param kvmem__params_within[] = {
+    { "size", 1024, 1, 1000000000, NULL, 1, "entries of a chunk" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__select_within(const kvmem_view *v, int g, const float *score, int keep, int sink,
+                                         int recent, int *kept, int *n_kept) {
+    const int n = kvmem_view_count(v, g), m = n - sink - recent, size = (int)v->par[0], room = keep - sink - recent;
+    const int chunks = m > 0 ? (m - 1) / size + 1 : 0;
+    double *share = (double *)(void *)kvmem__view_scratch(v, 2 * (size_t)chunks);
+    int *quota = share ? (int *)(void *)kvmem__view_scratch(v, 3 * (size_t)chunks) : NULL, *lo = quota + chunks;
+    int *idx = quota ? (int *)(void *)kvmem__view_scratch(v, (size_t)n) : NULL, *hi = lo + chunks, c, i, t = 0;
+    if (!idx) return v->cache->error.status;
+    for (c = 0; c < chunks; c++) {
+        hi[c] = c + 1 < chunks ? size : m - c * size;
+        lo[c] = room >= chunks;
+        share[c] = hi[c];
+    }
+    kvmem__apportion(share, lo, hi, chunks, room, quota);
+    for (c = 0; c < chunks; c++) {
+        const int from = c * size, k = kvmem__topk(kept + t, score + sink + from, hi[c], quota[c], idx);
+        for (i = 0; i < k; i++) kept[t++] += from;
+    }
+    *n_kept = kvmem__select_ends(kept, t, n, sink, recent);
+    return KVMEM_OK;
+}
+
+/* ==== >>select_critical : half by the score, half by score times what the value adds. stage: select ====
+   Feng et al. Identify Critical KV Cache in LLM Inference from an Output Perturbation Perspective (CriticalKV). 2025.
+   arXiv 2502.03805.   Code: NVIDIA/kvpress criticalkv_press.py (CriticalKVPress.score, CriticalAdaKVPress.compress).
+   B = budget besides sinks and recent window. 1: the floor(B ratio) best scores stay. 2: of the others the best of
+       (s[t] + epsilon) N[t],   N[t] = mean over the query heads h of the group of |W_O^h v_t|_1,
+   which bounds what forgetting t does to the output of the layer. Scores should not be negative; if the lowest is,
+   it is subtracted from all. ratio=1, or equal N: the best scores alone.
+   With budget=adakv: CriticalAdaKV, preset critical-adakv (stage 1 takes half of what the lane was given).
+   reads: OUTPUT.   cost: r W_O products of n values, 3 n floats.   defaults: ratio=.5 epsilon=1e-4.
+   ties: lower index.
+   departs: kvpress counts the protected window as part of stage 1, since its scorer lifts it above all others.
+   test: tests/select.c critical_* */
+static const kvmem_param kvmem__params_critical[] = {
+    { "ratio", 0.5, 0, 1, NULL, 0, "share of the budget that the scores alone fill" },
+    { "epsilon", 1e-4, 0, 1, NULL, 0, "added to the scores, so that a norm counts where a score is 0" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__select_critical(const kvmem_view *v, int g, const float *score, int keep, int sink,
+                                           int recent, int *kept, int *n_kept) {
+    const kvmem_cache *c = v->cache;
+    const int n = kvmem_view_count(v, g), m = n - sink - recent, room = KVMEM__MIN(keep - sink - recent, m);
+    const int r = c->shape.n_heads / c->shape.n_kv_heads;
+    float *norm = kvmem__view_scratch(v, 2 * (size_t)n), *one = norm + n, low = 0;
+    int *idx = norm ? (int *)(void *)kvmem__view_scratch(v, (size_t)n) : NULL, h, t, first;
+    if (!idx) return c->error.status;
+    for (t = 0; t < n; t++) norm[t] = 0;
+    for (h = 0; h < r && room < m; h++) {
+        KVMEM__TRY(kvmem_view_output(v, g * r + h, one, NULL));
+        for (t = 0; t < n; t++) norm[t] += one[t];
+    }
+    score += sink;
+    norm += sink;
+    for (t = 0; t < m; t++)
+        if (score[t] < low && score[t] > -INFINITY) low = score[t];
+    for (t = 0; t < m; t++) {
+        const float x = (score[t] - low + (float)v->par[1]) * (norm[t] / (float)r);
+        norm[t] = score[t] < low ? -INFINITY : x == x ? x : INFINITY;
+    }
+    first = kvmem__topk(kept, score, m, (int)(KVMEM__MAX(room, 0) * v->par[0]), idx);
+    for (t = 0; t < first; t++) norm[kept[t]] = INFINITY;
+    first = kvmem__topk(kept, norm, m, room, idx);
+    *n_kept = kvmem__select_ends(kept, first, n, sink, recent);
+    return KVMEM_OK;
+}
+
+/* ==== >>select_threshold : what scores too low when it leaves the window goes. stage: select; prefill, decode ====
+   Lancucki et al. Inference-Time Hyper-Scaling with KV Cache Compression (Dynamic Memory Sparsification). 2025.
+   arXiv 2506.05345.   Code: NVIDIA/kvpress dms_press.py (DMSPress.forward_hook); the trained evictors are not here.
+   An entry is scored once, when the score stage first sees it. When it leaves the recent window it goes if that score
+   is below `at`, else it stays for good; sinks stay. So lanes have as many entries as they have good ones: no number
+   is chosen, and the budget (all) is only a ceiling: if more would stay, those with the best scores do.
+   at = -1e30: nothing ever goes; at = 1e30: window attention with sinks.
+   reads: nothing more.   state: two floats an entry.   cost: O(n) time; the score stage is asked at every commit.
+   defaults: at=0. Preset dms-threshold: knorm, recent=128, at every token; what `at` is right depends on the score and
+   the model (-10: keys of norm 10).   ties: none; under a ceiling the lower index.
+   departs: nowhere for scores of one entry alone. kvpress removes while decoding only if asked; when=prompt does so.
+   test: tests/select.c threshold_* */
+static const kvmem_param kvmem__params_threshold[] = {
+    { "at", 0, -1e30, 1e30, NULL, 0, "lowest score that stays" },
+    KVMEM__END_PARAMS };
+static const kvmem_memory kvmem__memory_threshold = { 2, NULL, NULL, NULL };
+static kvmem_status kvmem__select_threshold(const kvmem_view *v, int g, const float *score, int keep, int sink,
+                                            int recent, int *kept, int *n_kept) {
+    const int n = kvmem_view_count(v, g);
+    int t, m = 0, i, *idx, *pick;
+    float *x;
+    for (t = 0; t < n; t++) { /* own: 0 new, 1 in the window, 2 stays for good; the score at first sight */
+        const int inside = t < sink || t >= n - recent;
+        float own[2];
+        int now, goes = 0;
+        kvmem_view_own(v, g, t, own);
+        now = (int)own[0];
+        if (!now) own[1] = score[t];
+        goes = now < 2 && !inside && (double)own[1] < v->par[0];
+        own[0] = now < 2 && (inside || goes) ? 1.0f : 2.0f;
+        if (now != (int)own[0]) KVMEM__TRY(kvmem_view_set_own(v, g, t, own));
+        if (!inside && (!goes || (t == n - 1 && m + sink == 0))) kept[m++] = t - sink; /* never an empty lane */
+    }
+    if (m + sink + recent > keep) {
+        const int room = KVMEM__MAX(keep - sink - recent, 0);
+        x = kvmem__view_scratch(v, 3 * (size_t)n);
+        if (!x) return v->cache->error.status;
+        idx = (int *)(void *)(x + n);
+        pick = idx + n;
+        for (i = 0; i < m; i++) {
+            float own[2];
+            kvmem_view_own(v, g, kept[i] + sink, own);
+            x[i] = own[1];
+        }
+        m = kvmem__topk(pick, x, m, room, idx);
+        for (i = 0; i < m; i++) kept[i] = kept[pick[i]];
+    }
+    *n_kept = kvmem__select_ends(kept, m, n, sink, recent);
+    return KVMEM_OK;
+}
+
+/* ==== >>select_slot : while decoding, the entry of one fixed slot goes. stage: select ====
+   Wang et al. PrefixKV. 2024. arXiv 2412.03409.   Code: THU-MIG/PrefixKV prefixkv.py (PrefixKV.__call__).
+   While the prompt is read and when it ends: the best scores, as topk. Let K of T tokens be left then, and
+   m = K - distance, or K / 2 if that is below 1. At every commit afterwards, with t tokens seen and n entries:
+   if n - t K / T >= 1, the entry in slot m goes, whatever it scores; so n follows the share K / T of the stream.
+   If the budget holds fewer (a limit of bytes), those that follow in the slots after m go, too.
+   reads: nothing more.   state: three floats a lane.   cost: O(n).   defaults: distance=25.
+   departs: slots of sinks and of the recent window are passed over.     test: tests/select.c slot_* */
+static const kvmem_param kvmem__params_slot[] = {
+    { "distance", 25, 0, 1000000, NULL, 1, "how far before the prompt's end the slot lies" },
+    KVMEM__END_PARAMS };
+static int kvmem__slot_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par;
+    (void)n_heads;
+    (void)n_kv_heads;
+    (void)d;
+    return 3;
+}
+static const kvmem_memory kvmem__memory_slot = { 0, kvmem__slot_floats, NULL, NULL };
+static kvmem_status kvmem__select_slot(const kvmem_view *v, int g, const float *score, int keep, int sink, int recent,
+                                       int *kept, int *n_kept) {
+    const kvmem_cache *c = v->cache;
+    const int n = kvmem_view_count(v, g);
+    const double seen = (double)(c->tokens + c->block_n);
+    float *state = kvmem_view_state(v, g); /* K, T, m */
+    int t, gone, at, m = 0;
+    if (v->phase != (int)KVMEM_DECODE || !(state[1] > 0)) {
+        KVMEM__TRY(kvmem__take_best(v, g, score, keep, sink, recent, 0, kept, n_kept));
+        at = *n_kept - (int)v->par[0];
+        state[0] = (float)*n_kept;
+        state[1] = (float)seen;
+        state[2] = (float)(at < 1 ? *n_kept / 2 : at);
+        return KVMEM_OK;
+    }
+    gone = (double)n - seen * (double)state[0] / (double)state[1] >= 1;
+    gone = KVMEM__MIN(KVMEM__MAX(gone, n - keep), n - sink - recent);
+    at = KVMEM__MAX(KVMEM__MIN((int)state[2], n - recent - gone), sink);
+    for (t = 0; t < n; t++)
+        if (t < at || t >= at + gone) kept[m++] = t;
+    *n_kept = m;
+    return KVMEM_OK;
+}
+
 static const kvmem_select_entry kvmem__selects[] = {
     { { "topk", "the entries of the highest scores", "-", kvmem__params_topk, 0 }, kvmem__select_topk, NULL },
     { { "tree", "of two neighbours one goes, at a pointer that sweeps from old to new", "He 2025, arXiv 2501.04987",
         kvmem__params_tree, 0 }, kvmem__select_tree, &kvmem__memory_tree },
     { { "ladder", "rungs of the past, other ones in other layers", "Shi 2025, arXiv 2507.14204",
-        kvmem__params_ladder, 0 }, kvmem__select_ladder, &kvmem__memory_ladder } };
+        kvmem__params_ladder, 0 }, kvmem__select_ladder, &kvmem__memory_ladder },
+    { { "chunks", "whole chunks of neighbours, the same in all KV heads", "Liu 2025, arXiv 2502.00299",
+        kvmem__params_chunks, KVMEM_READS_LANES }, kvmem__select_chunks, NULL },
+    { { "within", "every part of the text keeps its own best entries", "Corallo 2024, TACL 12 (FINCH)",
+        kvmem__params_within, 0 }, kvmem__select_within, NULL },
+    { { "critical", "half by score, half by score times the norm of W_O v", "Feng 2025, arXiv 2502.03805",
+        kvmem__params_critical, KVMEM_READS_OUTPUT }, kvmem__select_critical, NULL },
+    { { "threshold", "entries that score too low when they leave the window go", "Lancucki 2025, arXiv 2506.05345",
+        kvmem__params_threshold, KVMEM_CHOOSES_COUNT }, kvmem__select_threshold, &kvmem__memory_threshold },
+    { { "slot", "the best when the prompt ends, then one fixed slot is emptied", "Wang 2024, arXiv 2412.03409",
+        kvmem__params_slot, KVMEM_CHOOSES_COUNT }, kvmem__select_slot, &kvmem__memory_slot } };
 
 /* ==== >>reduce : what becomes of the rest? =======================================================
    Gets the rising indices of what is kept; the lane has exactly these entries afterwards. */
@@ -17583,6 +18177,7 @@ static void kvmem__est_settle(kvmem__est *e, int layer) {
 }
 static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
     const kvmem_budget_entry *be = (const kvmem_budget_entry *)(const void *)e->c.recipe.stage[KVMEM_BUDGET].entry;
+    const kvmem_entry *sel = e->c.recipe.stage[KVMEM_SELECT].entry;
     const kvmem_view v = kvmem__view_of(&e->c, layer, KVMEM_BUDGET);
     const int r = e->c.shape.n_heads / e->G, P = e->p.page;
     int len = e->len[layer], keep = KVMEM__MIN(mean, len);
@@ -17593,15 +18188,20 @@ static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
                              (e->c.recipe.stage[KVMEM_SELECT].entry->reads & KVMEM_READS_LANES) ? (size_t)e->G : 1,
                              (size_t)len);
     e->c.scratch_size = KVMEM__MAX(e->c.scratch_size, bytes);
-    more = (size_t)len * sizeof(int) + 1; /* of select */
+    more = (size_t)len * (sel == &kvmem__selects[0].e ? 2 : 6) * sizeof(int) + 1; /* of select */
+    if (be->e.reads & KVMEM_READS_SCORES) /* of a budget: a copy of the scores, some numbers a lane */
+        more = KVMEM__MAX(more, (lanes + 2) * (size_t)len * sizeof(float) + lanes * 32 + 16);
     if (e->c.ring) /* what kvmem_view_attention takes, and the votes of one lane */
         more = KVMEM__MAX(more, kvmem__view_bytes(r, (size_t)len) + KVMEM__VIEW_PARTS * e->c.worker_bytes +
                                 (size_t)len * sizeof(float));
     kvmem__est_count(e, more);
-    if (!(be->e.reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS | KVMEM_READS_PROFILE)))
-        be->fn(&v, mean, &len, NULL, &keep);
+    if (!be->e.reads) be->fn(&v, mean, &len, NULL, &keep);
+    if ((be->e.reads & KVMEM_CHOOSES_COUNT) || ((sel->reads & KVMEM_CHOOSES_COUNT) && e->c.phase == KVMEM_DECODE))
+        keep = len; /* nobody knows; all of them at most */
     keep = KVMEM__MAX(KVMEM__MIN(keep, len), KVMEM__MIN(1, len));
     if (e->p.codecs.demotes) e->low[layer] += len - keep;
+    if (e->p.codecs.demotes && ((be->e.reads | sel->reads) & KVMEM_CHOOSES_COUNT))
+        e->low[layer] = (int)KVMEM__MIN(e->c.tokens + e->c.block_n, (int64_t)INT_MAX);
     e->done[layer][0] = KVMEM__MIN(e->done[layer][0], keep / P * P);
     e->done[layer][1] = KVMEM__MIN(e->done[layer][1], keep / P * P);
     if ((keep - 1) / P < (len - 1) / P) e->last[layer] = P;
@@ -17621,6 +18221,7 @@ static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
         if (parts) rows = KVMEM__MAX(rows, parts + (size_t)threads * e->c.worker_bytes);
     }
     e->c.block_n = n;
+    e->c.phase = (int)phase;
     e->c.scratch_size = KVMEM__MAX(e->c.scratch_size, rows);
     for (l = 0; l < e->c.shape.n_layers; l++) {
         const int had = e->len[l], used = (had + n - 1) % P + 1; /* of the last page afterwards */
@@ -17667,7 +18268,7 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
     e.c.recipe = r;
     e.c.recipe.page = e.p.page;
     e.c.lane_cap = e.p.lane_cap;
-    e.c.max_block = cfg->max_block;
+    e.c.max_block = kvmem__block_most(cfg->max_block, &r);
     e.c.ring = e.p.ring;
     e.c.reads = e.p.reads;
     e.c.threads = cfg->threads;
@@ -17677,7 +18278,7 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
     e.c.backend = cfg->backend ? cfg->backend : kvmem_backend_cpu(NULL);
     e.out = out;
     kvmem__est_count(&e, 0);
-    block = KVMEM__MIN(cfg->max_block, e.p.limit ? e.p.page : cfg->max_block);
+    block = KVMEM__MIN(e.c.max_block, e.p.limit ? e.p.page : e.c.max_block);
     while (left > 0 || decoded > 0) {
         const int n = left > 0 ? (int)KVMEM__MIN(left, (int64_t)block) : 1;
         const kvmem_phase phase = left > n ? KVMEM_PREFILL : left > 0 ? KVMEM_PROMPT_END : KVMEM_DECODE;
@@ -19986,7 +20587,7 @@ KVMEM_API double kvmem_chunks_plan(const kvmem_plan_job *job, int *choice) {
                                                      that fits a lane wins. range = n | n ".." n; -1: last layer
            | "budget=" amount                        all | 512 | 25% | 8MiB
            | "sink=" count | "recent=" (count | share) | "page=" count | "seed=" number
-           | "when=" ("prompt" | "step" | "block" | "every(" count ")" | "decode(" count ")")
+           | "when=" ("prompt" | "step" | "block" [ "(" count ")" ] | "every(" count ")" | "decode(" count ")")
            | "profile=" path                         of what the model's heads and layers are like
    entry   = word [ "(" [ name "=" value { "," name "=" value } ] ")" ]
              budget entries take an amount as first value: budget=pyramid(25%,beta=20)
@@ -20020,6 +20621,39 @@ static const kvmem_preset kvmem__presets[] = {
     { "hack", "score=hack(obs=32,fixed=2) budget=hack(50%,alpha=-1,contextual=0.25) when=block place=original",
       "next-scale image models: few keys for heads whose queries agree, whole scales for the others",
       "Qin 2025, arXiv 2504.09261" },
+    { "adakv",
+      "score=snapkv(window=32,kernel=7,pool=max) budget=adakv(1024,alpha=0.2) recent=32 when=prompt place=original",
+      "snapkv whose KV heads contest for the budget of their layer", "Feng 2024, arXiv 2407.11550" },
+    { "criticalkv",
+      "score=snapkv(window=32,kernel=7,pool=max) budget=1024 select=critical(ratio=0.5) recent=32 when=prompt "
+      "place=original", "half of the entries by snapkv, half by snapkv times what W_O makes of the value",
+      "Feng 2025, arXiv 2502.03805" },
+    { "critical-adakv",
+      "score=snapkv(window=32,kernel=7,pool=max) budget=adakv(1024,alpha=0.2) select=critical(ratio=0.5) recent=32 "
+      "when=prompt place=original", "criticalkv whose KV heads contest for the budget", "Feng 2025, arXiv 2502.03805" },
+    { "dynamickv",
+      "score=snapkv(window=8,kernel=7,pool=avg) budget=dynamickv(2048,ratio=10,every=4) recent=8 when=prompt "
+      "place=original", "snapkv whose layers contest for the budget, four by four", "Zhou 2024, arXiv 2412.14838" },
+    { "prefixkv",
+      "score=prefixkv budget=prefixkv(50%) select=slot(distance=25) sink=1 recent=1 when=step place=original",
+      "every layer keeps the same share of its attention; then a fixed slot is emptied",
+      "Wang 2024, arXiv 2412.03409" },
+    { "simlayerkv",
+      "score=recency budget=simlayerkv(1028,threshold=0.9) sink=4 when=prompt place=original",
+      "layers that only look at first and newest tokens keep only these", "Zhang 2024, arXiv 2410.13846" },
+    { "chunkkv",
+      "score=snapkv(window=32,kernel=5,pool=avg) budget=50% select=chunks(size=20) when=prompt place=original",
+      "whole chunks of 20 tokens by the sum of snapkv over the KV heads", "Liu 2025, arXiv 2502.00299" },
+    { "chunk", "score=knorm budget=50% select=within(size=1024) when=prompt place=original",
+      "every 1024 tokens keep their own half, by knorm", "Corallo 2024, TACL 12 (FINCH)" },
+    { "block", "score=knorm budget=2048 when=block(128) place=original",
+      "the prompt is read in blocks of 128, each cut back to the budget before the next is read",
+      "Park 2025, arXiv 2504.15364" },
+    { "dms-threshold", "score=knorm budget=all select=threshold(at=-10) recent=128 when=step place=original",
+      "what scores too low when it is 128 tokens old goes", "Lancucki 2025, arXiv 2506.05345" },
+    { "key-rerotation",
+      "score=snapkv(window=32,kernel=5,pool=avg) budget=2048 recent=32 when=prompt place=cache",
+      "snapkv, and what stays is turned to the positions 0, 1, 2, ...", "NVIDIA/kvpress key_rerotation_press.py" },
     { "had", "codec=q4_0(rot=had)", "keys, queries and values turned by a Hadamard matrix before 4-bit coding",
       "ikawrakow/ik_llama.cpp -khad -vhad" },
     { "khad", "codec.k=q4_0(rot=had) codec.v=q4_0", "had for keys and queries only", "ikawrakow/ik_llama.cpp -khad" },
@@ -20699,11 +21333,14 @@ static kvmem_status kvmem__read_when(kvmem__scan *s) {
     if (i == KVMEM__COUNT(kvmem__when_words)) return kvmem__unknown_word(s, "value of when", w, kvmem__when_word, NULL);
     s->r.when = (kvmem_when)i;
     s->r.every = 0;
-    if (!kvmem__when_counts(&s->r)) return KVMEM_OK;
-    if (!kvmem__scan_take(s, '('))
+    if (!kvmem__when_counts(&s->r) && s->r.when != KVMEM_WHEN_BLOCK) return KVMEM_OK;
+    if (!kvmem__scan_take(s, '(')) {
+        if (s->r.when == KVMEM_WHEN_BLOCK) return KVMEM_OK;
         return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "when=%s needs a number of tokens: when=%s(64)",
                            kvmem__when_words[i], kvmem__when_words[i]);
-    KVMEM__TRY(kvmem__read_count(s, kvmem__when_words[i], kvmem__scan_word(s), 1, KVMEM__BIG_COUNT, &s->r.every));
+    }
+    KVMEM__TRY(kvmem__read_count(s, kvmem__when_words[i], kvmem__scan_word(s), 1,
+                                 s->r.when == KVMEM_WHEN_BLOCK ? 65536 : KVMEM__BIG_COUNT, &s->r.every));
     if (!kvmem__scan_take(s, ')'))
         return kvmem__fail(s->err, KVMEM_BAD_RECIPE, "when=%s: ')' is missing before %s", kvmem__when_words[i],
                            kvmem__rest_shown(s->p, shown));
@@ -20927,6 +21564,8 @@ static kvmem_status kvmem__check_fields(const kvmem_recipe *r, kvmem_error *err)
     if (kvmem__when_counts(r) && (r->every < 1 || r->every > KVMEM__BIG_COUNT))
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "when=%s(%d): allowed are 1 to %d", kvmem__when_words[(int)r->when],
                            r->every, KVMEM__BIG_COUNT);
+    if (r->when == KVMEM_WHEN_BLOCK && (r->every < 0 || r->every > 65536))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "when=block(%d): allowed are 1 to 65536", r->every);
     return KVMEM_OK;
 }
 
@@ -21102,7 +21741,7 @@ static void kvmem__put_terms(kvmem__text *t, const kvmem_recipe *r) {
     kvmem__format(t, "sink=%d recent=", r->sink);
     kvmem__put_amount(t, r->recent);
     kvmem__format(t, " when=%s", kvmem__when_words[(unsigned)r->when % 5]);
-    if (kvmem__when_counts(r)) kvmem__format(t, "(%d)", r->every);
+    if (kvmem__when_counts(r) || (r->when == KVMEM_WHEN_BLOCK && r->every)) kvmem__format(t, "(%d)", r->every);
     kvmem__format(t, " page=%d seed=", r->page);
     kvmem__put_u64(t, r->seed);
     if (*r->profile) kvmem__format(t, " profile=%s", r->profile);
@@ -21164,7 +21803,7 @@ static void kvmem__explain_common(kvmem__text *t, const kvmem_recipe *r) {
     kvmem__format(t, ": newest tokens always kept%s\nwhen      %s",
                   r->recent.kind == KVMEM_SHARE ? ", as a share of the budget" : "",
                   kvmem__when_words[(unsigned)r->when % 5]);
-    if (kvmem__when_counts(r)) kvmem__format(t, "(%d)", r->every);
+    if (kvmem__when_counts(r) || (r->when == KVMEM_WHEN_BLOCK && r->every)) kvmem__format(t, "(%d)", r->every);
     kvmem__format(t, ": reduces %s\npage      %d: entries in a page\nseed      ", when[(unsigned)r->when % 5],
                   r->page);
     kvmem__put_u64(t, r->seed);

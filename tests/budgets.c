@@ -118,7 +118,8 @@ TEST(global_top_counts_the_best_of_all_lists) {
         const int lists = 1 + draw(5), ties = draw(2);
         float score[5][12];
         const float *row[5];
-        int from[5], to[5], lo[5], count[5], want[5], i, t, all = 0, floors = 0;
+        float sorted[5][13]; /* the numbers that list i has given, in order */
+        int from[5], to[5], lo[5], count[5], want[5], i, j, t, all = 0, floors = 0;
         int64_t k, got;
         for (i = 0; i < lists; i++) {
             row[i] = score[i];
@@ -133,8 +134,9 @@ TEST(global_top_counts_the_best_of_all_lists) {
         }
         k = draw(all + 3);
         got = kvmem__global_top(row, from, to, lo, lists, k, count);
-        while (floors < k && floors < all) { /* the best of what no list has yet, one by one */
-            int best = -1;
+        while (floors < k && floors < all) { /* the best of what no list has yet, one by one; of equal ones the list's
+                                                that has had the fewest of them */
+            int best = -1, turns = 0;
             float top = 0;
             for (i = 0; i < lists; i++) { /* the next of list i in order */
                 int idx[12], out[12], m = to[i] - from[i];
@@ -144,7 +146,9 @@ TEST(global_top_counts_the_best_of_all_lists) {
                 x = INFINITY;
                 for (t = 0; t <= want[i]; t++)
                     if (score[i][from[i] + out[t]] < x) x = score[i][from[i] + out[t]];
-                if (best < 0 || x > top) { best = i; top = x; }
+                for (t = 0, j = 0; t < want[i]; t++) j += t >= lo[i] && sorted[i][t] == x;
+                sorted[i][want[i]] = x;
+                if (best < 0 || x > top || (x == top && j < turns)) { best = i; top = x; turns = j; }
             }
             want[best]++;
             floors++;

@@ -48,7 +48,7 @@ static int evicts(const kvmem_recipe *r) {
 }
 static unsigned reduce_flags(const kvmem_recipe *r) { return r->stage[KVMEM_REDUCE].entry->reads; }
 static int frees_count(const kvmem_recipe *r) {
-    return (r->stage[KVMEM_SELECT].entry->reads & KVMEM_CHOOSES_COUNT) != 0;
+    return ((r->stage[KVMEM_SELECT].entry->reads | r->stage[KVMEM_BUDGET].entry->reads) & KVMEM_CHOOSES_COUNT) != 0;
 }
 static int demotes(const kvmem_recipe *r) { return (reduce_flags(r) & KVMEM_TAKES_CODEC) != 0; }
 
