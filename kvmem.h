@@ -106,8 +106,8 @@
      >>score_knorm        keys with a small norm attract attention
      >>score_h2o          attention received so far
      >>score_tova         attention of the newest query, one set for the layer
-     >>score_snapkv       entries the last queries looked at
      >>score_prefixkv     attention received so far, one set for the layer
+     >>score_snapkv       entries the last queries looked at
      >>score_zipcache     the mean attention of those that could see an entry
      >>score_lazyeviction entries that rest no longer than they have rested before
      >>score_treekv       mean attention since an entry came
@@ -125,6 +125,7 @@
      >>budget_dynamickv   layers contest for a budget that is divided again and again
      >>budget_prefixkv    every layer keeps the same share of its mass
      >>budget_simlayerkv  layers that only look at both ends keep only these
+     >>budget_groups      one number for each group of layers, falling by equal steps
      >>select             which entries does a budget of so many keep?
      >>select_topk        the best scores
      >>select_tree        of two neighbours one goes, at a pointer that sweeps from old to new
@@ -134,6 +135,8 @@
      >>select_critical    half by the score, half by score times what the value adds
      >>select_threshold   what scores too low when it leaves the window goes
      >>select_slot        while decoding, the entry of one fixed slot goes
+     >>select_crush       the best pages, and some that stand for the others
+     >>select_windows     whole windows of neighbours; one layer decides for its group
      >>reduce             what becomes of the rest?
      >>reduce_drop        forget the rest
      >>reduce_demote      the rest stays in fewer bits
@@ -17031,6 +17034,42 @@ static kvmem_status kvmem__budget_simlayerkv(const kvmem_view *v, int mean, cons
     return KVMEM_OK;
 }
 
+/* ==== >>budget_groups : one number for each group of layers, falling by equal steps. stage: budget ====
+   WindowKV: Task-Adaptive Group-Wise KV Cache Window Selection for Efficient LLM Inference. 2025.
+   Code: optim996/WindowKV models/compress_utils.py (WindowKVCluster).
+   cap = mean without the protected entries, g = ceil(L / shared) groups of layers, integer division:
+       last = cap shared / beta;   first = 2 cap - last;   step = (first - last) / (g - 1)
+       group q: first - q step, the last group exactly `last`; one group: cap.   And the protected on top.
+   L=32: cap 2048 -> 2926 2341 1756 1170; cap 512 -> 732 586 440 292.
+   reads: nothing.   cost: O(1).   defaults: shared=8 beta=14.
+   departs: under a limit of bytes, which is a ceiling, steps are rounded up: the floored ones give a few entries
+   too many. A group that is left over at the end is a group; the code asks for L a multiple of shared.
+   test: tests/streaming.c windowkv_* */
+static const kvmem_param kvmem__params_groups[] = {
+    { "shared", 8, 1, 4096, NULL, 1, "layers of a group" },
+    { "beta", 14, 1, 1000000, NULL, 1, "steepness: the last group gets shared/beta of the mean" },
+    KVMEM__END_PARAMS };
+static int kvmem__groups(int l, int L, int cap, int shared, int beta, int ceiling) {
+    const int g = (L + shared - 1) / shared, q = l / shared;
+    const int64_t last = (int64_t)cap * shared / beta, first = 2 * (int64_t)cap - last, fall = first - last;
+    if (g < 2) return cap;
+    if (q == g - 1) return (int)KVMEM__MAX(last, 0);
+    if (ceiling && fall > 0) return (int)KVMEM__MAX(first - (q * fall + g - 2) / (g - 1), 0);
+    return (int)KVMEM__MAX(first - q * (fall / (g - 1)), 0);
+}
+static kvmem_status kvmem__budget_groups(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                         int *keep) {
+    const kvmem_cache *c = v->cache;
+    int g, sink, recent, more;
+    (void)n;
+    (void)score;
+    kvmem__protect(&c->recipe, mean, &sink, &recent);
+    more = kvmem__groups(v->layer, c->shape.n_layers, KVMEM__MIN(mean, 1 << 28) - sink - recent, (int)v->par[0],
+                         (int)v->par[1], c->lane_cap != 0);
+    for (g = 0; g < c->shape.n_kv_heads; g++) keep[g] = sink + recent + more;
+    return KVMEM_OK;
+}
+
 static const kvmem_budget_entry kvmem__budgets[] = {
     { { "uniform", "every lane the same number", "-", NULL, 0 }, kvmem__budget_uniform },
     { { "pyramid", "falls linearly from the first layer to the last", "Cai 2024, arXiv 2406.02069",
@@ -17053,7 +17092,9 @@ static const kvmem_budget_entry kvmem__budgets[] = {
         KVMEM_READS_SCORES | KVMEM_READS_LAYERS }, kvmem__budget_prefixkv },
     { { "simlayerkv", "layers that look at both ends only keep so much, the others everything",
         "Zhang 2024, arXiv 2410.13846", kvmem__params_simlayerkv, KVMEM_READS_QUERIES | KVMEM_CHOOSES_COUNT },
-      kvmem__budget_simlayerkv } };
+      kvmem__budget_simlayerkv },
+    { { "groups", "falls by equal steps from group to group of layers", "WindowKV 2025", kvmem__params_groups, 0 },
+      kvmem__budget_groups } };
 
 static int kvmem__divides_by_hack(const kvmem_recipe *r) {
     return ((const kvmem_budget_entry *)(const void *)r->stage[KVMEM_BUDGET].entry)->fn == kvmem__budget_hack;
@@ -17188,9 +17229,9 @@ static const kvmem_memory kvmem__memory_tree = { 0, kvmem__one_float, NULL, NULL
    defaults: span=0 (half the layers; the code: 16 of 32) overlap=0; preset budget=256 sink=4, slots as positions,
    after every block.   always kept: sinks and recent entries; the last L - R + 1 slots are never compacted.
    departs: the code lets cap grow by R/2 when it first overflows, so that the mean size is what was asked for; here
-   the budget is a ceiling. Ladders with R < 1 are refused. With room for less than s + L + W, and in a model of one layer, the newest entries stay.
-   Where T > 1 slots of a rung could leave it, for the next one or past the end; it is then shifted less, so that
-   layers stay equally long (the code would keep an entry twice).
+   the budget is a ceiling. Ladders with R < 1 are refused. With room for less than s + L + W, and in a model of one
+   layer, the newest entries stay. Where T > 1 slots of a rung could leave it, for the next one or past the end; it is
+   then shifted less, so that layers stay equally long (the code would keep an entry twice).
    test: tests/streaming.c lacache_* */
 static const kvmem_param kvmem__params_ladder[] = {
     { "span", 0, 0, 4096, NULL, 1, "layers that keep a given entry of the past; 0: half of them" },
@@ -17515,6 +17556,178 @@ static kvmem_status kvmem__select_slot(const kvmem_view *v, int g, const float *
     return KVMEM_OK;
 }
 
+/* Do two lanes of a layer hold the same tokens? a, b: room for the positions. */
+static int kvmem__same_entries(const kvmem_view *v, int g, int g2, int32_t *a, int32_t *b) {
+    const int n = kvmem_view_count(v, g);
+    if (g == g2) return 1;
+    if (kvmem_view_count(v, g2) != n) return 0;
+    kvmem_view_positions(v, g, a);
+    kvmem_view_positions(v, g2, b);
+    return !memcmp(a, b, (size_t)n * sizeof *a);
+}
+
+/* ==== >>select_crush : the best pages, and some that stand for the others. stage: select ====
+   Jha et al. KVCrush: Key value cache size-reduction using similarity in head-behaviour. 2025. arXiv 2503.00022.
+   Code: openvinotoolkit/openvino.genai kvcrush.cpp (KVCrushAlgorithm); a vLLM branch, kvcrush.py
+   (H2OKVCrushCluster.update_kv), whose form this is.
+   The middle, between sinks and recent entries, is cut into M pages of p. A share f of the budget goes to pages that
+   represent the rest in a binary space: which head finds which token important.
+       bit[t][g] = 1 for the M p / 2 middle entries of the highest scores of head g
+       page vector = the bits of its p entries, G each;   D[page] = Hamming distance to an anchor vector
+       important:  the (1 - f) B / p pages with the largest sums of scores, in each lane its own
+       represent.: the m = f B / p (at least 1) pages at ranks trunc(i (c - 1) / (m - 1)) of the c others by rising D
+   Anchors: alternate 0 1 0 1 ..; mean: 1 where more than half of the pages have 1; inv: where less; random; zeros;
+   ones.
+   One head, p = 2, scores .9 .1 .2 .8 .3 .4 .05 .6: bits 10 01 01 01; D to 01: 2 0 0 0; mean anchor 01.
+   reads: the scores of the layer's lanes.   state: none.   cost: O(G n log n) a lane.
+   defaults: page=16 ratio=0.25 anchor=alternate; preset: last 16 queries vote, sink=32 recent=128, 320 between.
+   ties: lower index.   ratio=0 is select=topk.
+   departs: the code cuts pages up to the end, so that its recent window may be shorter than asked for; here it may be
+   longer. Where B is less than a page, single entries are chosen. The code leaves out of the representatives what
+   head 0 finds important, here each lane leaves out its own. Lanes that hold other tokens do not vote.
+   test: tests/streaming.c crush_* */
+enum { KVMEM__CRUSH_ALTERNATE, KVMEM__CRUSH_MEAN, KVMEM__CRUSH_INV, KVMEM__CRUSH_RANDOM, KVMEM__CRUSH_ZEROS };
+static const kvmem_param kvmem__params_crush[] = {
+    { "page", 16, 1, 4096, NULL, 1, "entries of a page; 1: the paper's tokens" },
+    { "ratio", 0.25, 0, 1, NULL, 0, "share of the budget for pages that represent others" },
+    { "anchor", 0, 0, 5, "alternate|mean|inv|random|zeros|ones", 1, "vector to which distances are taken" },
+    KVMEM__END_PARAMS };
+/* Add to dist (pages) what column (t, voter g of G) of every page differs from the anchor; bit (pages * p). */
+static void kvmem__crush_add(int *dist, const unsigned char *bit, int pages, int p, int g, int G, int anchor,
+                             uint64_t seed, int layer) {
+    int t, i;
+    for (t = 0; t < p; t++) {
+        const int column = t * G + g;
+        int ones = 0, a = anchor > KVMEM__CRUSH_ZEROS;
+        for (i = 0; i < pages; i++) ones += bit[i * p + t];
+        if (anchor == KVMEM__CRUSH_ALTERNATE) a = column & 1;
+        if (anchor == KVMEM__CRUSH_MEAN) a = 2 * ones > pages;
+        if (anchor == KVMEM__CRUSH_INV) a = 2 * ones < pages;
+        if (anchor == KVMEM__CRUSH_RANDOM)
+            a = (int)(kvmem__random(seed, (uint64_t)layer, (uint64_t)column, 0x637275) >> 63);
+        for (i = 0; i < pages; i++) dist[i] += bit[i * p + t] != a;
+    }
+}
+/* Of the pages with dist >= 0, mark with -2 the m at even ranks of rising distance (0..most). */
+static void kvmem__crush_pick(int *dist, int pages, int most, int m) {
+    int i, d, rank = 0, k = 0, others = 0;
+    for (i = 0; i < pages; i++) others += dist[i] >= 0;
+    for (d = 0; d <= most && k < m; d++)
+        for (i = 0; i < pages && k < m; i++) {
+            if (dist[i] != d) continue;
+            if (rank++ == (m > 1 ? (int)((int64_t)k * (others - 1) / (m - 1)) : 0)) { dist[i] = -2; k++; }
+        }
+}
+static kvmem_status kvmem__select_crush(const kvmem_view *v, int g, const float *score, int keep, int sink, int recent,
+                                        int *kept, int *n_kept) {
+    const int n = kvmem_view_count(v, g), p = (int)v->par[0], pages = (n - recent - sink) / p, mid = pages * p;
+    const int budget = (keep - n + mid) / p, G = v->cache->shape.n_kv_heads; /* what is no page stays in any case */
+    const int reps = KVMEM__MIN(KVMEM__MAX((int)(budget * v->par[1]), 1), budget);
+    int g2, i, t, voters = 0, at = 0, out = 0, *a, *b, *dist;
+    float *sum;
+    unsigned char *bit;
+    if (!(v->par[1] > 0) || keep < n - mid + p)
+        return kvmem__take_best(v, g, score, keep, sink, recent, 0, kept, n_kept);
+    a = (int *)(void *)kvmem__view_scratch(v, 2 * (size_t)n + 2 * (size_t)pages + ((size_t)n + 3) / 4);
+    if (!a) return v->cache->error.status;
+    b = a + n;
+    dist = b + n;
+    sum = (float *)(void *)(dist + pages);
+    bit = (unsigned char *)(void *)(sum + pages);
+    for (g2 = 0; g2 < G; g2++) voters += kvmem__same_entries(v, g, g2, a, b);
+    for (i = 0; i < pages; i++) dist[i] = 0;
+    for (g2 = 0; g2 < G; g2++) { /* bits of head g2 and their distance to the anchor */
+        const float *s = g2 == g ? score : kvmem_view_score(v, g2);
+        if (!kvmem__same_entries(v, g, g2, a, b)) continue;
+        memset(bit, 0, (size_t)mid);
+        t = kvmem__topk(a, s + sink, mid, mid / 2, b);
+        while (t > 0) bit[a[--t]] = 1;
+        kvmem__crush_add(dist, bit, pages, p, at++, voters, (int)v->par[2], v->seed, v->layer);
+    }
+    for (i = 0; i < pages; i++) {
+        sum[i] = 0;
+        for (t = 0; t < p; t++) sum[i] += score[sink + i * p + t];
+    }
+    for (t = kvmem__topk(a, sum, pages, budget - reps, b); t > 0; t--) dist[a[t - 1]] = -1;
+    kvmem__crush_pick(dist, pages, p * voters, reps);
+    for (t = 0; t < n; t++)
+        if (t < sink || t >= sink + mid || dist[(t - sink) / p] < 0) kept[out++] = t;
+    *n_kept = out;
+    return KVMEM_OK;
+}
+
+/* ==== >>select_windows : whole windows of neighbours; one layer decides for its group. stage: select ====
+   WindowKV: Task-Adaptive Group-Wise KV Cache Window Selection for Efficient LLM Inference. 2025.
+   Code: optim996/WindowKV models/compress_utils.py (WindowKVCluster).
+   The m entries between sinks and recent ones are cut into N = ceil(m / w) windows of w. A window's score, of the votes
+   a[g][t] of the last queries (score=snapkv(kernel=1)), over the G heads of the layer:
+       by=avg:  mean_g mean_t a[g][t]          by=max:  mean_g mean of the w / 2 largest a[g][t]
+   The ceil((m - B) / w) lowest go. The first layer of every `shared` decides; the others keep what it has kept.
+   reads: the scores of the layer's lanes, the first layer's positions.   state: none.   cost: O(G n) a lane.
+   defaults: size=8 shared=8 by=max, for questions, with 32 queries; for other tasks the paper takes by=avg and 16
+   (its BERT that tells the tasks apart is left to the caller).   ties: the later window goes.
+   departs: votes are the group's mean before the largest are taken. One more window goes where the short last one
+   was among the lowest, so that the budget holds. Scores of layers that do not decide are computed and not used.
+   test: tests/streaming.c windowkv_* */
+static const kvmem_param kvmem__params_windows[] = {
+    { "size", 8, 1, 4096, NULL, 1, "entries of a window" },
+    { "shared", 8, 1, 4096, NULL, 1, "layers of which the first decides" },
+    { "by", 0, 0, 1, "max|avg", 1, "a window's score: mean of the larger half of its votes, or of all" },
+    KVMEM__END_PARAMS };
+/* What the first layer of the group has kept of the n entries at pos: rising indices, or 0 if it does not tell. */
+static int kvmem__windows_follow(const kvmem_view *v, int g, const int32_t *pos, int n, int keep, int32_t *other,
+                                 int *kept) {
+    const int first = v->layer - v->layer % (int)v->par[1];
+    kvmem_view of = *v;
+    int m, t, i = 0, out = 0;
+    of.layer = first;
+    m = kvmem_view_count(&of, g);
+    if (first == v->layer || m > keep || m > n) return 0;
+    kvmem_view_positions(&of, g, other);
+    for (t = 0; t < n && i < m; t++)
+        if (pos[t] == other[i]) { kept[out++] = t; i++; }
+    return out == m ? m : 0;
+}
+/* Mean of the k largest of x (n). */
+static float kvmem__windows_top(const float *x, int n, int k, int *out, int *idx) {
+    const int m = kvmem__topk(out, x, n, k, idx);
+    float sum = 0;
+    int i;
+    for (i = 0; i < m; i++) sum += x[out[i]];
+    return sum / (float)m;
+}
+static kvmem_status kvmem__select_windows(const kvmem_view *v, int g, const float *score, int keep, int sink,
+                                          int recent, int *kept, int *n_kept) {
+    const int n = kvmem_view_count(v, g), m = n - sink - recent, w = (int)v->par[0], N = (m + w - 1) / w;
+    const int budget = keep - sink - recent, G = v->cache->shape.n_kv_heads;
+    int g2, i, t, stay, size = 0, out = 0, *a = (int *)(void *)kvmem__view_scratch(v, 3 * (size_t)n), *b;
+    float *win;
+    if (!a) return v->cache->error.status;
+    b = a + n;
+    win = (float *)(void *)(b + n);
+    kvmem_view_positions(v, g, (int32_t *)a);
+    *n_kept = kvmem__windows_follow(v, g, (const int32_t *)a, n, keep, (int32_t *)b, kept);
+    if (*n_kept) return KVMEM_OK;
+    for (i = 0; i < N; i++) win[i] = 0;
+    for (g2 = 0; g2 < G; g2++) {
+        const float *s = (g2 == g ? score : kvmem_view_score(v, g2)) + sink;
+        if (!kvmem__same_entries(v, g, g2, (int32_t *)a, (int32_t *)b)) continue;
+        for (i = 0; i < N; i++) {
+            const int len = KVMEM__MIN(w, m - i * w), k = v->par[2] > 0 ? len : KVMEM__MAX(KVMEM__MIN(w / 2, len), 1);
+            win[i] += kvmem__windows_top(s + i * w, len, k, a, b);
+        }
+    }
+    stay = kvmem__topk(a, win, N, KVMEM__MAX(N - kvmem__ceil_div(m - budget, w), 0), b);
+    for (i = 0; i < stay; i++) size += KVMEM__MIN(w, m - a[i] * w);
+    if (size > budget) stay = kvmem__topk(a, win, N, stay - 1, b);
+    for (t = 0; t < sink; t++) kept[out++] = t;
+    for (i = 0; i < stay; i++)
+        for (t = a[i] * w; t < m && t < (a[i] + 1) * w; t++) kept[out++] = sink + t;
+    for (t = n - recent; t < n; t++) kept[out++] = t;
+    *n_kept = out;
+    return KVMEM_OK;
+}
+
 static const kvmem_select_entry kvmem__selects[] = {
     { { "topk", "the entries of the highest scores", "-", kvmem__params_topk, 0 }, kvmem__select_topk, NULL },
     { { "tree", "of two neighbours one goes, at a pointer that sweeps from old to new", "He 2025, arXiv 2501.04987",
@@ -17530,7 +17743,11 @@ static const kvmem_select_entry kvmem__selects[] = {
     { { "threshold", "entries that score too low when they leave the window go", "Lancucki 2025, arXiv 2506.05345",
         kvmem__params_threshold, KVMEM_CHOOSES_COUNT }, kvmem__select_threshold, &kvmem__memory_threshold },
     { { "slot", "the best when the prompt ends, then one fixed slot is emptied", "Wang 2024, arXiv 2412.03409",
-        kvmem__params_slot, KVMEM_CHOOSES_COUNT }, kvmem__select_slot, &kvmem__memory_slot } };
+        kvmem__params_slot, KVMEM_CHOOSES_COUNT }, kvmem__select_slot, &kvmem__memory_slot },
+    { { "crush", "the best pages, and some that stand for the others", "Jha 2025, arXiv 2503.00022",
+        kvmem__params_crush, KVMEM_READS_LANES }, kvmem__select_crush, NULL },
+    { { "windows", "whole windows of neighbours, one layer decides for its group", "WindowKV 2025",
+        kvmem__params_windows, KVMEM_READS_LANES }, kvmem__select_windows, NULL } };
 
 /* ==== >>reduce : what becomes of the rest? =======================================================
    Gets the rising indices of what is kept; the lane has exactly these entries afterwards. */
@@ -20721,10 +20938,20 @@ static const kvmem_preset kvmem__presets[] = {
       "score=lazyeviction(alpha=0.0001) select=topk(ties=new) budget=1334 recent=101 when=decode(101) place=original",
       "every 101 steps drops what rests longer than it ever did before", "Zhang 2025, arXiv 2506.15969" },
     { "treekv",
-      "score=treekv(window=16) select=tree(block=16,side=score) budget=1024 sink=4 recent=49.609375% when=step place=cache",
+      "score=treekv(window=16) select=tree(block=16,side=score) budget=1024 sink=4 recent=49.609375% when=step "
+      "place=cache",
       "neighbours fall one by one, so that the past thins out evenly", "He 2025, arXiv 2501.04987" },
     { "lacache", "score=recency select=ladder(span=0,overlap=0) budget=256 sink=4 when=block place=cache",
       "a ladder: other layers keep other entries of the past", "Shi 2025, arXiv 2507.14204" },
+    { "kvcrush",
+      "score=snapkv(window=16,kernel=1,pool=avg) select=crush(page=16,ratio=0.25,anchor=alternate) budget=480 sink=32 "
+      "recent=128 when=prompt place=original",
+      "the best pages, and some that stand for the others by what each head finds important",
+      "Jha 2025, arXiv 2503.00022" },
+    { "windowkv",
+      "score=snapkv(window=32,kernel=1,pool=avg) budget=groups(1056,shared=8,beta=14) "
+      "select=windows(size=8,shared=8,by=max) recent=32 when=prompt place=original",
+      "whole windows of neighbours; one layer of every 8 chooses them", "WindowKV 2025" },
     /* These go by a profile of the model (profile=PATH); kvmem__needs_profile says which recipes lack one. */
     { "razor",
       "score=recency budget=heads(all,row=induction,sparsity=0.86,echo=0.01,least=4000,share=0.2) sink=4 "

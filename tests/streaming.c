@@ -335,8 +335,8 @@ static double weigh_blocks(int l, int h, int i, int j) {
 }
 TEST(tree_thins_a_prompt_by_blocks) {
     scene s;
-    REQUIRE(scene_begin(&s, "treekv score=treekv(window=4) select=tree(block=4) budget=14 sink=0 recent=0", 1, 2, 1,
-                        weigh_blocks));
+    REQUIRE(scene_begin(&s, "treekv score=treekv(window=4) select=tree(block=4) budget=14 sink=0 recent=0",
+                        1, 2, 1, weigh_blocks));
     REQUIRE(scene_told(&s, 30, KVMEM_PROMPT_END));
     /* room 14 = three blocks of 4 and the last, 28 and 29: 0 1 2 +3: (0 1) 1 goes; 0 2 3 +4: (2 3) 2 goes; 0 3 4 +5:
        (4 5) 5 goes; 0 3 4 +6: (0 3) 3 goes */
@@ -381,11 +381,13 @@ TEST(lacache_layers_are_equally_long_and_remember_more_together) {
             scene s;
             int32_t pos[MAXT];
             REQUIRE(scene_begin(&s, ladders[k], 6, 1, 1, NULL));
-            for (i = 0; i + block < 640; i += block) REQUIRE(scene_told(&s, block, i ? KVMEM_PREFILL : KVMEM_PROMPT_END));
+            for (i = 0; i + block < 640; i += block)
+                REQUIRE(scene_told(&s, block, i ? KVMEM_PREFILL : KVMEM_PROMPT_END));
             memset(alive, 0, sizeof alive);
             for (l = 0; l < 6; l++) {
                 n = left(&s.c, l, 0, pos);
-                CHECK(n == kvmem_cache_lane_len(&s.c, 0, 0) && n <= (int)s.r.amount.value && n > (int)s.r.amount.value - 12);
+                CHECK(n == kvmem_cache_lane_len(&s.c, 0, 0));
+                CHECK(n <= (int)s.r.amount.value && n > (int)s.r.amount.value - 12);
                 for (i = 0; i < n; i++) { alive[pos[i]] = 1; CHECK(!i || pos[i] > pos[i - 1]); }
                 for (i = 0; i < s.r.sink; i++) CHECK(pos[i] == i);
                 newest = (int)s.r.recent.value > 2 ? (int)s.r.recent.value : 2;
@@ -411,12 +413,184 @@ TEST(lacache_refuses_what_is_no_ladder) {
     kvmem_cache_free(&s.c);
 }
 
+/* ---- kvcrush ---- */
+
+TEST(crush_distances_are_the_cards) {
+    static const unsigned char bit[8] = { 1, 0, 0, 1, 0, 1, 0, 1 };
+    static const int want[6][4] = { { 2, 0, 0, 0 }, { 2, 0, 0, 0 }, { 0, 2, 2, 2 }, { -1, -1, -1, -1 }, { 1, 1, 1, 1 },
+                                    { 1, 1, 1, 1 } };
+    int anchor, i;
+    for (anchor = 0; anchor < 6; anchor++) {
+        int dist[4] = { 0, 0, 0, 0 }, again[4] = { 0, 0, 0, 0 };
+        kvmem__crush_add(dist, bit, 4, 2, 0, 1, anchor, 5, 3);
+        kvmem__crush_add(again, bit, 4, 2, 0, 1, anchor, 5, 3);
+        for (i = 0; i < 4; i++) CHECK(dist[i] == again[i] && (want[anchor][0] < 0 || dist[i] == want[anchor][i]));
+    }
+}
+TEST(crush_representatives_lie_at_even_ranks) {
+    int a[7] = { 3, 0, -1, 1, 2, 0, 5 }; /* by rising distance: 1 5 3 4 0 6 */
+    kvmem__crush_pick(a, 7, 5, 3); /* ranks 0, 2, 5 */
+    CHECK(a[1] == -2 && a[3] == -2 && a[6] == -2 && a[0] == 3 && a[2] == -1 && a[4] == 2 && a[5] == 0);
+    {
+        int b[3] = { 4, 2, 2 };
+        kvmem__crush_pick(b, 3, 5, 1); /* one: the nearest, of equals the first */
+        CHECK(b[0] == 4 && b[1] == -2 && b[2] == 2);
+        kvmem__crush_pick(b, 3, 5, 2);
+        CHECK(b[0] == -2 && b[2] == -2);
+    }
+}
+/* Four kinds of tokens by which of two KV heads finds them important, page by page; the first kind scores highest. */
+static double weigh_kinds(int l, int h, int i, int j) {
+    const int kind = j / 4 % 4, g = h / 2;
+    (void)l;
+    if (i < 56) return 1;
+    return (kind >> g & 1 ? 2 : 1) * (1 + .001 * (j % 4)) * (kind == 3 && g == 0 ? 2 : 1) + (kind == 1) * .5;
+}
+TEST(crush_keeps_pages_that_topk_gives_up) {
+    scene s;
+    int kinds, k, i, n;
+    int32_t pos[SEEN];
+    for (k = 0; k < 2; k++) {
+        REQUIRE(scene_begin(&s, k ? "score=snapkv(window=4,kernel=1) budget=28 recent=4 when=prompt"
+                                  : "kvcrush score=snapkv(window=4,kernel=1) select=crush(page=4,ratio=0.67) budget=28 "
+                                    "sink=0 recent=4", 1, 4, 2, weigh_kinds));
+        REQUIRE(scene_told(&s, 60, KVMEM_PROMPT_END));
+        n = left(&s.c, 0, 1, pos);
+        CHECK(n == 28);
+        for (kinds = i = 0; i < n - 4; i++) {
+            kinds |= 1 << (pos[i] / 4 % 4);
+            if (!k) CHECK(pos[i] / 4 == pos[i - i % 4] / 4 && pos[i] % 4 == i % 4); /* whole pages */
+        }
+        CHECK((kinds == 15) == !k);
+        kvmem_cache_free(&s.c);
+    }
+}
+static int same_positions(const scene *a, const scene *b) {
+    int l, g, i, n;
+    for (l = 0; l < a->L; l++)
+        for (g = 0; g < a->G; g++) {
+            int32_t x[MAXT], y[MAXT];
+            n = left(&a->c, l, g, x);
+            if (left(&b->c, l, g, y) != n) return 0;
+            for (i = 0; i < n; i++) if (x[i] != y[i]) return 0;
+        }
+    return 1;
+}
+static double weigh_any(int l, int h, int i, int j) { return .05 + noise(l * 8 + h, i, j, 3); }
+TEST(crush_without_a_share_for_others_is_topk_and_its_budget_holds) {
+    static const char *const anchors[6] = { "alternate", "mean", "inv", "random", "zeros", "ones" };
+    scene a, b;
+    int i, g, n, t;
+    REQUIRE(scene_begin(&a, "kvcrush select=crush(ratio=0) budget=30 sink=2 recent=16", 2, 4, 2, weigh_any));
+    REQUIRE(scene_begin(&b, "kvcrush select=topk budget=30 sink=2 recent=16", 2, 4, 2, weigh_any));
+    REQUIRE(scene_told(&a, 60, KVMEM_PROMPT_END) && scene_told(&b, 60, KVMEM_PROMPT_END));
+    CHECK(same_positions(&a, &b));
+    kvmem_cache_free(&a.c); kvmem_cache_free(&b.c);
+    for (i = 0; i < 24; i++) {
+        char text[160];
+        int32_t pos[SEEN];
+        const int p = 1 + i % 5, keep = 24 + i % 9, middle = (60 - 3 - 7) / p * p, rest = 60 - middle;
+        sprintf(text, "kvcrush score=snapkv(window=6,kernel=1) select=crush(page=%d,ratio=0.%d,anchor=%s) budget=%d "
+                "sink=3 recent=7", p, 1 + i % 9, anchors[i % 6], keep);
+        REQUIRE(scene_begin(&a, text, 1, 4, 2, weigh_any));
+        REQUIRE(scene_told(&a, 60, KVMEM_PROMPT_END));
+        for (g = 0; g < 2; g++) {
+            n = left(&a.c, 0, g, pos);
+            CHECK(n == rest + (keep - rest) / p * p);
+            for (t = 0; t < 3; t++) CHECK(pos[t] == t);
+            for (t = 0; t < 7; t++) CHECK(pos[n - 1 - t] == 59 - t);
+        }
+        kvmem_cache_free(&a.c);
+    }
+}
+
+/* ---- windowkv ---- */
+
+TEST(windowkv_budgets_are_the_cards) {
+    static const int cap[2] = { 2048, 512 }, want[2][4] = { { 2926, 2341, 1756, 1170 }, { 732, 586, 440, 292 } };
+    int i, l, L;
+    for (i = 0; i < 2; i++)
+        for (l = 0; l < 32; l++) CHECK(kvmem__groups(l, 32, cap[i], 8, 14, 0) == want[i][l / 8]);
+    CHECK(kvmem__groups(5, 6, 100, 8, 14, 0) == 100); /* one group */
+    for (L = 1; L < 70; L++) {
+        int64_t sum = 0;
+        for (l = 0; l < L; l++) sum += kvmem__groups(l, L, 300 + L, 1, 14, 1);
+        CHECK(sum <= (int64_t)L * (300 + L) && sum > (int64_t)L * (299 + L) - 1);
+    }
+}
+TEST(windowkv_layers_of_a_group_keep_the_same_whole_windows) {
+    scene s;
+    int k, l, g, i, n;
+    for (k = 0; k < 2; k++) {
+        REQUIRE(scene_begin(&s, k ? "windowkv score=snapkv(window=4,kernel=1) select=windows(size=8,shared=2,by=avg) "
+                                    "budget=groups(24,shared=2,beta=5) recent=4"
+                                  : "windowkv score=snapkv(window=4,kernel=1) select=windows(size=5,shared=2) "
+                                    "budget=groups(24,shared=2,beta=5) recent=4 sink=1", 6, 4, 2, weigh_any));
+        REQUIRE(scene_told(&s, 61, KVMEM_PROMPT_END));
+        for (l = 0; l < 6; l++)
+            for (g = 0; g < 2; g++) {
+                const int w = k ? 8 : 5, first = k ? 0 : 1;
+                int32_t pos[SEEN], other[SEEN];
+                const int keep = kvmem__groups(l, 6, k ? 20 : 19, 2, 5, 0) + 4 + first;
+                n = left(&s.c, l, g, pos);
+                CHECK(n <= keep && n > keep - w);
+                CHECK(left(&s.c, l / 2 * 2, 0, other) == n); /* all heads of all layers of the group */
+                for (i = 0; i < n; i++) CHECK(pos[i] == other[i]);
+                for (i = first; i < n - 4; i++) { /* complete: the window's first and last entries are there */
+                    const int at = (pos[i] - first) / w * w + first, to = at + w < 57 ? at + w : 57;
+                    int t, seen = 0;
+                    for (t = first; t < n - 4; t++) seen += pos[t] >= at && pos[t] < to;
+                    CHECK(seen == to - at);
+                }
+            }
+        kvmem_cache_free(&s.c);
+    }
+}
+TEST(windowkv_with_windows_of_one_is_snapkv_of_the_mean_head) {
+    scene s;
+    double vote[SEEN];
+    int kept[SEEN], h, i, j, g;
+    int32_t pos[SEEN];
+    REQUIRE(scene_begin(&s, "windowkv score=snapkv(window=6,kernel=1) select=windows(size=1,by=avg) "
+                        "budget=20 recent=6", 1, 4, 2, weigh_any));
+    REQUIRE(scene_told(&s, 50, KVMEM_PROMPT_END));
+    memset(vote, 0, sizeof vote);
+    for (h = 0; h < 4; h++)
+        for (i = 44; i < 50; i++) {
+            double all = 0;
+            for (j = 0; j <= i; j++) all += weigh_any(0, h, i, j);
+            for (j = 0; j < 44; j++) vote[j] += weigh_any(0, h, i, j) / all;
+        }
+    best(vote, 44, 14, 0, kept);
+    for (g = 0; g < 2; g++) {
+        REQUIRE(left(&s.c, 0, g, pos) == 20);
+        for (i = 0; i < 14; i++) CHECK(pos[i] == kept[i]);
+    }
+    kvmem_cache_free(&s.c);
+}
+/* A needle of 6 neighbours, each worth less than scattered single tokens. */
+static double weigh_needle(int l, int h, int i, int j) {
+    (void)l; (void)h; (void)i;
+    return j >= 24 && j < 30 ? 3 : j % 8 == 1 ? 4 : .1;
+}
+TEST(windowkv_keeps_a_needle_whole) {
+    scene s;
+    REQUIRE(scene_begin(&s, "windowkv score=snapkv(window=4,kernel=1) select=windows(by=avg) "
+                        "budget=12 recent=4", 1, 2, 1, weigh_needle));
+    REQUIRE(scene_told(&s, 60, KVMEM_PROMPT_END));
+    CHECK(lane_is(&s.c, 0, 0, "24..31 56..59"));
+    kvmem_cache_free(&s.c);
+}
+
 /* ---- facts of all of them ---- */
 
 static const char *const methods[] = {
     "lazyeviction score=lazyeviction(alpha=0.01) budget=40 recent=8 when=decode(8)",
     "treekv budget=40 sink=2 recent=8", "treekv select=tree(block=4) budget=38 sink=0 recent=25% place=original",
-    "lacache budget=40", "lacache select=ladder(span=1,overlap=0) budget=36 sink=3 recent=4 place=original when=step" };
+    "lacache budget=40", "lacache select=ladder(span=1,overlap=0) budget=36 sink=3 recent=4 place=original when=step",
+    "kvcrush score=snapkv(window=4,kernel=1) select=crush(page=4,ratio=0.3) budget=40 sink=3 recent=8",
+    "kvcrush score=snapkv(window=4,kernel=1) select=crush(page=1,anchor=mean) budget=40 sink=0 recent=8 when=step",
+    "windowkv score=snapkv(window=8,kernel=1) select=windows(size=4,shared=2) budget=40 recent=8 when=every(3)" };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 
 /* After any step the entries rise, hold sinks and the recent window, and number at most the budget (plus what when=
@@ -457,7 +631,8 @@ TEST(attention_reads_what_is_kept_and_the_kept_hold_sinks_and_window) {
                     n = left(&c, l, g, pos);
                     for (i = 1; i < n; i++) CHECK(pos[i] > pos[i - 1]);
                     for (i = 0; i < w.recipe.sink; i++) CHECK(pos[i] == i);
-                    for (i = 0; w.recipe.recent.kind == KVMEM_COUNT && i < (int)w.recipe.recent.value; i++) CHECK(pos[n - 1 - i] == t - i);
+                    for (i = 0; w.recipe.recent.kind == KVMEM_COUNT && i < (int)w.recipe.recent.value; i++)
+                        CHECK(pos[n - 1 - i] == t - i);
                     if (w.recipe.when != KVMEM_WHEN_PROMPT && t > 160) CHECK(n <= 40 + 8);
                 }
         }
@@ -556,6 +731,14 @@ int main(int argc, char **argv) {
     RUN(lacache_keeps_the_cards_ladder);
     RUN(lacache_layers_are_equally_long_and_remember_more_together);
     RUN(lacache_refuses_what_is_no_ladder);
+    RUN(crush_distances_are_the_cards);
+    RUN(crush_representatives_lie_at_even_ranks);
+    RUN(crush_keeps_pages_that_topk_gives_up);
+    RUN(crush_without_a_share_for_others_is_topk_and_its_budget_holds);
+    RUN(windowkv_budgets_are_the_cards);
+    RUN(windowkv_layers_of_a_group_keep_the_same_whole_windows);
+    RUN(windowkv_with_windows_of_one_is_snapkv_of_the_mean_head);
+    RUN(windowkv_keeps_a_needle_whole);
     RUN(attention_reads_what_is_kept_and_the_kept_hold_sinks_and_window);
     RUN(a_saved_and_a_copied_memory_go_on_alike);
     RUN(poor_inputs_are_taken);
