@@ -17468,14 +17468,14 @@ static kvmem_status kvmem__select_critical(const kvmem_view *v, int g, const flo
    An entry is scored once, when the score stage first sees it. When it leaves the recent window it goes if that score
    is below `at`, else it stays for good; sinks stay. So lanes have as many entries as they have good ones: no number
    is chosen, and the budget (all) is only a ceiling: if more would stay, those with the best scores do.
-   at = -1e30: nothing ever goes; at = 1e30: window attention with sinks.
+   Below all scores: nothing ever goes; above all: window attention with sinks.
    reads: nothing more.   state: two floats an entry.   cost: O(n) time; the score stage is asked at every commit.
    defaults: at=0. Preset dms-threshold: knorm, recent=128, at every token; what `at` is right depends on the score and
    the model (-10: keys of norm 10).   ties: none; under a ceiling the lower index.
    departs: nowhere for scores of one entry alone. kvpress removes while decoding only if asked; when=prompt does so.
    test: tests/select.c threshold_* */
 static const kvmem_param kvmem__params_threshold[] = {
-    { "at", 0, -1e30, 1e30, NULL, 0, "lowest score that stays" },
+    { "at", 0, -1000000, 1000000, NULL, 0, "lowest score that stays" },
     KVMEM__END_PARAMS };
 static const kvmem_memory kvmem__memory_threshold = { 2, NULL, NULL, NULL };
 static kvmem_status kvmem__select_threshold(const kvmem_view *v, int g, const float *score, int keep, int sink,
