@@ -113,8 +113,13 @@
      >>score_treekv       mean attention since an entry came
      >>score_compresskv   the heads that find things vote for their layer
      >>score_hack         heads that look at the same keys, and heads whose key moves along
+     >>score_kvzip        what is needed to repeat the context
+     >>score_kvcompose    what a second reading of the context looks at
+     >>score_dapq         what pseudo tokens at the answer's place look at
      >>budget             how many entries may each lane keep?
      >>budget_uniform     every lane the same
+     >>budget_global      one top-k over all lanes
+     >>budget_composite   one top-k over the layers' entries by rank
      >>budget_pyramid     much for the lower layers, little for the upper
      >>budget_heads       retrieval heads keep all, the others sinks and recent entries
      >>budget_headkv      a pool shared out in proportion to head scores
@@ -288,7 +293,7 @@ enum {
                                  and selected before the first is reduced */
     KVMEM_TAKES_CODEC   = 256, /* reduce only: its brackets hold the codec of what it demotes, K/V */
     KVMEM_READS_HIDDEN  = 512, /* per entry: Euclidean norm of the hidden state (kvmem_cache_hidden) */
-    KVMEM_READS_PROBE   = 1024, /* per entry: what probe tokens saw in it (kvmem_cache_probe) */
+    KVMEM_READS_PROBE   = 1024, /* score only: what probe tokens saw of each entry (kvmem_cache_probe) */
     KVMEM_READS_OUTPUT  = 2048, /* what W_O makes of a value (kvmem_cache_output) */
     KVMEM_CHOOSES_COUNT = 4096, /* budget, select: decides itself how many stay, is asked even with budget=all */
     KVMEM_WRITES_BIAS   = 8192, /* reduce only: entries get a number that is added to their logits */
@@ -296,6 +301,11 @@ enum {
     KVMEM_READS_PROFILE = 32768 /* budget, score: v->user is the kvmem_profile of the model: the program's, set
                                    as the choice's user, or one that kvmem_cache_init has read from a file */
 };
+
+/* An entry that declares KVMEM_READS_PROBE says by parameters of these names, 0 if it lacks one, what probe tokens a
+   session runs for it: again=1 the whole prompt once more; chunk=n an instruction to repeat the prompt and each n
+   tokens of it after such an instruction, under a softmax over sinks and that piece; first=a,last=b the first a and the
+   last b tokens of the prompt. take=1: the maximum is collected, 0: the sum. plus=1: hidden norms divide. */
 
 /* The head that every stage entry begins with: what the parser, the printer and `list` need. */
 typedef struct kvmem_entry {
@@ -693,6 +703,26 @@ KVMEM_API kvmem_status kvmem_hack_variance(kvmem_cache *c, float *v);
 KVMEM_API int kvmem_hack_types(const float *v, int n, double alpha, unsigned char *structural);
 /* Fix the types (n_layers * n_kv_heads) until kvmem_cache_clear. Without this the cache finds them itself. */
 KVMEM_API kvmem_status kvmem_hack_set_types(kvmem_cache *c, const unsigned char *structural);
+/* Probes: tokens that are no part of the stream, run through the model on top of a finished prompt to see what
+   they look at. Where the score declares KVMEM_READS_PROBE, commit(KVMEM_PROMPT_END) leaves a prompt above the budget
+   as it is and sets c->awaits. A session goes on by itself; without one, once or more often
+       kvmem_cache_probe(&p, &c, &options);   p (not initialized) reads the entries of c as its own
+       append, attend, commit on p            as often as needed; positions behind those of c, free to choose
+       kvmem_cache_free(&p);                  the probe tokens were never there
+   and then kvmem_cache_reduce(&c). Until that, c takes no tokens and must stay where it is in memory. p draws on
+   the memory of c, and its bytes are counted there. Nothing of c changes but what is collected: for every query
+   head and entry the sum, or the maximum, over the probe queries of the probability P that they give it. */
+typedef struct kvmem_probe {
+    int max;               /* 0: the sum over probe queries; 1: the maximum */
+    int hidden;            /* 1: P is divided by the norm of the query's hidden state (kvmem_cache_hidden on p) */
+    int32_t sink, from, to; /* to > 0: the softmax is over the entries at positions below sink, those in [from, to) and
+                              earlier probe tokens of p, and [from, to) is recorded. to 0: over all, all recorded */
+} kvmem_probe;
+/* options NULL: all 0. On failure p is zeroed and c->error tells why. */
+KVMEM_API kvmem_status kvmem_cache_probe(kvmem_cache *p, kvmem_cache *c, const kvmem_probe *options);
+/* Reduce a prompt that awaits it: score, budget, select, reduce. KVMEM_BAD_STATE if no probe has looked; nothing to do
+   if it does not wait. On failure it waits on. */
+KVMEM_API kvmem_status kvmem_cache_reduce(kvmem_cache *c);
 KVMEM_API void kvmem_cache_bytes(const kvmem_cache *c, kvmem_bytes *out);
 /* Bytes after a prompt of n tokens and more_n decoded ones, counted without allocating anything. */
 KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, int64_t decoded,
@@ -820,6 +850,8 @@ KVMEM_API void kvmem_view_values(const kvmem_view *v, int g, int i0, int n, floa
 KVMEM_API void kvmem_view_acc(const kvmem_view *v, int g, float *out);  /* needs KVMEM_READS_ACC */
 KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out); /* needs KVMEM_READS_LAST */
 KVMEM_API void kvmem_view_hidden(const kvmem_view *v, int g, float *out); /* needs KVMEM_READS_HIDDEN */
+/* What probes saw of the lane that query head h reads: out (n), -1 where none was asked; needs KVMEM_READS_PROBE. */
+KVMEM_API void kvmem_view_probe(const kvmem_view *v, int h, float *out);
 /* Norms of what W_O^h makes of all values of the lane that query head h reads: l1, l2 (n), either may be NULL.
    KVMEM_BAD_STATE if nobody has said how (kvmem_cache_output). */
 KVMEM_API kvmem_status kvmem_view_output(const kvmem_view *v, int h, float *l1, float *l2);
@@ -890,6 +922,12 @@ struct kvmem_cache {
     int hidden;                 /* 1 + the layer whose hidden states kvmem_cache_hidden has seen last */
     kvmem_output_fn output;     /* kvmem_cache_output */
     void *output_user;
+    int awaits;                 /* 1: the prompt has ended and waits for probes and kvmem_cache_reduce */
+    float *seen;                /* (n_layers, n_heads, seen_cap) what probes saw, from the first to the reduction */
+    int seen_cap;
+    struct kvmem_cache *probe_of; /* of a probe: the cache below it, its options, norms (max_block) of hidden states */
+    kvmem_probe probe;
+    float *probe_norm;
     /* observation: ring of the last `ring` queries per layer, before RoPE when the shape has RoPE */
     int ring, ring_n, ring_at;
     float *ring_q;              /* (n_layers, ring, n_heads, head_dim) */
@@ -1208,14 +1246,17 @@ typedef struct kvmem_session {
     void *scratch; size_t scratch_size; /* of the backend's matmul */
     void *block; size_t block_size;
     struct kvmem_direct *direct;  /* of a recipe with reduce=recompute, else NULL */
+    /* of a recipe whose score sends probe tokens: the ids of all tokens fed; the probe that runs now, or NULL */
+    int *ids, n_ids, cap_ids;
+    kvmem_cache *probe;
 } kvmem_session;
 KVMEM_API kvmem_session_config kvmem_session_config_default(void);
 KVMEM_API kvmem_status kvmem_session_init(kvmem_session *s, const kvmem_model *m,
                                           const kvmem_session_config *cfg);
 KVMEM_API void kvmem_session_free(kvmem_session *s);
-/* kvmem_cache_bytes of the session's cache and, for reduce=recompute, of what stands for the rows that
-   left it: checkpoints are counted as meta; the peak is taken whenever a layer attends
-   and has the rows that were made again. */
+/* kvmem_cache_bytes of the session's cache; the token ids that a recipe with probe tokens keeps, as meta; and, for
+   reduce=recompute, of what stands for the rows that left it: checkpoints are counted as meta; the peak is
+   taken whenever a layer attends and has the rows that were made again. */
 KVMEM_API void kvmem_session_bytes(const kvmem_session *s, kvmem_bytes *out);
 /* The turn is over: frees what reduce=recompute(hold=1) keeps until then. Else it does nothing. */
 KVMEM_API void kvmem_session_end_turn(kvmem_session *s);
@@ -1240,7 +1281,8 @@ typedef int (*kvmem_row_fn)(void *user, int index, const float *logits);
    s->logits (n_vocab) afterwards. row (may be NULL) is called for every token in order, at most rows_cap
    rows being held; if it returns non-zero, no further rows are given and feeding ends after the block in
    flight (cache.tokens says how far). On failure the blocks before the failing one stay fed. Contexts
-   longer than the model was trained for are allowed. */
+   longer than the model was trained for are allowed. If the recipe's score sends probe tokens
+   (KVMEM_READS_PROBE) and the prompt passes the budget, they run at the end of the last block, after row. */
 KVMEM_API kvmem_status kvmem_session_feed(kvmem_session *s, const int *ids, int n, kvmem_phase phase,
                                           kvmem_row_fn row, void *user);
 /* Sampling. The order is fixed: repetition penalty, temperature 0 ends here with the highest logit;
@@ -12502,10 +12544,9 @@ static kvmem_status kvmem__add_event(kvmem_cache *c, int64_t pos);
 static kvmem_status kvmem__add_mark(kvmem_cache *c, kvmem_mark mark);
 /* Statistics that come before those of `which` in a page: one float an entry for each flag that is read. */
 static int kvmem__stats_before(unsigned reads, unsigned which) {
-    static const unsigned flags[] = { KVMEM_READS_ACC, KVMEM_READS_LAST, KVMEM_READS_HIDDEN, KVMEM_READS_PROBE,
-                                      KVMEM_WRITES_BIAS };
+    static const unsigned flags[] = { KVMEM_READS_ACC, KVMEM_READS_LAST, KVMEM_READS_HIDDEN, KVMEM_WRITES_BIAS };
     int i, n = 0;
-    for (i = 0; i < 5 && flags[i] != which; i++) n += (reads & flags[i]) != 0;
+    for (i = 0; i < 4 && flags[i] != which; i++) n += (reads & flags[i]) != 0;
     return n;
 }
 /* What the entry of stage score or select remembers, or NULL. */
@@ -13656,10 +13697,21 @@ KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg)
     }
     return st;
 }
+static size_t kvmem__seen_bytes(const kvmem_cache *c) {
+    return (size_t)c->shape.n_layers * (size_t)c->shape.n_heads * (size_t)c->seen_cap * sizeof(float);
+}
+/* Forget what probes saw. */
+static void kvmem__seen_free(kvmem_cache *c) {
+    const kvmem_bytes_part part = kvmem__part(3, c->seen ? kvmem__seen_bytes(c) : 0);
+    kvmem__arena_give(c->arena, c->seen, &part);
+    c->seen = NULL;
+    c->awaits = c->seen_cap = 0;
+}
 KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
     int i;
     kvmem_bytes_part part;
     if (!c || !c->arena) return;
+    kvmem__seen_free(c);
     if (c->trace && c->lane) kvmem__tell_all(c, KVMEM_FATE_DROPPED);
     for (i = 0; c->lane && i < c->n_lanes; i++) kvmem__lane_cut(c, &c->lane[i], 0);
     part = kvmem__part(2, (size_t)c->cap_events * sizeof *c->event);
@@ -13690,20 +13742,19 @@ KVMEM_API void kvmem_cache_free(kvmem_cache *c) {
         kvmem__arena_give(c->arena, c->ring_q, &part);
         part = kvmem__part(3, kvmem__state_bytes(c));
         kvmem__arena_give(c->arena, c->state, &part);
+        part = kvmem__part(4, (size_t)c->max_block * sizeof(float));
+        kvmem__arena_give(c->arena, c->probe_norm, &part);
         part = kvmem__part(2, c->block_size);
         kvmem__arena_give(c->arena, c->block, &part);
         if (--c->arena->refs == 0) kvmem__arena_free(c->arena);
     }
     memset(c, 0, sizeof *c);
 }
-KVMEM_API kvmem_status kvmem_cache_copy(kvmem_cache *dst, const kvmem_cache *src) {
+/* dst shares the pages of src. probe: of its rows alone, without what is remembered beside them. */
+static kvmem_status kvmem__copy(kvmem_cache *dst, const kvmem_cache *src, int probe) {
     kvmem_status st;
     kvmem_error e;
     int i, j;
-    if (!src || !src->arena) {
-        memset(dst, 0, sizeof *dst);
-        return kvmem__fail(&dst->error, KVMEM_BAD_ARGUMENT, "kvmem_cache_copy: the source is not initialized");
-    }
     *dst = *src;
     dst->trace = NULL;
     dst->trace_user = NULL;
@@ -13719,19 +13770,25 @@ KVMEM_API kvmem_status kvmem_cache_copy(kvmem_cache *dst, const kvmem_cache *src
     dst->mark = NULL;
     dst->n_marks = dst->cap_marks = 0;
     dst->state = NULL;
+    dst->seen = dst->probe_norm = NULL;
+    dst->seen_cap = dst->hidden = 0;
+    if (probe) dst->ring = dst->ring_n = dst->ring_at = dst->lane_floats[0] = dst->lane_floats[1] = dst->awaits = 0;
     st = src->block_n ? kvmem__fail(&dst->error, KVMEM_BAD_STATE, "kvmem_cache_copy in the middle of a block")
-                      : kvmem__take_fixed(dst, &src->shape, kvmem__ring_bytes(src));
+       : src->probe_of ? kvmem__fail(&dst->error, KVMEM_BAD_STATE, "kvmem_cache_copy of a probe")
+                       : kvmem__take_fixed(dst, &src->shape, kvmem__ring_bytes(dst));
     if (st == KVMEM_OK && dst->ring) {
         memcpy(dst->ring_q, src->ring_q, kvmem__ring_bytes(src));
         memcpy(dst->ring_pos, src->ring_pos, (size_t)src->ring * sizeof *src->ring_pos);
     }
-    if (st == KVMEM_OK && src->state) memcpy(dst->state, src->state, kvmem__state_bytes(src));
-    for (i = 0; st == KVMEM_OK && i < src->n_events; i++) st = kvmem__add_event(dst, src->event[i]);
-    for (i = 0; st == KVMEM_OK && i < src->n_marks; i++) st = kvmem__add_mark(dst, src->mark[i]);
+    if (st == KVMEM_OK && dst->state) memcpy(dst->state, src->state, kvmem__state_bytes(src));
+    for (i = 0; st == KVMEM_OK && i < src->n_events && !probe; i++) st = kvmem__add_event(dst, src->event[i]);
+    for (i = 0; st == KVMEM_OK && i < src->n_marks && !probe; i++) st = kvmem__add_mark(dst, src->mark[i]);
     for (i = 0; st == KVMEM_OK && i < src->n_lanes; i++) {
         kvmem_lane *to = &dst->lane[i];
         const kvmem_lane *from = &src->lane[i];
-        st = kvmem__lane_lessons(dst, to, from);
+        if (probe) memcpy(to->use, from->use, sizeof to->use);
+        else st = kvmem__lane_lessons(dst, to, from);
+        to->low = from->low;
         if (!from->n_pages || st != KVMEM_OK) continue;
         st = kvmem__lane_table(dst, to, from->n_pages);
         for (j = 0; st == KVMEM_OK && j < from->n_pages; j++) {
@@ -13748,6 +13805,14 @@ KVMEM_API kvmem_status kvmem_cache_copy(kvmem_cache *dst, const kvmem_cache *src
         dst->error = e;
     }
     return st;
+}
+
+KVMEM_API kvmem_status kvmem_cache_copy(kvmem_cache *dst, const kvmem_cache *src) {
+    if (!src || !src->arena) {
+        memset(dst, 0, sizeof *dst);
+        return kvmem__fail(&dst->error, KVMEM_BAD_ARGUMENT, "kvmem_cache_copy: the source is not initialized");
+    }
+    return kvmem__copy(dst, src, 0);
 }
 
 /* --- settling: fresh rows get their codec, a page at a time --- */
@@ -14165,6 +14230,9 @@ KVMEM_API kvmem_status kvmem_cache_append(kvmem_cache *c, int layer, int n, cons
     if (c->layer_state[layer])
         return kvmem__fail(&c->error, KVMEM_BAD_STATE,
                            "append: layer %d has its rows of this block; commit first", layer);
+    if (c->awaits)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "append: the prompt waits for probe tokens (kvmem_cache_probe) "
+                           "and then for kvmem_cache_reduce");
     KVMEM__TRY(kvmem__block_begin(c, n, pos));
     KVMEM__TRY(kvmem__check_finite(c, k, n, G, "k", layer));
     KVMEM__TRY(kvmem__check_finite(c, v, n, G, "v", layer));
@@ -14235,6 +14303,7 @@ KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens) {
         c->ring_at = (c->ring_at + c->ring - 1) % c->ring;
         c->ring_n--;
     }
+    if (n < c->next_pos) kvmem__seen_free(c); /* a prompt that was cut has not ended */
     memset(c->layer_state, 0, (size_t)c->shape.n_layers); /* a block in flight is forgotten */
     c->block_n = c->hidden = 0;
     if (c->next_pos > n) c->next_pos = n;
@@ -15283,6 +15352,142 @@ static kvmem_status kvmem__memory_watch(kvmem_cache *c, int layer, int n, const 
     }
     return KVMEM_OK;
 }
+
+/* --- probes: a cache on top of another, whose queries are watched ---
+   p shares the pages of c, so that the rows of its tokens lie in pages of its own, behind entries 0 .. n0 - 1 of
+   each lane, which are those of c. For query i of head h, with S_i what the options let it see,
+       P[h][i][t] = e^(s_it - lse_i),   lse_i over S_i,   divided by |x_i| if options.hidden
+       seen[h][t] = sum or maximum over i.
+   Each lane is looked at by one thread, queries in order: any number of threads gives the same bits. */
+KVMEM_API kvmem_status kvmem_cache_probe(kvmem_cache *p, kvmem_cache *c, const kvmem_probe *options) {
+    const kvmem_probe none = { 0, 0, 0, 0, 0 }, *o = options ? options : &none;
+    kvmem_bytes_part part;
+    kvmem_status st;
+    int i, over;
+    memset(p, 0, sizeof *p);
+    KVMEM__TRY(kvmem__check_layer(c, 0, "probe"));
+    if (!c->awaits)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "probe: no prompt waits for one: recipe and budget decide");
+    if (o->from < 0 || o->sink < 0 || o->to < 0 || (o->to && o->from >= o->to))
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "probe: sink %d and entries from %d to %d", (int)o->sink,
+                           (int)o->from, (int)o->to);
+    if (!c->seen) {
+        for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++)
+            c->seen_cap = KVMEM__MAX(c->seen_cap, c->lane[i].n);
+        part = kvmem__part(3, kvmem__seen_bytes(c));
+        c->seen = (float *)kvmem__arena_take(c->arena, &part, &over);
+        if (!c->seen) return kvmem__no_room(c, over, part.total, "what probe tokens see");
+        for (i = 0; (size_t)i < part.total / sizeof(float); i++) c->seen[i] = -1;
+    }
+    st = kvmem__copy(p, c, 1);
+    if (st == KVMEM_OK && o->hidden) {
+        part = kvmem__part(4, (size_t)p->max_block * sizeof(float));
+        p->probe_norm = (float *)kvmem__arena_take(p->arena, &part, &over);
+        if (!p->probe_norm) st = kvmem__no_room(p, over, part.total, "norms of a probe");
+    }
+    if (st != KVMEM_OK) {
+        c->error = p->error;
+        kvmem_cache_free(p);
+        return st;
+    }
+    p->probe_of = c;
+    p->probe = *o;
+    return KVMEM_OK;
+}
+/* Entries [a, b) of the lane as the query q (r, d) sees them. seen NULL: their e^(s - m) are added to w->l, with w->m
+   the largest logit so far. Else their probabilities e^(s - lse[j]) times f go to seen (r, cap). */
+static void kvmem__probe_pages(kvmem__worker *w, const kvmem_cache *p, int layer, const kvmem_lane *ln, int a, int b,
+                               const float *q, int t, int n, const float *lse, float f, float *seen) {
+    const int P = p->recipe.page, r = p->shape.n_heads / p->shape.n_kv_heads, cap = p->probe_of->seen_cap;
+    int i, j, x;
+    for (i = a < b ? kvmem__page_at(ln, a) : 0; a < b && i < ln->n_pages && kvmem__page_first(ln, i) < b; i++) {
+        const int first = kvmem__page_first(ln, i);
+        const int t0 = KVMEM__MAX(a - first, 0), t1 = KVMEM__MIN(b, ln->end[i]) - first;
+        kvmem__page_logits(w, p, layer, ln, i, t0, t1, q, ln->n - n + t, p->block_pos[t]);
+        for (j = 0; j < r; j++) {
+            float *s = w->s + j * P;
+            if (!seen) {
+                const float m = p->backend->max(s + t0, t1 - t0);
+                if (m > w->m[j]) {
+                    w->l[j] *= kvmem__expf(w->m[j] - m);
+                    w->m[j] = m;
+                }
+                w->l[j] += p->backend->exp_sum(s + t0, s + t0, w->m[j], t1 - t0);
+                continue;
+            }
+            p->backend->exp_sum(s + t0, s + t0, lse[j], t1 - t0);
+            for (x = t0; x < t1; x++) {
+                float *y = seen + j * cap + first + x;
+                const float v = f * s[x];
+                if (!p->probe.max) *y += v;
+                else if (v > *y) *y = v;
+            }
+        }
+    }
+}
+/* Query t of a block of n for KV head g. */
+static void kvmem__probe_one(kvmem__worker *w, const kvmem_cache *p, int layer, int g, int t, int n, const float *q,
+                             const float *lse) {
+    const kvmem_lane *ln = kvmem__lane_at(p, layer, g);
+    const kvmem_probe *o = &p->probe;
+    const int r = p->shape.n_heads / p->shape.n_kv_heads, n0 = kvmem__lane_at(p->probe_of, layer, g)->n;
+    float *seen = p->probe_of->seen +
+                  ((size_t)layer * (size_t)p->shape.n_heads + (size_t)(g * r)) * (size_t)p->probe_of->seen_cap;
+    const float norm = p->probe_norm ? p->probe_norm[t] : 1;
+    int from = 0, to = n0, sink = 0, a, b, j;
+    if (o->to) {
+        from = KVMEM__MIN(kvmem__lane_find(ln, o->from), n0);
+        to = KVMEM__MIN(kvmem__lane_find(ln, o->to), n0);
+        sink = KVMEM__MIN(kvmem__lane_find(ln, o->sink), from);
+    }
+    for (j = 0; j < r; j++) { /* these are asked, also what a window hides */
+        float *y = seen + (size_t)j * (size_t)p->probe_of->seen_cap;
+        for (a = from; a < to; a++) y[a] = KVMEM__MAX(y[a], 0.0f);
+    }
+    kvmem__visible(p, layer, ln, ln->n - n + t, p->block_pos[t], &a, &b);
+    w->kc = NULL;
+    if (o->to) { /* the softmax over what the options let it see */
+        for (j = 0; j < r; j++) { w->m[j] = -INFINITY; w->l[j] = 0; }
+        kvmem__probe_pages(w, p, layer, ln, a, KVMEM__MIN(sink, b), q, t, n, NULL, 0, NULL);
+        kvmem__probe_pages(w, p, layer, ln, KVMEM__MAX(a, from), KVMEM__MIN(to, b), q, t, n, NULL, 0, NULL);
+        kvmem__probe_pages(w, p, layer, ln, KVMEM__MAX(a, n0), b, q, t, n, NULL, 0, NULL);
+        for (j = 0; j < r; j++) w->m[j] += logf(w->l[j]); /* it sees itself: l > 0 */
+        lse = w->m;
+    }
+    kvmem__probe_pages(w, p, layer, ln, KVMEM__MAX(a, from), KVMEM__MIN(to, b), q, t, n, lse,
+                       norm > 0 ? 1.0f / norm : 0.0f, seen);
+}
+static kvmem_status kvmem__probe_look(kvmem_cache *p, int layer, int n, const float *q, const float *lse) {
+    const int G = p->shape.n_kv_heads, H = p->shape.n_heads, d = p->shape.head_dim, r = H / G;
+    int g, t, workers;
+    float *f;
+    if (!p->probe_of->seen)
+        return kvmem__fail(&p->error, KVMEM_BAD_STATE, "attend: the cache below this probe does not wait any more");
+    KVMEM__TRY(kvmem__workers(p, 0, KVMEM__MIN(kvmem__threads_for(p->threads, (double)n * H * d *
+                              kvmem__lane_at(p, layer, 0)->n), G), &workers));
+    f = (float *)p->scratch;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(workers) private(t)
+#endif
+    {
+        kvmem__worker w;
+        int id = 0;
+#ifdef _OPENMP
+        id = omp_get_thread_num();
+#endif
+        kvmem__worker_init(&w, p, f + (size_t)id * (p->worker_bytes / sizeof(float)));
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+        for (g = 0; g < G; g++)
+            for (t = 0; t < n; t++) {
+                const size_t row = (size_t)t * (size_t)H + (size_t)(g * r);
+                kvmem__probe_one(&w, p, layer, g, t, n, q + row * (size_t)d, lse + row);
+            }
+    }
+    return KVMEM_OK;
+}
+
 KVMEM_API kvmem_status kvmem_cache_hidden(kvmem_cache *c, int layer, int n, const float *x, int width) {
     int t, g, i;
     KVMEM__TRY(kvmem__check_layer(c, layer, "hidden"));
@@ -15291,13 +15496,14 @@ KVMEM_API kvmem_status kvmem_cache_hidden(kvmem_cache *c, int layer, int n, cons
     if (c->layer_state[layer] != 1 || n != c->block_n)
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "hidden: layer %d, %d tokens: call it between append and attend "
                            "of these tokens", layer, n);
-    for (t = 0; t < n && (c->reads & KVMEM_READS_HIDDEN); t++, x += width) {
+    for (t = 0; t < n && (c->probe_norm || (c->reads & KVMEM_READS_HIDDEN)); t++, x += width) {
         double sum = 0;
         for (i = 0; i < width; i++) sum += (double)x[i] * (double)x[i];
         if (!(sum <= DBL_MAX))
             return kvmem__fail(&c->error, KVMEM_BAD_VALUE, "hidden: token %d of the block is not finite in layer %d", t,
                                layer);
-        for (g = 0; g < c->shape.n_kv_heads; g++) { /* append has made these pages the cache's own */
+        if (c->probe_norm) c->probe_norm[t] = (float)sqrt(sum);
+        for (g = 0; g < c->shape.n_kv_heads && !c->probe_of; g++) { /* append has made these pages the cache's own */
             const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
             *kvmem__stat_at(c, ln, KVMEM_READS_HIDDEN, ln->n - n + t) = (float)sqrt(sum);
         }
@@ -15316,25 +15522,26 @@ KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, cons
     if (c->layer_state[layer] != 1 || n != c->block_n)
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "attend: layer %d, %d tokens: append these tokens first, then "
                            "attend once", layer, n);
-    if ((c->reads & KVMEM_READS_HIDDEN) && c->hidden != 1 + layer)
+    if ((c->probe_of ? c->probe_norm != NULL : (c->reads & KVMEM_READS_HIDDEN) != 0) && c->hidden != 1 + layer)
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "attend: the recipe reads hidden states: call "
                            "kvmem_cache_hidden for layer %d between append and attend", layer);
     KVMEM__TRY(kvmem__check_finite(c, q, n, c->shape.n_heads, "q", layer));
-    if (c->reads & (KVMEM_READS_ACC | KVMEM_READS_LAST)) {
+    if ((c->reads & (KVMEM_READS_ACC | KVMEM_READS_LAST)) || c->probe_of) {
         const kvmem_bytes_part part = kvmem__part(4, (size_t)n * (size_t)c->shape.n_heads * sizeof(float));
         kvmem_status st;
         int over;
         lse = (float *)kvmem__arena_take(c->arena, &part, &over);
         if (!lse) return kvmem__no_room(c, over, part.total, "the observation of attention");
         st = c->backend->attend(c, layer, n, q, out, lse);
-        if (st == KVMEM_OK) st = c->backend->observe(c, layer, n, q, lse);
+        if (st == KVMEM_OK)
+            st = c->probe_of ? kvmem__probe_look(c, layer, n, q, lse) : c->backend->observe(c, layer, n, q, lse);
         kvmem__arena_give(c->arena, lse, &part);
         KVMEM__TRY(st);
     } else
         KVMEM__TRY(c->backend->attend(c, layer, n, q, out, NULL));
     if (c->ring) kvmem__ring_push(c, layer, n, q);
-    KVMEM__TRY(kvmem__watch(c, layer, n, q));
-    KVMEM__TRY(kvmem__memory_watch(c, layer, n, q));
+    if (!c->probe_of) KVMEM__TRY(kvmem__watch(c, layer, n, q));
+    if (!c->probe_of) KVMEM__TRY(kvmem__memory_watch(c, layer, n, q));
     c->layer_state[layer] = 2;
     c->hidden = 0;
     return KVMEM_OK;
@@ -15401,6 +15608,13 @@ KVMEM_API void kvmem_view_last(const kvmem_view *v, int g, float *out) {
 }
 KVMEM_API void kvmem_view_hidden(const kvmem_view *v, int g, float *out) {
     kvmem__view_stat(v, g, KVMEM_READS_HIDDEN, out);
+}
+KVMEM_API void kvmem_view_probe(const kvmem_view *v, int h, float *out) {
+    const kvmem_cache *c = v->cache;
+    const int n = kvmem_view_count(v, h / (c->shape.n_heads / c->shape.n_kv_heads));
+    const float *seen = c->seen + ((size_t)v->layer * (size_t)c->shape.n_heads + (size_t)h) * (size_t)c->seen_cap;
+    int t;
+    for (t = 0; t < n; t++) out[t] = c->seen ? seen[t] : -1;
 }
 #define KVMEM__OUTPUT_ROWS 256 /* values that are shown to kvmem_output_fn at once */
 KVMEM_API kvmem_status kvmem_view_output(const kvmem_view *v, int h, float *l1, float *l2) {
@@ -15881,6 +16095,137 @@ static kvmem_status kvmem__score_snapkv(const kvmem_view *v, int g, float *score
     return KVMEM_OK;
 }
 
+/* ==== >>score_kvzip : what is needed to repeat the context. stage: score; end of prefill ====
+   Kim et al. KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction. 2025. arXiv 2505.23416.
+   Code: NVIDIA/kvpress kvzip_press.py (KVzipPress.score_kvzip, prepare).
+   After the prompt the model is asked to repeat it: for every piece of `chunk` tokens [a, b) the probe tokens are
+   an instruction, from the second piece on the 8 tokens before a, a newline, and the piece itself, at positions
+   n, n + 1, ... . Query i of head h may see the sinks, the piece, and earlier probe tokens:
+       A[h][i][t] = softmax over these of q_i . k_t / sqrt d,   s[t] = max_{h in the group} max_i A[h][i][t]
+   plus=1 (KVzip+): A[h][i][t] |W_O^h v_t|_2 / |x_i|_2 in place of A, x_i the state that enters attention.
+   What no probe asked for (sinks before the first piece, the question if kvmem_cache_mark told where it begins)
+   scores infinity: it stays. Plain scores lie in [0, 1].
+   reads: PROBE; OUTPUT if plus=1.   state: H floats an entry while probing.   cost: two to three times the prefill.
+   defaults: chunk=2048 take=max plus=0.   preset: budget=global, sink=4 as in the code.   ties: lower index.
+   departs: budgets count entries a lane, so of L G n entries L G floor(n share) stay (code: one floor for all).
+   test: tests/probe.c kvzip_* */
+static const kvmem_param kvmem__params_kvzip[] = {
+    { "chunk", 2048, 1, 1000000, NULL, 1, "tokens of a piece that is repeated" },
+    { "take", 1, 0, 1, "sum|max", 1, "over the probe queries" },
+    { "plus", 0, 0, 1, NULL, 1, "1: KVzip+, weighted by output and hidden norms" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__score_kvzip(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g), r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
+    const int plus = v->par[2] > 0;
+    float *x = kvmem__view_scratch(v, (size_t)n), *norm = x ? kvmem__view_scratch(v, (size_t)n) : NULL;
+    int j, t;
+    if (!norm) return v->cache->error.status;
+    for (t = 0; t < n; t++) score[t] = 0;
+    for (j = 0; j < r; j++) {
+        kvmem_view_probe(v, g * r + j, x);
+        if (plus) KVMEM__TRY(kvmem_view_output(v, g * r + j, NULL, norm));
+        for (t = 0; t < n; t++) {
+            const float y = x[t] < 0 ? INFINITY : plus ? x[t] * norm[t] : x[t];
+            if (y > score[t]) score[t] = y;
+        }
+    }
+    return KVMEM_OK;
+}
+
+/* ==== >>score_kvcompose : what a second reading of the context looks at. stage: score; end of prefill ====
+   Akulov et al. KVCompose: Efficient Structured KV Cache Compression with Composite Tokens. 2025. arXiv 2509.05165.
+   Code: NVIDIA/kvpress kvcompose_press.py (KVComposePress.compute_scores, enhance_scores).
+   The context is fed once more, as probe tokens on top of its own cache; with i over their queries
+       a[h][t] = max_i P[h][i][t],   b[g][t] = mean over the group of a[h][t],   b[g][t] *= |v_t| if norm=1,
+       s[g][t] = b[g][t] + mean over KV heads g' of b[g'][t]   (mean=1)
+   reads: PROBE, LANES, VALUES if norm=1.   state: H floats an entry while probing.   cost: a second prefill over
+   twice the cache, and its rows until it ends.   defaults: take=max norm=0 mean=1 (code).   ties: lower index.
+   departs: take=sum is the code's mean, up to a constant factor. Lanes of a layer that hold other entries (after an
+   earlier reduction) do not enter each other's mean.                        test: tests/probe.c kvcompose_* */
+static const kvmem_param kvmem__params_kvcompose[] = {
+    { "again", 1, 1, 1, NULL, 1, "the whole context is fed so many times more" },
+    { "take", 1, 0, 1, "sum|max", 1, "over the probe queries" },
+    { "norm", 0, 0, 1, NULL, 1, "1: times the norm of the value" },
+    { "mean", 1, 0, 1, NULL, 1, "1: the mean over the layer's KV heads is added" },
+    KVMEM__END_PARAMS };
+/* b[g]: out (n). */
+static kvmem_status kvmem__kvcompose_lane(const kvmem_view *v, int g, float *out) {
+    const int n = kvmem_view_count(v, g), d = v->cache->shape.head_dim, rows = 32;
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
+    float *x = kvmem__view_scratch(v, (size_t)n + (size_t)rows * (size_t)d), *val;
+    int j, t, i;
+    if (!x) return v->cache->error.status;
+    val = x + n;
+    for (t = 0; t < n; t++) out[t] = 0;
+    for (j = 0; j < r; j++) {
+        kvmem_view_probe(v, g * r + j, x);
+        for (t = 0; t < n; t++) out[t] += KVMEM__MAX(x[t], 0.0f) / (float)r;
+    }
+    for (t = 0; t < n && v->par[2] > 0; t += rows) {
+        kvmem_view_values(v, g, t, KVMEM__MIN(rows, n - t), val);
+        for (i = 0; i < rows && t + i < n; i++)
+            out[t + i] *= sqrtf(kvmem__dot_plain(val + (size_t)i * (size_t)d, val + (size_t)i * (size_t)d, d));
+    }
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__score_kvcompose(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g), G = v->cache->shape.n_kv_heads;
+    const size_t un = (size_t)n;
+    float *b, *sum;
+    int32_t *pos, *other;
+    int g2, t, voters = 0;
+    KVMEM__TRY(kvmem__kvcompose_lane(v, g, score));
+    if (!(v->par[3] > 0)) return KVMEM_OK;
+    b = kvmem__view_scratch(v, 4 * un);
+    if (!b) return v->cache->error.status;
+    sum = b + un;
+    pos = (int32_t *)(void *)(sum + un);
+    other = pos + un;
+    kvmem_view_positions(v, g, pos);
+    for (t = 0; t < n; t++) sum[t] = 0;
+    for (g2 = 0; g2 < G; g2++) {
+        if (kvmem_view_count(v, g2) != n) continue;
+        kvmem_view_positions(v, g2, other);
+        if (memcmp(pos, other, un * sizeof *pos)) continue;
+        KVMEM__TRY(kvmem__kvcompose_lane(v, g2, b));
+        for (t = 0; t < n; t++) sum[t] += b[t];
+        voters++;
+    }
+    for (t = 0; t < n; t++) score[t] += sum[t] / (float)voters;
+    return KVMEM_OK;
+}
+
+/* ==== >>score_dapq : what pseudo tokens at the answer's place look at. stage: score; end of prefill ====
+   Tian et al. Where Matters More Than What: Decoding-aligned KV Cache Compression via Position-aware Pseudo
+   Queries. 2026. arXiv 2603.11564.   Code: none found; steps 1 and 3 as two re-implementations have them.
+   What the answer will ask is unknown, where it will stand is known, and the place forms a query more than the word:
+     1. pseudo tokens: the first `first` and the last `last` tokens of the prompt, N together (a prompt that is
+        shorter is taken from its front and its end all the same);
+     2. they run at positions n, ..., n + N - 1 on top of the prompt, causal among themselves, as probe tokens;
+     3. s[t] = mean over the group of sum_i P[h][i][t], over prompt and visible pseudo tokens; pool_k(s).
+   reads: PROBE.   state: H floats an entry while probing.   cost: a forward pass of N tokens.
+   defaults: first=4 last=28 (second-hand) kernel=1.   preset: recent=1, so that the answer has a token to follow.
+   ties: lower index.   departs: masking, keep_last and pooling are ours.     test: tests/probe.c dapq_* */
+static const kvmem_param kvmem__params_dapq[] = {
+    { "first", 4, 0, 4096, NULL, 1, "pseudo tokens from the front of the prompt" },
+    { "last", 28, 0, 4096, NULL, 1, "pseudo tokens from its end" },
+    { "kernel", 1, 1, 255, NULL, 2, "entries that one pooled score covers" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__score_dapq(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g), r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
+    float *x = kvmem__view_scratch(v, (size_t)n), *sum = x ? kvmem__view_scratch(v, (size_t)n) : NULL;
+    int j, t;
+    if (!sum) return v->cache->error.status;
+    for (t = 0; t < n; t++) sum[t] = 0;
+    for (j = 0; j < r; j++) {
+        kvmem_view_probe(v, g * r + j, x);
+        for (t = 0; t < n; t++) sum[t] += KVMEM__MAX(x[t], 0.0f) / (float)r;
+    }
+    kvmem__pool(score, sum, n, (int)v->par[2], 0);
+    return KVMEM_OK;
+}
+
 /* ==== >>score_zipcache : the mean attention of those that could see an entry. stage: score ====
    He et al. ZipCache: Accurate and Efficient KV Cache Quantization with Salient Token Identification. 2024.
    arXiv 2405.14256.   Code: ThisisBillhe/ZipCache zipcache/models/modeling_llama.py (MyLlamaAttention.forward).
@@ -16278,6 +16623,12 @@ static const kvmem_score_entry kvmem__scores[] = {
         kvmem__params_snapkv, KVMEM_READS_QUERIES }, kvmem__score_snapkv, NULL },
     { { "zipcache", "attention of the last queries over the number of queries that could see the entry",
         "He 2024, arXiv 2405.14256", kvmem__params_zipcache, KVMEM_READS_QUERIES }, kvmem__score_zipcache, NULL },
+    { { "kvzip", "what is needed to repeat the context", "Kim 2025, arXiv 2505.23416", kvmem__params_kvzip,
+        KVMEM_READS_PROBE }, kvmem__score_kvzip, NULL },
+    { { "kvcompose", "what a second reading of the context looks at", "Akulov 2025, arXiv 2509.05165",
+        kvmem__params_kvcompose, KVMEM_READS_PROBE | KVMEM_READS_LANES }, kvmem__score_kvcompose, NULL },
+    { { "dapq", "what pseudo tokens at the answer's positions look at", "Tian 2026, arXiv 2603.11564",
+        kvmem__params_dapq, KVMEM_READS_PROBE }, kvmem__score_dapq, NULL },
     { { "lazyeviction", "pause since an entry was last looked at, against its longest so far",
         "Zhang 2025, arXiv 2506.15969", kvmem__params_lazyeviction, KVMEM_READS_LAST }, kvmem__score_lazyeviction,
       &kvmem__memory_lazyeviction },
@@ -16311,6 +16662,100 @@ static kvmem_status kvmem__budget_uniform(const kvmem_view *v, int mean, const i
 /* Sinks and recent entries that are set apart in a lane that keeps `keep` entries. Section commit. */
 static void kvmem__protect(const kvmem_recipe *r, int keep, int *sink, int *recent);
 static int kvmem__keep_cap(const kvmem_cache *c);
+
+/* ==== >>budget_global : one top-k over all lanes. stage: budget ====
+   KVzip, non-uniform head budgets.   Code: NVIDIA/kvpress kvzip_press.py (KVzipPress.compress_post).
+   Of the scores of all L G lanes the best L G mean stay, so a lane gets what its entries are worth: keep[l][g] =
+   how many of these lie in it. Sinks and recent entries of every lane stay first and count; a lane without them
+   keeps its best entry. layerwise=1: the best G mean of each layer.
+   reads: SCORES of all LAYERS.   cost: 33 passes over the scores, 3 L G ints.   ties: lower lane.
+   departs: the code may leave a head without an entry.                       test: tests/probe.c global_* */
+static const kvmem_param kvmem__params_global[] = {
+    { "layerwise", 0, 0, 1, NULL, 1, "1: every layer has the same, its heads share it" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__budget_global(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                         int *keep) {
+    const int G = v->cache->shape.n_kv_heads, lanes = v->cache->shape.n_layers * G, part = v->par[0] > 0 ? G : lanes;
+    int *from = (int *)(void *)kvmem__view_scratch(v, 3 * (size_t)lanes), *to, *lo, sink, recent, i, a;
+    if (!from) return v->cache->error.status;
+    to = from + lanes;
+    lo = to + lanes;
+    kvmem__protect(&v->cache->recipe, mean, &sink, &recent);
+    for (i = 0; i < lanes; i++) {
+        from[i] = KVMEM__MIN(sink, n[i]);
+        to[i] = KVMEM__MAX(from[i], n[i] - recent);
+        lo[i] = sink + recent == 0;
+    }
+    for (a = 0; a < lanes; a += part) {
+        int64_t k = (int64_t)part * mean;
+        for (i = a; i < a + part; i++) k -= n[i] - (to[i] - from[i]);
+        kvmem__global_top(score + a, from + a, to + a, lo + a, part, k, keep + a);
+        for (i = a; i < a + part; i++) keep[i] += n[i] - (to[i] - from[i]);
+    }
+    return KVMEM_OK;
+}
+
+/* ==== >>budget_composite : one top-k over the layers' entries by rank. stage: budget ====
+   KVCompose.   Code: NVIDIA/kvpress kvcompose_press.py (compute_composite_scores, compute_important_per_layer).
+   The heads of a layer keep different entries but the same number of them, so that a layer stays a rectangle: a
+   composite token is made of the entries of equal rank. With c[l][g] the scores of a lane in falling order,
+       C[l][k] = mean_g c[l][g][k],   C[0][k] = max_l C[l][k],
+   of all C the best L mean stay; k_l of them lie in layer l, and each of its heads keeps its k_l best entries.
+   C falls with k, so these are the first k_l ranks, and k_0 is the largest. structured=0: as budget=global, every
+   head its own number. A lane that is shorter than its neighbours repeats its last score.
+   reads: SCORES of all LAYERS.   cost: sorting, O(L G n log n); (L + 1) n floats.   ties: lower layer.
+   departs: a layer keeps at least one entry and what is protected.           test: tests/probe.c composite_* */
+static const kvmem_param kvmem__params_composite[] = {
+    { "structured", 1, 0, 1, NULL, 1, "1: the heads of a layer keep equally many; 0: one top-k over all lanes" },
+    KVMEM__END_PARAMS };
+/* C[l]: out (width) of the G lanes at n and score; x (width) is scratch. */
+static void kvmem__composite_row(float *out, float *x, const int *n, const float *const *score, int G, int width) {
+    int g, t;
+    for (t = 0; t < width; t++) out[t] = 0;
+    for (g = 0; g < G; g++) {
+        if (n[g] < 1) continue;
+        memcpy(x, score[g], (size_t)n[g] * sizeof *x);
+        kvmem__sort_floats(x, NULL, n[g]);
+        for (t = 0; t < width; t++) out[t] += x[KVMEM__MAX(n[g] - 1 - t, 0)] / (float)G;
+    }
+}
+static kvmem_status kvmem__budget_composite(const kvmem_view *v, int mean, const int *n, const float *const *score,
+                                            int *keep) {
+    const int G = v->cache->shape.n_kv_heads, L = v->cache->shape.n_layers;
+    int *from, *to, *lo, *count, sink, recent, l, t, i, width = 0;
+    const float **row;
+    float *c;
+    if (!(v->par[0] > 0)) {
+        kvmem_view all = *v;
+        const double none = 0;
+        all.par = &none;
+        return kvmem__budget_global(&all, mean, n, score, keep);
+    }
+    for (i = 0; i < L * G; i++) width = KVMEM__MAX(width, n[i]);
+    from = (int *)(void *)kvmem__view_scratch(v, 4 * (size_t)L);
+    row = from ? (const float **)(void *)kvmem__view_scratch(v, (size_t)L * (sizeof *row / sizeof(float))) : NULL;
+    c = row ? kvmem__view_scratch(v, (size_t)(L + 1) * (size_t)width) : NULL;
+    if (!c) return v->cache->error.status;
+    to = from + L;
+    lo = to + L;
+    count = lo + L;
+    kvmem__protect(&v->cache->recipe, mean, &sink, &recent);
+    for (l = 0; l < L; l++) {
+        float *out = c + (size_t)l * (size_t)width;
+        row[l] = out;
+        from[l] = to[l] = 0;
+        for (i = 0; i < G; i++) to[l] = KVMEM__MAX(to[l], n[l * G + i]);
+        lo[l] = KVMEM__MAX(sink + recent, 1);
+        kvmem__composite_row(out, c + (size_t)L * (size_t)width, n + l * G, score + l * G, G, to[l]);
+        for (t = 0; t < to[l]; t++) {
+            if (out[t] != out[t]) out[t] = -INFINITY;
+            if (l && t < to[0] && out[t] > c[t]) c[t] = out[t];
+        }
+    }
+    kvmem__global_top(row, from, to, lo, L, (int64_t)L * mean, count);
+    for (i = 0; i < L * G; i++) keep[i] = KVMEM__MIN(count[i / G], n[i]);
+    return KVMEM_OK;
+}
 
 /* Layer l's share of the pyramid: k_l entries besides the protected ones, for B such entries in the mean,
    m = n - w candidates and L layers. exact = 0: the code's floored step. exact = 1: the real ramp from mx
@@ -17074,6 +17519,10 @@ static const kvmem_budget_entry kvmem__budgets[] = {
     { { "uniform", "every lane the same number", "-", NULL, 0 }, kvmem__budget_uniform },
     { { "pyramid", "falls linearly from the first layer to the last", "Cai 2024, arXiv 2406.02069",
         kvmem__params_pyramid, 0 }, kvmem__budget_pyramid },
+    { { "global", "one top-k over all lanes", "Kim 2025, arXiv 2505.23416", kvmem__params_global,
+        KVMEM_READS_SCORES | KVMEM_READS_LAYERS }, kvmem__budget_global },
+    { { "composite", "one top-k over the layers' entries by rank", "Akulov 2025, arXiv 2509.05165",
+        kvmem__params_composite, KVMEM_READS_SCORES | KVMEM_READS_LAYERS }, kvmem__budget_composite },
     { { "heads", "retrieval heads keep all, the others sinks and recent entries", "Xiao 2024, arXiv 2410.10819",
         kvmem__params_heads, KVMEM_READS_PROFILE | KVMEM_CHOOSES_COUNT }, kvmem__budget_heads },
     { { "headkv", "a pool shared out in proportion to head scores", "Fu 2024, arXiv 2410.19258",
@@ -17942,6 +18391,7 @@ static int64_t kvmem__since(const kvmem_recipe *r, kvmem_phase phase, int due, i
 static int kvmem__reduce_due(const kvmem_cache *c, kvmem_phase phase) {
     const kvmem_recipe *r = &c->recipe;
     if (!kvmem__evicts(c)) return 0;
+    if (c->reads & KVMEM_READS_PROBE) return phase == KVMEM_PROMPT_END; /* it cannot judge a part of the prompt */
     if (kvmem__when_due(r, phase, c->since_reduce + c->block_n)) return 1;
     if (!c->lane_cap) return 0;
     return kvmem_cache_room(c) < (phase == KVMEM_DECODE ? 1 : KVMEM__MIN(r->page, c->max_block));
@@ -18179,15 +18629,46 @@ KVMEM_API kvmem_status kvmem_cache_commit_layer(kvmem_cache *c, int layer, kvmem
         return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "commit_layer: a byte limit is shared by all layers");
     if (c->layer_state[layer] != 2)
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit_layer: layer %d has not attended in this block", layer);
+    if (c->probe_of) return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "commit_layer: a probe has nothing to commit");
     c->phase = (int)phase;
     KVMEM__TRY(kvmem__update_layer(c, layer));
-    if (kvmem__reduce_due(c, phase)) KVMEM__TRY(kvmem__reduce_layer(c, layer, kvmem__mean_budget(c)));
-    KVMEM__TRY(kvmem__settle_layer(c, layer, phase));
+    if (!(c->reads & KVMEM_READS_PROBE)) { /* which waits until all layers have been probed */
+        if (kvmem__reduce_due(c, phase)) KVMEM__TRY(kvmem__reduce_layer(c, layer, kvmem__mean_budget(c)));
+        KVMEM__TRY(kvmem__settle_layer(c, layer, phase));
+    }
     c->layer_state[layer] = 3;
     return KVMEM_OK;
 }
+/* Reduce, if it is due, and settle the layers that no commit_layer has done. */
+static kvmem_status kvmem__reduce_layers(kvmem_cache *c, int due, kvmem_phase phase) {
+    const int mean = due ? kvmem__mean_budget(c) : 0, together = (c->reads & KVMEM_READS_LAYERS) != 0;
+    int l;
+    if (due && together) KVMEM__TRY(kvmem__reduce_all(c, mean));
+    for (l = 0; l < c->shape.n_layers; l++) {
+        if (c->layer_state[l] == 3 && !(c->reads & KVMEM_READS_PROBE)) continue;
+        if (due && !together) KVMEM__TRY(kvmem__reduce_layer(c, l, mean));
+        KVMEM__TRY(kvmem__settle_layer(c, l, phase));
+    }
+    return KVMEM_OK;
+}
+/* Must probes look before a reduction that is due? Not if it will remove nothing. */
+static int kvmem__must_probe(const kvmem_cache *c) {
+    return (c->reads & KVMEM_READS_PROBE) &&
+           (c->tokens + c->block_n > kvmem__mean_budget(c) || (c->reads & KVMEM_CHOOSES_COUNT));
+}
+KVMEM_API kvmem_status kvmem_cache_reduce(kvmem_cache *c) {
+    KVMEM__TRY(kvmem__check_layer(c, 0, "reduce"));
+    if (!c->awaits) return KVMEM_OK;
+    if (!c->seen)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "reduce: score=%s reads what probe tokens see, and none has "
+                           "looked (kvmem_cache_probe)", c->recipe.stage[KVMEM_SCORE].entry->word);
+    KVMEM__TRY(kvmem__reduce_layers(c, 1, KVMEM_PROMPT_END));
+    kvmem__seen_free(c);
+    kvmem__scratch_free(c);
+    return KVMEM_OK;
+}
 KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
-    int l, due, mean, together, waiting, appended, pushed;
+    int l, due, waiting, appended, pushed;
     KVMEM__TRY(kvmem__check_layer(c, 0, "commit"));
     if (!c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit: no block was appended");
     waiting = kvmem__layers_in(c, 0);
@@ -18199,19 +18680,15 @@ KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
     if (c->ring && appended && appended < c->shape.n_layers)
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit: the recipe reads queries, and %d of %d layers have not "
                            "attended in this block", appended, c->shape.n_layers);
-    c->phase = (int)phase;
-    KVMEM__TRY(kvmem__segment(c));
-    due = kvmem__reduce_due(c, phase);
-    mean = due ? kvmem__mean_budget(c) : 0;
-    together = (c->reads & KVMEM_READS_LAYERS) != 0;
-    for (l = 0; l < c->shape.n_layers; l++)
-        if (c->layer_state[l] != 3) KVMEM__TRY(kvmem__update_layer(c, l));
-    if (due && together) KVMEM__TRY(kvmem__reduce_all(c, mean));
-    for (l = 0; l < c->shape.n_layers; l++) {
-        if (c->layer_state[l] == 3) continue;
-        if (due && !together) KVMEM__TRY(kvmem__reduce_layer(c, l, mean));
-        KVMEM__TRY(kvmem__settle_layer(c, l, phase));
+    if (!c->probe_of) {
+        c->phase = (int)phase;
+        KVMEM__TRY(kvmem__segment(c));
     }
+    due = !c->probe_of && kvmem__reduce_due(c, phase);
+    for (l = 0; l < c->shape.n_layers && !c->probe_of; l++)
+        if (c->layer_state[l] != 3) KVMEM__TRY(kvmem__update_layer(c, l));
+    if (due && kvmem__must_probe(c)) c->awaits = 1;
+    else if (!c->probe_of) KVMEM__TRY(kvmem__reduce_layers(c, due, phase));
     pushed = c->ring && !appended ? KVMEM__MIN(c->block_n, c->ring) : 0;
     if (c->ring) {
         c->ring_at = (c->ring_at + pushed) % c->ring;
@@ -18392,6 +18869,22 @@ static void kvmem__est_settle(kvmem__est *e, int layer) {
         *done = end;
     }
 }
+/* What probes of a prompt of n tokens take at the most: what they see, and a cache for `rows` of their tokens, whose
+   first rows go to a copy of a page. */
+static size_t kvmem__est_probe(const kvmem__est *e, int n) {
+    const kvmem_choice *ch = &e->c.recipe.stage[KVMEM_SCORE];
+    const int chunk = (int)kvmem__param_of(ch->entry, ch->par, "chunk", 0);
+    const int first = (int)kvmem__param_of(ch->entry, ch->par, "first", 0);
+    const int last = (int)kvmem__param_of(ch->entry, ch->par, "last", 0);
+    int rows = chunk > 0 ? KVMEM__MIN(chunk, n) + 96 : 0;
+    size_t pages;
+    rows = KVMEM__MAX(rows, first + last);
+    if (kvmem__param_of(ch->entry, ch->par, "again", 0) > 0) rows = KVMEM__MAX(rows, n);
+    pages = (size_t)rows / (size_t)e->p.page + 2;
+    return (size_t)e->c.shape.n_layers * (size_t)e->c.shape.n_heads * (size_t)n * sizeof(float) + e->p.block_bytes +
+           (size_t)e->c.max_block * sizeof(float) + pages * e->p.page_bytes +
+           (size_t)e->p.lanes * (size_t)kvmem__table_cap(n / e->p.page + (int)pages) * KVMEM__SLOT;
+}
 static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
     const kvmem_budget_entry *be = (const kvmem_budget_entry *)(const void *)e->c.recipe.stage[KVMEM_BUDGET].entry;
     const kvmem_entry *sel = e->c.recipe.stage[KVMEM_SELECT].entry;
@@ -18452,6 +18945,10 @@ static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
     due = kvmem__evicts(&e->c) &&
           (kvmem__when_due(&e->c.recipe, phase, e->c.since_reduce + n) ||
            (e->c.lane_cap && e->len[0] + KVMEM__MIN(P, e->c.max_block) > e->c.lane_cap));
+    if (e->p.reads & KVMEM_READS_PROBE) {
+        due = due && phase == KVMEM_PROMPT_END;
+        if (due) kvmem__est_count(e, kvmem__est_probe(e, e->len[0]));
+    }
     mean = due ? kvmem__mean_budget(&e->c) : 0;
     for (l = 0; l < e->c.shape.n_layers; l++) {
         if (due) kvmem__est_reduce(e, l, mean);
@@ -18670,6 +19167,7 @@ KVMEM_API kvmem_status kvmem_cache_save(kvmem_cache *c, kvmem_write_fn write, vo
     KVMEM__TRY(kvmem__check_layer(c, 0, "save"));
     if (!write) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "save: no function to write with");
     if (c->block_n) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "save in the middle of a block: commit first");
+    if (c->awaits) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "save: the prompt waits for kvmem_cache_reduce");
     if (kvmem_recipe_print(&c->recipe, text, sizeof text) >= sizeof text)
         return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "save: the recipe's text is too long");
     for (i = 0; i < c->n_lanes; i++)
@@ -20934,6 +21432,13 @@ static const kvmem_preset kvmem__presets[] = {
     { "a2ats", "codec.k=vq(centroids=256,parts=16,residual=64,sinks=8) codec.v=f16",
       "keys as 16 indices into codebooks weighed by queries, the last 64 and first 8 exact; values as halves",
       "He 2025, arXiv 2502.12665" },
+    { "kvzip", "score=kvzip(chunk=2048) budget=global(30%) sink=4 when=prompt place=original",
+      "what the model needs to repeat the prompt, one budget for all heads", "Kim 2025, arXiv 2505.23416" },
+    { "kvcompose", "score=kvcompose budget=composite(30%) when=prompt place=original",
+      "what a second reading of the prompt looks at; heads of a layer keep equally many",
+      "Akulov 2025, arXiv 2509.05165" },
+    { "dapq", "score=dapq(first=4,last=28) budget=256 recent=1 when=prompt place=original",
+      "what tokens at the answer's positions look at, before there is an answer", "Tian 2026, arXiv 2603.11564" },
     { "lazyeviction",
       "score=lazyeviction(alpha=0.0001) select=topk(ties=new) budget=1334 recent=101 when=decode(101) place=original",
       "every 101 steps drops what rests longer than it ever did before", "Zhang 2025, arXiv 2506.15969" },
@@ -21744,6 +22249,8 @@ static kvmem_status kvmem__check_choice(const kvmem_choice *c, kvmem_stage stage
     if ((e->reads & KVMEM_READS_LANES) && stage != KVMEM_SCORE && stage != KVMEM_SELECT)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a score or select entry can look at other lanes", word,
                            e->word);
+    if ((e->reads & KVMEM_READS_PROBE) && stage != KVMEM_SCORE)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a score entry can send probe tokens", word, e->word);
     if ((e->reads & KVMEM_CHOOSES_COUNT) && stage != KVMEM_SELECT && stage != KVMEM_BUDGET)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a budget or select entry can choose how many stay", word,
                            e->word);
@@ -21866,6 +22373,10 @@ KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *er
     if (kvmem__recomputes(r)) KVMEM__TRY(kvmem__check_recompute(r, err));
     if (kvmem__divides_by_hack(r) && !kvmem__is_hack(r))
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "budget=hack needs score=hack, which finds the types of the heads");
+    score = r->stage[KVMEM_SCORE].entry;
+    if ((score->reads & KVMEM_READS_PROBE) && (r->when != KVMEM_WHEN_PROMPT || r->amount.kind == KVMEM_BYTES))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "score=%s asks once, when the whole prompt is there: %s", score->word,
+                           r->when != KVMEM_WHEN_PROMPT ? "when=prompt" : "the budget is tokens, not bytes");
     if (r->amount.kind == KVMEM_COUNT) { /* the parts of a count budget must fit into it */
         const double recent = r->recent.kind == KVMEM_SHARE ? floor(r->recent.value * r->amount.value + 1e-9)
                                                             : r->recent.value;
@@ -21873,7 +22384,6 @@ KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *er
             return kvmem__fail(err, KVMEM_BAD_RECIPE,
                                "budget=%.9g is less than sink=%d and recent=%.9g together protect",
                                r->amount.value, r->sink, recent);
-        score = r->stage[KVMEM_SCORE].entry;
         for (i = 0; (score->reads & KVMEM_READS_QUERIES) && score->params[i].name; i++) {
             if (strcmp(score->params[i].name, "window") || r->stage[KVMEM_SCORE].par[i] <= r->amount.value)
                 continue;
@@ -24909,14 +25419,15 @@ static kvmem_status kvmem__session_output(void *user, int layer, int h, int n, c
 /* Keys, queries and values of layer l for rows h, handed to the cache; s->att receives attention's
    result. by_layer: commit this layer at once. */
 static kvmem_status kvmem__attention_part(kvmem_session *s, int l, int n, int by_layer, kvmem_phase phase) {
+    kvmem_cache *c = s->probe ? s->probe : &s->cache;
     kvmem_status status;
     kvmem__project(s, l, n, 1);
     if (s->direct) KVMEM__TRY(kvmem__direct_attend(s, l, n));
     else {
-        KVMEM__TRY(kvmem_cache_append(&s->cache, l, n, s->k, s->v, NULL));
-        if (s->cache.reads & KVMEM_READS_HIDDEN)
-            KVMEM__TRY(kvmem_cache_hidden(&s->cache, l, n, s->h, s->model->n_embd));
-        KVMEM__TRY(kvmem_cache_attend(&s->cache, l, n, s->q, s->att));
+        KVMEM__TRY(kvmem_cache_append(c, l, n, s->k, s->v, NULL));
+        if ((c->reads & KVMEM_READS_HIDDEN) || c->probe_norm)
+            KVMEM__TRY(kvmem_cache_hidden(c, l, n, s->h, s->model->n_embd));
+        KVMEM__TRY(kvmem_cache_attend(c, l, n, s->q, s->att));
     }
     if (!by_layer) return KVMEM_OK;
     status = kvmem_cache_commit_layer(&s->cache, l, phase);
@@ -24969,7 +25480,119 @@ static kvmem_status kvmem__block(kvmem_session *s, const int *ids, int n, int wa
         KVMEM__TRY(kvmem__attention_part(s, l, n, by_layer, phase));
         if (rows > 0) kvmem__mixing_part(s, l, rows, s->x + skip * e, s->att + skip * heads);
     }
-    return kvmem_cache_commit(&s->cache, phase);
+    return kvmem_cache_commit(s->probe ? s->probe : &s->cache, phase);
+}
+
+/* ---- probe tokens ---- */
+
+/* Take n more token ids, for recipes that probe. */
+static kvmem_status kvmem__ids_room(kvmem_session *s, int n) {
+    int cap, *ids;
+    if (!(s->cache.reads & KVMEM_READS_PROBE) || s->cap_ids - s->n_ids >= n) return KVMEM_OK;
+    if (s->n_ids > INT_MAX / 2 - n) return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: too many tokens");
+    cap = KVMEM__MAX(2 * s->cap_ids, s->n_ids + n);
+    ids = (int *)kvmem__alloc(&s->allocator, (size_t)cap * sizeof *ids);
+    if (!ids) return kvmem__fail(&s->error, KVMEM_NO_MEMORY, "session: no memory for %d token ids", cap);
+    if (s->n_ids) memcpy(ids, s->ids, (size_t)s->n_ids * sizeof *ids);
+    kvmem__release(&s->allocator, s->ids, (size_t)s->cap_ids * sizeof *ids);
+    s->ids = ids;
+    s->cap_ids = cap;
+    return KVMEM_OK;
+}
+/* Run n probe tokens on top of the cache. */
+static kvmem_status kvmem__probe_run(kvmem_session *s, const kvmem_probe *o, const int *ids, int n) {
+    kvmem_cache p;
+    kvmem_status status = kvmem_cache_probe(&p, &s->cache, o);
+    int at = 0;
+    if (status != KVMEM_OK) {
+        s->error = s->cache.error;
+        return status;
+    }
+    s->probe = &p;
+    while (at < n && status == KVMEM_OK) {
+        const int room = kvmem_cache_room(&p), fit = KVMEM__MIN(room, s->max_block), c = KVMEM__MIN(fit, n - at);
+        status = c < 1 ? kvmem__fail(&p.error, KVMEM_OVER_BUDGET, "session: the byte limit leaves no room for probe "
+                                     "tokens") : kvmem__block(s, ids + at, c, 0, 0, KVMEM_DECODE);
+        at += c;
+    }
+    s->probe = NULL;
+    if (status != KVMEM_OK) s->error = p.error;
+    kvmem_cache_free(&p);
+    return status;
+}
+/* Append the ids of a text, as far as there is a vocabulary. */
+static kvmem_status kvmem__probe_text(kvmem_session *s, const char *text, int *ids, int *n, int cap) {
+    size_t more = 0;
+    if (!s->model->tokenizer.piece) return KVMEM_OK;
+    KVMEM__TRY(kvmem_tokenize(&s->model->tokenizer, text, strlen(text), 0, ids + *n, (size_t)(cap - *n), &more,
+                              &s->error));
+    *n += KVMEM__MIN((int)more, cap - *n);
+    return KVMEM_OK;
+}
+/* The n tokens of the context are to be repeated in pieces of `chunk`. Section score_kvzip. */
+#define KVMEM__PROBE_TEXT 96 /* most tokens of an instruction */
+static kvmem_status kvmem__probe_repeat(kvmem_session *s, kvmem_probe o, int n, int chunk) {
+    const size_t size = (KVMEM__PROBE_TEXT + 8 + (size_t)KVMEM__MIN(chunk, n)) * sizeof(int);
+    kvmem_status status = KVMEM_OK;
+    int *ids = (int *)kvmem__alloc(&s->allocator, size), at, m;
+    if (!ids) return kvmem__fail(&s->error, KVMEM_NO_MEMORY, "session: no memory for a piece of %d tokens", chunk);
+    for (at = 0; at < n && status == KVMEM_OK; at += chunk) {
+        const int piece = KVMEM__MIN(chunk, n - at), before = KVMEM__MIN(KVMEM__MIN(8, chunk), at);
+        m = 0;
+        status = kvmem__probe_text(s, at ? "\n\nRepeat the part of the previous context exactly, starting with"
+                                         : "\n\nRepeat the previous context exactly.", ids, &m, KVMEM__PROBE_TEXT - 8);
+        memcpy(ids + m, s->ids + at - before, (size_t)before * sizeof *ids);
+        m += before;
+        if (status == KVMEM_OK) status = kvmem__probe_text(s, "\n", ids, &m, KVMEM__PROBE_TEXT + 8);
+        memcpy(ids + m, s->ids + at, (size_t)piece * sizeof *ids);
+        o.sink = s->cache.recipe.sink;
+        o.from = at;
+        o.to = at + piece;
+        if (status == KVMEM_OK) status = kvmem__probe_run(s, &o, ids, m + piece);
+    }
+    kvmem__release(&s->allocator, ids, size);
+    return status;
+}
+/* The first a and the last b tokens of n. */
+static kvmem_status kvmem__probe_ends(kvmem_session *s, const kvmem_probe *o, int n, int a, int b) {
+    const size_t size = ((size_t)a + (size_t)b + 1) * sizeof(int);
+    int *ids = (int *)kvmem__alloc(&s->allocator, size);
+    kvmem_status status;
+    if (!ids) return kvmem__fail(&s->error, KVMEM_NO_MEMORY, "session: no memory for %d pseudo tokens", a + b);
+    a = KVMEM__MIN(a, n);
+    b = KVMEM__MIN(b, n);
+    memcpy(ids, s->ids, (size_t)a * sizeof *ids);
+    memcpy(ids + a, s->ids + n - b, (size_t)b * sizeof *ids);
+    status = kvmem__probe_run(s, o, ids, a + b);
+    kvmem__release(&s->allocator, ids, size);
+    return status;
+}
+/* What the score entry asks for, and then the reduction. A question that ends the prompt is no part of what is fed
+   again (kvmem_cache_mark). */
+static kvmem_status kvmem__probe_prompt(kvmem_session *s) {
+    kvmem_cache *c = &s->cache;
+    const kvmem_choice *ch = &c->recipe.stage[KVMEM_SCORE];
+    const int chunk = (int)kvmem__param_of(ch->entry, ch->par, "chunk", 0);
+    const int first = (int)kvmem__param_of(ch->entry, ch->par, "first", 0);
+    const int last = (int)kvmem__param_of(ch->entry, ch->par, "last", 0);
+    const kvmem_mark *mark = c->n_marks ? &c->mark[c->n_marks - 1] : NULL;
+    kvmem_status status = KVMEM_OK;
+    kvmem_probe o;
+    int n = s->n_ids;
+    memset(&o, 0, sizeof o);
+    o.max = kvmem__param_of(ch->entry, ch->par, "take", 0) > 0;
+    o.hidden = kvmem__param_of(ch->entry, ch->par, "plus", 0) > 0;
+    if (n != c->next_pos)
+        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "session: score=%s needs the ids of all tokens, and those of a "
+                           "loaded cache are not known", ch->entry->word);
+    if (mark && mark->kind == KVMEM_MARK_QUESTION && mark->pos > 0 && mark->pos < n) n = (int)mark->pos;
+    if (kvmem__param_of(ch->entry, ch->par, "again", 0) > 0) status = kvmem__probe_run(s, &o, s->ids, n);
+    if (status == KVMEM_OK && chunk > 0) status = kvmem__probe_repeat(s, o, n, chunk);
+    if (status == KVMEM_OK && first + last > 0) status = kvmem__probe_ends(s, &o, s->n_ids, first, last);
+    if (status != KVMEM_OK) return status;
+    status = kvmem_cache_reduce(c);
+    if (status != KVMEM_OK) s->error = c->error;
+    return status;
 }
 
 /* ---- session ---- */
@@ -25090,6 +25713,7 @@ KVMEM_API void kvmem_session_free(kvmem_session *s) {
     if (!s) return;
     if (s->direct) kvmem__direct_free(s);
     kvmem_cache_free(&s->cache);
+    kvmem__release(&s->allocator, s->ids, (size_t)s->cap_ids * sizeof *s->ids);
     kvmem__release(&s->allocator, s->block, s->block_size);
     memset(s, 0, sizeof *s);
 }
@@ -25117,6 +25741,7 @@ static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n,
                                         kvmem_row_fn row, void *user) {
     int at = 0, stop = 0;
     kvmem_cache_output(&s->cache, kvmem__session_output, s);
+    KVMEM__TRY(kvmem__ids_room(s, n));
     while (at < n && !stop) {
         const int room = kvmem_cache_room(&s->cache), fit = KVMEM__MIN(room, s->max_block);
         const int c = KVMEM__MIN(fit, n - at), last = at + c == n;
@@ -25137,8 +25762,18 @@ static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n,
             (void)kvmem_cache_truncate(&s->cache, before); /* layers that had the block already */
             return status;
         }
+        if (s->ids) {
+            memcpy(s->ids + s->n_ids, ids + at, (size_t)c * sizeof *ids);
+            s->n_ids += c;
+        }
         if (row) kvmem__emit_rows(s, c, at, row, user, &stop);
         else if (last) kvmem__head_part(s, s->logits, s->x + (size_t)(c - 1) * (size_t)s->model->n_embd, 1);
+        if (s->cache.awaits) status = kvmem__probe_prompt(s);
+        if (status != KVMEM_OK) {
+            (void)kvmem_cache_truncate(&s->cache, before);
+            s->n_ids = KVMEM__MIN(s->n_ids, s->cache.next_pos);
+            return status;
+        }
         s->has_logits = last && !stop;
         at += c;
     }
@@ -25165,12 +25800,14 @@ KVMEM_API kvmem_status kvmem_session_truncate(kvmem_session *s, int64_t n_tokens
     const int whole = n_tokens >= s->cache.tokens;
     const kvmem_status status = kvmem__from_cache(s, kvmem_cache_truncate(&s->cache, n_tokens));
     if (status == KVMEM_OK && !whole) s->has_logits = 0;
+    if (status == KVMEM_OK) s->n_ids = KVMEM__MIN(s->n_ids, s->cache.next_pos);
     if (status == KVMEM_OK && s->direct) kvmem__direct_cut(s, s->cache.tokens);
     return status;
 }
 KVMEM_API void kvmem_session_clear(kvmem_session *s) {
     kvmem_cache_clear(&s->cache);
     if (s->direct) kvmem__direct_cut(s, 0);
+    s->n_ids = 0;
     s->has_logits = 0;
 }
 
@@ -25187,6 +25824,11 @@ KVMEM_API kvmem_status kvmem_session_copy(kvmem_session *dst, const kvmem_sessio
     if (status == KVMEM_OK) status = kvmem__session_begin(dst, src->model, &cfg);
     if (status == KVMEM_OK) status = kvmem__from_cache(dst, kvmem_cache_copy(&dst->cache, &src->cache));
     if (status == KVMEM_OK && src->direct) status = kvmem__direct_copy(dst, src);
+    if (status == KVMEM_OK) status = kvmem__ids_room(dst, src->n_ids);
+    if (status == KVMEM_OK && src->n_ids) {
+        memcpy(dst->ids, src->ids, (size_t)src->n_ids * sizeof *dst->ids);
+        dst->n_ids = src->n_ids;
+    }
     if (status != KVMEM_OK) {
         const kvmem_error e = dst->error;
         kvmem_session_free(dst);
@@ -25208,10 +25850,18 @@ KVMEM_API kvmem_status kvmem_session_save(kvmem_session *s, kvmem_write_fn write
 }
 KVMEM_API kvmem_status kvmem_session_load(kvmem_session *s, const void *bytes, size_t size) {
     if (s->direct) return kvmem__no_checkpoints(s);
-    s->has_logits = 0;
+    s->has_logits = s->n_ids = 0;
     return kvmem__from_cache(s, kvmem_cache_load(&s->cache, bytes, size));
 }
 
+static void kvmem__add_part(kvmem_bytes_part *to, const kvmem_bytes_part *from) {
+    to->k += from->k;
+    to->v += from->v;
+    to->meta += from->meta;
+    to->stats += from->stats;
+    to->scratch += from->scratch;
+    to->total += from->total;
+}
 typedef struct kvmem__estimate_args {
     const kvmem_model *model;
     int64_t prompt, decoded;
@@ -25222,6 +25872,11 @@ static kvmem_status kvmem__session_estimate(void *user, const kvmem_config *cfg)
     const kvmem__estimate_args *a = (const kvmem__estimate_args *)user;
     size_t kept, working;
     KVMEM__TRY(kvmem_estimate(cfg, a->prompt, a->decoded, a->out, a->err));
+    if (cfg->recipe && (cfg->recipe->stage[KVMEM_SCORE].entry->reads & KVMEM_READS_PROBE)) {
+        const kvmem_bytes_part ids = kvmem__part(2, 2 * (size_t)(a->prompt + a->decoded) * sizeof(int));
+        kvmem__add_part(&a->out->live, &ids);
+        kvmem__add_part(&a->out->peak, &ids);
+    }
     if (!cfg->recipe || !kvmem__recomputes(cfg->recipe)) return KVMEM_OK;
     kept = kvmem__direct_estimate(a->model, cfg, a->prompt + a->decoded, &working);
     a->out->live.meta += kept;
@@ -25608,14 +26263,6 @@ static kvmem_status kvmem__direct_rows(kvmem_session *s, int l, int n) {
     return status;
 }
 
-static void kvmem__add_part(kvmem_bytes_part *to, const kvmem_bytes_part *from) {
-    to->k += from->k;
-    to->v += from->v;
-    to->meta += from->meta;
-    to->stats += from->stats;
-    to->scratch += from->scratch;
-    to->total += from->total;
-}
 /* Everything that is there now beside the session's cache; of working cache `peak` its own peak. */
 static kvmem_bytes_part kvmem__direct_live(const kvmem_session *s, int peak) {
     const struct kvmem_direct *d = s->direct;
@@ -25654,6 +26301,9 @@ static kvmem_status kvmem__direct_attend(kvmem_session *s, int l, int n) {
 KVMEM_API void kvmem_session_bytes(const kvmem_session *s, kvmem_bytes *out) {
     kvmem_bytes_part now;
     kvmem_cache_bytes(&s->cache, out);
+    now = kvmem__part(2, (size_t)s->cap_ids * sizeof *s->ids);
+    kvmem__add_part(&out->live, &now);
+    kvmem__add_part(&out->peak, &now);
     if (!s->direct) return;
     now = kvmem__direct_live(s, -1);
     kvmem__add_part(&out->live, &now);

@@ -101,6 +101,17 @@ TEST(session_with_query_window_survives_every_failed_allocation) {
 TEST(session_of_llama2c_file_survives_every_failed_allocation) { session_with("full", 1); }
 
 enum { L = 2, H = 4, G = 2, D = 8 };
+static kvmem_status cache_block(kvmem_cache *c, int n, kvmem_phase phase);
+static kvmem_status cache_probe(kvmem_cache *c) {
+    kvmem_probe o = { 1, 1, 2, 3, 20 };
+    kvmem_cache p;
+    kvmem_status st;
+    KVMEM__TRY(kvmem_cache_probe(&p, c, &o));
+    st = cache_block(&p, 3, KVMEM_DECODE);
+    kvmem_cache_free(&p);
+    KVMEM__TRY(st);
+    return kvmem_cache_reduce(c);
+}
 static kvmem_status cache_block(kvmem_cache *c, int n, kvmem_phase phase) {
     static float q[16 * H * D], k[16 * G * D], v[16 * G * D], out[16 * H * D];
     int l, i;
@@ -111,7 +122,8 @@ static kvmem_status cache_block(kvmem_cache *c, int n, kvmem_phase phase) {
         KVMEM__TRY(kvmem_cache_hidden(c, l, n, q, H * D));
         KVMEM__TRY(kvmem_cache_attend(c, l, n, q, out));
     }
-    return kvmem_cache_commit(c, phase);
+    KVMEM__TRY(kvmem_cache_commit(c, phase));
+    return c->awaits ? cache_probe(c) : KVMEM_OK;
 }
 static kvmem_status output(void *user, int layer, int h, int n, const float *x, float *l1, float *l2) {
     int i;

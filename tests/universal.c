@@ -208,7 +208,10 @@ static kvmem_status hear(play *p, int n, kvmem_phase phase, float *out, int by_l
     if (!by_layer) look(p);
     p->due = kvmem__reduce_due(&p->c, phase);
     p->mean = kvmem__mean_budget(&p->c);
-    return kvmem_cache_commit(&p->c, phase);
+    KVMEM__TRY(kvmem_cache_commit(&p->c, phase));
+    if (!p->c.awaits) return KVMEM_OK;
+    KVMEM__TRY(world_probe(w, &p->c, NULL, 0, 6));
+    return kvmem_cache_reduce(&p->c);
 }
 /* Step 0 and 1 are the prompt in two blocks, the others decode a token each. */
 static int step_len(int step) { return step == 0 ? 24 : step == 1 ? PROMPT - 24 : 1; }

@@ -58,6 +58,31 @@ static KVMEM__UNUSED kvmem_status world_output(void *user, int l, int h, int n, 
     return KVMEM_OK;
 }
 
+/* Tokens [from, to) of the stream once more, as probe tokens on top of a cache that waits for them. */
+static KVMEM__UNUSED kvmem_status world_probe(const world *w, kvmem_cache *c, const kvmem_probe *o, int from, int to) {
+    const size_t kd = (size_t)(w->G * w->d), qd = (size_t)(w->H * w->d), n = (size_t)(to - from);
+    float *k = (float *)malloc(n * kd * 8), *q = (float *)malloc(n * qd * 8), *v = k + n * kd, *out = q + n * qd;
+    kvmem_cache p;
+    kvmem_status st = kvmem_cache_probe(&p, c, o);
+    size_t i;
+    int l;
+    for (l = 0; st == KVMEM_OK && l < w->L; l++) {
+        for (i = 0; i < n; i++) {
+            memcpy(k + i * kd, row_k(w, w->k, from + (int)i, l), kd * 4);
+            memcpy(v + i * kd, row_k(w, w->v, from + (int)i, l), kd * 4);
+            memcpy(q + i * qd, row_q(w, from + (int)i, l), qd * 4);
+        }
+        st = kvmem_cache_append(&p, l, (int)n, k, kvmem__shares(&c->recipe.stage[KVMEM_CODEC_V]) ? k : v, NULL);
+        if (st == KVMEM_OK) st = kvmem_cache_hidden(&p, l, (int)n, q, w->H * w->d);
+        if (st == KVMEM_OK) st = kvmem_cache_attend(&p, l, (int)n, q, out);
+    }
+    if (st == KVMEM_OK) st = kvmem_cache_commit(&p, KVMEM_DECODE);
+    if (st != KVMEM_OK && p.arena) c->error = p.error;
+    kvmem_cache_free(&p);
+    free(k); free(q);
+    return st;
+}
+
 /* Feed tokens [from, to) in blocks; out (to - from, L, H, d) may be NULL. */
 static int quiet;
 static KVMEM__UNUSED kvmem_status feed(world *w, kvmem_cache *c, int from, int to, int block, kvmem_phase end,
@@ -89,6 +114,10 @@ static KVMEM__UNUSED kvmem_status feed(world *w, kvmem_cache *c, int from, int t
         if (st == KVMEM_OK)
             st = kvmem_cache_commit(
                 c, t + n < to ? (end == KVMEM_DECODE ? KVMEM_DECODE : KVMEM_PREFILL) : end);
+        if (st == KVMEM_OK && c->awaits) {
+            st = world_probe(w, c, NULL, 0, KVMEM__MIN(6, t + n));
+            if (st == KVMEM_OK) st = kvmem_cache_reduce(c);
+        }
     }
     if (st != KVMEM_OK && !quiet) printf("  feed: %s\n", c->error.text);
     free(k); free(v); free(q); free(o);
