@@ -22374,7 +22374,8 @@ KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *er
     if (kvmem__divides_by_hack(r) && !kvmem__is_hack(r))
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "budget=hack needs score=hack, which finds the types of the heads");
     score = r->stage[KVMEM_SCORE].entry;
-    if ((score->reads & KVMEM_READS_PROBE) && (r->when != KVMEM_WHEN_PROMPT || r->amount.kind == KVMEM_BYTES))
+    if ((score->reads & KVMEM_READS_PROBE) && r->amount.kind != KVMEM_ALL &&
+        (r->when != KVMEM_WHEN_PROMPT || r->amount.kind == KVMEM_BYTES))
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "score=%s asks once, when the whole prompt is there: %s", score->word,
                            r->when != KVMEM_WHEN_PROMPT ? "when=prompt" : "the budget is tokens, not bytes");
     if (r->amount.kind == KVMEM_COUNT) { /* the parts of a count budget must fit into it */
