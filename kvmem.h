@@ -108,14 +108,16 @@
      >>score_tova         attention of the newest query, one set for the layer
      >>score_prefixkv     attention received so far, one set for the layer
      >>score_snapkv       entries the last queries looked at
+     >>score_kvzip        what is needed to repeat the context
+     >>score_kvcompose    what a second reading of the context looks at
+     >>score_dapq         what pseudo tokens at the answer's place look at
      >>score_zipcache     the mean attention of those that could see an entry
      >>score_lazyeviction entries that rest no longer than they have rested before
      >>score_treekv       mean attention since an entry came
      >>score_compresskv   the heads that find things vote for their layer
      >>score_hack         heads that look at the same keys, and heads whose key moves along
-     >>score_kvzip        what is needed to repeat the context
-     >>score_kvcompose    what a second reading of the context looks at
-     >>score_dapq         what pseudo tokens at the answer's place look at
+     >>score_finch        what the question looks at
+     >>score_gui          what stands out on this screen, and what earlier screens had that it has not
      >>budget             how many entries may each lane keep?
      >>budget_uniform     every lane the same
      >>budget_global      one top-k over all lanes
@@ -16608,6 +16610,176 @@ KVMEM_API int kvmem_hack_types(const float *v, int n, double alpha, unsigned cha
     return m;
 }
 
+/* ==== >>score_finch : what the question looks at. stage: score; end of prefill ====
+   Corallo and Papotti. FINCH: Prompt-guided Key-Value Cache Compression. 2024. TACL 12 (tacl_a_00716).
+   Code: NVIDIA/kvpress finch_press.py (FinchPress.score).
+   snapkv whose window is the question (kvmem_cache_mark(KVMEM_MARK_QUESTION)), of W tokens behind m entries. A query
+   that sees more entries gives each of them less, so the row of the query in slot i is multiplied by i:
+       s[t] = mean over the W queries i and the group of  i P[i][t]      t < m;    the question itself stays
+   Keys are then read at their slots (place=cache), so that the next position is the number of entries kept. A share
+   of its own for every chunk of the text: select=within(size=...).
+   reads: QUERIES (w).   state: the ring.   cost: O(H W n d) time, r n floats.   defaults: window=32 normalize=1.
+   ties: lower index.   departs: no delimiter token, the caller marks where the question begins; of a question
+   longer than `window` the last ones vote, and without a mark the last `window` queries do.
+   test: tests/streaming.c finch_* */
+static const kvmem_param kvmem__params_finch[] = {
+    { "window", 32, 1, 4096, NULL, 1, "how many of the question's last queries vote; without a mark, of all" },
+    { "normalize", 1, 0, 1, NULL, 1, "1: a query's row is multiplied by the number of entries that it sees" },
+    KVMEM__END_PARAMS };
+/* Positions [*from, *to) of the last piece of this kind that the caller marked; 0: there is none. */
+static int kvmem__marked(const kvmem_view *v, int kind, int32_t *from, int32_t *to) {
+    const kvmem_mark *mark;
+    int n, i;
+    mark = kvmem_view_marks(v, &n);
+    for (i = n - 1; i >= 0 && mark[i].kind != kind; i--) {}
+    if (i < 0) return 0;
+    *from = (int32_t)mark[i].pos;
+    *to = i + 1 < n ? (int32_t)mark[i + 1].pos : INT32_MAX;
+    return 1;
+}
+static kvmem_status kvmem__score_finch(const kvmem_view *v, int g, float *score) {
+    const kvmem_cache *c = v->cache;
+    const kvmem_lane *ln = kvmem__lane_at(c, v->layer, g);
+    const int n = ln->n, r = c->shape.n_heads / c->shape.n_kv_heads, have = kvmem_view_queries(v);
+    const int w = KVMEM__MIN((int)v->par[0], have);
+    int32_t from = 0, to = INT32_MAX;
+    const int asked = kvmem__marked(v, KVMEM_MARK_QUESTION, &from, &to) && kvmem__lane_find(ln, from) < n;
+    const int m = asked ? kvmem__lane_find(ln, from) : KVMEM__MAX(n - w, 0);
+    float *row = kvmem__view_scratch(v, (size_t)r * (size_t)n);
+    int i, j, t, slot, rows = 0;
+    if (!row) return c->error.status;
+    for (t = 0; t < n; t++) score[t] = 0;
+    for (i = have - w; i < have; i++) {
+        int32_t pos;
+        float sees;
+        kvmem__ring_row(v, i, &slot);
+        pos = c->ring_pos[slot];
+        if (asked && (pos < from || pos >= to)) continue;
+        sees = v->par[1] > 0 ? (float)KVMEM__MAX(kvmem__lane_find(ln, pos + 1) - 1, 0) : 1.0f;
+        KVMEM__TRY(kvmem_view_row(v, g, i, row));
+        for (j = 0; j < r; j++)
+            for (t = 0; t < m; t++) score[t] += sees * row[(size_t)j * (size_t)n + (size_t)t];
+        rows++;
+    }
+    for (t = 0; t < m && rows; t++) score[t] /= (float)(rows * r);
+    for (t = m; t < n; t++) score[t] = (float)(n + 1 + t - m); /* above i P <= n */
+    return KVMEM_OK;
+}
+
+/* ==== >>score_gui : what stands out on this screen, and what earlier screens had that it has not. stage: score ====
+   GUI-KV: Efficient GUI Agents via KV Cache with Spatio-Temporal Awareness. 2025. arXiv 2510.00536.
+   Code: SalesforceAIResearch/GUI-KV gui_kv/gui_kv_utils.py (GUIKVCluster.update_kv).
+   snapkv's pooled votes of the last w queries (summed), w at most B - 2, and for pieces that the caller has marked as
+   frames (kvmem_cache_mark(KVMEM_MARK_FRAME)), B of n entries being kept:
+     1 the last frame: x_j = |hidden_j|, z = (x - mean) / (std + 1e-8), std with n - 1;  s += alpha softmax(z / tau)
+     2 earlier frames: Q = orthonormal basis of the keys of the last frame's first r tokens (Gram-Schmidt in order),
+       residual = |k - Q Q^T k|;  the floor((1 - B/n) N) smallest of the N entries of earlier frames get s = 0
+   x = (1 2 3 6): adds .371642 .424194 .484178 .719986. Keys (3,0) (0,2) (1,1) against (1,0): residuals 0 2 1.
+   reads: QUERIES (w), KEYS, HIDDEN.   state: a float an entry.   cost: snapkv's and O(N d r) a lane.
+   defaults: window=8 kernel=5 alpha=2 tau=3.5 rank=32 (the paper's scripts; the class has alpha=.1 tau=1).
+   ties: lower index.   departs: group mean, as with snapkv; B is the mean over the lanes; a key of the basis
+   that lies in the others' span is left out of it.                      test: tests/streaming.c gui_* */
+static const kvmem_param kvmem__params_gui[] = {
+    { "window", 8, 1, 4096, NULL, 1, "how many of the last queries vote" },
+    { "kernel", 5, 1, 255, NULL, 2, "entries that one pooled score covers" },
+    { "alpha", 2, 0, 1000000, NULL, 0, "weight of what stands out on the last frame" },
+    { "tau", 3.5, 0.000001, 1000000, NULL, 0, "temperature of what stands out" },
+    { "rank", 32, 1, 4096, NULL, 1, "tokens of the last frame that span what is known" },
+    KVMEM__END_PARAMS };
+static int kvmem__mean_budget(const kvmem_cache *c); /* section commit */
+/* score (n) += alpha softmax(z(x) / tau). */
+static void kvmem__gui_salient(float *score, const float *x, int n, double alpha, double tau) {
+    double mean = 0, var = 0, top = -INFINITY, sum = 0, std;
+    int t;
+    for (t = 0; t < n; t++) mean += (double)x[t] / n;
+    for (t = 0; t < n; t++) {
+        var += ((double)x[t] - mean) * ((double)x[t] - mean);
+        if ((double)x[t] > top) top = (double)x[t];
+    }
+    std = n > 1 ? sqrt(var / (n - 1)) + 1e-8 : 1;
+    for (t = 0; t < n; t++) sum += exp(((double)x[t] - top) / std / tau);
+    for (t = 0; t < n; t++) score[t] += (float)(alpha * exp(((double)x[t] - top) / std / tau) / sum);
+}
+/* k (d) without its part in the span of basis (r, d); returns the norm of what is left. */
+static double kvmem__gui_residual(float *k, const float *basis, int r, int d) {
+    double sum = 0;
+    int i, c;
+    for (i = 0; i < r; i++) {
+        double dot = 0;
+        for (c = 0; c < d; c++) dot += (double)k[c] * (double)basis[i * d + c];
+        for (c = 0; c < d; c++) k[c] = (float)((double)k[c] - dot * (double)basis[i * d + c]);
+    }
+    for (c = 0; c < d; c++) sum += (double)k[c] * (double)k[c];
+    return sqrt(sum);
+}
+/* Row r of basis becomes k's direction outside of the r rows before it, if it has one. Returns the new r. */
+static int kvmem__gui_extend(float *basis, int r, const float *k, int d) {
+    float *row = basis + r * d;
+    double norm = 0, left;
+    int c;
+    for (c = 0; c < d; c++) norm += (double)k[c] * (double)k[c];
+    memcpy(row, k, (size_t)d * sizeof *row);
+    kvmem__gui_residual(row, basis, r, d);
+    left = kvmem__gui_residual(row, basis, r, d); /* twice, for rounding */
+    if (!(left > 1e-5 * sqrt(norm))) return r;
+    for (c = 0; c < d; c++) row[c] = (float)((double)row[c] / left);
+    return r + 1;
+}
+/* Zero the scores of entries of earlier frames that the frame [a, b) shows, too. m: entries that may go. */
+static kvmem_status kvmem__gui_known(const kvmem_view *v, int g, float *score, int m, int a, int b, double share) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    const int d = v->cache->shape.head_dim, rank = KVMEM__MIN((int)v->par[4], KVMEM__MIN(d, b - a));
+    const kvmem_mark *mark;
+    int i, t, r = 0, n = 0, n_marks, *at, *idx, *out;
+    float *key = kvmem__view_scratch(v, (size_t)(rank + 2) * (size_t)d + 4 * (size_t)m), *basis, *less;
+    if (!key) return v->cache->error.status;
+    basis = key + d;
+    less = basis + (rank + 1) * d;
+    at = (int *)(void *)(less + m);
+    idx = at + m;
+    out = idx + m;
+    for (t = a; t < a + rank; t++) {
+        kvmem_view_keys(v, g, t, 1, key);
+        r = kvmem__gui_extend(basis, r, key, d);
+    }
+    mark = kvmem_view_marks(v, &n_marks);
+    for (i = 0; i < n_marks; i++) {
+        const int from = kvmem__lane_find(ln, (int32_t)mark[i].pos);
+        const int to = KVMEM__MIN(i + 1 < n_marks ? kvmem__lane_find(ln, (int32_t)mark[i + 1].pos) : m, a);
+        for (t = from; mark[i].kind == KVMEM_MARK_FRAME && t < to; t++) {
+            kvmem_view_keys(v, g, t, 1, key);
+            less[n] = (float)-kvmem__gui_residual(key, basis, r, d);
+            at[n++] = t;
+        }
+    }
+    for (t = kvmem__topk(out, less, n, (int)(share * n), idx) - 1; t >= 0; t--) score[at[out[t]]] = 0;
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__score_gui(const kvmem_view *v, int g, float *score) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    const int n = ln->n, keep = KVMEM__MIN(kvmem__mean_budget(v->cache), n);
+    const int w = KVMEM__MAX(KVMEM__MIN((int)v->par[0], keep - 2), 1), m = KVMEM__MAX(n - w, 0);
+    int32_t from, to;
+    int t, a, b;
+    if (m > 0) {
+        float *x;
+        KVMEM__TRY(kvmem_view_attention(v, g, w, score));
+        x = kvmem__view_scratch(v, (size_t)n);
+        if (!x) return v->cache->error.status;
+        memcpy(x, score, (size_t)m * sizeof *x);
+        kvmem__pool(score, x, m, (int)v->par[1], 0);
+        if (kvmem__marked(v, KVMEM_MARK_FRAME, &from, &to)) {
+            a = KVMEM__MIN(kvmem__lane_find(ln, from), m);
+            b = KVMEM__MIN(kvmem__lane_find(ln, to), m);
+            kvmem_view_hidden(v, g, x);
+            if (b > a) kvmem__gui_salient(score + a, x + a, b - a, v->par[2], v->par[3]);
+            if (b > a) KVMEM__TRY(kvmem__gui_known(v, g, score, m, a, b, 1 - (double)keep / n));
+        }
+    }
+    for (t = m; t < n; t++) score[t] = (float)(w + 1 + v->par[2]) + (float)(t - m);
+    return KVMEM_OK;
+}
+
 static const kvmem_score_entry kvmem__scores[] = {
     { { "recency", "newest entries; with sinks and place=cache StreamingLLM",
         "Xiao 2023, arXiv 2309.17453", NULL, 0 }, kvmem__score_recency, NULL },
@@ -16640,7 +16812,12 @@ static const kvmem_score_entry kvmem__scores[] = {
     { { "hack", "by head: attention of all scales, or of the newest with first and newest scales kept",
         "Qin 2025, arXiv 2504.09261", kvmem__params_hack, 0 }, kvmem__score_hack, &kvmem__memory_hack },
     { { "prefixkv", "attention received from all queries so far, mean over the layer's heads",
-        "Wang 2024, arXiv 2412.03409", NULL, KVMEM_READS_ACC | KVMEM_READS_LANES }, kvmem__score_prefixkv, NULL } };
+        "Wang 2024, arXiv 2412.03409", NULL, KVMEM_READS_ACC | KVMEM_READS_LANES }, kvmem__score_prefixkv, NULL },
+    { { "finch", "attention of the question, each query counted by what it sees", "Corallo 2024, TACL 12",
+        kvmem__params_finch, KVMEM_READS_QUERIES }, kvmem__score_finch, NULL },
+    { { "gui", "votes, what stands out on the last frame, less what earlier frames share with it",
+        "GUI-KV 2025, arXiv 2510.00536", kvmem__params_gui,
+        KVMEM_READS_QUERIES | KVMEM_READS_KEYS | KVMEM_READS_HIDDEN }, kvmem__score_gui, NULL } };
 
 /* ==== >>budget : how many entries may each lane keep? ============================================
    A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
@@ -21453,6 +21630,12 @@ static const kvmem_preset kvmem__presets[] = {
       "recent=128 when=prompt place=original",
       "the best pages, and some that stand for the others by what each head finds important",
       "Jha 2025, arXiv 2503.00022" },
+    { "finch", "score=finch(window=32,normalize=1) budget=50% when=prompt place=cache",
+      "when the prompt ends the question chooses what stays, read at its slots", "Corallo 2024, TACL 12" },
+    { "gui-kv",
+      "score=gui(window=8,kernel=5,alpha=2,tau=3.5,rank=32) budget=20% recent=8 when=prompt place=original",
+      "of screenshots what stands out, and of earlier ones what has changed since",
+      "GUI-KV 2025, arXiv 2510.00536" },
     { "windowkv",
       "score=snapkv(window=32,kernel=1,pool=avg) budget=groups(1056,shared=8,beta=14) "
       "select=windows(size=8,shared=8,by=max) recent=32 when=prompt place=original",

@@ -16,6 +16,8 @@ typedef struct scene {
     kvmem_recipe r;
     int L, H, G, n;
     weigh_fn weigh; /* relative weights; NULL: all rows are zero */
+    void (*key)(int pos, float *k); /* keys (SEEN) of their own, if not NULL */
+    const float *hidden; /* norms of hidden states by position, or NULL */
 } scene;
 static int scene_begin(scene *s, const char *text, int L, int H, int G, weigh_fn weigh) {
     kvmem_config cfg = kvmem_config_default();
@@ -46,7 +48,10 @@ static kvmem_status scene_tell(scene *s, int n, kvmem_phase phase) {
                 }
             for (h = 0; h < s->G; h++) k[(t * s->G + h) * SEEN + s->n + t] = 1;
         }
+        if (s->key)
+            for (t = 0; t < n * s->G; t++) s->key(s->n + t / s->G, k + t * SEEN);
         KVMEM__TRY(kvmem_cache_append(&s->c, l, n, k, k, NULL));
+        if (s->hidden) KVMEM__TRY(kvmem_cache_hidden(&s->c, l, n, s->hidden + s->n, 1));
         KVMEM__TRY(kvmem_cache_attend(&s->c, l, n, q, out));
     }
     s->n += n;
@@ -582,6 +587,151 @@ TEST(windowkv_keeps_a_needle_whole) {
     kvmem_cache_free(&s.c);
 }
 
+/* ---- finch ---- */
+
+TEST(finch_counts_the_rows_of_the_question_by_what_they_see) {
+    scene s;
+    int k, g, h, i, j;
+    for (k = 0; k < 4; k++) { /* a question of 7 tokens; one longer than the window; none; not normalized */
+        const int normalize = k != 3, asked = k == 1 ? 20 : 7, from = k == 1 ? 36 : k == 2 ? 40 : 43;
+        double want[SEEN];
+        int kept[SEEN];
+        int32_t pos[SEEN];
+        char text[100];
+        sprintf(text, "finch score=finch(window=10,normalize=%d) budget=%d", normalize, asked + 12);
+        REQUIRE(scene_begin(&s, text, 1, 4, 2, weigh_any));
+        REQUIRE(scene_told(&s, 30, KVMEM_PREFILL));
+        if (k == 1) CHECK_OK(kvmem_cache_mark(&s.c, KVMEM_MARK_QUESTION));
+        REQUIRE(scene_told(&s, 13, KVMEM_PREFILL));
+        if (k == 0 || k == 3) CHECK_OK(kvmem_cache_mark(&s.c, KVMEM_MARK_QUESTION));
+        REQUIRE(scene_told(&s, 7, KVMEM_PROMPT_END));
+        for (g = 0; g < 2; g++) {
+            const int m = k == 1 ? 30 : k == 2 ? 40 : 43, rest = asked + 12 - (50 - m);
+            memset(want, 0, sizeof want);
+            for (h = 2 * g; h < 2 * g + 2; h++)
+                for (i = from < 40 ? 40 : from; i < 50; i++) {
+                    double all = 0;
+                    for (j = 0; j <= i; j++) all += weigh_any(0, h, i, j);
+                    for (j = 0; j < m; j++) want[j] += (normalize ? i : 1) * weigh_any(0, h, i, j) / all;
+                }
+            best(want, m, rest, 0, kept);
+            REQUIRE(left(&s.c, 0, g, pos) == asked + 12);
+            for (i = 0; i < rest; i++) CHECK(pos[i] == kept[i]);
+            for (; i < asked + 12; i++) CHECK(pos[i] == 50 - (asked + 12) + i);
+        }
+        kvmem_cache_free(&s.c);
+    }
+}
+TEST(finch_without_normalizing_is_snapkv_without_pooling) {
+    scene a, b;
+    REQUIRE(scene_begin(&a, "finch score=finch(window=8,normalize=0) budget=20", 2, 4, 2, weigh_any));
+    REQUIRE(scene_begin(&b, "snapkv score=snapkv(window=8,kernel=1) budget=20 recent=8", 2, 4, 2, weigh_any));
+    REQUIRE(scene_told(&a, 60, KVMEM_PROMPT_END) && scene_told(&b, 60, KVMEM_PROMPT_END));
+    CHECK(same_positions(&a, &b));
+    kvmem_cache_free(&a.c); kvmem_cache_free(&b.c);
+}
+
+/* ---- gui-kv ---- */
+
+TEST(gui_saliency_is_the_cards) {
+    static const float x[4] = { 1, 2, 3, 6 };
+    static const double want[4] = { .371642, .424194, .484178, .719986 };
+    float score[4] = { 0, 0, 0, 1 }, one = 0, same[3] = { 0, 0, 0 };
+    static const float equal[3] = { 5, 5, 5 };
+    double sum = 0;
+    int i;
+    kvmem__gui_salient(score, x, 4, 2, 3.5);
+    for (i = 0; i < 4; i++) { CHECK_NEAR(score[i] - (i == 3), want[i], 2e-6); sum += (double)score[i]; }
+    CHECK_NEAR(sum, 3, 1e-6); /* alpha in all */
+    kvmem__gui_salient(&one, x, 1, 2, 3.5);
+    CHECK(one == 2);
+    kvmem__gui_salient(same, equal, 3, 3, 3.5);
+    for (i = 0; i < 3; i++) CHECK_NEAR(same[i], 1, 1e-6);
+}
+TEST(gui_residuals_are_the_cards) {
+    static const float key[3][2] = { { 3, 0 }, { 0, 2 }, { 1, 1 } }, now[2] = { 1, 0 };
+    static const double want[3] = { 0, 2, 1 };
+    float basis[2 * 2], k[2], many[9 * 8], row[8];
+    double norm;
+    int i, r, c;
+    r = kvmem__gui_extend(basis, 0, now, 2);
+    CHECK(r == 1);
+    for (i = 0; i < 3; i++) {
+        memcpy(k, key[i], sizeof k);
+        CHECK_NEAR(kvmem__gui_residual(k, basis, r, 2), want[i], 1e-6);
+    }
+    CHECK(kvmem__gui_extend(basis, 1, key[0], 2) == 1); /* nothing new */
+    for (r = 0, i = 0; i < 6; i++) {
+        for (c = 0; c < 8; c++) row[c] = (float)test_normal();
+        r = kvmem__gui_extend(many, r, row, 8);
+        CHECK_NEAR(kvmem__gui_residual(row, many, r, 8), 0, 1e-5); /* one of the basis */
+        for (norm = 0, c = 0; c < 8; c++) { row[c] = (float)test_normal(); norm += (double)row[c] * (double)row[c]; }
+        CHECK(kvmem__gui_residual(row, many, r, 8) <= sqrt(norm) + 1e-6);
+    }
+    CHECK(r == 6);
+}
+/* Two frames of 16 patches at 4 and 24: the same picture but for patches 5, 6 and 11. */
+static void key_of_patch(int pos, float *k) {
+    const int frame = pos >= 4 && pos < 20 ? 0 : pos >= 24 && pos < 40 ? 1 : -1, patch = frame ? pos - 24 : pos - 4;
+    memset(k, 0, SEEN * sizeof *k);
+    if (frame < 0) k[pos] = 1;
+    else if (!frame && (patch == 5 || patch == 6 || patch == 11)) k[40 + patch] = 1;
+    else k[20 + patch % 4] = 1;
+}
+TEST(gui_drops_of_an_earlier_frame_what_the_last_one_shows) {
+    static float norm[SEEN];
+    scene s;
+    int i;
+    for (i = 0; i < SEEN; i++) norm[i] = i == 30 ? 9 : 1;
+    REQUIRE(scene_begin(&s, "gui-kv score=gui(window=4,kernel=1) budget=31 recent=4", 1, 2, 1, NULL)); /* equal votes */
+    s.key = key_of_patch;
+    s.hidden = norm;
+    REQUIRE(scene_told(&s, 4, KVMEM_PREFILL));
+    CHECK_OK(kvmem_cache_mark(&s.c, KVMEM_MARK_FRAME));
+    REQUIRE(scene_told(&s, 16, KVMEM_PREFILL));
+    CHECK_OK(kvmem_cache_mark(&s.c, KVMEM_MARK_TEXT));
+    REQUIRE(scene_told(&s, 4, KVMEM_PREFILL));
+    CHECK_OK(kvmem_cache_mark(&s.c, KVMEM_MARK_FRAME));
+    REQUIRE(scene_told(&s, 16, KVMEM_PREFILL));
+    CHECK_OK(kvmem_cache_mark(&s.c, KVMEM_MARK_TEXT));
+    REQUIRE(scene_told(&s, 8, KVMEM_PROMPT_END));
+    /* (1 - 31/48) 16 = 5 of the earlier frame are worth nothing, of equal ones the first; the last frame stands out */
+    CHECK(lane_is(&s.c, 0, 0, "0..3 9..15 24..39 44..47"));
+    kvmem_cache_free(&s.c);
+}
+TEST(gui_with_one_frame_and_alpha_0_is_snapkv) {
+    static float norm[SEEN];
+    scene a, b;
+    int i;
+    for (i = 0; i < SEEN; i++) norm[i] = (float)test_unit();
+    REQUIRE(scene_begin(&a, "gui-kv score=gui(window=6,alpha=0) budget=25 recent=6", 2, 4, 2, weigh_any));
+    REQUIRE(scene_begin(&b, "snapkv score=snapkv(window=6) budget=25 recent=6", 2, 4, 2, weigh_any));
+    a.hidden = norm;
+    CHECK_OK(kvmem_cache_mark(&a.c, KVMEM_MARK_FRAME));
+    REQUIRE(scene_told(&a, 60, KVMEM_PROMPT_END) && scene_told(&b, 60, KVMEM_PROMPT_END));
+    CHECK(same_positions(&a, &b));
+    kvmem_cache_free(&a.c); kvmem_cache_free(&b.c);
+}
+TEST(gui_takes_frames_at_the_ends_and_budgets_of_nothing) {
+    static const int at[4] = { 0, 28, 29, 30 };
+    static const char *const recipe[3] = { "gui-kv budget=1 score=gui(window=1) recent=0", "gui-kv budget=50% recent=0",
+                                           "gui-kv score=gui(window=3) budget=3 recent=3" };
+    static float norm[SEEN];
+    scene s;
+    int i, k, t;
+    for (k = 0; k < 3; k++)
+        for (i = 0; i < 4; i++) { /* frames of one token, at the very end, before everything */
+            REQUIRE(scene_begin(&s, recipe[k], 2, 4, 2, weigh_any));
+            s.hidden = norm;
+            for (t = 0; t < 30; t++) {
+                if (t >= at[i]) CHECK_OK(kvmem_cache_mark(&s.c, KVMEM_MARK_FRAME));
+                REQUIRE(scene_told(&s, 1, t < 29 ? KVMEM_PREFILL : KVMEM_PROMPT_END));
+            }
+            CHECK(kvmem_cache_lane_len(&s.c, 1, 1) == (k == 0 ? 1 : k == 1 ? 15 : 3));
+            kvmem_cache_free(&s.c);
+        }
+}
+
 /* ---- facts of all of them ---- */
 
 static const char *const methods[] = {
@@ -590,7 +740,9 @@ static const char *const methods[] = {
     "lacache budget=40", "lacache select=ladder(span=1,overlap=0) budget=36 sink=3 recent=4 place=original when=step",
     "kvcrush score=snapkv(window=4,kernel=1) select=crush(page=4,ratio=0.3) budget=40 sink=3 recent=8",
     "kvcrush score=snapkv(window=4,kernel=1) select=crush(page=1,anchor=mean) budget=40 sink=0 recent=8 when=step",
-    "windowkv score=snapkv(window=8,kernel=1) select=windows(size=4,shared=2) budget=40 recent=8 when=every(3)" };
+    "windowkv score=snapkv(window=8,kernel=1) select=windows(size=4,shared=2) budget=40 recent=8 when=every(3)",
+    "finch score=finch(window=8) budget=40",
+    "finch score=finch(window=4,normalize=0) budget=40 place=original when=step" };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 
 /* After any step the entries rise, hold sinks and the recent window, and number at most the budget (plus what when=
@@ -739,6 +891,13 @@ int main(int argc, char **argv) {
     RUN(windowkv_layers_of_a_group_keep_the_same_whole_windows);
     RUN(windowkv_with_windows_of_one_is_snapkv_of_the_mean_head);
     RUN(windowkv_keeps_a_needle_whole);
+    RUN(finch_counts_the_rows_of_the_question_by_what_they_see);
+    RUN(finch_without_normalizing_is_snapkv_without_pooling);
+    RUN(gui_saliency_is_the_cards);
+    RUN(gui_residuals_are_the_cards);
+    RUN(gui_drops_of_an_earlier_frame_what_the_last_one_shows);
+    RUN(gui_with_one_frame_and_alpha_0_is_snapkv);
+    RUN(gui_takes_frames_at_the_ends_and_budgets_of_nothing);
     RUN(attention_reads_what_is_kept_and_the_kept_hold_sinks_and_window);
     RUN(a_saved_and_a_copied_memory_go_on_alike);
     RUN(poor_inputs_are_taken);
