@@ -7,6 +7,7 @@
 #include "test.h"
 #include "world.h"
 #include "profiled.h"
+#include "../tools/evolve.h"
 
 static kvmem_status parse(kvmem_profile *p, const char *text) {
     return kvmem_profile_parse(p, text, strlen(text), NULL);
@@ -566,8 +567,81 @@ TEST(a_stream_keeps_to_sinks_and_recent_after_every_step) {
     kvmem_cache_free(&c); world_free(&w); profiled_free(&f);
 }
 
+/* ---- evolution (tools/evolve.h) */
+
+typedef struct convex { double a[6]; int n, total, bad, lo, hi; double last; int rose; } convex;
+static double convex_fitness(void *user, const int *b, int stage, int generation) {
+    convex *c = (convex *)user;
+    double f = 0;
+    int i, sum = 0;
+    (void)stage;
+    (void)generation;
+    for (i = 0; i < c->n; i++) {
+        sum += b[i];
+        c->bad |= b[i] < c->lo || b[i] > c->hi;
+        f += c->a[i] / b[i];
+    }
+    c->bad |= sum != c->total;
+    return f;
+}
+static void convex_tell(void *user, int generation, double best) {
+    convex *c = (convex *)user;
+    c->rose |= generation > 0 && best > c->last;
+    c->last = best;
+}
+/* The least of sum a_i / b_i over b in [lo, hi] with that sum, by dynamic programming over units of step. */
+static double convex_best(const convex *c, int step) {
+    double best[200], next[200];
+    const int units = c->total / step;
+    int i, u, b;
+    for (u = 0; u <= units; u++) best[u] = u ? 1e300 : 0;
+    for (i = 0; i < c->n; i++) {
+        for (u = 0; u <= units; u++) next[u] = 1e300;
+        for (u = 0; u <= units; u++)
+            for (b = c->lo; b <= c->hi && u + b / step <= units; b += step)
+                if (best[u] + c->a[i] / b < next[u + b / step]) next[u + b / step] = best[u] + c->a[i] / b;
+        memcpy(best, next, sizeof best);
+    }
+    return best[units];
+}
+TEST(evolution_reaches_the_optimum_of_a_separable_loss) {
+    int trial, i;
+    for (trial = 0; trial < 20; trial++) {
+        convex c;
+        evolve_job j;
+        int b[6], again[6], child[17 * 6];
+        memset(&c, 0, sizeof c);
+        memset(&j, 0, sizeof j);
+        c.n = 2 + trial % 5; c.lo = 4; c.hi = 64; c.total = 24 * c.n;
+        for (i = 0; i < c.n; i++) { c.a[i] = pow(test_unit(), 3) * 10; b[i] = 24; }
+        j.n = c.n; j.b = b; j.step = 4; j.lo = c.lo; j.hi = c.hi; j.lambda = 16; j.survivors = 4; j.generations = 60;
+        j.seed = (uint64_t)trial; j.fitness = convex_fitness; j.tell = convex_tell; j.user = &c;
+        evolve(&j, child);
+        CHECK(!c.bad && !c.rose); /* the sum is kept, limits hold, on one sample the best never gets worse */
+        CHECK_NEAR(convex_fitness(&c, b, 0, 0), convex_best(&c, 4), 1e-9);
+        for (i = 0; i < c.n; i++) again[i] = 24;
+        j.b = again;
+        evolve(&j, child);
+        CHECK(!memcmp(b, again, (size_t)c.n * sizeof *b)); /* same seed, same result */
+    }
+}
+TEST(evolution_of_what_cannot_move_ends) {
+    convex c;
+    evolve_job j;
+    int b[1] = { 8 }, child[17];
+    memset(&c, 0, sizeof c);
+    memset(&j, 0, sizeof j);
+    c.n = 1; c.lo = 1; c.hi = 9; c.total = 8; c.a[0] = 1;
+    j.n = 1; j.b = b; j.step = 1; j.lo = 1; j.hi = 9; j.lambda = 16; j.survivors = 4; j.generations = 3;
+    j.fitness = convex_fitness; j.user = &c;
+    evolve(&j, child);
+    CHECK(b[0] == 8 && !c.bad);
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv, "profile");
+    RUN(evolution_reaches_the_optimum_of_a_separable_loss);
+    RUN(evolution_of_what_cannot_move_ends);
     RUN(text_becomes_numbers);
     RUN(what_is_printed_parses_to_the_same_numbers);
     RUN(errors_name_line_and_reason);

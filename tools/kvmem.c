@@ -250,6 +250,8 @@ typedef struct args {
         questions, depths, level, group;
     double temp, top_p, min_p, repeat, rope_base, slo, delay;
     const char *machine; /* kvmem cost */
+    const char *evo; /* kvmem profile */
+    int64_t generations;
     int64_t layers, kv_heads, head_dim, hidden, users, rounds;
     const char *keys, *values, *hidden_rows, *projection, *rope; /* kvmem score */
     int64_t heads, question;
@@ -1866,6 +1868,7 @@ static void default_model(args *a) {
 #include "demo.h"
 #include "cache.h"
 #include "cost.h"
+#include "profile.h"
 
 /* ==== >>commands : the table, the top level =================================================== */
 
@@ -2015,6 +2018,14 @@ static const option cache_options[] = {
     O_INT("--prompt-tokens", first, "N", NULL, 1, BIG, "levels: tokens that are saved (default half)"),
     O_KV, O_ROPE_CTX, O_MAX_BYTES, O_SAMPLING, O_NO_BOS, O_SPECIAL, O_THREADS, O_BACKEND, O_JSON, O_END };
 
+static const option profile_options[] = {
+    O_DEFAULT_MODEL, O_TOKENIZER,
+    O_TEXT("-o", output, "FILE", "where the profile goes (default stdout)"),
+    O_FILE(0, "the text to measure on (default: the testbed's, for the default model)"),
+    O_TEXT("--evo", evo, "AMOUNT", "also evolve layer budgets under this mean: 12.5%, 64"),
+    O_INT("--generations", generations, "N", "12", 1, 10000, "of the evolution"),
+    O_INT("--seed", seed, "S", "1", 0, 9e15, "same seed, same profile"),
+    O_THREADS, O_BACKEND, O_END };
 static const option cost_options[] = {
     { "-m", "--model", TEXT, AT(model), "FILE", NULL, 0, 0, 0, "a model whose shape and weights count" },
     O_INT("--layers", layers, "L", NULL, 1, 1 << 20, "layers"),
@@ -2141,6 +2152,14 @@ static const command commands[] = {
       "Counts what a prompt of N tokens and then --decode tokens would take under the recipe.",
       { "kvmem estimate --shape L=16,H=32,G=8,d=64 --ctx 16384 --kv \"snapkv budget=10%\"",
         "kvmem estimate -m model.gguf --ctx 4096 --decode 1000 --kv \"full codec=q8_0\"" } },
+    { "profile", cmd_profile, profile_options, 0, 0, "[-m MODEL] [-o FILE] [-f TEXT] [--evo AMOUNT]",
+      "what a model's heads and layers are like, for budgets that go by it",
+      "Measures which heads repeat what they saw (echo, induction), which find what is copied\n"
+      "(retrieval, semantic), which look far (duo), how layers bear a block mask (keysim) and a tiny\n"
+      "cache (error), and what each head needs of its past (lukv). Writes a small text file that recipes\n"
+      "name: --kv \"duo profile=FILE\". --evo searches layer budgets by the model's own loss.",
+      { "kvmem profile -m model.gguf -f book.txt -o model.profile",
+        "kvmem profile -o tiny.profile --evo 12.5% --generations 10" } },
     { "cost", cmd_cost, cost_options, 0, 0,
       "(-m MODEL | --layers L --kv-heads G --head-dim d --hidden Dm --params P) [options]",
       "what the size of the cache costs a server: time, users, answers",
