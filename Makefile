@@ -58,6 +58,9 @@ fuzz: ## each fuzz target with libFuzzer for FUZZ_TIME seconds (clang)
 bench: $(BENCHES) $(B)/mkgguf ## speed and memory tables of this machine
 	@B=$(B) sh bench/run.sh
 
+bench-methods: $(B)/bench_methods ## every preset that keeps fewer entries: answers, nearness, bytes, times; ranked (long; METHODS=options)
+	@$(B)/bench_methods $(METHODS)
+
 claims: $(B)/bench_claims ## published claims about KV caches, measured on the default model, with verdicts (CLAIMS=options)
 	@$(B)/bench_claims $(CLAIMS)
 
@@ -102,7 +105,7 @@ $(B)/example_%: examples/%.c kvmem.h
 $(B)/fuzz_%: tools/fuzz_%.c tools/fuzz.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -DKVMEM_FUZZ_MAIN -o $@ $< $(LDFLAGS) $(LIBS)
-$(B)/bench_claims $(B)/bench_codecs: $(B)/kvmem
+$(B)/bench_claims $(B)/bench_codecs $(B)/bench_methods: $(B)/kvmem
 $(B)/bench_%: bench/%.c bench/bench.h kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE) '-DBENCH_FLAGS="$(CFLAGS) $(OMPFLAGS)"' -I. -o $@ $< $(LDFLAGS) $(LIBS)
@@ -113,4 +116,4 @@ $(B)/%: tools/%.c kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)
 
-.PHONY: all run train-tiny test testbins list-tests check sanitize portability bench claims picture tables fuzz clean help
+.PHONY: all run train-tiny test testbins list-tests check sanitize portability bench bench-methods claims picture tables fuzz clean help
