@@ -286,9 +286,9 @@ static int read_csv(const char *path) {
 
 /* A preset over all its budgets. */
 typedef struct place { const char *preset; int right, asked, own; double share, kl; } place;
-static void pool(const row *r, int *right, int *asked) {
+static void pool(const row *r, int *right, int *asked) { /* without order, where a coin is right every other time */
     int k;
-    for (k = 0; k < N_WHAT; k++) { *right += r->right[k]; *asked += r->asked[k]; }
+    for (k = 0; k < ORDER; k++) { *right += r->right[k]; *asked += r->asked[k]; }
 }
 static int by_share(const void *a, const void *b) {
     const place *x = (const place *)a, *y = (const place *)b;
@@ -338,9 +338,10 @@ static void show_ranked(const args *a) {
     static place list[MAX_PRESETS];
     const int n = rank_rows(list);
     int i, b, k;
-    put("Right answers in %% of those asked (recall, update, copy, order), with the question unknown and known when\n"
-        "the cache is compressed, at four budgets; `all` is over all eight, with its 95 %% interval, and ranks. KL,\n"
-        "top-1, bytes and times at 25 %% with the question unknown. Contexts of %s tokens.\n\n", a->lengths);
+    put("Right answers in %% of those asked (recall, update, copy), with the question unknown and known when the cache\n"
+        "is compressed, at four budgets; `all` is over all eight, with its 95 %% interval, and ranks. KL, top-1, bytes\n"
+        "and times at 25 %% with the question unknown. Contexts of %s tokens. Order questions, where a coin is right\n"
+        "every other time, and each kind alone stand in the CSV.\n\n", a->lengths);
     put("| # | preset | all %% |");
     for (k = 0; k < 2; k++)
         for (b = 0; b < 4; b++) put(" %s%s |", k ? "known " : "", budget_word[b]);

@@ -425,7 +425,8 @@ static int cell_read(const eval *e, eval_cell *c, kvmem_session *s, const corpus
                      eval_sum *time) {
     const int64_t at = s->cache.tokens;
     if (!e->r.aware) return cell_feed(c, s, q->ids, q->n, KVMEM_DECODE, time);
-    return cell_feed(c, s, q->ids, q->n, KVMEM_PROMPT_END, time) &&
+    return cell_ok(c, kvmem_cache_mark(&s->cache, KVMEM_MARK_QUESTION), s) &&
+           cell_feed(c, s, q->ids, q->n, KVMEM_PROMPT_END, time) &&
            cell_ok(c, kvmem_session_truncate(s, at + q->n - 1), s) &&
            cell_feed(c, s, q->ids + q->n - 1, 1, KVMEM_DECODE, time);
 }
