@@ -281,7 +281,7 @@ TEST(dapq_positions_shifted_by_D_are_queries_turned_by_D) {
     world_free(&w);
 }
 TEST(a_prompt_that_waits_says_so) {
-    world w; kvmem_cache c, copy, p; bytes file = { NULL, 0, 0 }; float x[64] = { 0 };
+    world w; kvmem_cache c, copy, p, none; bytes file = { NULL, 0, 0 }; float x[64] = { 0 };
     kvmem_probe bad = { 0, 0, 0, 5, 5 }, worse = { 0, 0, -1, 0, 5 };
     REQUIRE(spied(&w, "score=random budget=20 page=8 when=prompt", &probe_entry));
     CHECK_OK(kvmem_cache_init(&c, &w.cfg));
@@ -300,12 +300,13 @@ TEST(a_prompt_that_waits_says_so) {
     CHECK(kvmem_cache_reduce(&copy) == KVMEM_BAD_STATE);
     CHECK_OK(world_probe(&w, &copy, NULL, 0, 4));
     CHECK_OK(kvmem_cache_probe(&p, &copy, NULL));
-    CHECK(kvmem_cache_commit_layer(&p, 0, KVMEM_DECODE) < 0 && kvmem_cache_copy(&c, &p) == KVMEM_BAD_STATE);
+    CHECK(kvmem_cache_commit_layer(&p, 0, KVMEM_DECODE) < 0 && kvmem_cache_copy(&none, &p) == KVMEM_BAD_STATE);
     CHECK_OK(kvmem_cache_reduce(&copy));
     CHECK_OK(kvmem_cache_append(&p, 0, 1, x, x, NULL)); /* too late */
     CHECK(kvmem_cache_attend(&p, 0, 1, x, x + 32) == KVMEM_BAD_STATE);
     kvmem_cache_free(&p);
     kvmem_cache_free(&copy);
+    kvmem_cache_free(&c);
     world_free(&w);
 }
 TEST(a_prompt_that_was_cut_does_not_wait) {
