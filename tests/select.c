@@ -602,7 +602,8 @@ TEST(rerotation_is_a_turn_by_new_slot_minus_old_position_and_goes_on_at_n_kept) 
     for (i = 0; i < 2; i++) {
         test_state = 11;
         if (!start(i ? "key-rerotation budget=24 recent=8 score=snapkv(window=8)"
-                     : "key-rerotation budget=24 recent=8 score=snapkv(window=8) place=original", 2, 4, 2, 71, 0)) return;
+                     : "key-rerotation budget=24 recent=8 score=snapkv(window=8) place=original", 2, 4, 2, 71, 0))
+            return;
         W.rope[1].neox = 1;
         kvmem_cache_free(&C);
         REQUIRE_OK(kvmem_cache_init(&C, &W.cfg));
