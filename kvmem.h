@@ -118,6 +118,7 @@
      >>score_hack         heads that look at the same keys, and heads whose key moves along
      >>score_finch        what the question looks at
      >>score_gui          what stands out on this screen, and what earlier screens had that it has not
+     >>score_ems          global and local attention, whichever is more
      >>budget             how many entries may each lane keep?
      >>budget_uniform     every lane the same
      >>budget_global      one top-k over all lanes
@@ -144,10 +145,17 @@
      >>select_slot        while decoding, the entry of one fixed slot goes
      >>select_crush       the best pages, and some that stand for the others
      >>select_windows     whole windows of neighbours; one layer decides for its group
+     >>select_elastic     the best of the prompt, then one place at which entries leave
      >>reduce             what becomes of the rest?
      >>reduce_drop        forget the rest
      >>reduce_demote      the rest stays in fewer bits
      >>reduce_recompute   the rest is made again when it is read
+     >>merge              entries that join others before they leave
+     >>reduce_near        into the nearest anchor by position
+     >>reduce_similar     into the survivor with the most similar key
+     >>reduce_ems         evict, then merge by class
+     >>reduce_cam         values spread over the next survivors, by chance
+     >>reduce_compensate  one entry stands for all that left
      >>segment            where does the stream break into events?
      >>segment_fixed      an event every `size` tokens
      >>retrieve           which stored entries does this query read?
@@ -299,9 +307,10 @@ enum {
     KVMEM_READS_OUTPUT  = 2048, /* what W_O makes of a value (kvmem_cache_output) */
     KVMEM_CHOOSES_COUNT = 4096, /* budget, select: decides itself how many stay, is asked even with budget=all */
     KVMEM_WRITES_BIAS   = 8192, /* reduce only: entries get a number that is added to their logits */
-    KVMEM_WRITES_ROWS   = 16384, /* reduce only: changes K and V of entries that stay */
-    KVMEM_READS_PROFILE = 32768 /* budget, score: v->user is the kvmem_profile of the model: the program's, set
+    KVMEM_WRITES_ROWS   = 16384, /* reduce only: changes rows of entries that stay: their V, */
+    KVMEM_READS_PROFILE = 32768, /* budget, score: v->user is the kvmem_profile of the model: the program's, set
                                    as the choice's user, or one that kvmem_cache_init has read from a file */
+    KVMEM_WRITES_KEYS   = 65536  /* reduce only: and their K; so may a parameter "keys" above 0 say */
 };
 
 /* An entry that declares KVMEM_READS_PROBE says by parameters of these names, 0 if it lacks one, what probe tokens a
@@ -753,7 +762,7 @@ KVMEM_API kvmem_status kvmem_cache_read(const kvmem_cache *c, int layer, int g, 
 typedef enum kvmem_fate {
     KVMEM_FATE_KEPT,     /* it is in the lane now */
     KVMEM_FATE_DROPPED,  /* it has left the lane */
-    KVMEM_FATE_MERGED,   /* it has left the lane and other entries carry its sum; no stage does so yet */
+    KVMEM_FATE_MERGED,   /* it has left the lane and other entries carry its share */
     KVMEM_FATE_RECODED,  /* it stays and is stored by other codecs */
     KVMEM_FATE_DEMOTED   /* it stays in fewer bits */
 } kvmem_fate;
@@ -12538,6 +12547,23 @@ static void kvmem__side_decode(const kvmem__side *s, float *out, int t0, int n) 
         if (t >= 0 && t < n) kvmem__exact_row(s, i, out + (size_t)t * (size_t)d);
     }
 }
+/* Put x (d) in row t's place; x is changed, scratch is what encode wants. Codecs with a head cannot. */
+static void kvmem__side_put(kvmem__side *s, int t, float *x, float *scratch) {
+    kvmem_coded b = kvmem__side_coded(s);
+    const int d = s->use->d;
+    float mean[KVMEM_MAX_WIDTH];
+    int i, c;
+    for (i = 0; i < s->n_exact; i++) {
+        uint8_t *out = s->data + kvmem__mean_bytes(s->use) + (size_t)i * kvmem__exact_bytes(s->use);
+        if (kvmem__exact_row(s, i, NULL) != t) continue;
+        for (c = 0; c < d; c++) kvmem__put16(out + 2 + 2 * c, kvmem__half_sat(x[c]));
+        return;
+    }
+    if (kvmem__side_mean(s, mean))
+        for (c = 0; c < d; c++) x[c] -= mean[c];
+    b.scratch = scratch;
+    s->use->fn.encode(&b, x, t, 1);
+}
 
 static void kvmem__set_cap(kvmem_cache *c);
 static int kvmem__recomputes(const kvmem_recipe *r);
@@ -12657,8 +12683,11 @@ static int kvmem__table_cap(int n) {
 }
 /* Scratch of reducing one layer whose lanes hold at most n entries: scores of all lanes, selection
    indices, and two arrays that a score function may ask for. */
+static size_t kvmem__merge_bytes(int d, int code, size_t n);
 static size_t kvmem__commit_bytes(unsigned reads, int L, int G, size_t n) {
-    return ((size_t)(G + 1) * (size_t)((reads & KVMEM_READS_LAYERS) ? L : 1) + (size_t)G + 5) * n * sizeof(float);
+    const size_t merge = (reads & KVMEM_WRITES_ROWS) ? kvmem__merge_bytes(0, 0, n) - kvmem__merge_bytes(0, 0, 0) : 0;
+    const size_t layers = (reads & KVMEM_READS_LAYERS) ? (size_t)L : 1;
+    return ((size_t)(G + 1) * layers + (size_t)G + 5) * n * sizeof(float) + merge;
 }
 /* Most tokens of a block: a recipe may say fewer than the config. */
 static int kvmem__block_most(int max_block, const kvmem_recipe *r) {
@@ -12799,6 +12828,7 @@ typedef struct kvmem__tile {
     float *m, *l;   /* (rows) */
     float *k;       /* (d, w) */
     float *v;       /* (w, dp): V, and before that K as decoded */
+    const float *bias; /* (w) of the tile's entries, or NULL */
     int rows, w, dp, tokens;
     int32_t shift;  /* q is rotated for each token's own place plus this */
     int ready;
@@ -12861,6 +12891,7 @@ static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fi
                (p->ring ? kvmem__view_bytes(r, (size_t)p->page) : 0);
     reserve += p->waiting;
     reserve += (size_t)p->lanes * 4 * KVMEM__SLOT + 4096;
+    if (p->reads & KVMEM_WRITES_ROWS) reserve += kvmem__merge_bytes(s->head_dim, p->codecs.code, 0);
     if (reserve >= p->limit) return 0;
     n = (p->limit - reserve) / per_page;
     if (n > (size_t)(INT_MAX / 2 / p->page)) n = (size_t)(INT_MAX / 2 / p->page);
@@ -13065,6 +13096,18 @@ static int kvmem__page_at(const kvmem_lane *ln, int t) {
 static int32_t kvmem__lane_pos(const kvmem_lane *ln, int t) {
     const int i = kvmem__page_at(ln, t);
     return ln->pages[i]->pos[t - kvmem__page_first(ln, i)];
+}
+/* The statistic `which` (one flag that the recipe has) of a page's rows, and of entry t of a lane. */
+static float *kvmem__stat(const kvmem_cache *c, const kvmem_page *p, unsigned which) {
+    return p->stats + kvmem__stats_before(c->reads, which) * p->cap;
+}
+static float *kvmem__stat_at(const kvmem_cache *c, const kvmem_lane *ln, unsigned which, int t) {
+    const int i = kvmem__page_at(ln, t);
+    return kvmem__stat(c, ln->pages[i], which) + (t - kvmem__page_first(ln, i));
+}
+/* What is added to the logits of a page's rows, or NULL: nothing is in this recipe. */
+static const float *kvmem__page_bias(const kvmem_cache *c, const kvmem_page *p) {
+    return (c->reads & KVMEM_WRITES_BIAS) ? kvmem__stat(c, p, KVMEM_WRITES_BIAS) : NULL;
 }
 /* Can rows of this page move as they are to another of the same codecs? */
 static int kvmem__page_moves(const kvmem_page *p) {
@@ -14403,7 +14446,8 @@ KVMEM_API kvmem_status kvmem_cache_recode(kvmem_cache *c, const char *codec_k, c
 
 /* ==== >>attention : causal attention that reads the coded pages ==================================
    One query against one lane, page by page (online softmax, Milakov and Gimelshein 2018):
-       s = scale * q.k            over the rows of a page, by the codec's own dot
+       s = scale * q.k            over the rows of a page, by the codec's own dot; an entry that stands for
+                                  several has a bias besides (see >>merge)
        m' = max(m, max s), l = l e^(m-m') + sum e^(s-m'), o = o e^(m-m') + sum e^(s-m') v
    and o / l at the end; nothing is decoded into a big buffer. The queries of a group share every row
    that is read. Entries are summed in chunks of KVMEM__CHUNK whose (m, l, o) are merged in order:
@@ -14535,6 +14579,7 @@ static void kvmem__page_logits(kvmem__worker *w, const kvmem_cache *c, int layer
     const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, first = kvmem__page_first(ln, i);
     const kvmem_coded kc = kvmem__side_coded(k);
     const int moves = ((const kvmem_place_entry *)(const void *)c->recipe.stage[KVMEM_PLACE].entry)->fn != NULL;
+    const float *bias = kvmem__page_bias(c, p);
     int a, b, j;
     if (p->pre) kvmem__page_logits_pre(w, c, layer, ln, i, t0, t1, q, qslot, qpos);
     for (a = t0; !p->pre && a < t1; a = b) { /* runs of entries that see the query at the same position */
@@ -14548,6 +14593,7 @@ static void kvmem__page_logits(kvmem__worker *w, const kvmem_cache *c, int layer
     }
     if (c->shape.softcap > 0)
         for (j = 0; j < r; j++) c->backend->softcap(w->s + j * P + t0, c->shape.softcap, (size_t)(t1 - t0));
+    for (j = 0; bias && j < r; j++) c->backend->axpy(w->s + j * P + t0, 1.0f, bias + t0, t1 - t0);
     for (a = t0; ln->low && a < t1; a++) {
         const int window = c->shape.window ? c->shape.window[layer] : 0;
         if (p->pos[a] <= qpos && (!window || qpos - p->pos[a] < window)) continue;
@@ -14976,7 +15022,9 @@ static void kvmem__tile_queries(kvmem__tile *x, const kvmem_cache *c, int layer,
 static void kvmem__tile_load(kvmem__tile *x, const kvmem_cache *c, int layer, const kvmem_page *p, int e0, int w,
                              const int32_t *at) {
     const int d = c->shape.head_dim;
+    const float *bias = kvmem__page_bias(c, p);
     int i;
+    x->bias = bias ? bias + e0 : NULL;
     kvmem__side_decode(&p->side[0], x->v, e0, w);
     if (p->pre) kvmem__rope_rows(c, layer, x->v, w, at);
     memset(x->v + w * d, 0, (size_t)((x->w - w) * d) * sizeof(float));
@@ -15002,6 +15050,7 @@ static void kvmem__tile_step(kvmem__tile *x, const kvmem_cache *c, int e, int w,
         for (j = 0; j < r; j++, s += x->w) {
             const int row = i * r + j;
             float mx;
+            if (x->bias) be->axpy(s, 1.0f, x->bias, w);
             for (y = 0; y < a; y++) s[y] = -INFINITY;
             for (y = b; y < x->w; y++) s[y] = -INFINITY;
             mx = be->max(s, x->w);
@@ -15218,14 +15267,6 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
        acc[t] += sum_i mean_h P[h][i][t]   (all queries)      last[t] = mean_h P[h][newest][t]
    and a ring of the newest queries, from which kvmem_view_attention computes any window's rows again.
    P is recovered from the logits and the log-sum-exp that attend returns: P = e^(s - lse). */
-static float *kvmem__stat(const kvmem_cache *c, const kvmem_page *p, unsigned which) {
-    return p->stats + kvmem__stats_before(c->reads, which) * p->cap;
-}
-/* The same of entry t of a lane. */
-static float *kvmem__stat_at(const kvmem_cache *c, const kvmem_lane *ln, unsigned which, int t) {
-    const int i = kvmem__page_at(ln, t);
-    return kvmem__stat(c, ln->pages[i], which) + (t - kvmem__page_first(ln, i));
-}
 /* Add the rows of token t to acc and, for the newest token, set last. */
 static void kvmem__observe_one(kvmem__worker *w, kvmem_cache *c, int layer, const kvmem_lane *ln, int t, int n,
                                const float *q, const float *lse) {
@@ -16780,6 +16821,45 @@ static kvmem_status kvmem__score_gui(const kvmem_view *v, int g, float *score) {
     return KVMEM_OK;
 }
 
+/* ==== >>score_ems : global and local attention, whichever is more. stage: score ====
+   Li et al. EMS: Adaptive Evict-then-Merge Strategy for Head-wise KV Cache Compression Based on Global-Local
+   Importance. 2024. arXiv 2412.08521.   Code: none published.
+   s_glo[t] = attention from all queries so far (as h2o), s_loc[t] = from the last w, both group means; s_glo grows
+   with age, s_loc favours neighbours. Brought to the same mean over the compressible entries (neither the recipe's
+   sinks nor the w newest), the larger counts:
+       x[t] = max(s_glo[t] mean(s_loc) / mean(s_glo), s_loc[t]),   s = pool_k(x) over them, as in snapkv.
+   The w newest and the sinks score w + 1 and more, above every x (<= w). s_glo times any a > 0 changes nothing.
+   reads: ACC, QUERIES (w).   state: one float an entry, the ring.   cost: O(H w n d) time, 2 n floats.
+   defaults: window=32 kernel=5; kernel=1 does not pool.   ties: lower index.
+   choices: w, the pooling and what the means are over are ours, the paper's are not public; the larger of the two is
+   the paper's.                                                                       test: tests/merge.c ems_* */
+static const kvmem_param kvmem__params_score_ems[] = {
+    { "window", 32, 1, 4096, NULL, 1, "how many of the last queries are local" },
+    { "kernel", 5, 1, 255, NULL, 2, "entries that one pooled score covers" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__score_ems(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g), w = (int)v->par[0], m = KVMEM__MAX(0, n - w);
+    const int a = KVMEM__MIN(v->cache->recipe.sink, m);
+    double global = 0, local = 0;
+    float *acc;
+    int t;
+    if (m > a) {
+        KVMEM__TRY(kvmem_view_attention(v, g, w, score));
+        acc = kvmem__view_scratch(v, (size_t)n);
+        if (!acc) return v->cache->error.status;
+        kvmem_view_acc(v, g, acc);
+        for (t = a; t < m; t++) { global += (double)acc[t]; local += (double)score[t]; }
+        for (t = a; t < m; t++) {
+            const float x = global > 0 ? (float)((double)acc[t] * local / global) : 0;
+            acc[t] = KVMEM__MAX(x, score[t]);
+        }
+        kvmem__pool(score + a, acc + a, m - a, (int)v->par[1], 0);
+    }
+    for (t = 0; t < a; t++) score[t] = (float)(w + 1);
+    for (t = m; t < n; t++) score[t] = (float)(w + 1 + t - m);
+    return KVMEM_OK;
+}
+
 static const kvmem_score_entry kvmem__scores[] = {
     { { "recency", "newest entries; with sinks and place=cache StreamingLLM",
         "Xiao 2023, arXiv 2309.17453", NULL, 0 }, kvmem__score_recency, NULL },
@@ -16817,7 +16897,9 @@ static const kvmem_score_entry kvmem__scores[] = {
         kvmem__params_finch, KVMEM_READS_QUERIES }, kvmem__score_finch, NULL },
     { { "gui", "votes, what stands out on the last frame, less what earlier frames share with it",
         "GUI-KV 2025, arXiv 2510.00536", kvmem__params_gui,
-        KVMEM_READS_QUERIES | KVMEM_READS_KEYS | KVMEM_READS_HIDDEN }, kvmem__score_gui, NULL } };
+        KVMEM_READS_QUERIES | KVMEM_READS_KEYS | KVMEM_READS_HIDDEN }, kvmem__score_gui, NULL },
+    { { "ems", "attention of all queries or of the last ones, whichever is more", "Li 2024, arXiv 2412.08521",
+        kvmem__params_score_ems, KVMEM_READS_ACC | KVMEM_READS_QUERIES }, kvmem__score_ems, NULL } };
 
 /* ==== >>budget : how many entries may each lane keep? ============================================
    A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
@@ -18354,6 +18436,39 @@ static kvmem_status kvmem__select_windows(const kvmem_view *v, int g, const floa
     return KVMEM_OK;
 }
 
+/* ==== >>select_elastic : the best of the prompt, then one place at which entries leave. stage: select ====
+   Liu et al. Efficient Inference of Vision Instruction-Following Models with Elastic Cache. 2024.
+   arXiv 2407.18121.                         Code: liuzuyan/ElasticCache kv_cache.py (ElasticCache.__call__).
+   When the prompt is reduced to B entries: the B best scores, and the place p = B + D for D <= 0, else p = D. While
+   tokens are generated entries leave at slot p, one for each that the budget does not hold, in every layer: what was
+   before p stays for good, and so do the B - p newest. p is moved into what neither sink= nor recent= protects. A
+   stream without such a reduction gets its p at the first deletion. >>select_slot does the same after PrefixKV, which
+   counts by the share that was left of the prompt instead of the budget.
+   Example: n = 8, B = 6, S = 1 and the last protected, s = (9 5 1 4 2 6 7 0): {2, 4} leave.
+   reads: the score.   state: p, one float a lane.   cost: O(n).   defaults: point=-25; preset: attention of all H
+   heads (score=prefixkv), sink=1 (scripts; 4 in the class), 80 %, reduce=near.
+   departs: B = floor(N (1 - rho)) of the N tokens seen, as every budget here; the code keeps the ceiling.
+   test: tests/merge.c elastic_* */
+static const kvmem_param kvmem__params_elastic[] = {
+    { "point", -25, -1000000, 1000000, NULL, 1, "slot at which entries leave; 0 or less: counted from the budget" },
+    KVMEM__END_PARAMS };
+static const kvmem_memory kvmem__memory_elastic = { 0, kvmem__one_float, NULL, NULL };
+static kvmem_status kvmem__select_elastic(const kvmem_view *v, int g, const float *score, int keep, int sink,
+                                          int recent, int *kept, int *n_kept) {
+    const int n = kvmem_view_count(v, g), gone = n - keep, D = (int)v->par[0], place = D > 0 ? D : keep + D;
+    float *state = kvmem_view_state(v, g); /* 1 + p; 0: not set yet */
+    int t, m = 0, p;
+    if (v->phase != (int)KVMEM_DECODE || !(*state > 0)) *state = (float)(1 + KVMEM__MAX(place, 0));
+    if (v->phase != (int)KVMEM_DECODE)
+        return kvmem__take_best(v, g, score, keep, sink, recent, 0, kept, n_kept);
+    p = KVMEM__MIN((int)*state - 1, n - recent - gone);
+    p = KVMEM__MAX(p, sink);
+    for (t = 0; t < n; t++)
+        if (t < p || t >= p + gone) kept[m++] = t;
+    *n_kept = m;
+    return KVMEM_OK;
+}
+
 static const kvmem_select_entry kvmem__selects[] = {
     { { "topk", "the entries of the highest scores", "-", kvmem__params_topk, 0 }, kvmem__select_topk, NULL },
     { { "tree", "of two neighbours one goes, at a pointer that sweeps from old to new", "He 2025, arXiv 2501.04987",
@@ -18373,7 +18488,9 @@ static const kvmem_select_entry kvmem__selects[] = {
     { { "crush", "the best pages, and some that stand for the others", "Jha 2025, arXiv 2503.00022",
         kvmem__params_crush, KVMEM_READS_LANES }, kvmem__select_crush, NULL },
     { { "windows", "whole windows of neighbours, one layer decides for its group", "WindowKV 2025",
-        kvmem__params_windows, KVMEM_READS_LANES }, kvmem__select_windows, NULL } };
+        kvmem__params_windows, KVMEM_READS_LANES }, kvmem__select_windows, NULL },
+    { { "elastic", "the best of the prompt; then entries leave at one slot", "Liu 2024, arXiv 2407.18121",
+        kvmem__params_elastic, 0 }, kvmem__select_elastic, &kvmem__memory_elastic } };
 
 /* ==== >>reduce : what becomes of the rest? =======================================================
    Gets the rising indices of what is kept; the lane has exactly these entries afterwards. */
@@ -18448,12 +18565,524 @@ static kvmem_status kvmem__reduce_recompute(const kvmem_view *v, int g, const in
     return kvmem__reduce_drop(v, g, kept, n_kept, score);
 }
 
+/* ==== >>merge : entries that join others before they leave ==========================================
+   What the merging entries of this stage share. Kept entry j of the lane is t = kept[j]; an entry e that does not
+   stay has to[e], the j that it joins, or -1: it is dropped. A kept entry t with members e becomes
+       x_t <- (w_t x_t + sum_e w_e x_e) / (w_t + sum_e w_e)        x: V, or K and V
+   in double, members in rising order, and is written back by its page's own codec, one row; rows nobody joins
+   are not touched. So a codec must code row by row (kvmem_recipe_check refuses those of whole pages).
+   Keys are merged as attention reads them now: after RoPE, each at its own position, or with place=cache each at
+   its slot; what comes out stands where t stands and turns with it from then on.
+   Who joins whom: by position (near), by the cosine of keys or of keys and values (similar, ems), the next ones
+   (cam), all one (compensate). An entry that stands for N others may weigh as much as N: its bias ln N, a column
+   of the page, is added to its logits by attention, by the observers and by what score functions see:
+       N e^(s) v = e^(s + ln N) v.                                                 test: tests/merge.c */
+enum {
+    KVMEM__MERGE_ROWS = 16,   /* rows of keys and values that are compared at a time */
+    KVMEM__MERGE_ARRAYS = 6,  /* numbers an entry */
+    KVMEM__MERGE_ASK = -2     /* to[e]: kvmem__merge_nearest is to find it */
+};
+typedef enum kvmem__merge_how {
+    KVMEM__MERGE_NOT, KVMEM__MERGE_MEAN, KVMEM__MERGE_SUM, KVMEM__MERGE_UNIT
+} kvmem__merge_how;
+typedef struct kvmem__merge {
+    kvmem_cache *c;
+    kvmem_lane *ln;
+    int layer, g, n, n_kept, d;
+    const int *kept;
+    int *to;          /* (n) the kept entry that an entry joins; -1: none. Of kept ones their own */
+    float *weight;    /* (n) 1 at first */
+    float *aux;       /* (n) free for the entry; similarities after merge_nearest */
+    int *member;      /* those that join others, and of kept entry j: members from[j] .. end[j] */
+    int *from, *end;  /* (n_kept) */
+    double *sum;      /* (d) */
+    float *row;       /* (d) */
+    float *side[4];   /* (MERGE_ROWS, d) keys, values of members; of kept entries */
+    float *norm[4];   /* (MERGE_ROWS) their Euclidean norms */
+    float *code;      /* what encoding a row takes */
+} kvmem__merge;
+/* Scratch that does not grow with the lane, and that of an entry. */
+static size_t kvmem__merge_fixed(int d, int code) {
+    return (3 * (size_t)d + 4 * (size_t)KVMEM__MERGE_ROWS * (size_t)(d + 1) + (size_t)code) * sizeof(float);
+}
+static size_t kvmem__merge_bytes(int d, int code, size_t n) {
+    return kvmem__merge_fixed(d, code) + (size_t)KVMEM__MERGE_ARRAYS * n * sizeof(float);
+}
+static kvmem_status kvmem__merge_begin(kvmem__merge *m, const kvmem_view *v, int g, const int *kept, int n_kept) {
+    kvmem_cache *c = v->cache;
+    const int n = kvmem_view_count(v, g), d = c->shape.head_dim;
+    float *f = kvmem__view_scratch(v, kvmem__merge_bytes(d, c->code, (size_t)n) / sizeof *f);
+    int i, t;
+    if (!f) return c->error.status;
+    m->c = c;
+    m->ln = kvmem__lane_at(c, v->layer, g);
+    m->layer = v->layer;
+    m->g = g;
+    m->n = n;
+    m->n_kept = n_kept;
+    m->d = d;
+    m->kept = kept;
+    m->sum = (double *)(void *)f; /* first: the scratch is aligned for doubles */
+    f += 2 * d;
+    m->row = f;
+    f += d;
+    for (i = 0; i < 4; i++, f += KVMEM__MERGE_ROWS * (d + 1)) {
+        m->side[i] = f;
+        m->norm[i] = f + KVMEM__MERGE_ROWS * d;
+    }
+    m->code = f;
+    m->weight = f + c->code;
+    m->aux = m->weight + n;
+    m->to = (int *)(void *)(m->aux + n);
+    m->member = m->to + n;
+    m->from = m->member + n;
+    m->end = m->from + n;
+    for (t = 0; t < n; t++) { m->to[t] = -1; m->weight[t] = 1; m->aux[t] = 0; }
+    for (i = 0; i < n_kept; i++) { m->to[kept[i]] = i; m->from[i] = m->end[i] = 0; }
+    return KVMEM_OK;
+}
+/* Does entry t stay? */
+static int kvmem__merge_stays(const kvmem__merge *m, int t) { return m->to[t] >= 0 && m->kept[m->to[t]] == t; }
+/* By how many positions attention turns the key in slot t further than it is stored (stage place). */
+static int32_t kvmem__merge_turn(const kvmem__merge *m, int t) {
+    const kvmem_choice *ch = &m->c->recipe.stage[KVMEM_PLACE];
+    const kvmem_place_fn fn = ((const kvmem_place_entry *)(const void *)ch->entry)->fn;
+    const int32_t pos = kvmem__lane_pos(m->ln, t);
+    return fn ? fn(ch->par, t, pos) - pos : 0;
+}
+static void kvmem__merge_rotate(const kvmem__merge *m, float *x, int32_t by) {
+    const kvmem_rope *r = m->c->shape.rope ? &m->c->shape.rope[m->layer] : NULL;
+    if (r && by) m->c->backend->rope(x, x, 1, 1, m->d, r, &by, 0, 1);
+}
+/* Entry t's key as attention reads it (side 0), or its value: x (d). */
+static void kvmem__merge_read(const kvmem__merge *m, int t, int side, float *x) {
+    m->c->backend->gather(m->c, m->layer, m->ln, t, 1, side ? NULL : x, side ? x : NULL);
+    if (!side) kvmem__merge_rotate(m, x, kvmem__merge_turn(m, t));
+}
+/* The way back; x is changed, the page is the cache's own. */
+static void kvmem__merge_write(const kvmem__merge *m, int t, int side, float *x) {
+    const int i = kvmem__page_at(m->ln, t), row = t - kvmem__page_first(m->ln, i);
+    kvmem_page *p = m->ln->pages[i];
+    if (!side) {
+        kvmem__merge_rotate(m, x, -kvmem__merge_turn(m, t));
+        if (p->pre) kvmem__unrope_rows(m->c, m->layer, x, 1, &p->pos[row]);
+    }
+    kvmem__side_put(&p->side[side], row, x, m->code);
+}
+static float kvmem__merge_norm(const kvmem__merge *m, const float *x) {
+    return sqrtf(m->c->backend->dot(x, x, m->d));
+}
+/* Rows of up to MERGE_ROWS entries idx (n) as side[2 * kept], and the values if both. */
+static void kvmem__merge_load(kvmem__merge *m, const int *idx, int n, int kept, int both) {
+    int i, s;
+    for (s = 0; s <= both; s++)
+        for (i = 0; i < n; i++) {
+            float *x = m->side[2 * kept + s] + i * m->d;
+            kvmem__merge_read(m, idx[i], s, x);
+            m->norm[2 * kept + s][i] = kvmem__merge_norm(m, x);
+        }
+}
+static float kvmem__merge_cosine(const kvmem__merge *m, int i, int j, int s) {
+    const float a = m->norm[s][i], b = m->norm[2 + s][j];
+    if (!(a > 0) || !(b > 0)) return 0;
+    return m->c->backend->dot(m->side[s] + i * m->d, m->side[2 + s] + j * m->d, m->d) / a / b;
+}
+/* For every e with to[e] = ASK the most similar of the kept entries lo .. hi - 1, ties to the lower, and how similar
+   it is in aux[e]: the cosine of keys, or (both) that of keys times that of values, 0 if both are negative. Without
+   such entries -1. Changes member. */
+static void kvmem__merge_nearest(kvmem__merge *m, int lo, int hi, int both) {
+    int e, k = 0, i, j, a, b;
+    for (e = 0; e < m->n; e++) {
+        if (m->to[e] != KVMEM__MERGE_ASK) continue;
+        m->to[e] = -1;
+        m->aux[e] = -INFINITY;
+        m->member[k++] = e;
+    }
+    for (a = 0; a < k; a += KVMEM__MERGE_ROWS) {
+        const int na = KVMEM__MIN(KVMEM__MERGE_ROWS, k - a);
+        kvmem__merge_load(m, m->member + a, na, 0, both);
+        for (b = lo; b < hi; b += KVMEM__MERGE_ROWS) {
+            const int nb = KVMEM__MIN(KVMEM__MERGE_ROWS, hi - b);
+            kvmem__merge_load(m, m->kept + b, nb, 1, both);
+            for (i = 0; i < na; i++)
+                for (j = 0; j < nb; j++) {
+                    float s = kvmem__merge_cosine(m, i, j, 0);
+                    e = m->member[a + i];
+                    if (both) {
+                        const float x = kvmem__merge_cosine(m, i, j, 1);
+                        s = s < 0 && x < 0 ? 0 : s * x;
+                    }
+                    if (!(s > m->aux[e])) continue;
+                    m->aux[e] = s;
+                    m->to[e] = b + j;
+                }
+        }
+    }
+}
+/* Sort those that join others by whom they join: member, from, end. */
+static void kvmem__merge_group(kvmem__merge *m) {
+    int e, j, at = 0;
+    for (j = 0; j < m->n_kept; j++) m->end[j] = 0;
+    for (e = 0; e < m->n; e++)
+        if (m->to[e] >= 0 && !kvmem__merge_stays(m, e)) m->end[m->to[e]]++;
+    for (j = 0; j < m->n_kept; j++) {
+        m->from[j] = at;
+        at += m->end[j];
+        m->end[j] = m->from[j];
+    }
+    for (e = 0; e < m->n; e++)
+        if (m->to[e] >= 0 && !kvmem__merge_stays(m, e)) m->member[m->end[m->to[e]]++] = e;
+}
+/* Kept entry j and its members, one side of them. UNIT: directions are averaged, the norm of j's own row stays. */
+static void kvmem__merge_row(kvmem__merge *m, int j, int side, kvmem__merge_how how) {
+    double total = 0, norm = 0, length = 0, scale;
+    int i, c;
+    for (c = 0; c < m->d; c++) m->sum[c] = 0;
+    for (i = m->from[j] - 1; i < m->end[j]; i++) { /* first j itself */
+        const int e = i < m->from[j] ? m->kept[j] : m->member[i];
+        double w = (double)m->weight[e];
+        total += w;
+        kvmem__merge_read(m, e, side, m->row);
+        if (how == KVMEM__MERGE_UNIT) {
+            const double own = (double)kvmem__merge_norm(m, m->row);
+            if (i < m->from[j]) norm = own;
+            if (!(own > 0)) continue;
+            w /= own;
+        }
+        for (c = 0; c < m->d; c++) m->sum[c] += w * (double)m->row[c];
+    }
+    for (c = 0; c < m->d; c++) length += m->sum[c] * m->sum[c];
+    if (!(total > 0) || (how == KVMEM__MERGE_UNIT && !(sqrt(length) >= 1e-6 * total))) return;
+    scale = how == KVMEM__MERGE_UNIT ? norm / sqrt(length) : how == KVMEM__MERGE_MEAN ? 1 / total : 1;
+    for (c = 0; c < m->d; c++) m->row[c] = (float)(scale * m->sum[c]);
+    kvmem__merge_write(m, m->kept[j], side, m->row);
+}
+/* Rows of all kept entries that others join. Nothing is changed if it fails. */
+static kvmem_status kvmem__merge_rows(kvmem__merge *m, kvmem__merge_how keys, kvmem__merge_how values) {
+    const kvmem__merge_how how[2] = { keys, values };
+    int j, s;
+    for (j = 0; j < m->n_kept; j++) {
+        const int i = kvmem__page_at(m->ln, m->kept[j]);
+        if (m->from[j] == m->end[j]) continue;
+        for (s = 0; s < 2; s++)
+            if (how[s] && m->ln->pages[i]->side[s].use->fn.head_bytes)
+                return kvmem__fail(&m->c->error, KVMEM_UNSUPPORTED, "a page of codec %s cannot change one row",
+                                   m->ln->pages[i]->side[s].use->fn.e.word);
+        KVMEM__TRY(kvmem__page_own(m->c, m->ln, i));
+    }
+    for (j = 0; j < m->n_kept; j++)
+        for (s = 0; s < 2; s++)
+            if (how[s] && m->from[j] < m->end[j]) kvmem__merge_row(m, j, s, how[s]);
+    return KVMEM_OK;
+}
+/* Tell the trace who was merged and who dropped, and leave the lane with the kept entries. */
+static kvmem_status kvmem__merge_end(kvmem__merge *m) {
+    kvmem_cache *c = m->c;
+    int t;
+    for (t = 0; c->trace && t < m->n; t++)
+        if (!kvmem__merge_stays(m, t))
+            kvmem__tell(c, m->layer * c->shape.n_kv_heads + m->g, t, t + 1,
+                        m->to[t] >= 0 ? KVMEM_FATE_MERGED : KVMEM_FATE_DROPPED);
+    return kvmem__lane_keep(c, m->ln, m->kept, m->n_kept);
+}
+
+/* ==== >>reduce_near : into the nearest anchor by position. stage: reduce; end of prefill ====
+   Liu et al. Efficient Inference of Vision Instruction-Following Models with Elastic Cache. 2024.
+   arXiv 2407.18121.                         Code: liuzuyan/ElasticCache kv_cache.py (ElasticCache.__call__).
+   Anchors are the kept entries but sinks and the recent window. Each evicted e goes to the anchor a with the
+   smallest |position a - position e|, ties to the smaller a, and K_a, V_a become the plain mean over a and its
+   members. decode=drop: while tokens are generated entries are dropped instead (preset elastic-lvlm, where
+   select=elastic says which). Without an anchor entries are dropped.
+   Example: 8 tokens, 0 and 7 protected, {2, 4} evicted, anchors {1, 3, 5, 6}: 2 joins 1 (3 is as near), 4 joins 3.
+   reads: positions, K, V.   state: none.   cost: O(n + members d).   defaults: decode=drop.
+   departs: the code ranks by one argsort, shifts merged tokens by S and removes F + 1 tokens; the card's clean form
+   is kept. Tokens of one layer are chosen together (score=prefixkv), K and V are averaged in each KV head. Budgets
+   are ceilings: 80 % of n leaves floor(0.8 n), the code the ceiling.
+   test: tests/merge.c near_* */
+static const kvmem_param kvmem__params_near[] = {
+    { "decode", 0, 0, 1, "drop|merge", 1, "what becomes of entries that leave while tokens are generated" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__reduce_near(const kvmem_view *v, int g, const int *kept, int n_kept, const float *score) {
+    kvmem__merge m;
+    int e, j, sink, recent, last;
+    if (v->phase == KVMEM_DECODE && !(v->par[0] > 0)) return kvmem__reduce_drop(v, g, kept, n_kept, score);
+    KVMEM__TRY(kvmem__merge_begin(&m, v, g, kept, n_kept));
+    kvmem__protect(&v->cache->recipe, n_kept, &sink, &recent);
+    last = n_kept - recent - 1;
+    for (e = 0, j = sink; e < m.n && sink <= last; e++) {
+        const int32_t pos = kvmem__lane_pos(m.ln, e);
+        if (kvmem__merge_stays(&m, e)) continue;
+        while (j < last && kvmem__lane_pos(m.ln, kept[j + 1]) - pos < pos - kvmem__lane_pos(m.ln, kept[j])) j++;
+        m.to[e] = j;
+    }
+    kvmem__merge_group(&m);
+    KVMEM__TRY(kvmem__merge_rows(&m, KVMEM__MERGE_MEAN, KVMEM__MERGE_MEAN));
+    return kvmem__merge_end(&m);
+}
+
+/* ==== >>reduce_similar : into the survivor with the most similar key. stage: reduce ====
+   Merging, a wrapper of NVIDIA/kvpress after Bolya et al. Token Merging. 2023. arXiv 2210.09461, and Wan et al. D2O.
+   2024. arXiv 2406.13035.                           Code: kvpress/presses/merging_press.py (MergingPress.merge).
+     t = argmax over kept of cos(K_e, K_t), merged if cos >= threshold and, for fraction < 1, at least the
+         (1 - fraction) quantile of the lane's cosines (interpolated; those below the threshold count as -inf)
+     w_e = max(cos, 0) |V_e| / (|V_e| + |V_t| + 1e-6),   V_t <- (V_t + sum w_e V_e) / (1 + sum w_e),   keys stay
+   weight=mean,keys=1: plain means of K and V, what Qin et al. HACK (2025, arXiv 2504.09261) does with entries of
+   the last scale. Example: K_e = (2, 0), V_e = (0, 4), K_t = (1, 0), V_t = (3, 0): w = .571429, V_t = (1.9091, 1.4545).
+   reads: K, V.   state: none.   cost: O(evicted kept d).   defaults: threshold=0 fraction=1 weight=norm keys=0.
+   ties: lower index.   departs: nowhere; an infinite quantile lets all pass.        test: tests/merge.c similar_* */
+static const kvmem_param kvmem__params_similar[] = {
+    { "threshold", 0, 0, 1, NULL, 0, "cosine from which an entry is merged, below it is dropped" },
+    { "fraction", 1, 0.000001, 1, NULL, 0, "of the evicted entries, the most similar, that may be merged" },
+    { "weight", 0, 0, 1, "norm|mean", 1, "norm: cosine times share of the values' norms; mean: all count the same" },
+    { "keys", 0, 0, 1, NULL, 1, "1: keys are merged, too" },
+    KVMEM__END_PARAMS };
+/* The q quantile of x (n), between neighbours by proportion; idx, out (n) scratch. */
+static float kvmem__quantile(const float *x, int n, double q, int *idx, int *out) {
+    const double at = q * (n - 1);
+    const int lo = (int)at;
+    float v[2] = { INFINITY, INFINITY };
+    int i, k;
+    for (k = 0; k < 2; k++) { /* the lo-th and the next above it: smallest of the n - lo and n - lo - 1 largest */
+        const int m = kvmem__topk(out, x, n, n - lo - k, idx);
+        for (i = 0; i < m; i++) v[k] = KVMEM__MIN(v[k], x[out[i]]);
+    }
+    if (!(at > lo) || !(v[0] > -INFINITY)) return v[0];
+    return (float)((double)v[0] + (at - lo) * ((double)v[1] - (double)v[0]));
+}
+static kvmem_status kvmem__reduce_similar(const kvmem_view *v, int g, const int *kept, int n_kept,
+                                          const float *score) {
+    const float threshold = (float)v->par[0];
+    kvmem__merge m;
+    float least = -INFINITY;
+    int e, k = 0;
+    (void)score;
+    KVMEM__TRY(kvmem__merge_begin(&m, v, g, kept, n_kept));
+    for (e = 0; e < m.n; e++)
+        if (!kvmem__merge_stays(&m, e)) m.to[e] = KVMEM__MERGE_ASK;
+    kvmem__merge_nearest(&m, 0, n_kept, 0);
+    for (e = 0; e < m.n; e++) {
+        if (kvmem__merge_stays(&m, e)) continue;
+        if (!(m.aux[e] >= threshold)) m.to[e] = -1;
+        m.weight[k++] = m.to[e] >= 0 ? m.aux[e] : -INFINITY;
+    }
+    if (v->par[1] < 1 && k) least = kvmem__quantile(m.weight, k, 1 - v->par[1], m.member, m.from);
+    for (e = 0; e < m.n; e++) m.weight[e] = 1;
+    for (e = 0; e < m.n; e++) {
+        float a, b;
+        if (kvmem__merge_stays(&m, e) || m.to[e] < 0) continue;
+        if (v->par[2] < 1) {
+            kvmem__merge_read(&m, e, 1, m.row);
+            a = kvmem__merge_norm(&m, m.row);
+            kvmem__merge_read(&m, kept[m.to[e]], 1, m.row);
+            b = kvmem__merge_norm(&m, m.row);
+            m.weight[e] = KVMEM__MAX(m.aux[e], 0.0f) * a / (a + b + 1e-6f);
+        }
+        if (!(m.aux[e] >= least) || !(m.weight[e] > 0)) m.to[e] = -1;
+    }
+    kvmem__merge_group(&m);
+    KVMEM__TRY(kvmem__merge_rows(&m, v->par[3] > 0 ? KVMEM__MERGE_MEAN : KVMEM__MERGE_NOT, KVMEM__MERGE_MEAN));
+    return kvmem__merge_end(&m);
+}
+
+/* ==== >>reduce_ems : evict, then merge by class. stage: reduce; prefill and decode ====
+   Li et al. EMS: Adaptive Evict-then-Merge Strategy for Head-wise KV Cache Compression Based on Global-Local
+   Importance. 2024. arXiv 2412.08521.   Code: none published; steps 4-6 after the abstract and public reviews.
+   Kept entries but sinks and the recent window are the N_imp class centres c. The next gamma N_imp by score are to be
+   merged, the rest is dropped. For each of them
+       R[t][c] = cos(K_t, K_c) cos(V_t, V_c), 0 if both are negative,
+   and t joins argmax_c R if that is at least tau, else the zero class, an extra centre with K = V = 0: it is dropped.
+   With w_m = s[m] / (sum of s over the class, its centre included; equal shares if that is 0):
+       V_c <- sum w_m V_m,   u = sum w_m K_m / |K_m|,   K_c <- |K_c| u / |u|   (K_c stays if |u| < 1e-6).
+   reads: K, V, the scores.   state: none.   cost: O(gamma N_imp^2 d).   defaults: gamma=1 tau=0.5.
+   ties: lower index.   choices: gamma, tau, the sign rule and the norm of K_c are ours; the paper's values are not
+   public. tau > 1 merges nothing.                                                    test: tests/merge.c ems_* */
+static const kvmem_param kvmem__params_ems[] = {
+    { "gamma", 1, 0, 1000, NULL, 0, "entries to be merged for each class centre" },
+    { "tau", 0.5, 0, 2, NULL, 0, "similarity of the zero class; above 1 nothing is merged" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__reduce_ems(const kvmem_view *v, int g, const int *kept, int n_kept, const float *score) {
+    kvmem__merge m;
+    int e, i, j, k = 0, sink, recent;
+    double some;
+    KVMEM__TRY(kvmem__merge_begin(&m, v, g, kept, n_kept));
+    kvmem__protect(&v->cache->recipe, n_kept, &sink, &recent);
+    for (e = 0; e < m.n; e++) { /* step 3: the middling ones */
+        if (kvmem__merge_stays(&m, e)) continue;
+        m.member[k] = e;
+        m.aux[k++] = score[e];
+    }
+    some = floor(v->par[0] * (n_kept - sink - recent) + 1e-9);
+    k = kvmem__topk(m.from, m.aux, k, some < k ? (int)some : k, m.end);
+    for (i = 0; i < k; i++) m.to[m.member[m.from[i]]] = KVMEM__MERGE_ASK;
+    kvmem__merge_nearest(&m, sink, n_kept - recent, 1); /* steps 4, 5 */
+    for (e = 0; e < m.n; e++) {
+        if (!kvmem__merge_stays(&m, e) && m.to[e] >= 0 && !(m.aux[e] >= (float)v->par[1])) m.to[e] = -1;
+        m.weight[e] = KVMEM__MAX(score[e], 0.0f);
+    }
+    kvmem__merge_group(&m);
+    for (j = 0; j < n_kept; j++) { /* step 6: a class whose scores are all 0 */
+        float sum = m.weight[kept[j]];
+        for (i = m.from[j]; i < m.end[j]; i++) sum += m.weight[m.member[i]];
+        if (sum > 0 || m.from[j] == m.end[j]) continue;
+        m.weight[kept[j]] = 1;
+        for (i = m.from[j]; i < m.end[j]; i++) m.weight[m.member[i]] = 1;
+    }
+    KVMEM__TRY(kvmem__merge_rows(&m, KVMEM__MERGE_UNIT, KVMEM__MERGE_MEAN));
+    return kvmem__merge_end(&m);
+}
+
+/* ==== >>reduce_cam : values spread over the next survivors, by chance. stage: reduce; decode ====
+   Zhang et al. CaM: Cache Merging for Memory-efficient LLMs Inference. ICML 2024. OpenReview LCTmppB165.
+   Code: NVIDIA/kvpress cam_press.py (CAMPress.compress).
+   Of the evicted the k with the best scores are candidates, k the tokens since the last reduction (ties: the later).
+   The targets of candidate i are the next m kept entries after it, fewer at the end. With A the attention received so
+   far (group mean)
+       p = clamp(A_i / mean of A over the targets, 0, 1), 0/0 = 0, x/0 = 1,    merged if u < p:
+       every target's V += V_i / (number of targets);   keys stay.
+   u is uniform in [0, 1), a function of (seed, tokens seen, layer, KV head, position of i) alone. p = 1: the sum of V
+   over the lane is what it was. Example: A_i = 1, targets with A 3 and 1: p = .5.
+   reads: ACC, V, scores.   state: one float an entry.   cost: O(k m + members m d).   defaults: merge=32; preset:
+   every 512 tokens down to 2048, one set for a layer.
+   departs: A counts the prompt's queries too (the code begins with the first decoded token). That all lanes of a layer
+   lose the same tokens is up to the score: prefixkv and tova give them the same.   test: tests/merge.c cam_* */
+static const kvmem_param kvmem__params_cam[] = {
+    { "merge", 32, 1, 65536, NULL, 1, "kept entries over which a value is spread" },
+    KVMEM__END_PARAMS };
+/* Does candidate e's coin say merge? Its targets are the kept entries from .. from + m - 1; aux holds A. */
+static int kvmem__cam_merges(const kvmem__merge *m, const kvmem_view *v, int e, int from, int count) {
+    const uint64_t step = (uint64_t)(v->cache->tokens + v->cache->block_n);
+    const double u = kvmem__unit(kvmem__random(kvmem__mix(v->seed) ^ step, (uint64_t)m->layer, (uint64_t)m->g,
+                                               (uint64_t)kvmem__lane_pos(m->ln, e)));
+    double mean = 0;
+    int j;
+    for (j = from; j < from + count; j++) mean += (double)m->aux[m->kept[j]];
+    mean /= count;
+    if (!(m->aux[e] > 0)) return 0;
+    return !(mean > 0) || u < (double)m->aux[e] / mean;
+}
+static kvmem_status kvmem__reduce_cam(const kvmem_view *v, int g, const int *kept, int n_kept, const float *score) {
+    const int64_t steps = v->cache->since_reduce + v->cache->block_n;
+    const int spread = (int)v->par[0];
+    kvmem__merge m;
+    int e, i, j, k = 0;
+    KVMEM__TRY(kvmem__merge_begin(&m, v, g, kept, n_kept));
+    for (e = m.n; e-- > 0;) { /* from the last, so that ties go to the later */
+        if (kvmem__merge_stays(&m, e)) continue;
+        m.member[k] = e;
+        m.weight[k++] = score[e];
+    }
+    i = kvmem__topk(m.from, m.weight, k, steps < k ? (int)steps : k, m.end);
+    while (i-- > 0) m.to[m.member[m.from[i]]] = KVMEM__MERGE_ASK;
+    kvmem_view_acc(v, g, m.aux);
+    for (e = 0; e < m.n; e++) m.weight[e] = 1;
+    for (e = k = j = 0; e < m.n; e++) {
+        const int ask = m.to[e] == KVMEM__MERGE_ASK;
+        int targets;
+        while (j < n_kept && kept[j] <= e) j++;
+        targets = KVMEM__MIN(spread, n_kept - j);
+        if (!ask) continue;
+        m.to[e] = -1;
+        if (!targets || !kvmem__cam_merges(&m, v, e, j, targets)) continue;
+        m.to[e] = j;
+        m.weight[e] = 1.0f / (float)targets;
+        m.member[k++] = e;
+    }
+    for (j = 0; j < n_kept; j++) { /* members of j: to <= j < to + spread; to rises with e */
+        m.from[j] = j ? m.from[j - 1] : 0;
+        while (m.from[j] < k && m.to[m.member[m.from[j]]] + spread <= j) m.from[j]++;
+        m.end[j] = j ? m.end[j - 1] : 0;
+        while (m.end[j] < k && m.to[m.member[m.end[j]]] <= j) m.end[j]++;
+    }
+    KVMEM__TRY(kvmem__merge_rows(&m, KVMEM__MERGE_NOT, KVMEM__MERGE_SUM));
+    return kvmem__merge_end(&m);
+}
+
+/* ==== >>reduce_compensate : one entry stands for all that left. stage: reduce ====
+   Tang et al. RazorAttention: Efficient KV Cache Compression Through Retrieval Heads. 2024. arXiv 2407.15891.
+   Code: mindspore-ai/golden-stick razor_attention.py (DeployRACompressCell._compress).
+   The N entries that leave, and one that stays for them, become their mean with the weight of N:
+       k = mean k_t,  v = mean v_t,  out = (N e^(q.k) v + sum_kept e^(s_t) v_t) / (N e^(q.k) + sum_kept e^(s_t)),
+   N as a bias ln N of its logit. Who is to stay: the compensation entry of an earlier time if it is kept, else the
+   kept entry with the lowest score that neither sink= nor recent= protects, else the oldest of the recent window. By
+   recency that is the oldest after the sinks, and the budget is S0 sinks, the compensation and the newest rest (256
+   rows in the code). Entries count as often as they stand for others: with mean and N of (k, N) and a new (k_t, 1)
+   it is k += (k_t - k) / (N + 1), N += 1, so the mean is that of all at once.
+   Example, scale 1, q = 1: kept (k = 0, v = 0), left three times (ln 2, 1): 3 * 2 / (1 + 3 * 2) = 6/7, as before.
+   reads: K, V, scores.   state: one float an entry, the bias.   cost: O(left d).   ties: lower index.
+   departs: the code leaves out ln N; here it is the paper's. N is read back from a float32 bias, exactly up to a
+   million.                                                                     test: tests/merge.c compensate_* */
+/* How many tokens does entry t stand for? */
+static double kvmem__stands_for(const kvmem__merge *m, int t) {
+    const float bias = *kvmem__stat_at(m->c, m->ln, KVMEM_WRITES_BIAS, t);
+    return bias > 0 ? floor(exp((double)bias) + 0.5) : 1;
+}
+static kvmem_status kvmem__reduce_compensate(const kvmem_view *v, int g, const int *kept, int n_kept,
+                                             const float *score) {
+    kvmem__merge m;
+    double total = 0;
+    int e, j, sink, recent, one = -1, had;
+    KVMEM__TRY(kvmem__merge_begin(&m, v, g, kept, n_kept));
+    kvmem__protect(&v->cache->recipe, n_kept, &sink, &recent);
+    for (j = 0; j < n_kept && one < 0; j++)
+        if (kvmem__stands_for(&m, kept[j]) > 1) one = j;
+    had = one >= 0;
+    for (j = sink; !had && j < n_kept - recent; j++)
+        if (one < 0 || score[kept[j]] < score[kept[one]]) one = j;
+    if (one < 0) one = KVMEM__MIN(sink, n_kept - 1);
+    for (e = 0; e < m.n; e++) {
+        const double n = kvmem__stands_for(&m, e);
+        if (kvmem__merge_stays(&m, e) && m.to[e] != one) continue;
+        m.to[e] = one;
+        m.weight[e] = (float)n;
+        total += n;
+    }
+    kvmem__merge_group(&m);
+    KVMEM__TRY(kvmem__merge_rows(&m, KVMEM__MERGE_MEAN, KVMEM__MERGE_MEAN));
+    *kvmem__stat_at(m.c, m.ln, KVMEM_WRITES_BIAS, kept[one]) = (float)log(total);
+    return kvmem__merge_end(&m);
+}
+
 static const kvmem_reduce_entry kvmem__reduces[] = {
     { { "drop", "the rest is forgotten, its pages are freed", "-", NULL, 0 }, kvmem__reduce_drop },
     { { "recompute", "the rest is made again from checkpoints, bit for bit",
         "Qasim 2026, arXiv 2603.19664", kvmem__params_recompute, 0 }, kvmem__reduce_recompute },
     { { "demote", "the rest stays, in the fewer bits of the codec in brackets", "Yang 2024, arXiv 2402.18096", NULL,
-        KVMEM_TAKES_CODEC }, kvmem__reduce_demote } };
+        KVMEM_TAKES_CODEC }, kvmem__reduce_demote },
+    { { "near", "the rest joins the nearest anchor by position", "Liu 2024, arXiv 2407.18121", kvmem__params_near,
+        KVMEM_WRITES_ROWS | KVMEM_WRITES_KEYS }, kvmem__reduce_near },
+    { { "similar", "values join the survivor with the most similar key", "NVIDIA/kvpress MergingPress",
+        kvmem__params_similar, KVMEM_WRITES_ROWS }, kvmem__reduce_similar },
+    { { "ems", "the middling join the important one that they resemble", "Li 2024, arXiv 2412.08521",
+        kvmem__params_ems, KVMEM_WRITES_ROWS | KVMEM_WRITES_KEYS }, kvmem__reduce_ems },
+    { { "cam", "values are spread over the next survivors, by chance", "Zhang 2024, OpenReview LCTmppB165",
+        kvmem__params_cam, KVMEM_WRITES_ROWS | KVMEM_READS_ACC }, kvmem__reduce_cam },
+    { { "compensate", "one entry with a bias stands for all the rest", "Tang 2024, arXiv 2407.15891", NULL,
+        KVMEM_WRITES_ROWS | KVMEM_WRITES_KEYS | KVMEM_WRITES_BIAS }, kvmem__reduce_compensate } };
+
+/* Does this recipe's reduce stage change K (side 0) or V of entries that stay? */
+static int kvmem__rewrites(const kvmem_recipe *r, int side) {
+    const kvmem_choice *ch = &r->stage[KVMEM_REDUCE];
+    if (side) return (ch->entry->reads & KVMEM_WRITES_ROWS) != 0;
+    return (ch->entry->reads & KVMEM_WRITES_KEYS) != 0 || kvmem__param_of(ch->entry, ch->par, "keys", 0) > 0;
+}
+/* Rows that are changed must be coded row by row. */
+static kvmem_status kvmem__check_rewrites(const kvmem_recipe *r, kvmem_error *err) {
+    int i, s;
+    for (s = 0; s < 2; s++) {
+        if (!kvmem__rewrites(r, s)) continue;
+        for (i = 0; i <= r->n_maps; i++) {
+            const kvmem_choice *ch = i ? &r->map[i - 1].codec : &r->stage[KVMEM_CODEC_K + s];
+            const kvmem_codec *codec = (const kvmem_codec *)(const void *)ch->entry;
+            if (i && r->map[i - 1].side != s) continue;
+            if (codec->head_bytes || (codec->flags & KVMEM_CODEC_SHARED))
+                return kvmem__fail(err, KVMEM_BAD_RECIPE, "reduce=%s changes single %s, and %s=%s %s; rows of f16 or "
+                                   "q8_0 can be changed", r->stage[KVMEM_REDUCE].entry->word, s ? "values" : "keys",
+                                   kvmem_stage_word((kvmem_stage)(KVMEM_CODEC_K + s)), codec->e.word,
+                                   codec->head_bytes ? "codes whole pages" : "has no rows of its own");
+        }
+    }
+    return KVMEM_OK;
+}
 
 /* Is this a recipe whose session makes rows again? */
 static int kvmem__recomputes(const kvmem_recipe *r) {
@@ -18914,7 +19543,9 @@ static size_t kvmem__block_need(const kvmem_cache *c, int b) {
         need += (size_t)(P * c->shape.head_dim) * sizeof(float); /* and once more as floats while it is coded */
     a = kvmem__attend_bytes(&c->shape, b, c->worker_bytes) + kvmem__more_scratch(c->arena->limit);
     m = !kvmem__evicts(c) ? 0 : kvmem__commit_bytes(c->reads, c->shape.n_layers, G, longest) +
-                                (c->ring ? kvmem__view_bytes(r, longest) : 0);
+                                (c->ring ? kvmem__view_bytes(r, longest) : 0) +
+                                ((c->reads & KVMEM_WRITES_ROWS)
+                                     ? kvmem__merge_bytes(c->shape.head_dim, c->code, 0) : 0);
     return need + KVMEM__MAX(a, m);
 }
 KVMEM_API int kvmem_cache_room(const kvmem_cache *c) {
@@ -18939,6 +19570,7 @@ static void kvmem__set_cap(kvmem_cache *c) {
     p.page = c->recipe.page;
     p.lanes = c->shape.n_layers * c->shape.n_kv_heads;
     p.ring = c->ring;
+    p.reads = c->reads;
     p.n_stats = c->n_stats;
     kvmem__plan_pages(&p, &c->shape, &c->recipe);
     kvmem__set_worker(c);
@@ -18946,7 +19578,8 @@ static void kvmem__set_cap(kvmem_cache *c) {
     p.limit = c->arena->limit;
     if (p.limit)
         c->lane_cap = KVMEM__MAX(kvmem__plan_cap(&p, &c->shape, c->block_size + kvmem__ring_bytes(c) +
-                                 sizeof(kvmem_arena) + c->arena->held_bytes + p.codecs.tables + p.lessons +
+                                 kvmem__state_bytes(c) + sizeof(kvmem_arena) + c->arena->held_bytes + p.codecs.tables +
+                                 p.lessons +
                                  (size_t)(2 + p.codecs.count) * KVMEM__USE_BYTES), p.page);
 }
 
@@ -19081,6 +19714,8 @@ static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
     if (e->c.ring) /* what kvmem_view_attention takes, and the votes of one lane */
         more = KVMEM__MAX(more, kvmem__view_bytes(r, (size_t)len) + KVMEM__VIEW_PARTS * e->c.worker_bytes +
                                 (size_t)len * sizeof(float));
+    if (e->p.reads & KVMEM_WRITES_ROWS)
+        more = KVMEM__MAX(more, kvmem__merge_bytes(e->c.shape.head_dim, e->c.code, (size_t)len) + 1);
     kvmem__est_count(e, more);
     if (!be->e.reads) be->fn(&v, mean, &len, NULL, &keep);
     if ((be->e.reads & KVMEM_CHOOSES_COUNT) || ((sel->reads & KVMEM_CHOOSES_COUNT) && e->c.phase == KVMEM_DECODE))
@@ -19617,6 +20252,9 @@ static kvmem_status kvmem__load_page(kvmem_cache *c, kvmem__in *in, kvmem_lane *
         p->pos[t] = *last = (int32_t)pos;
     }
     for (s = 0; s < c->n_stats; s++) kvmem__in_f32s(in, p->stats + s * p->cap, (size_t)rows);
+    for (t = 0; (c->reads & KVMEM_WRITES_BIAS) && t < (int)rows; t++)
+        if (!(kvmem__stat(c, p, KVMEM_WRITES_BIAS)[t] * 0.0f == 0.0f))
+            return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: the bias of an entry is not finite");
     for (s = 0; s < 2; s++) {
         const size_t size = kvmem__side_bytes(&p->side[s], (int)rows);
         const uint8_t *data = kvmem__in_bytes(in, size);
@@ -20140,7 +20778,7 @@ static int kvmem__uncoder_get(kvmem__uncoder *k, const kvmem__model *m) {
 
    The file, little-endian:
      head    "kvmem-s\n"  u32 version  layers  heads  kv_heads  head_dim
-             statistics (1 acc, 2 last)  levels (bit l - 1: level l)  group  chunk  ring_n  n_events
+             statistics (1 acc, 2 last, 4 bias)  levels (bit l - 1: level l)  group  chunk  ring_n  n_events
              recipe_len;  u64 model_id  shape_hash;  recipe text;  events u64
              ring: positions u32 (ring_n), queries f16 (layers, ring_n, heads, d);  u32 CRC-32
      chunks  text:   ids of the tokens from the end of the chunk before to this one's, 7 bits a byte
@@ -20594,6 +21232,7 @@ static void kvmem__places_save(kvmem__work *w, kvmem__bytes *b) {
         for (g = 0; g < G && !full; g++) kvmem__mask_save(w, b, g, w->rows[l * G + g]);
         for (g = 0; g < G; g++) kvmem__stats_save(w, b, l, g, KVMEM_READS_ACC);
         for (g = 0; g < G; g++) kvmem__stats_save(w, b, l, g, KVMEM_READS_LAST);
+        for (g = 0; g < G; g++) kvmem__stats_save(w, b, l, g, KVMEM_WRITES_BIAS);
     }
 }
 
@@ -20606,14 +21245,14 @@ KVMEM_API kvmem_level_options kvmem_level_options_default(void) {
     o.chunk = 1000;
     return o;
 }
-/* Levels hold rows, positions and attention sums; a recipe that keeps more about its entries would lose it. */
+/* Levels hold rows, positions, attention sums and biases; a recipe that keeps more about its entries would lose it. */
 static kvmem_status kvmem__chunks_hold(kvmem_cache *c, const char *what) {
     int i;
     for (i = KVMEM_SCORE; i <= KVMEM_REDUCE; i++) {
         const kvmem_memory *m =
             i == KVMEM_SCORE || i == KVMEM_SELECT ? kvmem__memory_of(&c->recipe, (kvmem_stage)i) : NULL;
         const kvmem_entry *entry = c->recipe.stage[i].entry;
-        if (!m && !(entry->reads & (KVMEM_READS_HIDDEN | KVMEM_WRITES_BIAS))) continue;
+        if (!m && !(entry->reads & KVMEM_READS_HIDDEN)) continue;
         return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "%s at a level: %s=%s keeps numbers of its own, which only "
                            "level 0, entries as stored, can hold", what, kvmem_stage_word((kvmem_stage)i), entry->word);
     }
@@ -20670,7 +21309,8 @@ static void kvmem__chunks_head(const kvmem_cache *c, const kvmem_level_options *
     kvmem__out_u32(out, (uint32_t)s->n_heads);
     kvmem__out_u32(out, (uint32_t)s->n_kv_heads);
     kvmem__out_u32(out, (uint32_t)s->head_dim);
-    kvmem__out_u32(out, !!(c->reads & KVMEM_READS_ACC) + 2u * !!(c->reads & KVMEM_READS_LAST));
+    kvmem__out_u32(out, !!(c->reads & KVMEM_READS_ACC) + 2u * !!(c->reads & KVMEM_READS_LAST) +
+                            4u * !!(c->reads & KVMEM_WRITES_BIAS));
     kvmem__out_u32(out, o->all ? 7u : 1u << (o->level - 1));
     kvmem__out_u32(out, (uint32_t)o->group);
     kvmem__out_u32(out, (uint32_t)o->chunk);
@@ -20876,7 +21516,7 @@ static kvmem_status kvmem__chunks_open_head(kvmem_chunks *s, kvmem__in *in, size
     s->shape_hash = kvmem__in_u64(in);
     if (in->bad || s->n_layers < 1 || s->n_layers > 4096 || s->n_kv_heads < 1 ||
         s->n_kv_heads > 4096 || s->n_heads < 1 || s->n_heads > 65536 || s->head_dim < 1 ||
-        s->head_dim > 4096 || s->stats > 3 || !s->levels || s->levels > 7 || s->group < 1 ||
+        s->head_dim > 4096 || s->stats > 7 || !s->levels || s->levels > 7 || s->group < 1 ||
         s->group > 255 || s->chunk < 1 || s->chunk > 65536 || s->ring_n > 65536 ||
         recipe_len >= KVMEM__RECIPE_TEXT)
         return kvmem__fail(e, KVMEM_BAD_FILE, "saved cache: a header field is out of range");
@@ -21089,8 +21729,8 @@ static kvmem_status kvmem__stats_load(kvmem__work *w, kvmem__in *in, unsigned st
     kvmem_cache *c = w->c;
     const int G = c->shape.n_kv_heads;
     int s, g, r;
-    for (s = 0; s < 2; s++) {
-        const unsigned which = s ? KVMEM_READS_LAST : KVMEM_READS_ACC;
+    for (s = 0; s < 3; s++) {
+        const unsigned which = s == 2 ? KVMEM_WRITES_BIAS : s ? KVMEM_READS_LAST : KVMEM_READS_ACC;
         for (g = 0; g < G && (stats >> s & 1); g++) {
             const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
             const int n = w->rows[layer * G + g];
@@ -21099,6 +21739,9 @@ static kvmem_status kvmem__stats_load(kvmem__work *w, kvmem__in *in, unsigned st
             kvmem__in_f32s(in, &most, 1);
             if (!(most >= 0) || !kvmem__is_finite(most))
                 return kvmem__chunk_bad(w, "statistics", layer);
+            if (s == 2 && most > 0 && !(c->reads & KVMEM_WRITES_BIAS))
+                return kvmem__fail(&c->error, KVMEM_MISMATCH, "saved cache: entries of layer %d stand for several "
+                                   "others; only a recipe whose reduce stage writes a bias can hold that", layer);
             for (r = 0; r < n; r++) {
                 const unsigned code = kvmem__in_u16(in);
                 const int t = ln->n - n + r;
@@ -21643,7 +22286,8 @@ static const kvmem_preset kvmem__presets[] = {
     /* These go by a profile of the model (profile=PATH); kvmem__needs_profile says which recipes lack one. */
     { "razor",
       "score=recency budget=heads(all,row=induction,sparsity=0.86,echo=0.01,least=4000,share=0.2) sink=4 "
-      "when=step place=original", "heads that repeat what they saw keep all, the others sinks and recent entries",
+      "reduce=compensate when=step place=original",
+      "heads that repeat what they saw keep all, the others ends and one entry for what lies between",
       "Tang 2024, arXiv 2407.15891" },
     { "duo", "score=recency budget=heads(all,row=duo,sparsity=0.5) sink=128 recent=256 when=step place=original",
       "retrieval heads by learned gates keep all, the others 128 sinks and the newest 256",
@@ -21665,7 +22309,20 @@ static const kvmem_preset kvmem__presets[] = {
       "keep fractions of each head optimised over all heads beforehand", "arXiv 2602.08585" },
     { "evobudget",
       "score=snapkv(window=32,kernel=5,pool=avg) budget=layers(2048,row=evo) recent=32 when=prompt place=original",
-      "layer budgets found by evolution on the model's own loss", "Sieberling 2024, arXiv 2410.14649" } };
+      "layer budgets found by evolution on the model's own loss", "Sieberling 2024, arXiv 2410.14649" },
+    { "ems", "score=ems(window=32,kernel=5) budget=256 sink=4 recent=32 reduce=ems(gamma=1,tau=0.5) when=every(64) "
+      "place=original", "irrelevant entries leave, middling ones are merged into the important one they resemble",
+      "Li 2024, arXiv 2412.08521" },
+    { "merging", "score=snapkv(window=32,kernel=5,pool=avg) budget=2048 recent=32 reduce=similar when=prompt "
+      "place=original", "snapkv whose evicted values join the survivor with the most similar key",
+      "NVIDIA/kvpress MergingPress" },
+    { "cam", "score=prefixkv budget=2048 recent=50% reduce=cam(merge=32) when=every(512) place=original",
+      "h2o whose evicted values are spread over the next survivors, by chance", "Zhang 2024, OpenReview LCTmppB165" },
+    { "elastic-lvlm",
+      "score=prefixkv budget=80% sink=1 recent=1 select=elastic(point=-25) reduce=near(decode=drop) when=step "
+      "place=original",
+      "tokens of the prompt join their nearest anchor; then entries leave at one slot",
+      "Liu 2024, arXiv 2407.18121" } };
 
 #define KVMEM__COUNT(table) ((int)(sizeof(table) / sizeof((table)[0])))
 
@@ -22440,7 +23097,7 @@ static kvmem_status kvmem__check_choice(const kvmem_choice *c, kvmem_stage stage
     if ((e->reads & KVMEM_READS_PROFILE) && stage != KVMEM_SCORE && stage != KVMEM_BUDGET)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a score or budget entry can read a profile", word,
                            e->word);
-    if ((e->reads & (KVMEM_WRITES_BIAS | KVMEM_WRITES_ROWS)) && stage != KVMEM_REDUCE)
+    if ((e->reads & (KVMEM_WRITES_BIAS | KVMEM_WRITES_ROWS | KVMEM_WRITES_KEYS)) && stage != KVMEM_REDUCE)
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "%s=%s: only a reduce entry can change entries that stay", word,
                            e->word);
     if ((e->reads & (KVMEM_READS_SCORES | KVMEM_READS_LAYERS)) && stage != KVMEM_BUDGET)
@@ -22561,6 +23218,7 @@ KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *er
         (r->when != KVMEM_WHEN_PROMPT || r->amount.kind == KVMEM_BYTES))
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "score=%s asks once, when the whole prompt is there: %s", score->word,
                            r->when != KVMEM_WHEN_PROMPT ? "when=prompt" : "the budget is tokens, not bytes");
+    KVMEM__TRY(kvmem__check_rewrites(r, err));
     if (r->amount.kind == KVMEM_COUNT) { /* the parts of a count budget must fit into it */
         const double recent = r->recent.kind == KVMEM_SHARE ? floor(r->recent.value * r->amount.value + 1e-9)
                                                             : r->recent.value;

@@ -257,6 +257,65 @@ TEST(live_bytes_stay_under_the_limit_and_the_estimate_knows_the_tiles) {
         }
     }
 }
+/* out: a block of 40 tokens by tiles, then 3 single ones, over a lane with holes whose entries have biases. */
+static kvmem_status biased(const kvmem_backend *b, int threads, const char *recipe, int d, float *out) {
+    const int H = 4, G = 2, N = 1500;
+    kvmem_config cfg = kvmem_config_default();
+    kvmem_recipe rec;
+    kvmem_cache c;
+    kvmem_status st;
+    float *q = numbers((size_t)((N + 43) * H * d), 1), *k = numbers((size_t)((N + 43) * G * d), 2);
+    float *v = numbers((size_t)((N + 43) * G * d), 3);
+    int kept[1500], t, g, n = 0;
+    memset(&c, 0, sizeof c);
+    st = kvmem_recipe_parse(&rec, recipe, &c.error);
+    cfg.shape.n_layers = 1;
+    cfg.shape.n_heads = H;
+    cfg.shape.n_kv_heads = G;
+    cfg.shape.head_dim = d;
+    cfg.recipe = &rec;
+    cfg.backend = b;
+    cfg.threads = threads;
+    cfg.max_block = N;
+    if (st == KVMEM_OK) st = kvmem_cache_init(&c, &cfg);
+    if (st == KVMEM_OK) st = kvmem_cache_append(&c, 0, N, k, v, NULL);
+    if (st == KVMEM_OK) st = kvmem_cache_commit(&c, KVMEM_PROMPT_END);
+    for (t = 0; t < N; t++) if (t % 7 != 3) kept[n++] = t;
+    for (g = 0; st == KVMEM_OK && g < G; g++) {
+        kvmem_lane *ln = kvmem__lane_at(&c, 0, g);
+        st = kvmem__lane_keep(&c, ln, kept, n);
+        for (t = 0; t < n; t++) *kvmem__stat_at(&c, ln, KVMEM_WRITES_BIAS, t) = (float)((t * 31 + g) % 9) * 0.4f;
+    }
+    for (t = 0, n = 40; st == KVMEM_OK && t < 43; t += n, n = 1) {
+        st = kvmem_cache_append(&c, 0, n, k + (N + t) * G * d, v + (N + t) * G * d, NULL);
+        if (st == KVMEM_OK) st = kvmem_cache_attend(&c, 0, n, q + (N + t) * H * d, out + t * H * d);
+        if (st == KVMEM_OK) st = kvmem_cache_commit(&c, KVMEM_DECODE);
+    }
+    if (st != KVMEM_OK) printf("  %s: %s\n", recipe, c.error.text);
+    kvmem_cache_free(&c);
+    free(q); free(k); free(v);
+    return st;
+}
+TEST(biases_are_added_on_every_path) { /* tests/merge.c compares the plain path with brute force */
+    static const char *const recipes[] = { "reduce=compensate", "reduce=compensate codec=q8_0 page=50",
+                                           "reduce=compensate codec=turboquant(bits=4)" };
+    const char *const names[3] = { "avx512", "avx2", "neon" };
+    static float want[43 * 4 * 64], got[43 * 4 * 64], split[43 * 4 * 64];
+    int i, p, x;
+    for (i = 0; i < 3; i++) {
+        REQUIRE_OK(biased(kvmem_backend_cpu("plain"), 1, recipes[i], 64, want));
+        for (p = 0; p < 3; p++) {
+            const kvmem_backend *b = kvmem_backend_cpu(names[p]);
+            double worst = 0;
+            if (!b) continue;
+            REQUIRE_OK(biased(b, 1, recipes[i], 64, got));
+            REQUIRE_OK(biased(b, 4, recipes[i], 64, split)); /* single tokens: lanes are cut for the threads */
+            CHECK(!memcmp(got, split, sizeof got));
+            for (x = 0; x < 43 * 4 * 64; x++) worst = KVMEM__MAX(worst, fabs((double)got[x] - (double)want[x]));
+            if (!(worst < 1e-4)) FAIL_AT("%s on %s: off by %g", recipes[i], names[p], worst);
+        }
+    }
+}
 int main(int argc, char **argv) {
     test_begin(argc, argv, "attention");
     RUN(product_equals_plain_for_every_rest);
@@ -266,5 +325,6 @@ int main(int argc, char **argv) {
     RUN(any_cut_of_the_prompt_and_any_threads_give_the_same_bits);
     RUN(lanes_cut_for_more_threads_give_the_same_bits);
     RUN(live_bytes_stay_under_the_limit_and_the_estimate_knows_the_tiles);
+    RUN(biases_are_added_on_every_path);
     return test_end();
 }
