@@ -52,6 +52,21 @@ typedef struct claim {
 #define ROTATEKV "Su 2025, 2501.16383"
 #define GEAR "Kang 2024, 2403.05527"
 #define CACHEGEN "Liu 2023, 2310.07240"
+#define LAZYEVICTION "Zhang 2025, 2506.15969"
+#define TREEKV "He 2025, 2501.04987"
+#define LACACHE "Shi 2025, 2507.14204"
+#define EMS "Li 2024, 2412.08521"
+#define RAZOR "Tang 2024, 2407.15891"
+#define PREFIXKV "Wang 2024, 2412.03409"
+#define COMPRESSKV "Lin 2025, 2508.02401"
+#define KVCRUSH "Jha 2025, 2503.00022"
+#define WINDOWKV "WindowKV 2025"
+#define DAPQ "Tian 2026, 2603.11564"
+#define KVZIP "Kim 2025, 2505.23416"
+#define ADAKV "Feng 2024, 2407.11550"
+#define EXPECTED "Devoto 2025, 2510.00636"
+#define HEADKV "Fu 2024, 2410.19258"
+#define TINY " profile=examples/models/tiny.profile"
 /* Every other codec of this width that rotates and learns nothing of the rows; and those that do. */
 #define ROTATIONS(b)                                                                               \
     "codec=turboquant(bits=" b ")|codec=turboquant(bits=" b ",form=prod)"                          \
@@ -167,7 +182,46 @@ static const claim claims[] = {
     {"rows made again from token ids lose nothing: prediction", KVDIRECT, CLOSE, EVAL_PPL, 0,
      "kvdirect budget=@ reduce=recompute(hold=1)", "full"},
     {"as many rows, the others made again: better answers than h2o", KVDIRECT, BETTER, EVAL_CONV, 0,
-     "kvdirect budget=@ reduce=recompute(hold=1)", "h2o budget=@"}};
+     "kvdirect budget=@ reduce=recompute(hold=1)", "h2o budget=@"},
+    /* long streams in a cache of fixed size */
+    {"entries whose rests are long are kept: better than heavy hitters", LAZYEVICTION, BETTER, EVAL_PPL, 0,
+     "lazyeviction budget=50%", "h2o budget=50%"},
+    {"a past that thins out evenly: better than a window with sinks", TREEKV, BETTER, EVAL_PPL, 0,
+     "treekv budget=128", "streamingllm budget=128"},
+    {"which of two neighbours goes matters little", TREEKV, CLOSE, EVAL_PPL, 0,
+     "treekv budget=128 select=tree(side=old)", "treekv budget=128"},
+    {"layers that keep other tokens: better than a window with sinks", LACACHE, BETTER, EVAL_PPL, 0,
+     "lacache budget=128", "streamingllm budget=128"},
+    /* merging */
+    {"merging beats dropping at a small budget", EMS, BETTER, EVAL_CONV, 1, "ems budget=64", "ems budget=64 reduce=drop"},
+    {"global and local attention together beat the local one", EMS, BETTER, EVAL_CONV, 0, "ems budget=@",
+     "snapkv budget=@"},
+    {"a compensation token beats dropping: prediction", RAZOR, BETTER, EVAL_PPL, 0,
+     "window budget=@ sink=4 reduce=compensate", "window budget=@ sink=4"},
+    /* budgets of heads and layers; only the budget stage differs */
+    {"heads that contest for their layer's budget", ADAKV, BETTER, EVAL_CONV, 1, "adakv budget=@",
+     "adakv budget=uniform(@)"},
+    {"layers by their share of attention beat equal layers", PREFIXKV, BETTER, EVAL_CONV, 1, "prefixkv budget=@",
+     "prefixkv budget=uniform(@)"},
+    {"four retrieval heads vote better than all heads", COMPRESSKV, BETTER, EVAL_CONV, 1,
+     "compresskv budget=uniform(@)" TINY, "snapkv budget=@"},
+    {"layers by their error beat equal layers", COMPRESSKV, BETTER, EVAL_CONV, 1,
+     "compresskv budget=@" TINY, "compresskv budget=uniform(@)" TINY},
+    {"heads by their retrieval score beat equal heads", HEADKV, BETTER, EVAL_CONV, 1, "headkv budget=@" TINY,
+     "headkv budget=uniform(@)" TINY},
+    /* what is kept beside the best */
+    {"pages that stand for the others beat more of the best", KVCRUSH, BETTER, EVAL_CONV, 1, "kvcrush budget=@",
+     "kvcrush budget=@ select=topk"},
+    {"whole windows beat single tokens", WINDOWKV, BETTER, EVAL_CONV, 1, "windowkv budget=@",
+     "windowkv budget=@ select=topk"},
+    /* the question is not known */
+    {"queries at the answer's positions find more than the prompt's last", DAPQ, BETTER, EVAL_CONV, 0,
+     "dapq budget=@", "snapkv budget=@"},
+    {"what repeating the prompt needs beats its last queries", KVZIP, BETTER, EVAL_CONV, 0, "kvzip budget=@",
+     "snapkv budget=@"},
+    {"the same at a half", KVZIP, BETTER, EVAL_CONV, 0, "kvzip budget=50%", "snapkv budget=50%"},
+    {"expected queries find more than the prompt's last", EXPECTED, BETTER, EVAL_CONV, 0, "expected-attention budget=@",
+     "snapkv budget=@"}};
 enum { N_CLAIMS = sizeof claims / sizeof *claims };
 
 /* What counts as little, as many and as too few; stated in the output. */
