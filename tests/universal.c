@@ -153,34 +153,53 @@ static void look(play *p) {
             if (kvmem_cache_read(&p->c, l, g, 0, n, NULL, NULL, p->pos[l][g])) FAIL_AT("%s", p->c.error.text);
         }
 }
-/* The next n tokens as one block; out (n, L, H * d) may be NULL. by_layer: commit each layer when it has attended. */
-static kvmem_status hear(play *p, int n, kvmem_phase phase, float *out, int by_layer) {
+/* Layer l's rows of tokens [t, t + n), appended and attended; out (n, L, H * d) may be NULL. */
+static kvmem_status hear_layer(play *p, kvmem_cache *c, int t, int l, int n, float *out) {
     static float k[64 * 256], v[64 * 256], q[64 * 256], o[64 * 256];
     const world *w = p->w;
     const float *values = kvmem__shares(&p->r.stage[KVMEM_CODEC_V]) ? w->k : w->v; /* a model with W_V = W_K */
-    const int kd = w->G * w->d, qd = w->H * w->d, t0 = (int)p->c.tokens;
-    int l, i;
+    const int kd = w->G * w->d, qd = w->H * w->d;
+    int i;
+    for (i = 0; i < n; i++) {
+        memcpy(k + i * kd, w->k + row_at(t + i, l, w->L, kd), (size_t)kd * 4);
+        memcpy(v + i * kd, values + row_at(t + i, l, w->L, kd), (size_t)kd * 4);
+        memcpy(q + i * qd, w->q + row_at(t + i, l, w->L, qd), (size_t)qd * 4);
+    }
+    KVMEM__TRY(kvmem_cache_append(c, l, n, k, v, NULL));
+    if ((c->reads & KVMEM_READS_HIDDEN) || (c->probe_of && c->probe.hidden))
+        KVMEM__TRY(kvmem_cache_hidden(c, l, n, q, qd));
+    KVMEM__TRY(kvmem_cache_attend(c, l, n, q, o));
+    for (i = 0; out && i < n; i++) memcpy(out + row_at(i, l, w->L, qd), o + i * qd, (size_t)qd * 4);
+    return KVMEM_OK;
+}
+/* A prompt that awaits probe tokens gets four, whose rows are the stream's first, and is reduced. */
+static kvmem_status probe(play *p) {
+    static kvmem_cache on_top;
+    kvmem_status st = kvmem_cache_probe(&on_top, &p->c, NULL);
+    int l;
+    for (l = 0; l < p->w->L && st == KVMEM_OK; l++) {
+        st = hear_layer(p, &on_top, 0, l, 4, NULL);
+        if (st != KVMEM_OK) p->c.error = on_top.error;
+    }
+    if (st == KVMEM_OK && (st = kvmem_cache_commit(&on_top, KVMEM_PREFILL)) != KVMEM_OK) p->c.error = on_top.error;
+    kvmem_cache_free(&on_top);
+    return st == KVMEM_OK ? kvmem_cache_reduce(&p->c) : st;
+}
+/* The next n tokens as one block; out (n, L, H * d) may be NULL. by_layer: commit each layer when it has attended. */
+static kvmem_status hear(play *p, int n, kvmem_phase phase, float *out, int by_layer) {
+    const int t0 = (int)p->c.tokens;
+    int l;
     if (t0 == 8) KVMEM__TRY(kvmem_cache_mark(&p->c, KVMEM_MARK_FRAME));
     if (t0 == PROMPT - 4) KVMEM__TRY(kvmem_cache_mark(&p->c, KVMEM_MARK_QUESTION));
-    for (l = 0; l < w->L; l++) {
-        for (i = 0; i < n; i++) {
-            memcpy(k + i * kd, w->k + row_at(t0 + i, l, w->L, kd), (size_t)kd * 4);
-            memcpy(v + i * kd, values + row_at(t0 + i, l, w->L, kd), (size_t)kd * 4);
-            memcpy(q + i * qd, w->q + row_at(t0 + i, l, w->L, qd), (size_t)qd * 4);
-        }
-        KVMEM__TRY(kvmem_cache_append(&p->c, l, n, k, v, NULL));
-        if (p->c.reads & KVMEM_READS_HIDDEN) KVMEM__TRY(kvmem_cache_hidden(&p->c, l, n, q, qd));
-        KVMEM__TRY(kvmem_cache_attend(&p->c, l, n, q, o));
-        for (i = 0; out && i < n; i++) memcpy(out + row_at(i, l, w->L, qd), o + i * qd, (size_t)qd * 4);
+    for (l = 0; l < p->w->L; l++) {
+        KVMEM__TRY(hear_layer(p, &p->c, t0, l, n, out));
         if (by_layer) KVMEM__TRY(kvmem_cache_commit_layer(&p->c, l, phase));
     }
     if (!by_layer) look(p);
     p->due = kvmem__reduce_due(&p->c, phase);
     p->mean = kvmem__mean_budget(&p->c);
     KVMEM__TRY(kvmem_cache_commit(&p->c, phase));
-    if (!p->c.awaits) return KVMEM_OK;
-    KVMEM__TRY(world_probe(w, &p->c, NULL, 0, 6));
-    return kvmem_cache_reduce(&p->c);
+    return p->c.awaits ? probe(p) : KVMEM_OK;
 }
 /* Step 0 and 1 are the prompt in two blocks, the others decode a token each. */
 static int step_len(int step) { return step == 0 ? 24 : step == 1 ? PROMPT - 24 : 1; }
