@@ -254,7 +254,7 @@ typedef struct args {
     int64_t generations;
     int64_t layers, kv_heads, head_dim, hidden, users, rounds;
     const char *keys, *values, *hidden_rows, *projection, *rope; /* kvmem score */
-    int64_t heads, question;
+    int64_t heads, question, probe, probe_from, probe_to;
     int kept;
     double params, weight_bytes, value_bytes, flops, bandwidth, memory, link, share;
     int measure;
@@ -1948,6 +1948,9 @@ static const option score_options[] = {
     O_INT("--prompt-tokens", first, "N", NULL, 1, BIG, "rows that are the prompt; the others are decoded one by one"),
     O_INT("--question", question, "N", "-1", -1, BIG, "the prompt's question begins at row N (default: there is none)"),
     O_INT("--block", block, "N", "0", 0, 65536, "rows of the prompt in one block; 0: all (for when=block)"),
+    O_INT("--probe", probe, "N", "0", 0, 65536, "the last N rows are probe tokens on top of the prompt"),
+    O_INT("--probe-from", probe_from, "A", "0", 0, BIG, "they are asked for the entries from A on, as kvzip does ..."),
+    O_INT("--probe-to", probe_to, "B", "0", 0, BIG, "... to B - 1; 0: for all, as kvcompose and dapq do"),
     O_THREADS,
     { NULL, "--backend", TEXT, AT(backend), "NAME", "plain", 0, 0, 0, "plain, avx2, avx512 or neon" },
     O_JSON, O_END };

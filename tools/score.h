@@ -6,6 +6,10 @@
    attended, before anything is reduced: scores (G, n). With --kept the last block is committed like any other, so
    score, budget, select and reduce all act: the indices of the rows that are left, (G, most), -1 behind the end.
 
+   With --probe the last rows of every file are probe tokens: they attend on top of the finished prompt, and what
+   they look at is what the score reads (kvmem_cache_probe). --probe-from and --probe-to name the entries that are
+   asked; then the softmax is over these, the recipe's sinks and the probe tokens, as for one piece of kvzip.
+
    Rows are expected as other tools see them, after RoPE. With --rope they are turned back and the cache turns them
    forward again, so that methods which read rows before RoPE, or place kept keys elsewhere, have what they need;
    without --rope they are stored and read as they come. With --pre-rope they are not turned back.
@@ -18,6 +22,7 @@ typedef struct score_run {
     const args *a;
     kvmem_recipe recipe;
     int n, H, G, d, width;   /* rows, heads, KV heads, head size, size of hidden states */
+    int probe;               /* rows behind these n that are probe tokens */
     float *q, *k, *v, *x;    /* (n, H, d) (n, G, d) (n, G, d) (n, width), NULL: not given */
     float *wo;               /* (wide, H * d) the output projection, NULL: not given */
     int wide;
@@ -92,6 +97,9 @@ static int score_lacks(const score_run *r) {
     if ((reads & KVMEM_READS_HIDDEN) && !r->x) return misuse("%s reads hidden states: give --hidden", r->a->kv);
     if ((reads & KVMEM_READS_OUTPUT) && !r->wo)
         return misuse("%s reads the output projection: give --output-weights", r->a->kv);
+    if ((reads & KVMEM_READS_PROBE) && (!r->probe || !r->q))
+        return misuse("%s reads what probe tokens look at: give -q and, as the last N rows, theirs: --probe N", r->a->kv);
+    if (r->probe && !(reads & KVMEM_READS_PROBE)) return misuse("%s sends no probe tokens: leave --probe", r->a->kv);
     return OK;
 }
 /* kvmem_output_fn: norms of W_O^h x, sums in double. */
@@ -170,6 +178,34 @@ static kvmem_status score_ask(score_run *r, kvmem_phase phase) {
     free(pos);
     return st;
 }
+/* The probe tokens on top of the prompt. */
+static kvmem_status score_probe(score_run *r) {
+    const size_t G = (size_t)(r->G * r->d), H = (size_t)(r->H * r->d);
+    const kvmem_choice *ch = &r->recipe.stage[KVMEM_SCORE];
+    kvmem_probe o;
+    kvmem_cache p;
+    kvmem_status st;
+    int at, n;
+    memset(&o, 0, sizeof o);
+    o.max = kvmem__param_of(ch->entry, ch->par, "take", 0) > 0;
+    o.hidden = kvmem__param_of(ch->entry, ch->par, "plus", 0) > 0;
+    o.sink = r->recipe.sink;
+    o.from = (int32_t)r->a->probe_from;
+    o.to = (int32_t)r->a->probe_to;
+    KVMEM__TRY(kvmem_cache_probe(&p, &r->c, &o));
+    for (at = r->n, st = KVMEM_OK; at < r->n + r->probe && st == KVMEM_OK; at += n) {
+        const size_t t = (size_t)at;
+        n = r->n + r->probe - at;
+        if (n > r->c.max_block) n = r->c.max_block;
+        st = kvmem_cache_append(&p, 0, n, r->k + t * G, r->v + t * G, r->pos + at);
+        if (st == KVMEM_OK && r->x) st = kvmem_cache_hidden(&p, 0, n, r->x + t * (size_t)r->width, r->width);
+        if (st == KVMEM_OK) st = kvmem_cache_attend(&p, 0, n, r->q + t * H, r->o);
+        if (st == KVMEM_OK) st = kvmem_cache_commit(&p, KVMEM_DECODE);
+    }
+    if (st != KVMEM_OK) r->c.error = p.error;
+    kvmem_cache_free(&p);
+    return st;
+}
 /* One block of n rows from `at` on; when it is the last one and scores are wanted, it stays uncommitted. */
 static kvmem_status score_block(score_run *r, int at, int n, kvmem_phase phase) {
     const size_t G = (size_t)(r->G * r->d), H = (size_t)(r->H * r->d), t = (size_t)at;
@@ -177,8 +213,12 @@ static kvmem_status score_block(score_run *r, int at, int n, kvmem_phase phase) 
     KVMEM__TRY(kvmem_cache_append(c, 0, n, r->k + t * G, r->v + t * G, r->pos + at));
     if (r->x) KVMEM__TRY(kvmem_cache_hidden(c, 0, n, r->x + t * (size_t)r->width, r->width));
     KVMEM__TRY(kvmem_cache_attend(c, 0, n, r->q + t * H, r->o));
-    if (!r->a->kept && at + n == r->n) return score_ask(r, phase);
-    return kvmem_cache_commit(c, phase);
+    if (!r->a->kept && at + n == r->n && !r->probe) return score_ask(r, phase);
+    KVMEM__TRY(kvmem_cache_commit(c, phase));
+    if (r->probe && at + n == r->n && !r->a->kept) c->awaits = 1; /* also where the budget covers all */
+    if (!c->awaits) return KVMEM_OK;
+    KVMEM__TRY(score_probe(r));
+    return r->a->kept ? kvmem_cache_reduce(c) : score_ask(r, phase);
 }
 static int score_feed(score_run *r) {
     const int prompt = r->a->first > 0 && r->a->first < r->n ? (int)r->a->first : r->n;
@@ -292,7 +332,11 @@ static int score_do(score_run *r) {
     cols = r->H * r->d;
     if (a->projection && (status = score_read("--output-weights", a->projection, &r->wide, 0, &cols, &r->wo)) != OK)
         return status;
+    r->probe = (int)a->probe;
+    if (r->probe >= r->n) return misuse("--probe %d: -k has %d rows in all", r->probe, r->n);
     if ((status = score_positions(r)) != OK || (status = score_lacks(r)) != OK) return status;
+    if (r->probe && !a->kept && a->first > 0)
+        return misuse("--probe: scores are asked at the end of the prompt; for --prompt-tokens give --kept");
     if ((status = score_open(r)) != OK) return status;
     if (a->rope && !a->pre_rope) {
         score_turn_back(r, r->k, r->G);
@@ -302,6 +346,7 @@ static int score_do(score_run *r) {
     if (!r->v) r->v = (float *)calloc((size_t)r->n * (size_t)(r->G * r->d), sizeof *r->v);
     if (!r->q) r->q = (float *)calloc((size_t)r->n * (size_t)(r->H * r->d), sizeof *r->q);
     if (!r->v || !r->q) return fail("no memory for %d rows", r->n);
+    r->n -= r->probe;
     r->score = (float *)grow(NULL, (size_t)r->n * (size_t)r->G, sizeof *r->score);
     r->kept = (int32_t *)grow(NULL, (size_t)r->n * (size_t)r->G, sizeof *r->kept);
     if ((status = score_feed(r)) != OK) return status;
