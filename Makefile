@@ -96,6 +96,7 @@ $(B)/test_report: tools/report.h
 $(B)/test_stream $(B)/fuzz_stream: tools/mend.h
 $(B)/fuzz_stream $(B)/fuzz_cache: tools/fuzz_saved.h
 $(B)/test_npy: tools/npy.h
+$(B)/test_profile: tools/evolve.h tools/sums.h
 $(B)/test_eval $(B)/test_codec_tool $(B)/test_cost: $(wildcard tools/*.h) tools/kvmem.c tools/mkgguf.c
 $(B)/test_score_tool: $(wildcard tools/*.h) tools/kvmem.c
 $(B)/kvmem: $(wildcard tools/*.h)

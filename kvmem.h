@@ -13594,8 +13594,8 @@ static kvmem_status kvmem__take_profiles(kvmem_cache *c) {
         if (!(ch->entry->reads & KVMEM_READS_PROFILE)) continue;
         if (!p && !*ch->text && !*c->recipe.profile)
             return kvmem__fail(&c->error, KVMEM_BAD_RECIPE, "%s=%s goes by a profile of the model: make one by "
-                               "`./kvmem profile -m MODEL -o FILE` and say profile=FILE", kvmem_stage_word((kvmem_stage)s),
-                               ch->entry->word);
+                               "`./kvmem profile -m MODEL -o FILE` and say profile=FILE",
+                               kvmem_stage_word((kvmem_stage)s), ch->entry->word);
         if (!p) KVMEM__TRY(kvmem__profile_of(c, *ch->text ? ch->text : c->recipe.profile, &p));
         KVMEM__TRY(kvmem__profile_check(c, p, ch));
         ch->user = p;
@@ -17308,8 +17308,8 @@ static void kvmem__layers_error(const double *imp, int L, int cap, int lo, int h
                b = max(u T / sum u, cap / floor). s = 1 .75 .5, power 1, cap 100: 25, 100, 200. That is 325, more than
                300: exact=1 takes the excess from the highest (25 100 175), exact=0 leaves it, as the code does.
    row=error   error e of a layer's attention output under a tiny cache, imp = e / sum e:
-               b = lo + round(imp (T - lo L)), cut to [lo, hi cap]; what is missing or too much goes in ones to the layers of highest, or from those
-               of lowest, imp. imp = .1 .2 .3 .4, cap 64, lo 32: 45 58 70 83.
+               b = lo + round(imp (T - lo L)), cut to [lo, hi cap]; what is missing or too much goes in ones to the
+               layers of highest, or from those of lowest, imp. imp = .1 .2 .3 .4, cap 64, lo 32: 45 58 70 83.
    row=evo     numbers in proportion to which T is divided, by largest remainders.
    All KV heads of a layer keep the same number. reads: the profile.   cost: O(L) a layer, row=error O(T).
    defaults: row=keysim power=1.1 floor=4 lo=32 hi=3 exact=1.   ties: see above; else the lower layer.

@@ -8,6 +8,7 @@
 #include "world.h"
 #include "profiled.h"
 #include "../tools/evolve.h"
+#include "../tools/sums.h"
 
 static kvmem_status parse(kvmem_profile *p, const char *text) {
     return kvmem_profile_parse(p, text, strlen(text), NULL);
@@ -638,8 +639,101 @@ TEST(evolution_of_what_cannot_move_ends) {
     CHECK(b[0] == 8 && !c.bad);
 }
 
+/* ---- what is added up (tools/sums.h) */
+
+TEST(echo_and_induction_are_1_for_heads_that_do_nothing_else) { /* P[u][u - Lr + 1] = 1, P[u][u - Lr] = 1 */
+    enum { Lr = 7, n = 4 * Lr };
+    float row[n + 2];
+    double echo[3] = { 0, 0, 0 }, induction[3] = { 0, 0, 0 };
+    int u;
+    for (u = Lr; u < n; u++) {
+        memset(row, 0, sizeof row);
+        row[1 + u - Lr + 1] = 1;
+        sums_repeat(row, u, Lr, &echo[0], &induction[0]);
+        memset(row, 0, sizeof row);
+        row[1 + u - Lr] = 1;
+        sums_repeat(row, u, Lr, &echo[1], &induction[1]);
+        memset(row, 0, sizeof row);
+        row[0] = 1; /* all on the begin token */
+        sums_repeat(row, u, Lr, &echo[2], &induction[2]);
+    }
+    CHECK(echo[0] == 0 && induction[0] == n - Lr && echo[1] == n - Lr && induction[1] == 0);
+    CHECK(echo[2] == 0 && induction[2] == 0);
+}
+TEST(three_hits_of_a_needle_of_four_score_three_quarters) {
+    const int id[10] = { 1, 2, 50, 51, 52, 53, 3, 4, 52, 5 };
+    float row[10];
+    double r = 0, s = 0;
+    int i;
+    for (i = 0; i < 4; i++) {
+        memset(row, 0, sizeof row);
+        row[i < 3 ? 2 + i : 8] = .6f; /* the last step looks at a token outside of the needle */
+        row[0] = .4f;
+        sums_needle(row, 10, id, 2, 6, 50 + i, &r, &s);
+    }
+    CHECK_NEAR(r, .75, 1e-12);
+    CHECK_NEAR(s, 1.8, 1e-6); /* the whole needle's mass, once for each matching entry */
+    r = s = 0;
+    memset(row, 0, sizeof row);
+    row[3] = 1; /* inside, but another token than the one given: only the mass counts */
+    sums_needle(row, 10, id, 2, 6, 52, &r, &s);
+    CHECK(r == 0 && s == 1);
+    sums_needle(row, 10, id, 2, 6, 99, &r, &s); /* not a token of the needle */
+    CHECK(r == 0 && s == 1);
+}
+TEST(a_flat_softmax_is_half_far) {
+    double s[500];
+    int i;
+    for (i = 0; i < 500; i++) s[i] = 3;
+    CHECK_NEAR(sums_far(s, 500), 0.501, 1e-9);
+    s[0] = 300;
+    CHECK_NEAR(sums_far(s, 500), 1, 1e-9);
+    s[0] = 3;
+    s[499] = 300;
+    CHECK_NEAR(sums_far(s, 500), 0.002, 1e-9);
+}
+TEST(order_puts_sinks_and_the_last_first) {
+    const float x[6] = { 0, 5, 1, 9, 9, 2 };
+    int idx[6];
+    sums_order(x, 6, 1, idx);
+    CHECK(idx[0] == 5 && idx[1] == 0 && idx[2] == 3 && idx[3] == 4 && idx[4] == 1 && idx[5] == 2);
+}
+TEST(greedy_on_concave_utilities_equals_brute_force) { /* 3 heads, 5 entries each */
+    int trial, i, t, a, b, total;
+    for (trial = 0; trial < 200; trial++) {
+        float slope[3][5];
+        const float *list[3];
+        double top[3][6], u[5], sum[6];
+        int idx[5], at[6], from[3] = { 0, 0, 0 }, to[3] = { 5, 5, 5 }, lo[3] = { 1, 1, 1 }, count[3];
+        for (i = 0; i < 3; i++) {
+            for (t = 0; t < 5; t++) { idx[t] = t; u[t] = test_unit(); }
+            sums_hull(u, idx, 5, sum, at, slope[i]);
+            list[i] = slope[i];
+            for (t = 1; t < 5; t++) CHECK(slope[i][t] <= slope[i][t - 1] + 1e-6f);
+            for (top[i][0] = 0, t = 0; t < 5; t++) top[i][t + 1] = top[i][t] + (double)slope[i][t];
+            for (t = 1; t <= 5; t++) CHECK(top[i][t] >= sum[t] - 1e-5); /* the hull lies above */
+            CHECK_NEAR(top[i][5], sum[5], 1e-5);
+        }
+        for (total = 3; total <= 15; total++) {
+            double best = -1;
+            kvmem__global_top(list, from, to, lo, 3, total, count);
+            for (a = 1; a <= 5; a++)
+                for (b = 1; b <= 5; b++)
+                    if (total - a - b >= 1 && total - a - b <= 5)
+                        best = KVMEM__MAX(best, top[0][a] + top[1][b] + top[2][total - a - b]);
+            CHECK(count[0] + count[1] + count[2] == total);
+            CHECK_NEAR(top[0][count[0]] + top[1][count[1]] + top[2][count[2]], best, 1e-5);
+        }
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv, "profile");
+    RUN(echo_and_induction_are_1_for_heads_that_do_nothing_else);
+    RUN(three_hits_of_a_needle_of_four_score_three_quarters);
+    RUN(a_flat_softmax_is_half_far);
+    RUN(order_puts_sinks_and_the_last_first);
+    RUN(greedy_on_concave_utilities_equals_brute_force);
     RUN(evolution_reaches_the_optimum_of_a_separable_loss);
     RUN(evolution_of_what_cannot_move_ends);
     RUN(text_becomes_numbers);

@@ -8,6 +8,7 @@
 #ifndef KVMEM_PROFILE_H
 #define KVMEM_PROFILE_H
 #include "evolve.h"
+#include "sums.h"
 
 enum { PROFILE_TEXTS = 8, PROFILE_STEPS = 64 };
 #define PROFILE_SCORE "score=snapkv(window=32,kernel=5,pool=avg)" /* preset lukv's */
@@ -139,7 +140,8 @@ static int profile_any(const profile_run *p, uint64_t a, uint64_t b) {
     for (k = 0;; k++) {
         const int id = first + (int)(kvmem__random(p->seed, a, b, k) % (uint64_t)(p->m->n_vocab - first));
         char word[64];
-        if (k > 99 || !t || (!kvmem_token_is_special(t, id) && kvmem_token_bytes(t, id, 0, word, sizeof word))) return id;
+        if (k > 99 || !t) return id;
+        if (!kvmem_token_is_special(t, id) && kvmem_token_bytes(t, id, 0, word, sizeof word)) return id;
     }
 }
 /* A new row of the profile; its values, to be filled. */
@@ -169,7 +171,7 @@ static void profile_add_groups(profile_run *p, const char *name, const double *h
    occurrences of its own token (echo) or at what followed them (induction). A head's score is the mean over
    those queries of the probability that it gives them: 1 for a head that does nothing else. */
 static void profile_see_repeat(profile_run *p, const kvmem_view *v, int g) {
-    int n, i, j, t, u;
+    int n, i, j, u;
     const int first = profile_queries(p, v, &n);
     for (i = 0; i < n; i++) {
         const float *row;
@@ -180,10 +182,7 @@ static void profile_see_repeat(profile_run *p, const kvmem_view *v, int g) {
         if (!row) return;
         for (j = 0; j < p->r; j++) {
             const int at = (v->layer * p->G + g) * p->r + j;
-            for (t = u % p->period; t < u; t += p->period) {
-                p->sum[0][at] += (double)row[(size_t)j * (size_t)all + (size_t)(t + 1)];
-                p->sum[1][at] += (double)row[(size_t)j * (size_t)all + (size_t)(t + 2)];
-            }
+            sums_repeat(row + (size_t)j * (size_t)all, u, p->period, &p->sum[0][at], &p->sum[1][at]);
         }
     }
 }
@@ -221,22 +220,15 @@ static void profile_see_last(profile_run *p, const kvmem_view *v, int g) {
 }
 /* One step that gave x with n entries to look at: into one (2, heads). */
 static void profile_step(const profile_run *p, int x, int n, double *one) {
-    const int heads = p->L * p->H, a = p->pick[0], b = p->pick[1];
-    int i, j, many = 0;
-    for (j = a; j < b; j++) many += p->id[j] == x;
-    for (i = 0; i < heads; i++) {
-        const float *row = p->att + (size_t)(i / p->r) * (size_t)(p->r * p->n) + (size_t)(i % p->r) * (size_t)n;
-        double mass = 0;
-        int top = 0;
-        for (j = 1; j < n; j++)
-            if (row[j] > row[top]) top = j;
-        for (j = a; j < b; j++) mass += (double)row[j];
-        if (top >= a && top < b && p->id[top] == x) one[i] += 1.0 / (b - a);
-        one[heads + i] += many * mass;
-    }
+    const int heads = p->L * p->H;
+    int i;
+    for (i = 0; i < heads; i++)
+        sums_needle(p->att + (size_t)(i / p->r) * (size_t)(p->r * p->n) + (size_t)(i % p->r) * (size_t)n, n, p->id,
+                    p->pick[0], p->pick[1], x, &one[i], &one[heads + i]);
 }
 /* Ask: the question's tokens behind the context that s holds, answer greedily. Returns 1 if the run counts. */
-static int profile_ask(profile_run *p, kvmem_session *s, const int *ask, int n_ask, int steps, double *one, int *counts) {
+static int profile_ask(profile_run *p, kvmem_session *s, const int *ask, int n_ask, int steps, double *one,
+                       int *counts) {
     const int a = p->pick[0], m = p->pick[1] - a, at = (int)s->cache.tokens;
     int i, j, x = ask[n_ask - 1], found = 0, status = OK;
     unsigned char *used = (unsigned char *)profile_zeros((size_t)m, 1);
@@ -375,8 +367,10 @@ static int profile_keysim(profile_run *p, int n) {
     for (pass = 0; pass < 2 && status == OK; pass++) {
         profile_say(p, "keys under a block mask");
         p->blocked = pass;
-        snprintf(text, sizeof text, pass ? "score=recency budget=%d sink=%d when=block" : "full", block / 2 + block / 32,
-                 block / 32);
+        if (pass)
+            snprintf(text, sizeof text, "score=recency budget=%d sink=%d when=block", block / 2 + block / 32,
+                     block / 32);
+        else snprintf(text, sizeof text, "full");
         if ((status = profile_open(p, &s, text, 1, block)) != OK) return status;
         status = profile_feed(p, &s, p->id, n, KVMEM_PREFILL);
         kvmem_session_free(&s);
@@ -548,18 +542,6 @@ static void profile_see_mean(profile_run *p, const kvmem_view *v, int g) {
         for (i = 0; i < d; i++) k[i] += (double)x[t * d + i];
     free(x);
 }
-/* Mean of the sums of a up to each position, a the softmax of s (n). */
-static double profile_far(const double *s, int n) {
-    double top = s[0], sum = 0, up = 0, mean = 0;
-    int t;
-    for (t = 0; t < n; t++) top = s[t] > top ? s[t] : top;
-    for (t = 0; t < n; t++) sum += exp(s[t] - top);
-    for (t = 0; t < n; t++) {
-        up += exp(s[t] - top) / sum;
-        mean += up / n;
-    }
-    return mean;
-}
 static double profile_proxy(const profile_run *p, const kvmem_cache *c, int h, int l, double tokens) {
     enum { N = 500 };
     const int d = p->d;
@@ -575,7 +557,7 @@ static double profile_proxy(const profile_run *p, const kvmem_cache *c, int h, i
         kvmem__rope_rows(c, l, k, 1, &at);
         for (s[t] = 0, i = 0; i < d; i++) s[t] += (double)q[i] * (double)k[i] * (double)c->shape.scale;
     }
-    score = profile_far(s, N);
+    score = sums_far(s, N);
     free(q);
     return score;
 }
@@ -624,43 +606,18 @@ static void profile_see_future(profile_run *p, const kvmem_view *v, int g) {
             for (t = 0; t < all && t < p->from; t++) u[t] += (double)row[(size_t)j * (size_t)all + (size_t)t] / p->r;
     }
 }
-/* Slopes (n) of the upper hull of the sums of u (n) in the order idx: slope, never rising. sum (n + 1), at (n + 1). */
-static void profile_hull(const double *u, const int *idx, int n, double *sum, int *at, float *slope) {
-    int i, t, m = 1;
-    sum[0] = 0;
-    for (i = 0; i < n; i++) sum[i + 1] = sum[i] + u[idx[i]];
-    at[0] = 0;
-    for (i = 1; i <= n; i++) { /* points of the hull so far: at[0..m) */
-        while (m > 1 && (sum[at[m - 1]] - sum[at[m - 2]]) * (i - at[m - 2]) <=
-                            (sum[i] - sum[at[m - 2]]) * (at[m - 1] - at[m - 2])) m--;
-        at[m++] = i;
-    }
-    for (i = 1; i < m; i++)
-        for (t = at[i - 1]; t < at[i]; t++) slope[t] = (float)((sum[at[i]] - sum[at[i - 1]]) / (at[i] - at[i - 1]));
-}
-/* Falling order of score (n), the first `sink` and the last one in front of all. */
-static void profile_order(const float *score, int n, int sink, int *idx) {
-    int i, j, k;
-    for (i = 0; i < n; i++) {
-        const int lead = i < sink || i == n - 1;
-        for (j = i; j > 0; j--) {
-            const int o = idx[j - 1], before = o < sink || o == n - 1;
-            if (before > lead || (before == lead && score[o] >= score[i])) break;
-        }
-        for (k = i; k > j; k--) idx[k] = idx[k - 1];
-        idx[j] = i;
-    }
-}
 static int profile_lukv_text(profile_run *p, kvmem_session *s, float *curve) {
     const int lanes = p->L * p->G, n = p->from;
-    float *gain = (float *)grow(NULL, (size_t)(lanes + 1) * (size_t)n, sizeof *gain), *score = gain + (size_t)lanes * (size_t)n;
+    float *gain = (float *)grow(NULL, (size_t)(lanes + 1) * (size_t)n, sizeof *gain);
+    float *score = gain + (size_t)lanes * (size_t)n;
     const float **list = (const float **)grow(NULL, (size_t)lanes, sizeof *list);
     int *work = (int *)grow(NULL, 4 * (size_t)lanes + 2 * (size_t)n + 1, sizeof *work), i, t, status = OK;
     double *sum = (double *)grow(NULL, (size_t)n + 1, sizeof *sum);
     int *from = work, *to = from + lanes, *lo = to + lanes, *count = lo + lanes, *idx = count + lanes;
     for (i = 0; i < lanes && status == OK; i++) { /* the orders stand in gain while the future is read */
-        if (kvmem__score_lane(&s->cache, i / p->G, i % p->G, score) != KVMEM_OK) status = fail("%s", s->cache.error.text);
-        else profile_order(score, n, 4, idx);
+        if (kvmem__score_lane(&s->cache, i / p->G, i % p->G, score) != KVMEM_OK)
+            status = fail("%s", s->cache.error.text);
+        else sums_order(score, n, 4, idx);
         for (t = 0; t < n && status == OK; t++) gain[(size_t)i * (size_t)n + (size_t)t] = (float)idx[t];
         from[i] = 0;
         to[i] = n;
@@ -673,7 +630,7 @@ static int profile_lukv_text(profile_run *p, kvmem_session *s, float *curve) {
     for (i = 0; i < lanes && status == OK; i++) {
         float *x = gain + (size_t)i * (size_t)n;
         for (t = 0; t < n; t++) idx[t] = (int)x[t];
-        profile_hull(p->sum[0] + (size_t)i * (size_t)n, idx, n, sum, idx + n, x);
+        sums_hull(p->sum[0] + (size_t)i * (size_t)n, idx, n, sum, idx + n, x);
     }
     for (t = 1; t < 100 && status == OK; t++) {
         kvmem__global_top(list, from, to, lo, lanes, (int64_t)((1 - t / 100.0) * n * lanes + 0.5), count);
@@ -777,8 +734,8 @@ static double profile_fitness(void *user, const int *b, int stage, int generatio
 static void profile_tell(void *user, int generation, double best) {
     profile_evo *e = (profile_evo *)user;
     if (is_terminal(stderr))
-        fprintf(stderr, "\r%5.1f s  generation %d of %d: KL %.5f                ", now() - e->p->started, generation + 1,
-                e->generations, best);
+        fprintf(stderr, "\r%5.1f s  generation %d of %d: KL %.5f                ", now() - e->p->started,
+                generation + 1, e->generations, best);
     fflush(stderr);
 }
 /* The texts, read up to the last token of their prompts, and what the full cache says of their ends. */
@@ -797,7 +754,8 @@ static int profile_evo_texts(profile_evo *e) {
         memcpy(e->id[i], p->id, (size_t)e->n * sizeof(int));
         e->full[i] = e->put = (float *)grow(NULL, (size_t)e->rows * V, sizeof(float));
         status = profile_feed(p, &s, e->id[i], e->from, KVMEM_PREFILL);
-        if (status == OK && kvmem_session_feed(&s, e->id[i] + e->from, e->n - e->from, KVMEM_DECODE, profile_row_full, e))
+        if (status == OK &&
+            kvmem_session_feed(&s, e->id[i] + e->from, e->n - e->from, KVMEM_DECODE, profile_row_full, e) != KVMEM_OK)
             status = fail("%s", s.error.text);
         kvmem_session_free(&s);
         if (status == OK) status = open_session(&e->base[i], p->m, &cfg);
@@ -941,9 +899,9 @@ static int profile_measure(profile_run *p) {
     if (n < 160) return fail("%s: was trained on %d tokens; 160 are needed", p->a->model, p->m->n_ctx_train);
     p->period = n / 4;
     profile_say(p, "repeated tokens");
-    if ((status = profile_repeat(p)) != OK || (status = profile_needle(p)) != OK || (status = profile_keysim(p, n)) != OK ||
-        (status = profile_error(p, n)) != OK || (status = profile_duo(p, n / 2)) != OK ||
-        (status = profile_lukv(p, n)) != OK) return status;
+    if ((status = profile_repeat(p)) != OK || (status = profile_needle(p)) != OK ||
+        (status = profile_keysim(p, n)) != OK || (status = profile_error(p, n)) != OK ||
+        (status = profile_duo(p, n / 2)) != OK || (status = profile_lukv(p, n)) != OK) return status;
     return p->a->evo ? profile_evo_do(p, n) : OK;
 }
 static int profile_begin(profile_run *p) {
