@@ -80,7 +80,7 @@ help: ## this list
 # These do not look at fast paths: without them the header compiles five times as fast.
 PLAIN = corpus eval gguf mkgguf model oom sampling tokenizer flash npy numerics recipes report picture \
         stages stream peer calibrate merge budgets select profile
-PLAIN += cost hack elastic_dllm probe
+PLAIN += scores cost hack elastic_dllm probe
 $(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus $(B)/picture: CPPFLAGS += -DKVMEM_REFERENCE
 $(B)/test_%: tests/%.c $(wildcard tests/*.h) kvmem.h
 	@mkdir -p $(B)

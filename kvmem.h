@@ -85,7 +85,9 @@
      >>codec_zip          values with normalised channels, one scale a token
      >>codec_mikv         keys balanced against their queries, for tokens that nobody looks at
      >>codec_kvquant      non-uniform levels, keys by channel, sparse outliers
+     >>narrow             rows made shorter, then stored by a row codec; for lowrank and think
      >>codec_lowrank      the leading principal directions of a lane, then any row codec
+     >>codec_think        the key channels that matter least are not stored
      >>codec_rotatekv     Hadamard rotation, channels in learned order, 2 bits
      >>codec_vq           a row as indices into learned codebooks, in the metric of the queries
      >>codec_polarquant   a rotated row as a tree of angles
@@ -119,6 +121,16 @@
      >>score_finch        what the question looks at
      >>score_gui          what stands out on this screen, and what earlier screens had that it has not
      >>score_ems          global and local attention, whichever is more
+     >>score_parts        statistics of queries, the mean rotation, z-scores and ranks, shared by scores
+     >>score_expected     what future queries are expected to see
+     >>score_qfilter      keys along the direction that queries share
+     >>score_lagkv        entries that stand out from the block after theirs
+     >>score_keydiff      keys unlike the mean key
+     >>score_noncausal    attention inside chunks that looks both ways
+     >>score_leverage     outliers of the matrix of keys
+     >>score_compactor    outliers of the keys and attention inside chunks, blended
+     >>score_cur          squared norms of keys and values in place of leverage
+     >>score_cap          values that are hard to replace, by what queries will ask
      >>budget             how many entries may each lane keep?
      >>budget_uniform     every lane the same
      >>budget_global      one top-k over all lanes
@@ -351,6 +363,9 @@ typedef struct kvmem_memory {
     kvmem_status (*watch)(const kvmem_view *v, int n, const float *q, const int32_t *pos);
     /* lane (layer, g) at every commit, before anything is reduced; or NULL */
     kvmem_status (*update)(const kvmem_view *v, int g);
+    /* floats of scratch that any of its functions takes at once, beside two arrays of a float an entry: a byte
+       limit keeps them free; or NULL */
+    int (*scratch_floats)(const double *par, int d);
 } kvmem_memory;
 
 /* score: how much will entry t of lane (layer, g) matter? Higher is kept. score (n) is to be filled,
@@ -435,7 +450,8 @@ typedef struct kvmem_codec {
     size_t (*table_bytes)(const double *par, int d);      /* NULL: no table */
     void (*build)(const double *par, int d, void *table); /* zeroed, aligned to 16 bytes */
     int (*state_floats)(const double *par, int d);        /* NULL: nothing is learned */
-    /* the queries x (n, d) of the lane's group as they come, before learn; zeroed state at first; or NULL */
+    /* the queries x (n, d) of the lane's group, one token's n = r heads a call, before learn; zeroed state at
+       first; or NULL */
     void (*watch)(const kvmem_coded *b, float *state, const float *x, int n);
     /* n rows x (n, d), at most KVMEM_LEARN_ROWS, evenly taken from the lane, before its first block is coded */
     void (*learn)(const kvmem_coded *b, float *state, const float *x, int n);
@@ -949,6 +965,7 @@ struct kvmem_cache {
     int n_marks, cap_marks;
     float *state;               /* (n_lanes, lane_floats[0] + lane_floats[1]) behind kvmem_lane.state */
     int lane_floats[2], own[2], own_at[2]; /* of score and select; own floats begin at statistic own_at */
+    size_t stage_bytes;         /* scratch that they may ask for */
     const float *const *view_score; /* (n_kv_heads) while a layer is reduced */
     void *scratch;              /* grows on demand, counted */
     size_t scratch_size, worker_bytes, tile_bytes;
@@ -8817,6 +8834,88 @@ static const kvmem_codec kvmem__codec_kvquant_v = {
 };
 #undef KVMEM__KVQUANT_CITE
 
+/* ==== >>narrow : rows made shorter, then stored by a row codec; for lowrank and think =================
+   Such a codec names r, the values that are left of d, and a linear map of a row to them (project); parameter 1 of
+   its entry, `store`, is the row codec of the r values. Scores and sums are the row codec's: a query is projected
+   once, an output brought back to d values once (finish). The codec has rank(par, d) and project(b, y, x); its
+   scratch is at least 2 d floats. */
+static kvmem__rows kvmem__narrow_kind(const double *par) { return (kvmem__rows)(int)par[1]; }
+/* The row codec of the r values with its fast functions, and the block as it sees it. */
+static kvmem_codec kvmem__narrow_store(const double *par, int isa) {
+    static const kvmem_codec *const stores[] = { /* in the order of kvmem__rows */
+        &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0,
+        &kvmem__codec_q4_1, &kvmem__codec_q5_0, &kvmem__codec_q5_1, &kvmem__codec_iq4_nl
+    };
+    kvmem_codec c = *stores[(int)par[1]];
+    c.fast(&c, isa);
+    return c;
+}
+static kvmem_coded kvmem__narrow_inner(const kvmem_coded *b, int (*rank)(const double *par, int d)) {
+    static const double no_par[KVMEM_MAX_PARAMS] = { 0 };
+    kvmem_coded in = *b;
+    in.d = rank(b->par, b->d);
+    in.par = no_par;
+    return in;
+}
+#define KVMEM__NARROW_STORES                                                                        \
+    { "store", KVMEM__ROWS_F16, 0, 8, "f32|f16|bf16|q8_0|q4_0|q4_1|q5_0|q5_1|iq4_nl", 1,            \
+      "how what is left of a row is stored" }
+/* The functions that hand on to the row codec's, for each instruction set that has its own. */
+#define KVMEM__NARROW(name, isa)                                                                    \
+    static int kvmem__##name##_q_floats##isa(const double *par, int d) {                            \
+        const kvmem_codec c = kvmem__narrow_store(par, isa);                                        \
+        const int r = kvmem__##name##_rank(par, d);                                                 \
+        return c.q_floats ? c.q_floats(par, r) : r;                                                 \
+    }                                                                                               \
+    static void kvmem__##name##_prepare##isa(const kvmem_coded *b, float *out, const float *q) {    \
+        const kvmem_codec c = kvmem__narrow_store(b->par, isa);                                     \
+        const kvmem_coded in = kvmem__narrow_inner(b, kvmem__##name##_rank);                        \
+        float y[KVMEM_MAX_WIDTH];                                                                   \
+        kvmem__##name##_project(b, c.q_prepare ? y : out, q);                                       \
+        if (c.q_prepare) c.q_prepare(&in, out, y);                                                  \
+    }                                                                                               \
+    static void kvmem__##name##_encode##isa(const kvmem_coded *b, const float *x, int t0, int n) {  \
+        const kvmem_codec c = kvmem__narrow_store(b->par, isa);                                     \
+        const kvmem_coded in = kvmem__narrow_inner(b, kvmem__##name##_rank);                        \
+        float *tame = b->scratch, *y = tame + b->d;                                                 \
+        int t, i;                                                                                   \
+        for (t = t0; t < t0 + n; t++, x += b->d) {                                                  \
+            for (i = 0; i < b->d; i++) tame[i] = kvmem__finite(x[i]);                               \
+            kvmem__##name##_project(b, y, tame);                                                    \
+            c.encode(&in, y, t, 1);                                                                 \
+        }                                                                                           \
+    }                                                                                               \
+    static void kvmem__##name##_expand##isa(const kvmem_coded *b, float *out, int t0, int n) {      \
+        const kvmem_coded in = kvmem__narrow_inner(b, kvmem__##name##_rank);                        \
+        kvmem__narrow_store(b->par, isa).expand(&in, out, t0, n);                                   \
+    }                                                                                               \
+    static void kvmem__##name##_dot##isa(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, \
+                                         int nq) {                                                   \
+        const kvmem_coded in = kvmem__narrow_inner(b, kvmem__##name##_rank);                        \
+        kvmem__narrow_store(b->par, isa).dot(&in, s, ld, t0, n, q, nq);                             \
+    }                                                                                               \
+    static void kvmem__##name##_axpy##isa(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, \
+                                         int nq) {                                                  \
+        const kvmem_coded in = kvmem__narrow_inner(b, kvmem__##name##_rank);                        \
+        kvmem__narrow_store(b->par, isa).axpy(&in, acc, t0, n, w, ld, nq);                          \
+    }
+#define KVMEM__NARROW_USE(name, isa)                                                                \
+    do {                                                                                            \
+        c->q_floats = kvmem__##name##_q_floats##isa;                                                \
+        c->q_prepare = kvmem__##name##_prepare##isa;                                                \
+        c->encode = kvmem__##name##_encode##isa;                                                    \
+        c->expand = kvmem__##name##_expand##isa;                                                    \
+        c->dot = kvmem__##name##_dot##isa;                                                          \
+        c->axpy = kvmem__##name##_axpy##isa;                                                        \
+    } while (0)
+#if KVMEM__X86
+#define KVMEM__NARROW_PATHS(name) KVMEM__NARROW(name, 0) KVMEM__NARROW(name, 2) KVMEM__NARROW(name, 3)
+#elif KVMEM__NEON
+#define KVMEM__NARROW_PATHS(name) KVMEM__NARROW(name, 0) KVMEM__NARROW(name, 1)
+#else
+#define KVMEM__NARROW_PATHS(name) KVMEM__NARROW(name, 0)
+#endif
+
 /* ==== >>codec_lowrank : the leading principal directions of a lane, then any row codec. stage: codec ==
    Principal components: Pearson 1901; for KV caches: Lin, Zeng, Xiao, Kou, Hou, Gao, Zhang, Deng.
    MatryoshkaKV: Adaptive KV Compression via Trainable Orthogonal Projection. 2024. arXiv 2410.14731.
@@ -8841,9 +8940,8 @@ static int kvmem__lowrank_rank(const double *par, int d) {
     const double r = par[0] <= 1 ? floor(par[0] * d + 0.5) : par[0];
     return r < 1 ? 1 : r > d ? d : (int)r;
 }
-static kvmem__rows kvmem__lowrank_kind(const double *par) { return (kvmem__rows)(int)par[1]; }
 static size_t kvmem__lowrank_row_bytes(const double *par, int d) {
-    return kvmem__row_bytes(kvmem__lowrank_kind(par), kvmem__lowrank_rank(par, d));
+    return kvmem__row_bytes(kvmem__narrow_kind(par), kvmem__lowrank_rank(par, d));
 }
 static int kvmem__lowrank_state(const double *par, int d) { return kvmem__lowrank_rank(par, d) * d; }
 static int kvmem__lowrank_scratch(const double *par, int d, int n) {
@@ -8867,23 +8965,6 @@ static void kvmem__lowrank_learn(const kvmem_coded *b, float *state, const float
     kvmem__eigen(u, e, c, d);
     memcpy(state, u, (size_t)kvmem__lowrank_state(b->par, d) * sizeof(float));
 }
-/* The row codec of the coefficients with its fast functions, and the block of r values as it sees it. */
-static kvmem_codec kvmem__lowrank_store(const double *par, int isa) {
-    static const kvmem_codec *const stores[] = { /* in the order of kvmem__rows */
-        &kvmem__codec_f32, &kvmem__codec_f16, &kvmem__codec_bf16, &kvmem__codec_q8_0, &kvmem__codec_q4_0,
-        &kvmem__codec_q4_1, &kvmem__codec_q5_0, &kvmem__codec_q5_1, &kvmem__codec_iq4_nl
-    };
-    kvmem_codec c = *stores[(int)par[1]];
-    c.fast(&c, isa);
-    return c;
-}
-static kvmem_coded kvmem__lowrank_inner(const kvmem_coded *b) {
-    static const double no_par[KVMEM_MAX_PARAMS] = { 0 };
-    kvmem_coded in = *b;
-    in.d = kvmem__lowrank_rank(b->par, b->d);
-    in.par = no_par;
-    return in;
-}
 static void kvmem__lowrank_project(const kvmem_coded *b, float *y, const float *x) { /* y (r) = U_r x */
     const int r = kvmem__lowrank_rank(b->par, b->d);
     int i;
@@ -8895,78 +8976,21 @@ static void kvmem__lowrank_finish(const kvmem_coded *b, float *out, const float 
     memset(out, 0, (size_t)b->d * sizeof(float));
     for (i = 0; i < r; i++) kvmem__axpy_plain(out, acc[i], b->state + (size_t)i * (size_t)b->d, b->d);
 }
-/* The functions that hand on to the row codec's, for each instruction set that has its own. */
-#define KVMEM__LOWRANK(isa)                                                                         \
-    static int kvmem__lowrank_q_floats##isa(const double *par, int d) {                             \
-        const kvmem_codec c = kvmem__lowrank_store(par, isa);                                       \
-        const int r = kvmem__lowrank_rank(par, d);                                                  \
-        return c.q_floats ? c.q_floats(par, r) : r;                                                 \
-    }                                                                                               \
-    static void kvmem__lowrank_prepare##isa(const kvmem_coded *b, float *out, const float *q) {     \
-        const kvmem_codec c = kvmem__lowrank_store(b->par, isa);                                    \
-        const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
-        float y[KVMEM_MAX_WIDTH];                                                                   \
-        kvmem__lowrank_project(b, c.q_prepare ? y : out, q);                                        \
-        if (c.q_prepare) c.q_prepare(&in, out, y);                                                  \
-    }                                                                                               \
-    static void kvmem__lowrank_encode##isa(const kvmem_coded *b, const float *x, int t0, int n) {   \
-        const kvmem_codec c = kvmem__lowrank_store(b->par, isa);                                    \
-        const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
-        float *tame = b->scratch, *y = tame + b->d;                                                 \
-        int t, i;                                                                                   \
-        for (t = t0; t < t0 + n; t++, x += b->d) {                                                  \
-            for (i = 0; i < b->d; i++) tame[i] = kvmem__finite(x[i]);                                 \
-            kvmem__lowrank_project(b, y, tame);                                                     \
-            c.encode(&in, y, t, 1);                                                                 \
-        }                                                                                           \
-    }                                                                                               \
-    static void kvmem__lowrank_expand##isa(const kvmem_coded *b, float *out, int t0, int n) {       \
-        const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
-        kvmem__lowrank_store(b->par, isa).expand(&in, out, t0, n);                                  \
-    }                                                                                               \
-    static void kvmem__lowrank_dot##isa(const kvmem_coded *b, float *s, int ld, int t0, int n, const float *q, \
-                                        int nq) {                                                   \
-        const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
-        kvmem__lowrank_store(b->par, isa).dot(&in, s, ld, t0, n, q, nq);                            \
-    }                                                                                               \
-    static void kvmem__lowrank_axpy##isa(const kvmem_coded *b, float *acc, int t0, int n, const float *w, int ld, \
-                                         int nq) {                                                  \
-        const kvmem_coded in = kvmem__lowrank_inner(b);                                             \
-        kvmem__lowrank_store(b->par, isa).axpy(&in, acc, t0, n, w, ld, nq);                         \
-    }
-#define KVMEM__LOWRANK_USE(isa)                                                                     \
-    do {                                                                                            \
-        c->q_floats = kvmem__lowrank_q_floats##isa;                                                 \
-        c->q_prepare = kvmem__lowrank_prepare##isa;                                                 \
-        c->encode = kvmem__lowrank_encode##isa;                                                     \
-        c->expand = kvmem__lowrank_expand##isa;                                                     \
-        c->dot = kvmem__lowrank_dot##isa;                                                           \
-        c->axpy = kvmem__lowrank_axpy##isa;                                                         \
-    } while (0)
-KVMEM__LOWRANK(0)
-#if KVMEM__X86
-KVMEM__LOWRANK(2)
-KVMEM__LOWRANK(3)
-#elif KVMEM__NEON
-KVMEM__LOWRANK(1)
-#endif
+KVMEM__NARROW_PATHS(lowrank)
 static void kvmem__lowrank_fast(kvmem_codec *c, int isa) {
 #if KVMEM__X86
-    if (isa == 2) KVMEM__LOWRANK_USE(2);
-    if (isa == 3) KVMEM__LOWRANK_USE(3);
+    if (isa == 2) KVMEM__NARROW_USE(lowrank, 2);
+    if (isa == 3) KVMEM__NARROW_USE(lowrank, 3);
 #elif KVMEM__NEON
-    if (isa == 1) KVMEM__LOWRANK_USE(1);
+    if (isa == 1) KVMEM__NARROW_USE(lowrank, 1);
 #else
     (void)c;
     (void)isa;
 #endif
 }
-#undef KVMEM__LOWRANK
-#undef KVMEM__LOWRANK_USE
 static const kvmem_param kvmem__lowrank_params[] = {
     { "rank", 0.5, 0, 4096, NULL, 0, "directions kept: up to 1 a share of the head size, above a count" },
-    { "store", KVMEM__ROWS_F16, 0, 8, "f32|f16|bf16|q8_0|q4_0|q4_1|q5_0|q5_1|iq4_nl", 1,
-      "how the coefficients are stored" },
+    KVMEM__NARROW_STORES,
     KVMEM__CODEC_COMMON
 };
 static const kvmem_codec kvmem__codec_lowrank = {
@@ -8977,6 +9001,113 @@ static const kvmem_codec kvmem__codec_lowrank = {
     kvmem__lowrank_expand0, kvmem__lowrank_finish, kvmem__lowrank_prepare0, kvmem__lowrank_dot0,
     kvmem__lowrank_axpy0, NULL, kvmem__lowrank_fast, NULL
 };
+
+/* ==== >>codec_think : the key channels that matter least are not stored. stage: codec.k ===============
+   Xu et al. ThinK: Thinner Key Cache by Query-Driven Pruning. 2024. arXiv 2407.21018.
+   Code: NVIDIA/kvpress think_press.py (ThinKPress.compress), Zefan-Cai/KVCache-Factory (key_pruner_query_driven).
+   A logit is a sum over channels of q_c k_c. Of each channel of a KV head, with means over the last w tokens'
+   queries (after RoPE, over the heads of the group, too) and over the keys (after RoPE),
+       e_c = mean(q_c^2) mean(k_c^2);   the (int)(d ratio) channels of the least e_c are dropped, keep: the others
+       store  k' = k[keep] in the format `store`;    logit = q[keep] . k' times the scale of all d channels
+   which is what keys with zeros in these channels give. Rows of residual=n newest tokens keep all channels. The
+   choice is made when the first page is coded (the prompt's end) and then stays for the lane.
+   Composes with eviction: pages of narrow rows are cut like any others.
+   stage: K.   reads: keys after RoPE with their queries.   state: (w + 1) d + 2 floats a lane.
+   bits/value: those of `store` times (d - (int)(d ratio)) / d.   cost: O(d) a query, less work a key.
+   defaults: ratio=.5 store=f16 window=32.   preset: residual=32, values as halves (the code: 0 by default, .4 to .5
+   in the paper; KVCache-Factory keeps 32 or 128 newest rows).   ties: the lower channel stays. At least one does.
+   departs: from 1024 evenly chosen keys of those that are coded at first, where the code means all of them; rows of
+   decoded tokens become narrow when they leave the residual window, the codes leave them as they are. With
+   center=head dropped channels have the head's mean instead of 0.           test: tests/codec_think.c */
+enum { KVMEM__THINK_RATIO, KVMEM__THINK_STORE, KVMEM__THINK_WINDOW };
+static int kvmem__think_rank(const double *par, int d) {
+    return KVMEM__MAX(d - (int)(d * par[KVMEM__THINK_RATIO]), 1);
+}
+static size_t kvmem__think_row_bytes(const double *par, int d) {
+    return kvmem__row_bytes(kvmem__narrow_kind(par), kvmem__think_rank(par, d));
+}
+/* The kept channels (d; rank of them count), how many tokens' queries there are, where the next one's go, and
+   mean(q_c^2) over the group of each (w, d). */
+static int kvmem__think_state(const double *par, int d) { return ((int)par[KVMEM__THINK_WINDOW] + 1) * d + 2; }
+static int kvmem__think_scratch(const double *par, int d, int n) {
+    (void)par;
+    (void)n;
+    return 3 * d;
+}
+static void kvmem__think_watch(const kvmem_coded *b, float *state, const float *q, int n) {
+    const int d = b->d, w = (int)b->par[KVMEM__THINK_WINDOW], at = (int)state[d + 1];
+    float *e = state + d + 2 + (size_t)at * (size_t)d;
+    int i, c;
+    memset(e, 0, (size_t)d * sizeof *e);
+    for (i = 0; i < n; i++)
+        for (c = 0; c < d; c++) e[c] += kvmem__finite(q[i * d + c]) * kvmem__finite(q[i * d + c]) / (float)n;
+    state[d] = (float)KVMEM__MIN((int)state[d] + 1, w);
+    state[d + 1] = (float)((at + 1) % w);
+}
+static void kvmem__think_learn(const kvmem_coded *b, float *state, const float *x, int n) {
+    const int d = b->d, r = kvmem__think_rank(b->par, d), told = (int)state[d];
+    float *e = b->scratch;
+    int *kept = (int *)(void *)(e + d), c, t;
+    for (c = 0; c < d; c++) {
+        double q2 = told ? 0 : 1, k2 = 0; /* no query was seen: all channels count as equally asked */
+        for (t = 0; t < told; t++) q2 += (double)state[d + 2 + t * d + c];
+        for (t = 0; t < n; t++) {
+            const double k = (double)kvmem__finite(x[(size_t)t * (size_t)d + (size_t)c]);
+            k2 += k * k;
+        }
+        e[c] = (float)(sqrt(q2) * sqrt(k2 / KVMEM__MAX(n, 1))); /* the root: it stays in range */
+    }
+    kvmem__topk(kept, e, d, r, kept + d);
+    for (c = 0; c < r; c++) state[c] = (float)kept[c];
+}
+static void kvmem__think_project(const kvmem_coded *b, float *y, const float *x) {
+    const int r = kvmem__think_rank(b->par, b->d);
+    int i;
+    for (i = 0; i < r; i++) y[i] = x[(int)b->state[i]];
+}
+static void kvmem__think_finish(const kvmem_coded *b, float *out, const float *acc) {
+    const int r = kvmem__think_rank(b->par, b->d);
+    int i;
+    memset(out, 0, (size_t)b->d * sizeof *out);
+    for (i = 0; i < r; i++) out[(int)b->state[i]] = acc[i];
+}
+static int kvmem__think_valid(const kvmem_coded *b) {
+    const int r = kvmem__think_rank(b->par, b->d);
+    int i, at = -1;
+    for (i = 0; i < r; at = (int)b->state[i++])
+        if (!(b->state[i] > (float)at && b->state[i] < (float)b->d)) return 0;
+    return 1;
+}
+KVMEM__NARROW_PATHS(think)
+static void kvmem__think_fast(kvmem_codec *c, int isa) {
+#if KVMEM__X86
+    if (isa == 2) KVMEM__NARROW_USE(think, 2);
+    if (isa == 3) KVMEM__NARROW_USE(think, 3);
+#elif KVMEM__NEON
+    if (isa == 1) KVMEM__NARROW_USE(think, 1);
+#else
+    (void)c;
+    (void)isa;
+#endif
+}
+static const kvmem_param kvmem__think_params[] = {
+    { "ratio", 0.5, 0, 1, NULL, 0, "share of the channels that is dropped" },
+    KVMEM__NARROW_STORES,
+    { "window", 32, 1, 4096, NULL, 1, "tokens whose queries tell which channels matter" },
+    KVMEM__CODEC_COMMON
+};
+static const kvmem_codec kvmem__codec_think = {
+    { "think", "key channels that queries and keys use least are dropped, half of them: 8 bits a value",
+      "Xu 2024, arXiv 2407.21018", kvmem__think_params, 0 },
+    KVMEM_CODEC_KEYS, kvmem__think_row_bytes, NULL, NULL, NULL, kvmem__think_state, kvmem__think_watch,
+    kvmem__think_learn, kvmem__think_scratch, kvmem__think_rank, kvmem__think_q_floats0, kvmem__think_encode0,
+    kvmem__think_expand0, kvmem__think_finish, kvmem__think_prepare0, kvmem__think_dot0, kvmem__think_axpy0, NULL,
+    kvmem__think_fast, kvmem__think_valid
+};
+#undef KVMEM__NARROW
+#undef KVMEM__NARROW_PATHS
+#undef KVMEM__NARROW_STORES
+#undef KVMEM__NARROW_USE
 
 /* ==== >>codec_rotatekv : Hadamard rotation, channels in learned order, 2 bits. stage: codec =========
    Su, Zhou, Zhang, Wang, Zhang, Zhao, Yu, Yuan. RotateKV: Accurate and Robust 2-Bit KV Cache Quantization
@@ -12101,7 +12232,7 @@ static const kvmem_codec *kvmem__codec_table(int i) {
         &kvmem__codec_kvquant,
         &kvmem__codec_kvquant_post,
         &kvmem__codec_kvquant_v, &kvmem__codec_turboquant,
-        &kvmem__codec_lowrank, &kvmem__codec_octopus,
+        &kvmem__codec_lowrank, &kvmem__codec_think, &kvmem__codec_octopus,
         &kvmem__codec_rotatekv,
         &kvmem__codec_vq
     };
@@ -12658,7 +12789,7 @@ typedef struct kvmem__plan {
     kvmem__codecs codecs;
     unsigned reads;
     int n_stats, ring, page, lanes, own[2], own_at[2], lane_floats[2];
-    size_t state_bytes;
+    size_t state_bytes, stage_bytes;
     size_t page_bytes, waiting;           /* of all lanes: a settled page each; what fresh pages take more */
     size_t lessons;                       /* what is learned of all lanes */
     size_t block_bytes, ring_bytes;       /* fixed arrays; ring of queries (counted as statistics) */
@@ -12882,7 +13013,8 @@ static size_t kvmem__split_floats(const kvmem_cache *c, size_t limit, int n, int
 /* How many entries fit into every lane beside the fixed parts, in whole pages. */
 static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fixed) {
     const size_t w1 = p->worker_floats * sizeof(float);
-    size_t reserve = fixed + kvmem__attend_bytes(s, p->page, w1) + kvmem__more_scratch(p->limit), per_page, n;
+    size_t reserve = fixed + kvmem__attend_bytes(s, p->page, w1) + kvmem__more_scratch(p->limit) + p->stage_bytes;
+    size_t per_page, n;
     const int r = s->n_heads / s->n_kv_heads;
     /* of one page more in every lane: pages, table slots (doubling: up to twice, old and new at once in
        one lane), commit scratch */
@@ -12969,6 +13101,10 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
             return kvmem__fail(e, KVMEM_BAD_RECIPE, "%s=%s asks for %d floats an entry and %d a lane",
                                kvmem_stage_word(i ? KVMEM_SELECT : KVMEM_SCORE),
                                r->stage[i ? KVMEM_SELECT : KVMEM_SCORE].entry->word, p->own[i], p->lane_floats[i]);
+        if (m && m->scratch_floats) {
+            const int more = m->scratch_floats(r->stage[i ? KVMEM_SELECT : KVMEM_SCORE].par, d);
+            p->stage_bytes = KVMEM__MAX(p->stage_bytes, (size_t)more * sizeof(float));
+        }
         p->n_stats += p->own[i];
     }
     p->state_bytes = (size_t)(p->lanes * (1 + ((r->stage[KVMEM_REDUCE].entry->reads & KVMEM_TAKES_CODEC) != 0))) *
@@ -13726,6 +13862,7 @@ KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg)
         c->own_at[i] = plan.own_at[i];
         c->lane_floats[i] = plan.lane_floats[i];
     }
+    c->stage_bytes = plan.stage_bytes;
     c->ring = plan.ring;
     c->lane_cap = plan.lane_cap;
     c->threads = cfg->threads;
@@ -15355,6 +15492,7 @@ static int kvmem__ring_count(const kvmem_cache *c, int layer, int *first) {
 /* Show the block's queries to codecs that learn from them: after RoPE, before it if their keys are. */
 static kvmem_status kvmem__watch(kvmem_cache *c, int layer, int n, const float *q) {
     const int G = c->shape.n_kv_heads, r = c->shape.n_heads / G, d = c->shape.head_dim, all = c->shape.n_layers * G;
+    const size_t rows = (size_t)r * (size_t)d;
     int g, t, j, low;
     for (g = 0; g < G; g++) {
         for (low = 0; low <= (c->n_lanes > all); low++) {
@@ -15365,16 +15503,14 @@ static kvmem_status kvmem__watch(kvmem_cache *c, int layer, int n, const float *
             if (!u->fn.watch) continue;
             KVMEM__TRY(kvmem__lane_lesson(c, ln, 0, &l));
             if (l->learned) continue;
-            KVMEM__TRY(kvmem__scratch(c, (size_t)d * sizeof(float)));
+            KVMEM__TRY(kvmem__scratch(c, rows * sizeof(float)));
             b = kvmem__coded_of(u, kvmem__lesson_state(l), NULL, 0, NULL, 0);
             for (t = 0; t < n; t++) {
-                for (j = 0; j < r; j++) {
-                    float *x = (float *)c->scratch;
-                    const size_t row = (size_t)t * (size_t)c->shape.n_heads + (size_t)(g * r + j);
-                    memcpy(x, q + row * (size_t)d, (size_t)d * sizeof *x);
-                    if (!kvmem__lane_pre(ln)) kvmem__rope_rows(c, layer, x, 1, &c->block_pos[t]);
-                    u->fn.watch(&b, kvmem__lesson_state(l), x, 1);
-                }
+                float *x = (float *)c->scratch;
+                memcpy(x, q + ((size_t)t * (size_t)G + (size_t)g) * rows, rows * sizeof *x);
+                for (j = 0; j < r && !kvmem__lane_pre(ln); j++)
+                    kvmem__rope_rows(c, layer, x + j * d, 1, &c->block_pos[t]);
+                u->fn.watch(&b, kvmem__lesson_state(l), x, r);
             }
         }
     }
@@ -16364,7 +16500,7 @@ static kvmem_status kvmem__score_lazyeviction(const kvmem_view *v, int g, float 
     }
     return KVMEM_OK;
 }
-static const kvmem_memory kvmem__memory_lazyeviction = { 2, kvmem__one_float, NULL, kvmem__lazy_update };
+static const kvmem_memory kvmem__memory_lazyeviction = { 2, kvmem__one_float, NULL, kvmem__lazy_update, NULL };
 
 /* ==== >>score_treekv : mean attention since an entry came. stage: score; prefill and decode ====
    He et al. TreeKV: Smooth Key-Value Cache Compression with Tree Structures. 2025. arXiv 2501.04987.
@@ -16406,7 +16542,7 @@ static kvmem_status kvmem__score_treekv(const kvmem_view *v, int g, float *score
     }
     return KVMEM_OK;
 }
-static const kvmem_memory kvmem__memory_treekv = { 2, NULL, NULL, kvmem__treekv_update };
+static const kvmem_memory kvmem__memory_treekv = { 2, NULL, NULL, kvmem__treekv_update, NULL };
 
 /* ==== >>score_compresskv : the heads that find things vote for their layer. stage: score; end of prefill ====
    Lin et al. CompressKV: Semantic Retrieval Heads Know What Tokens are Not Important Before Generation. 2025.
@@ -16592,7 +16728,7 @@ static kvmem_status kvmem__score_hack(const kvmem_view *v, int g, float *score) 
     }
     return KVMEM_OK;
 }
-static const kvmem_memory kvmem__memory_hack = { 2, kvmem__hack_floats, kvmem__watch_hack, NULL };
+static const kvmem_memory kvmem__memory_hack = { 2, kvmem__hack_floats, kvmem__watch_hack, NULL, NULL };
 
 static int kvmem__is_hack(const kvmem_recipe *r) {
     return ((const kvmem_score_entry *)(const void *)r->stage[KVMEM_SCORE].entry)->fn == kvmem__score_hack;
@@ -16860,6 +16996,1058 @@ static kvmem_status kvmem__score_ems(const kvmem_view *v, int g, float *score) {
     return KVMEM_OK;
 }
 
+/* ==== >>score_parts : statistics of queries, the mean rotation, z-scores and ranks, shared by scores ====
+   Queries. A lane remembers of each query head of its group the number N of queries so far, their mean mu (d)
+   and, where a method asks, M2 (d, d), the sum of products about the mean, one triangle of it, by Welford:
+       dev = q - mu;   mu += dev / N;   M2 += (N - 1) / N dev dev^T;      covariance = M2 / N
+   one query after the other, so that the bits do not depend on how the prompt was cut into blocks.
+   Mean rotation. Over the positions p .. p + F - 1 the rotation of a pair by angle a = position f has the mean
+       cbar = D cos(m), sbar = D sin(m),   m = f (p + (F - 1)/2), D = sin(F f/2) / (F sin(f/2)):
+   a rotation to the middle position, shorter the faster the pair turns. Rbar is all pairs together, in either
+   layout; channels that do not turn stay. F = 1: the rotation itself.
+   z-scores compare lanes: the mean and the unbiased standard deviation (at least 1e-6) are those of all lanes of
+   the layer together, from each lane's number, mean and M2 (Chan).
+   Reading. Rows are decoded KVMEM__SCORE_ROWS at a time. test: tests/scores.c */
+enum { KVMEM__SCORE_ROWS = 32 };
+static int kvmem__reduce_due(const kvmem_cache *c, kvmem_phase phase);
+static int kvmem__mean_budget(const kvmem_cache *c);
+
+/* Floats of one head's statistics, and of a lane's: the number, then r heads. Too many for an int: INT_MAX. */
+static size_t kvmem__moments_size(int second, int d) {
+    return (size_t)d + (second ? (size_t)d * (size_t)(d + 1) / 2 : 0);
+}
+static int kvmem__moments_floats(int second, int r, int d) {
+    const double all = 1 + (double)r * (double)kvmem__moments_size(second, d);
+    return all < (double)INT_MAX / 2 ? (int)all : INT_MAX / 2;
+}
+static float *kvmem__moments_of(const kvmem_view *v, int g, int j, int second) {
+    return kvmem_view_state(v, g) + 1 + (size_t)j * kvmem__moments_size(second, v->cache->shape.head_dim);
+}
+/* Count the queries q (n, H, d) from position skip on; turned: after RoPE. */
+static void kvmem__moments_watch(const kvmem_view *v, int n, const float *q, const int32_t *pos, int second,
+                                 int turned, int skip) {
+    const kvmem_cache *c = v->cache;
+    const int H = c->shape.n_heads, G = c->shape.n_kv_heads, d = c->shape.head_dim, r = H / G;
+    float x[KVMEM_MAX_WIDTH];
+    int g, t, j, i;
+    for (g = 0; g < G; g++) {
+        float *count = kvmem_view_state(v, g);
+        for (t = 0; t < n; t++) {
+            float share;
+            if (pos[t] < skip) continue;
+            *count += 1;
+            share = 1.0f / *count;
+            for (j = 0; j < r; j++) {
+                float *mean = kvmem__moments_of(v, g, j, second), *m2 = mean + d;
+                memcpy(x, q + ((size_t)t * (size_t)H + (size_t)(g * r + j)) * (size_t)d, (size_t)d * sizeof *x);
+                if (turned) kvmem__rope_rows(c, v->layer, x, 1, &pos[t]);
+                for (i = 0; i < d; i++) {
+                    x[i] -= mean[i];
+                    mean[i] += share * x[i];
+                }
+                for (i = 0; second && i < d; i++) {
+                    c->backend->axpy(m2, (1.0f - share) * x[i], x, i + 1);
+                    m2 += i + 1;
+                }
+            }
+        }
+    }
+}
+/* m2, a packed triangle, times `by`, as a whole symmetric matrix out (d, d). */
+static void kvmem__unpack_symmetric(float *out, const float *m2, int d, float by) {
+    const size_t row = (size_t)d;
+    int i, j;
+    for (i = 0; i < d; i++)
+        for (j = 0; j <= i; j++) out[(size_t)i * row + (size_t)j] = out[(size_t)j * row + (size_t)i] = by * *m2++;
+}
+
+/* cbar, sbar (n_rot/2) of the layer's pairs over the F positions from p on, RoPE's factor included. */
+static void kvmem__mean_rotation(const kvmem_rope *r, int32_t p, int F, float *cbar, float *sbar) {
+    int i;
+    for (i = 0; i < r->n_rot / 2; i++) {
+        const double f = (double)r->inv_freq[i], s = sin(f / 2), m = f * ((double)p + (F - 1) / 2.0);
+        const double D = (s == 0 ? 1 : sin(F * (f / 2)) / (F * s)) * (double)r->mscale;
+        cbar[i] = (float)(D * cos(m));
+        sbar[i] = (float)(D * sin(m));
+    }
+}
+static void kvmem__turn_mean(const kvmem_rope *r, const float *cbar, const float *sbar, float *x) { /* x (d) */
+    const int half = r->n_rot / 2, far = r->neox ? half : 1, by = r->neox ? 1 : 2;
+    int i;
+    for (i = 0; i < half; i++) {
+        const float a = x[by * i], b = x[by * i + far];
+        x[by * i] = cbar[i] * a - sbar[i] * b;
+        x[by * i + far] = sbar[i] * a + cbar[i] * b;
+    }
+}
+/* mu <- Rbar mu and, unless it is NULL, sigma (d, d) <- Rbar sigma Rbar^T: rows, then columns. */
+static void kvmem__turn_moments(const kvmem_view *v, int32_t p, int F, float *mu, float *sigma) {
+    const kvmem_rope *r = v->cache->shape.rope ? &v->cache->shape.rope[v->layer] : NULL;
+    const int d = v->cache->shape.head_dim;
+    const size_t row = (size_t)d;
+    float cbar[KVMEM_MAX_WIDTH / 2], sbar[KVMEM_MAX_WIDTH / 2];
+    int i, j, round;
+    if (!r) return;
+    kvmem__mean_rotation(r, p, F, cbar, sbar);
+    kvmem__turn_mean(r, cbar, sbar, mu);
+    for (round = 0; sigma && round < 2; round++) {
+        for (i = 0; i < d; i++) kvmem__turn_mean(r, cbar, sbar, sigma + (size_t)i * row);
+        for (i = 0; i < d; i++) {
+            for (j = 0; j < i; j++) {
+                float *a = sigma + (size_t)i * row + (size_t)j, *b = sigma + (size_t)j * row + (size_t)i;
+                const float t = *a;
+                *a = *b;
+                *b = t;
+            }
+        }
+    }
+}
+
+/* The position after the newest token's. */
+static int32_t kvmem__now(const kvmem_view *v) {
+    const kvmem_cache *c = v->cache;
+    return c->block_n ? c->block_pos[c->block_n - 1] + 1 : c->next_pos;
+}
+/* The first entry of lane g at position pos or behind it. */
+static int kvmem__from_pos(const kvmem_view *v, int g, int32_t pos) {
+    return kvmem__lane_find(kvmem__lane_at(v->cache, v->layer, g), pos);
+}
+/* Euclidean norms of the values of entries i0 .. i0 + n; x (SCORE_ROWS, d) is scratch. */
+static void kvmem__value_norms(const kvmem_view *v, int g, int i0, int n, float *norm, float *x) {
+    const int d = v->cache->shape.head_dim;
+    int t, i, c;
+    for (t = 0; t < n; t += KVMEM__SCORE_ROWS) {
+        const int m = KVMEM__MIN((int)KVMEM__SCORE_ROWS, n - t);
+        kvmem_view_values(v, g, i0 + t, m, x);
+        for (i = 0; i < m; i++) {
+            double sum = 0;
+            for (c = 0; c < d; c++) sum += (double)x[i * d + c] * (double)x[i * d + c];
+            norm[t + i] = (float)sqrt(sum);
+        }
+    }
+}
+/* Entries outside [from, to) score one more than the best inside: they stay. */
+static void kvmem__lift(float *score, int from, int to, int n) {
+    float top = 0;
+    int t;
+    for (t = from; t < to; t++) top = t == from || score[t] > top ? score[t] : top;
+    for (t = 0; t < n; t++)
+        if (t < from || t >= to) score[t] = top + 1;
+}
+static kvmem_status kvmem__check_numbers(const kvmem_view *v, const float *x, size_t n, const char *what) {
+    size_t i;
+    for (i = 0; i < n; i++)
+        if (!(fabsf(x[i]) <= FLT_MAX))
+            return kvmem__fail(&v->cache->error, KVMEM_BAD_VALUE, "%s of layer %d is not finite", what, v->layer);
+    return KVMEM_OK;
+}
+
+/* Number, mean and sum of squares about it of x (n), for a lane's state: out (3). */
+static void kvmem__spread_of(float *out, const float *x, int n) {
+    double mean = 0, m2 = 0;
+    int t;
+    for (t = 0; t < n; t++) mean += (double)x[t];
+    if (n) mean /= n;
+    for (t = 0; t < n; t++) m2 += ((double)x[t] - mean) * ((double)x[t] - mean);
+    out[0] = (float)n;
+    out[1] = (float)mean;
+    out[2] = (float)m2;
+}
+/* x (n) <- z-scores over all lanes of the layer, whose spreads stand `at` floats into their states. */
+static void kvmem__z_scores(const kvmem_view *v, size_t at, float *x, int n) {
+    double all = 0, mean = 0, m2 = 0, std;
+    int g, t;
+    for (g = 0; g < v->cache->shape.n_kv_heads; g++) {
+        const float *s = kvmem_view_state(v, g) + at;
+        const double more = (double)s[0], by = (double)s[1] - mean;
+        if (!(more > 0)) continue;
+        m2 += (double)s[2] + by * by * all * more / (all + more);
+        mean += by * more / (all + more);
+        all += more;
+    }
+    std = all > 1 ? sqrt(m2 / (all - 1)) : 0;
+    if (!(std >= 1e-6)) std = 1e-6;
+    for (t = 0; t < n; t++) x[t] = (float)(((double)x[t] - mean) / std);
+}
+/* rank (n): how many of x (n) are smaller, the lower index counting as smaller on a tie. scratch (2 n). */
+static void kvmem__ranks(float *rank, const float *x, int n, float *scratch) {
+    float *sorted = scratch, *index = scratch + n;
+    int t, i, end;
+    for (t = 0; t < n; t++) {
+        sorted[t] = x[t];
+        index[t] = (float)t;
+    }
+    kvmem__sort_floats(sorted, index, n);
+    for (t = 0; t < n; t = end) {
+        for (end = t + 1; end < n && sorted[end] == sorted[t]; end++) {}
+        kvmem__sort_floats(index + t, NULL, end - t);
+        for (i = t; i < end; i++) rank[(int)index[i]] = (float)i;
+    }
+}
+
+/* ==== >>score_expected : what future queries are expected to see. stage: score; end of prefill ====
+   Devoto et al. Expected Attention: KV Cache Compression by Estimating Attention from Future Queries
+   Distribution. 2025. arXiv 2510.00636.   Code: NVIDIA/kvpress expected_attention_press.py (score).
+   Queries to come are taken for Gaussian, like those of the prompt before RoPE: mean mu (d), covariance Sigma
+   (d, d) of every query head, turned by Rbar (>>score_parts) as the next F positions would on average. Then
+       z[t] = log E exp(q . k_t / sqrt d) = mu . k_t / sqrt d + k_t^T Sigma k_t / (2 d),
+       p = softmax of z over all entries but sinks,   s[t] = (mean over the group of p[t] + eps) |v_t|
+   and sinks, the entries before position `sinks`, score one more than the best.
+   reads: keys after RoPE, values; queries as they come.   state: 1 + r (d + d (d + 1)/2) floats a lane.
+   cost: O(H d^2) a token while queries come, O(H n d^2) once a reduction.
+   defaults: future=512 sinks=4 covariance=1 vnorm=1 eps=0.   ties: lower index.
+   departs: scale of the model instead of 1/sqrt d where it has its own; sinks lie above the best of their lane,
+   not of the layer. Where the cache does not rotate (no RoPE in its shape) Rbar is left out. All queries so far
+   count, those of decoded tokens, too, if the recipe reduces then.        test: tests/scores.c expected_* */
+enum { KVMEM__EXPECT_FUTURE, KVMEM__EXPECT_SINKS, KVMEM__EXPECT_COV, KVMEM__EXPECT_VNORM, KVMEM__EXPECT_EPS };
+static const kvmem_param kvmem__params_expected[] = {
+    { "future", 512, 1, 1000000, NULL, 1, "positions to come over which rotations are averaged" },
+    { "sinks", 4, 0, 65536, NULL, 1, "first tokens that neither count nor compete: they stay" },
+    { "covariance", 1, 0, 1, NULL, 1, "0: the mean query alone" },
+    { "vnorm", 1, 0, 1, NULL, 1, "1: times the norm of the value" },
+    { "eps", 0, 0, 1000, NULL, 0, "added to a probability before that" },
+    KVMEM__END_PARAMS };
+static int kvmem__expected_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    return kvmem__moments_floats(par[KVMEM__EXPECT_COV] > 0, n_heads / n_kv_heads, d);
+}
+static int kvmem__expected_scratch(const double *par, int d) {
+    return (KVMEM__SCORE_ROWS + 2 + (par[KVMEM__EXPECT_COV] > 0 ? d : 0)) * d;
+}
+static kvmem_status kvmem__expected_watch(const kvmem_view *v, int n, const float *q, const int32_t *pos) {
+    kvmem__moments_watch(v, n, q, pos, v->par[KVMEM__EXPECT_COV] > 0, 0, (int)v->par[KVMEM__EXPECT_SINKS]);
+    return KVMEM_OK;
+}
+/* z (n) of query head j over the entries from i0 on; mu (d) and sigma (d, d; or NULL), k (SCORE_ROWS + 1, d). */
+static void kvmem__expected_logits(const kvmem_view *v, int g, int i0, int n, const float *mu, const float *sigma,
+                                   float *k, float *z) {
+    const kvmem_cache *c = v->cache;
+    const int d = c->shape.head_dim;
+    const float scale = c->shape.scale > 0 ? c->shape.scale : 1.0f / sqrtf((float)d);
+    float *y = k + KVMEM__SCORE_ROWS * d;
+    int t, i, a;
+    for (t = 0; t < n; t += KVMEM__SCORE_ROWS) {
+        const int m = KVMEM__MIN((int)KVMEM__SCORE_ROWS, n - t);
+        kvmem_view_keys(v, g, i0 + t, m, k);
+        for (i = 0; i < m; i++) {
+            const float *x = k + i * d;
+            z[t + i] = scale * c->backend->dot(mu, x, d);
+            if (!sigma) continue;
+            for (a = 0; a < d; a++) y[a] = c->backend->dot(sigma + (size_t)a * (size_t)d, x, d);
+            z[t + i] += 0.5f * scale * scale * c->backend->dot(y, x, d);
+        }
+    }
+}
+static kvmem_status kvmem__score_expected(const kvmem_view *v, int g, float *score) {
+    const kvmem_cache *c = v->cache;
+    const int n = kvmem_view_count(v, g), d = c->shape.head_dim, r = c->shape.n_heads / c->shape.n_kv_heads;
+    const int cov = v->par[KVMEM__EXPECT_COV] > 0, i0 = kvmem__from_pos(v, g, (int32_t)v->par[KVMEM__EXPECT_SINKS]);
+    const int m = n - i0;
+    const float count = *kvmem_view_state(v, g);
+    float *z = kvmem__view_scratch(v, (size_t)n), *k, *mu, *sigma;
+    int j, t;
+    k = z ? kvmem__view_scratch(v, (size_t)(KVMEM__SCORE_ROWS + 2) * (size_t)d) : NULL;
+    sigma = k && cov ? kvmem__view_scratch(v, (size_t)d * (size_t)d) : NULL;
+    if (!k || (cov && !sigma)) return c->error.status;
+    mu = k + (KVMEM__SCORE_ROWS + 1) * d;
+    memset(score, 0, (size_t)n * sizeof *score);
+    for (j = 0; j < r && m > 0; j++) {
+        const float *mean = kvmem__moments_of(v, g, j, cov);
+        float sum;
+        memcpy(mu, mean, (size_t)d * sizeof *mu);
+        if (cov) kvmem__unpack_symmetric(sigma, mean + d, d, 1.0f / KVMEM__MAX(count, 1.0f));
+        kvmem__turn_moments(v, kvmem__now(v), (int)v->par[KVMEM__EXPECT_FUTURE], mu, sigma);
+        kvmem__expected_logits(v, g, i0, m, mu, sigma, k, z);
+        KVMEM__TRY(kvmem__check_numbers(v, z, (size_t)m, "an expected logit"));
+        sum = c->backend->exp_sum(z, z, c->backend->max(z, m), m);
+        for (t = 0; t < m; t++) score[i0 + t] += z[t] / (sum * (float)r);
+    }
+    if (v->par[KVMEM__EXPECT_VNORM] > 0 && m > 0) {
+        kvmem__value_norms(v, g, i0, m, z, k);
+        for (t = 0; t < m; t++) score[i0 + t] = (score[i0 + t] + (float)v->par[KVMEM__EXPECT_EPS]) * z[t];
+    }
+    kvmem__lift(score, i0, n, n);
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_expected = { 0, kvmem__expected_floats, kvmem__expected_watch, NULL,
+                                                     kvmem__expected_scratch };
+
+/* ==== >>score_qfilter : keys along the direction that queries share. stage: score; prefill and decode ====
+   Godey et al. Q-Filters: Leveraging QK Geometry for Efficient KV Cache Compression. 2025. arXiv 2503.02812.
+   Code: NVIDIA/kvpress qfilter_press.py (score); filters: NathanGodey/qfilters make_filters.py.
+   The queries of a head lie on one side of one direction. v1: first right singular vector of the matrix of
+   queries after RoPE, not centred (first eigenvector of their second moments); sg = +1 if they lie on its side;
+       f = mean over the group of -sg v1,   s[t] = -(f . k_t): the projection of the key on that direction.
+   Filters are made when a prompt ends (or at the first reduction) and then stay; kvmem_cache_clear forgets them.
+   Filters made elsewhere, (n_layers, n_kv_heads, d) floats f of the paper, can be given as the entry's user
+   pointer; nothing is watched then.
+   reads: keys after RoPE, queries as they come.   state: 1 + r (d + d (d + 1)/2) + d + 1 floats a lane.
+   cost: O(H d^2) a token while queries come, 64 rounds of power iteration a head, then O(n d) a lane.
+   defaults: none. The decoding form keeps a window and compresses the rest: budget=128 recent=64 when=step.
+   ties: lower index.
+   departs: made in place from the prompt, where the code uses 3000 queries of 20 texts and stores the result;
+   sg is the sign of the mean projection, the code's is the majority's sign: they differ only where queries lie on
+   both sides, and then the method's premise does not hold.                  test: tests/scores.c qfilter_* */
+static int kvmem__qfilter_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par;
+    return KVMEM__MIN(kvmem__moments_floats(1, n_heads / n_kv_heads, d), INT_MAX / 4) + d + 1;
+}
+static int kvmem__qfilter_scratch(const double *par, int d) {
+    (void)par;
+    return (KVMEM__SCORE_ROWS + 2 + d) * d;
+}
+/* In a lane's state: the filter (d), then 1 if it has been made. */
+static float *kvmem__qfilter_of(const kvmem_view *v, int g) {
+    return kvmem__moments_of(v, g, v->cache->shape.n_heads / v->cache->shape.n_kv_heads, 1);
+}
+static kvmem_status kvmem__qfilter_watch(const kvmem_view *v, int n, const float *q, const int32_t *pos) {
+    if (!v->user) kvmem__moments_watch(v, n, q, pos, 1, 1, 0);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__qfilter_update(const kvmem_view *v, int g) {
+    const kvmem_cache *c = v->cache;
+    const int d = c->shape.head_dim, r = c->shape.n_heads / c->shape.n_kv_heads;
+    float *f = kvmem__qfilter_of(v, g), *second, *side;
+    const float count = *kvmem_view_state(v, g);
+    int j, i;
+    if (v->user || !kvmem__reduce_due(c, (kvmem_phase)v->phase)) return KVMEM_OK;
+    if ((f[d] > 0 && v->phase == KVMEM_DECODE) || !(count > 0)) return KVMEM_OK;
+    second = kvmem__view_scratch(v, (size_t)d * (size_t)d);
+    side = second ? kvmem__view_scratch(v, 2 * (size_t)d) : NULL;
+    if (!side) return c->error.status;
+    memset(f, 0, (size_t)d * sizeof *f);
+    for (j = 0; j < r; j++) {
+        const float *mean = kvmem__moments_of(v, g, j, 1);
+        float toward;
+        kvmem__unpack_symmetric(second, mean + d, d, 1.0f / count);
+        for (i = 0; i < d; i++) kvmem__axpy_plain(second + (size_t)i * (size_t)d, mean[i], mean, d);
+        KVMEM__TRY(kvmem__check_numbers(v, second, (size_t)d * (size_t)d, "a second moment of the queries"));
+        kvmem__low_rank(side, side + d, second, d, d, 1, 64, v->seed); /* side = v1 */
+        toward = kvmem__dot_plain(side, mean, d);
+        for (i = 0; i < d; i++) f[i] -= (toward < 0 ? -side[i] : side[i]) / (float)r;
+    }
+    f[d] = 1;
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__score_qfilter(const kvmem_view *v, int g, float *score) {
+    const kvmem_cache *c = v->cache;
+    const int n = kvmem_view_count(v, g), d = c->shape.head_dim;
+    const float *f = v->user ? (const float *)v->user + (size_t)(v->layer * c->shape.n_kv_heads + g) * (size_t)d
+                             : kvmem__qfilter_of(v, g);
+    float *k = kvmem__view_scratch(v, (size_t)KVMEM__SCORE_ROWS * (size_t)d);
+    int t, i;
+    if (!k) return c->error.status;
+    for (t = 0; t < n; t += KVMEM__SCORE_ROWS) {
+        const int m = KVMEM__MIN((int)KVMEM__SCORE_ROWS, n - t);
+        kvmem_view_keys(v, g, t, m, k);
+        for (i = 0; i < m; i++) score[t + i] = -c->backend->dot(f, k + i * d, d);
+    }
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_qfilter = { 0, kvmem__qfilter_floats, kvmem__qfilter_watch,
+                                                    kvmem__qfilter_update, kvmem__qfilter_scratch };
+
+/* ==== >>score_lagkv : entries that stand out from the block after theirs. stage: score; prefill and decode ====
+   Liang et al. LagKV: Lag-Relative Information of the KV Cache Tells Which Tokens Are Important. 2025.
+   arXiv 2504.04704.                         Code: NVIDIA/kvpress lagkv_press.py (score, _get_states_score).
+   No query, no attention. Sinks S, then blocks of l entries. Every block but the last full one has the block
+   after it as reference, K and V alike: with mn_c, mx_c the extremes of channel c over the reference,
+       u[t][c] = (x[t][c] - mn_c) / (mx_c - mn_c),  e = softmax over the block of (std over c of u[t]),
+       s[t] = rank of (e_K[t] + e_V[t]) / 2 in its block / l:  0, 1/l, ..., 1 - 1/l in each block;
+   sinks, the last full block and what follows it score 1. Fewer than S + 2 l entries: s rises with t, so that
+   sinks and the newest stay. cross=1 leaves the ranks out, so that blocks compete.
+   reads: keys after RoPE, values.   state: none.   cost: O(n d + n log l) time, O(d + l) floats.
+   defaults: sinks=4 lag=128 cross=0. Blocks are counted in entries of the lane, so that a lane that is reduced again
+   while decoding goes through the same rule (the paper's recursive use: when=every(128)).
+   ties: rank: lower index first; top-k: lower index.
+   departs: a channel that is constant over the reference adds u = 0, where the code divides by zero; std is 0 for
+   d = 1.                                                                 test: tests/scores.c lagkv_* */
+static const kvmem_param kvmem__params_lagkv[] = {
+    { "sinks", 4, 0, 65536, NULL, 1, "first entries that stay" },
+    { "lag", 128, 1, 65536, NULL, 1, "entries in a block" },
+    { "cross", 0, 0, 1, NULL, 1, "1: no ranks, entries of all blocks compete by their own scores" },
+    KVMEM__END_PARAMS };
+static void kvmem__lag_rows(const kvmem_view *v, int g, int values, int i0, int n, float *x) {
+    if (values) kvmem_view_values(v, g, i0, n, x);
+    else kvmem_view_keys(v, g, i0, n, x);
+}
+/* Add e / 2 of K or V of the l entries from i0 on to out (l). x (SCORE_ROWS + 2, d) and e (l) are scratch. */
+static void kvmem__lag_block(const kvmem_view *v, int g, int values, int i0, int l, float *out, float *x, float *e) {
+    const kvmem_cache *c = v->cache;
+    const int d = c->shape.head_dim;
+    float *mn = x + KVMEM__SCORE_ROWS * d, *mx = mn + d, sum;
+    int t, i, a;
+    for (t = 0; t < l; t += KVMEM__SCORE_ROWS) {
+        const int m = KVMEM__MIN((int)KVMEM__SCORE_ROWS, l - t);
+        kvmem__lag_rows(v, g, values, i0 + l + t, m, x);
+        for (i = 0; i < m; i++) {
+            for (a = 0; a < d; a++) {
+                const float y = x[i * d + a];
+                mn[a] = t + i && mn[a] < y ? mn[a] : y;
+                mx[a] = t + i && mx[a] > y ? mx[a] : y;
+            }
+        }
+    }
+    for (t = 0; t < l; t += KVMEM__SCORE_ROWS) {
+        const int m = KVMEM__MIN((int)KVMEM__SCORE_ROWS, l - t);
+        kvmem__lag_rows(v, g, values, i0 + t, m, x);
+        for (i = 0; i < m; i++) {
+            double mean = 0, m2 = 0;
+            float *u = x + i * d;
+            for (a = 0; a < d; a++) {
+                u[a] = mx[a] > mn[a] ? (u[a] - mn[a]) / (mx[a] - mn[a]) : 0.0f;
+                mean += (double)u[a] / d;
+            }
+            for (a = 0; a < d; a++) m2 += ((double)u[a] - mean) * ((double)u[a] - mean);
+            e[t + i] = d > 1 ? (float)KVMEM__MIN(sqrt(m2 / (d - 1)), 1e30) : 0.0f;
+        }
+    }
+    sum = c->backend->exp_sum(e, e, c->backend->max(e, l), l);
+    for (t = 0; t < l; t++) out[t] += 0.5f * e[t] / sum;
+}
+static kvmem_status kvmem__score_lagkv(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g), d = v->cache->shape.head_dim, S = KVMEM__MIN((int)v->par[0], n);
+    const int l = (int)v->par[1];
+    float *x, *e;
+    int t, i;
+    for (t = 0; t < n; t++) score[t] = t < S || n >= S + 2 * l ? 1.0f : (float)(t - S) / (float)(n - S);
+    if (n < S + 2 * l) return KVMEM_OK;
+    x = kvmem__view_scratch(v, (size_t)(KVMEM__SCORE_ROWS + 2) * (size_t)d);
+    e = x ? kvmem__view_scratch(v, 3 * (size_t)l) : NULL;
+    if (!e) return v->cache->error.status;
+    for (t = S; t + 2 * l <= n; t += l) {
+        memset(score + t, 0, (size_t)l * sizeof *score);
+        kvmem__lag_block(v, g, 0, t, l, score + t, x, e);
+        kvmem__lag_block(v, g, 1, t, l, score + t, x, e);
+        if (v->par[2] > 0) continue;
+        memcpy(e, score + t, (size_t)l * sizeof *e);
+        kvmem__ranks(score + t, e, l, e + l);
+        for (i = 0; i < l; i++) score[t + i] /= (float)l;
+    }
+    return KVMEM_OK;
+}
+
+static int kvmem__lagkv_scratch(const double *par, int d) {
+    return (KVMEM__SCORE_ROWS + 2) * d + 3 * (int)par[1];
+}
+static const kvmem_memory kvmem__memory_lagkv = { 0, NULL, NULL, NULL, kvmem__lagkv_scratch };
+
+/* ==== >>score_keydiff : keys unlike the mean key. stage: score; prefill and decode ====
+   Park et al. KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in
+   Resource-Constrained Environments. 2025. arXiv 2504.15364.     Code: NVIDIA/kvpress keydiff_press.py (score).
+   anchor = mean over t of k_t / |k_t|,   s[t] = -cos(k_t, anchor).   Example: keys (1,0) (1,0) (0,1): s = -.894
+   -.894 -.447. The sum of all cosines is n |anchor| >= 0. In the paper every block of a long prompt is followed by
+   an eviction: when=block.
+   reads: keys after RoPE.   state: none.   cost: O(n d) time, 34 d floats.   ties: lower index.
+   departs: nowhere; a key of length 0 has cosine 0, sums in double.       test: tests/scores.c keydiff_* */
+static kvmem_status kvmem__score_keydiff(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g), d = v->cache->shape.head_dim;
+    float *k = kvmem__view_scratch(v, (size_t)KVMEM__SCORE_ROWS * (size_t)d);
+    double *anchor = k ? (double *)(void *)kvmem__view_scratch(v, 2 * (size_t)d) : NULL, size = 0;
+    int t, i, c, round;
+    if (!anchor) return v->cache->error.status;
+    for (c = 0; c < d; c++) anchor[c] = 0;
+    for (round = 0; round < 2; round++) {
+        for (t = 0; t < n; t += KVMEM__SCORE_ROWS) {
+            const int m = KVMEM__MIN((int)KVMEM__SCORE_ROWS, n - t);
+            kvmem_view_keys(v, g, t, m, k);
+            for (i = 0; i < m; i++) {
+                const float *x = k + i * d;
+                double sum = 0, dot = 0;
+                for (c = 0; c < d; c++) sum += (double)x[c] * (double)x[c];
+                sum = sqrt(sum);
+                for (c = 0; !round && sum > 0 && c < d; c++) anchor[c] += (double)x[c] / sum;
+                for (c = 0; round && c < d; c++) dot += (double)x[c] * anchor[c];
+                if (round) score[t + i] = sum > 0 && size > 0 ? (float)(-dot / (sum * size)) : 0.0f;
+            }
+        }
+        for (c = 0; !round && c < d; c++) size += anchor[c] * anchor[c]; /* n times the anchor: cosines stay */
+        if (!round) size = sqrt(size);
+    }
+    return KVMEM_OK;
+}
+
+static int kvmem__keydiff_scratch(const double *par, int d) {
+    (void)par;
+    return (KVMEM__SCORE_ROWS + 2) * d;
+}
+static const kvmem_memory kvmem__memory_keydiff = { 0, NULL, NULL, NULL, kvmem__keydiff_scratch };
+
+/* ==== >>score_noncausal : attention inside chunks that looks both ways. stage: score; prefill ====
+   Chari, Van Durme. Compactor: Calibrated Query-Agnostic KV Cache Compression with Approximate Leverage Scores.
+   2025. arXiv 2507.08143.     Code: NVIDIA/kvpress non_causal_attention_press.py (score, non_causal_chunked_attn).
+   The text is cut into chunks of C tokens. Every query of a chunk, after RoPE, sees every key of its chunk, earlier
+   and later ones, with logits q . k that are not divided by sqrt d:
+       A[t] = mean over the group of sum_{i in chunk} softmax over the chunk's keys of (q_i . k)[t];  sum_t A = C
+       s = z-score over all heads and entries of the layer of pool_3(A[t] |v_t|), zeros beside the ends.
+   Memory. A softmax needs the chunk's last key, so queries wait: a lane keeps those of the open chunk (C r d floats
+   and C marks), never more. When the chunk's last token has come its sums become a number of each entry; the chunk
+   that is open when a reduction is due is summed as far as it goes, and again when it is full. Keys come
+   from the cache, so what was evicted before its chunk was full takes no part.
+   pad=1: the code fills the last chunk with tokens whose keys are masked by -1e-9 where -inf was meant, and whose
+   queries are zero: for m of C tokens each real query spends (C - m) e^-1e-9 beside its keys, and each of the
+   C - m others gives every key 1/C. pad=0 cuts the chunk to its m tokens.
+   reads: keys, values, other lanes, queries as they come.   state: C (1 + r d) + 3 floats a lane, 1 an entry.
+   cost: O(C H d) a token, one pass over the values a reduction.   defaults: chunk=256 pad=0.   ties: lower index.
+   departs: pad=0.                                                        test: tests/scores.c noncausal_* */
+typedef struct kvmem__local {
+    int chunk, first, last, pad;  /* C; tokens at both ends of the text that take no part; 1: the code's padding */
+    int slots;                    /* queries that are kept: chunk + last */
+    size_t spread;                /* where the spread of the pooled sums stands in a lane's state */
+} kvmem__local;
+static kvmem__local kvmem__local_of(int chunk, int first, int last, int pad, int r, int d) {
+    kvmem__local L;
+    L.chunk = chunk;
+    L.first = first;
+    L.last = last;
+    L.pad = pad;
+    L.slots = chunk + last;
+    L.spread = (size_t)L.slots * (1 + (size_t)r * (size_t)d);
+    return L;
+}
+static int kvmem__local_floats(const kvmem__local *L) {
+    return L->spread < (size_t)INT_MAX / 2 ? (int)L->spread + 6 : INT_MAX / 2;
+}
+/* Token number x of the text (from `first` on) has its query in slot x % slots, if the slot's mark says so. */
+static float kvmem__local_mark(const kvmem__local *L, int32_t x) { return (float)(x / L->slots + 1); }
+/* The sums of lane g's entries among tokens [from, to) by the queries of these tokens: own number 0. k and
+   the rest of scratch: (chunk) (d + 2). */
+static kvmem_status kvmem__local_sum(const kvmem_view *v, const kvmem__local *L, int g, int32_t from, int32_t to,
+                                     int pad, float *k) {
+    const kvmem_cache *c = v->cache;
+    const int d = c->shape.head_dim, r = c->shape.n_heads / c->shape.n_kv_heads;
+    const int i0 = kvmem__from_pos(v, g, from + L->first), m = kvmem__from_pos(v, g, to + L->first) - i0;
+    const float *mark = kvmem_view_state(v, g), *q = mark + L->slots;
+    float *s = k + (size_t)L->chunk * (size_t)d, *sum = s + L->chunk, own[2] = { 0, 0 };
+    int32_t x;
+    int t, j;
+    if (m < 1) return KVMEM_OK;
+    kvmem_view_keys(v, g, i0, m, k);
+    for (t = 0; t < m; t++) sum[t] = (float)pad / (float)L->chunk;
+    for (x = from; x < to; x++) {
+        const int slot = (int)(x % L->slots);
+        if (mark[slot] != kvmem__local_mark(L, x)) continue;
+        for (j = 0; j < r; j++) {
+            const float *qx = q + ((size_t)slot * (size_t)r + (size_t)j) * (size_t)d;
+            float most, all;
+            for (t = 0; t < m; t++) s[t] = c->backend->dot(qx, k + (size_t)t * (size_t)d, d);
+            most = c->backend->max(s, m);
+            if (pad && most < 0) most = 0;
+            all = c->backend->exp_sum(s, s, most, m) + (pad ? (float)pad * expf(-most) : 0.0f);
+            for (t = 0; t < m; t++) sum[t] += s[t] / (all * (float)r);
+        }
+    }
+    KVMEM__TRY(kvmem__check_numbers(v, sum, (size_t)m, "attention in a chunk"));
+    for (t = 0; t < m; t++) {
+        kvmem_view_own(v, g, i0 + t, own);
+        own[0] = sum[t];
+        KVMEM__TRY(kvmem_view_set_own(v, g, i0 + t, own));
+    }
+    return KVMEM_OK;
+}
+/* Chunks that are closed once token x has come: those whose end lies `last` tokens back. */
+static int32_t kvmem__local_closed(const kvmem__local *L, int32_t x) {
+    return x - L->last < 0 ? 0 : (x - L->last + 1) / L->chunk;
+}
+static void kvmem__local_put(const kvmem_view *v, const kvmem__local *L, int32_t x, const float *q, int32_t pos) {
+    const kvmem_cache *c = v->cache;
+    const int G = c->shape.n_kv_heads, d = c->shape.head_dim, r = c->shape.n_heads / G, slot = (int)(x % L->slots);
+    int g, j;
+    for (g = 0; g < G; g++) {
+        float *mark = kvmem_view_state(v, g), *to = mark + L->slots + (size_t)slot * (size_t)r * (size_t)d;
+        mark[slot] = kvmem__local_mark(L, x);
+        memcpy(to, q + (size_t)(g * r) * (size_t)d, (size_t)r * (size_t)d * sizeof *to);
+        for (j = 0; j < r; j++) kvmem__rope_rows(c, v->layer, to + j * d, 1, &pos);
+    }
+}
+static kvmem_status kvmem__local_watch(const kvmem_view *v, const kvmem__local *L, int n, const float *q,
+                                       const int32_t *pos) {
+    const kvmem_cache *c = v->cache;
+    const size_t row = (size_t)c->shape.n_heads * (size_t)c->shape.head_dim;
+    float *k = NULL;
+    int t, g;
+    for (t = 0; t < n; t++) {
+        const int32_t x = pos[t] - L->first, before = (t ? pos[t - 1] : c->next_pos - 1) - L->first;
+        const int32_t told = x == before + 1 ? x + 1 : before + 1; /* positions may jump; then chunks close first */
+        const int32_t end = x < 0 ? 0 : kvmem__local_closed(L, x);
+        int32_t i = before < 0 ? 0 : kvmem__local_closed(L, before);
+        if (x < 0) continue;
+        if (told > x) kvmem__local_put(v, L, x, q + (size_t)t * row, pos[t]);
+        for (; i < end && i * L->chunk < told; i++) {
+            if (!k) k = kvmem__view_scratch(v, (size_t)L->chunk * ((size_t)c->shape.head_dim + 2));
+            if (!k) return c->error.status;
+            for (g = 0; g < c->shape.n_kv_heads; g++)
+                KVMEM__TRY(kvmem__local_sum(v, L, g, i * L->chunk, KVMEM__MIN((i + 1) * L->chunk, told), 0, k));
+        }
+        if (told <= x) kvmem__local_put(v, L, x, q + (size_t)t * row, pos[t]);
+    }
+    return KVMEM_OK;
+}
+/* The chunk that is open: sums as far as it goes. */
+static kvmem_status kvmem__local_open(const kvmem_view *v, const kvmem__local *L, int g) {
+    const int32_t end = kvmem__now(v) - L->last - L->first; /* tokens that take part */
+    const int32_t from = end < 1 ? 0 : end / L->chunk * L->chunk;
+    float *k;
+    if (end <= from) return KVMEM_OK;
+    k = kvmem__view_scratch(v, (size_t)L->chunk * ((size_t)v->cache->shape.head_dim + 2));
+    if (!k) return v->cache->error.status;
+    KVMEM__TRY(kvmem__local_sum(v, L, g, from, end, L->pad ? L->chunk - (int)(end - from) : 0, k));
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+/* Entries that take part: [*from, *to). */
+static void kvmem__local_range(const kvmem_view *v, int first, int last, int g, int *from, int *to) {
+    *from = kvmem__from_pos(v, g, (int32_t)first);
+    *to = KVMEM__MAX(kvmem__from_pos(v, g, kvmem__now(v) - (int32_t)last), *from);
+}
+/* pool_3(A |v|) of the entries [from, to): out. */
+static kvmem_status kvmem__local_pooled(const kvmem_view *v, int g, int from, int to, float *out) {
+    const int m = to - from;
+    float *a = kvmem__view_scratch(v, (size_t)m), own[2] = { 0, 0 };
+    float *x = a ? kvmem__view_scratch(v, (size_t)KVMEM__SCORE_ROWS * (size_t)v->cache->shape.head_dim) : NULL;
+    int t;
+    if (!x) return v->cache->error.status;
+    kvmem__value_norms(v, g, from, m, a, x);
+    for (t = 0; t < m; t++) {
+        kvmem_view_own(v, g, from + t, own);
+        a[t] *= own[0];
+    }
+    kvmem__pool(out, a, m, 3, 0);
+    kvmem__view_scratch_back(v->cache);
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+static const kvmem_param kvmem__params_noncausal[] = {
+    { "chunk", 256, 1, 65536, NULL, 1, "tokens that see each other" },
+    { "pad", 0, 0, 1, NULL, 1, "1: a last chunk that is not full is filled with tokens that are hardly masked" },
+    KVMEM__END_PARAMS };
+static kvmem__local kvmem__noncausal_of(const double *par, int r, int d) {
+    return kvmem__local_of((int)par[0], 0, 0, par[1] > 0, r, d);
+}
+static int kvmem__noncausal_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    const kvmem__local L = kvmem__noncausal_of(par, n_heads / n_kv_heads, d);
+    return kvmem__local_floats(&L);
+}
+static int kvmem__local_scratch(int chunk, int d) {
+    return KVMEM__MAX(chunk * (d + 2), KVMEM__SCORE_ROWS * d);
+}
+static int kvmem__noncausal_scratch(const double *par, int d) { return kvmem__local_scratch((int)par[0], d); }
+static kvmem__local kvmem__noncausal_in(const kvmem_view *v) {
+    const kvmem_shape *s = &v->cache->shape;
+    return kvmem__noncausal_of(v->par, s->n_heads / s->n_kv_heads, s->head_dim);
+}
+static kvmem_status kvmem__noncausal_watch(const kvmem_view *v, int n, const float *q, const int32_t *pos) {
+    const kvmem__local L = kvmem__noncausal_in(v);
+    return kvmem__local_watch(v, &L, n, q, pos);
+}
+static kvmem_status kvmem__noncausal_update(const kvmem_view *v, int g) {
+    const kvmem__local L = kvmem__noncausal_in(v);
+    const int n = kvmem_view_count(v, g);
+    float *a;
+    if (!kvmem__reduce_due(v->cache, (kvmem_phase)v->phase)) return KVMEM_OK;
+    KVMEM__TRY(kvmem__local_open(v, &L, g));
+    a = kvmem__view_scratch(v, (size_t)n);
+    if (!a) return v->cache->error.status;
+    KVMEM__TRY(kvmem__local_pooled(v, g, 0, n, a));
+    kvmem__spread_of(kvmem_view_state(v, g) + L.spread, a, n);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__score_noncausal(const kvmem_view *v, int g, float *score) {
+    const kvmem__local L = kvmem__noncausal_in(v);
+    const int n = kvmem_view_count(v, g);
+    KVMEM__TRY(kvmem__local_pooled(v, g, 0, n, score));
+    kvmem__z_scores(v, L.spread, score, n);
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_noncausal = { 1, kvmem__noncausal_floats, kvmem__noncausal_watch,
+                                                      kvmem__noncausal_update, kvmem__noncausal_scratch };
+
+/* ==== >>score_leverage : outliers of the matrix of keys. stage: score; prefill ====
+   Chari, Van Durme. Compactor. 2025. arXiv 2507.08143.        Code: NVIDIA/kvpress leverage_press.py (score).
+   X (n, d): the keys before RoPE less their mean; Phi (d, k) normal numbers / sqrt k, one draw for each lane, makes
+   it narrow. Statistical leverage of a row is how much of the span of X it alone holds up:
+       Y = X Phi,  M = Y^T Y + jitter I = l l^T (Cholesky; jitter times ten until it works),
+       a[t] = y_t M^-1 y_t^T = |l^-1 y_t|^2,   s = z-score of a over all heads and entries of the layer.
+   Without sketch and jitter 0 <= a <= 1 and the sum is the rank of X. sketch=0: Phi = I.
+   reads: keys (turned back from RoPE), other lanes.   state: 3 floats a lane, 1 an entry.
+   cost: O(n d k + n k^2) time, d k + k^2 floats.   defaults: sketch=48 jitter=.01.   ties: lower index.
+   departs: draws come from the recipe's seed; the jitter is raised until it works, not five times.
+   test: tests/scores.c leverage_* */
+typedef struct kvmem__sketch {
+    int k;               /* columns of Y */
+    float *phi;          /* (k, d): column i of Phi; NULL: Y = X */
+    float *mean;         /* (d) of the keys */
+    float *x, *y;        /* (SCORE_ROWS, d) keys, (k) one row of Y */
+} kvmem__sketch;
+/* Keys t .. t + m before RoPE, less the mean: s->x. */
+static void kvmem__sketch_rows(const kvmem_view *v, const kvmem__sketch *s, int g, int t, int m) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    const int d = v->cache->shape.head_dim;
+    int i, c;
+    kvmem_view_keys(v, g, t, m, s->x);
+    for (i = 0; i < m; i++) {
+        const int32_t pos = kvmem__lane_pos(ln, t + i);
+        kvmem__unrope_rows(v->cache, v->layer, s->x + i * d, 1, &pos);
+        for (c = 0; c < d; c++) s->x[i * d + c] -= s->mean[c];
+    }
+}
+/* Row i of s->x times Phi: s->y. Limits keep the squares of absurd keys finite. */
+static void kvmem__sketch_row(const kvmem_view *v, const kvmem__sketch *s, int i) {
+    const int d = v->cache->shape.head_dim;
+    const float *x = s->x + i * d;
+    int c;
+    for (c = 0; c < s->k; c++) {
+        const float y = s->phi ? v->cache->backend->dot(x, s->phi + (size_t)c * (size_t)d, d) : x[c];
+        s->y[c] = KVMEM__MIN(KVMEM__MAX(y, -1e15f), 1e15f);
+    }
+}
+/* The mean key of entries [from, to) before RoPE. */
+static kvmem_status kvmem__sketch_mean(const kvmem_view *v, const kvmem__sketch *s, int g, int from, int to) {
+    const int d = v->cache->shape.head_dim;
+    double *sum = (double *)(void *)kvmem__view_scratch(v, 2 * (size_t)d);
+    int t, i, c;
+    if (!sum) return v->cache->error.status;
+    for (c = 0; c < d; c++) sum[c] = s->mean[c] = 0;
+    for (t = from; t < to; t += KVMEM__SCORE_ROWS) {
+        const int m = KVMEM__MIN((int)KVMEM__SCORE_ROWS, to - t);
+        kvmem__sketch_rows(v, s, g, t, m);
+        for (i = 0; i < m; i++)
+            for (c = 0; c < d; c++) sum[c] += (double)s->x[i * d + c];
+    }
+    for (c = 0; c < d; c++) s->mean[c] = (float)(sum[c] / KVMEM__MAX(to - from, 1));
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+/* Leverage of the entries [from, to): own number `at`, and its spread to out (3). */
+static kvmem_status kvmem__leverage(const kvmem_view *v, int g, int from, int to, int sketch, double jitter, int at,
+                                    float *out) {
+    kvmem_cache *c = v->cache;
+    const int d = c->shape.head_dim;
+    const size_t row = (size_t)d, k = sketch ? (size_t)sketch : row;
+    const uint64_t seed = kvmem__random(v->seed, (uint64_t)v->layer, (uint64_t)g, 48);
+    float *a = kvmem__view_scratch(v, (size_t)(to - from)), *gram, own[2] = { 0, 0 };
+    kvmem__sketch s;
+    size_t x;
+    int t, i, j;
+    s.k = (int)k;
+    s.x = a ? kvmem__view_scratch(v, (KVMEM__SCORE_ROWS + 1) * row + k) : NULL;
+    s.phi = s.x && sketch ? kvmem__view_scratch(v, k * row) : NULL;
+    gram = s.x && (s.phi || !sketch) ? kvmem__view_scratch(v, 2 * k * k) : NULL;
+    if (!gram) return c->error.status;
+    s.mean = s.x + KVMEM__SCORE_ROWS * row;
+    s.y = s.mean + row;
+    for (x = 0; s.phi && x < k * row; x++) s.phi[x] = kvmem__gauss(seed, x) / sqrtf((float)k);
+    KVMEM__TRY(kvmem__sketch_mean(v, &s, g, from, to));
+    memset(gram, 0, k * k * sizeof *gram);
+    for (t = from; t < to; t++) {
+        if ((t - from) % KVMEM__SCORE_ROWS == 0)
+            kvmem__sketch_rows(v, &s, g, t, KVMEM__MIN((int)KVMEM__SCORE_ROWS, to - t));
+        kvmem__sketch_row(v, &s, (t - from) % KVMEM__SCORE_ROWS);
+        for (i = 0; i < s.k; i++) c->backend->axpy(gram + (size_t)i * k, s.y[i], s.y, i + 1);
+    }
+    KVMEM__TRY(kvmem__check_numbers(v, gram, k * k, "the matrix of keys"));
+    kvmem__cholesky(gram + k * k, gram, s.k, jitter);
+    for (t = from; t < to; t++) {
+        double sum = 0;
+        if ((t - from) % KVMEM__SCORE_ROWS == 0)
+            kvmem__sketch_rows(v, &s, g, t, KVMEM__MIN((int)KVMEM__SCORE_ROWS, to - t));
+        kvmem__sketch_row(v, &s, (t - from) % KVMEM__SCORE_ROWS);
+        kvmem__lower_solve_t(s.y, s.y, gram + k * k, s.k);
+        for (j = 0; j < s.k; j++) sum += (double)s.y[j] * (double)s.y[j];
+        a[t - from] = (float)sum;
+        kvmem_view_own(v, g, t, own);
+        own[at] = a[t - from];
+        KVMEM__TRY(kvmem_view_set_own(v, g, t, own));
+    }
+    kvmem__spread_of(out, a, to - from);
+    kvmem__view_scratch_end(c);
+    return KVMEM_OK;
+}
+static const kvmem_param kvmem__params_leverage[] = {
+    { "sketch", 48, 0, 4096, NULL, 1, "columns that keys are projected to at random; 0: no projection" },
+    { "jitter", 0.01, 0, 1000000, NULL, 0, "added to the diagonal" },
+    KVMEM__END_PARAMS };
+static int kvmem__leverage_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par;
+    (void)n_heads;
+    (void)n_kv_heads;
+    (void)d;
+    return 3;
+}
+static int kvmem__sketch_scratch(int sketch, int d) {
+    const int k = sketch ? sketch : d;
+    return (KVMEM__SCORE_ROWS + 3) * d + k + sketch * d + 2 * k * k;
+}
+static int kvmem__leverage_scratch(const double *par, int d) { return kvmem__sketch_scratch((int)par[0], d); }
+static kvmem_status kvmem__leverage_update(const kvmem_view *v, int g) {
+    if (!kvmem__reduce_due(v->cache, (kvmem_phase)v->phase)) return KVMEM_OK;
+    return kvmem__leverage(v, g, 0, kvmem_view_count(v, g), (int)v->par[0], v->par[1], 0, kvmem_view_state(v, g));
+}
+static kvmem_status kvmem__score_leverage(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g);
+    int t;
+    for (t = 0; t < n; t++) kvmem_view_own(v, g, t, &score[t]);
+    kvmem__z_scores(v, 0, score, n);
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_leverage = { 1, kvmem__leverage_floats, NULL, kvmem__leverage_update,
+                                                     kvmem__leverage_scratch };
+
+/* ==== >>score_compactor : outliers of the keys and attention inside chunks, blended. stage: score; prefill ====
+   Chari, Van Durme. Compactor. 2025. arXiv 2507.08143.       Code: NVIDIA/kvpress compactor_press.py (score).
+   The first 8 and the last 4 tokens are taken out and score one more than the best; on the rest
+       s = blend zl + za,   zl of >>score_leverage, za of >>score_noncausal (chunks are counted from the first
+   token that takes part, means, pooling and z-scores know nothing of the others).
+   blend=-1: the share of the tokens that the budget takes away now.
+   reads: keys, values, other lanes, queries as they come.   state: (C + last)(1 + r d) + 6 floats a lane, 2 an
+   entry.   cost: that of both.   defaults: blend=-1 first=8 last=4 chunk=256 sketch=48 jitter=.01 pad=0.
+   ties: lower index.
+   departs: one more than the best, the code: as much as the best; pad=0.    test: tests/scores.c compactor_* */
+enum { KVMEM__COMPACT_BLEND, KVMEM__COMPACT_FIRST, KVMEM__COMPACT_LAST, KVMEM__COMPACT_CHUNK,
+       KVMEM__COMPACT_SKETCH, KVMEM__COMPACT_JITTER, KVMEM__COMPACT_PAD };
+static const kvmem_param kvmem__params_compactor[] = {
+    { "blend", -1, -1, 1000, NULL, 0, "weight of leverage beside attention; -1: the share that goes" },
+    { "first", 8, 0, 65536, NULL, 1, "first tokens that stay and take no part" },
+    { "last", 4, 0, 65536, NULL, 1, "newest tokens that stay and take no part" },
+    { "chunk", 256, 1, 65536, NULL, 1, "tokens that see each other" },
+    { "sketch", 48, 0, 4096, NULL, 1, "columns that keys are projected to at random; 0: no projection" },
+    { "jitter", 0.01, 0, 1000000, NULL, 0, "added to the diagonal" },
+    { "pad", 0, 0, 1, NULL, 1, "1: a last chunk that is not full is filled with tokens that are hardly masked" },
+    KVMEM__END_PARAMS };
+static kvmem__local kvmem__compactor_of(const double *par, int r, int d) {
+    return kvmem__local_of((int)par[KVMEM__COMPACT_CHUNK], (int)par[KVMEM__COMPACT_FIRST],
+                           (int)par[KVMEM__COMPACT_LAST], par[KVMEM__COMPACT_PAD] > 0, r, d);
+}
+static int kvmem__compactor_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    const kvmem__local L = kvmem__compactor_of(par, n_heads / n_kv_heads, d);
+    return kvmem__local_floats(&L);
+}
+static int kvmem__compactor_scratch(const double *par, int d) {
+    const int local = kvmem__local_scratch((int)par[KVMEM__COMPACT_CHUNK], d);
+    const int sketch = kvmem__sketch_scratch((int)par[KVMEM__COMPACT_SKETCH], d);
+    return KVMEM__MAX(local, sketch);
+}
+static kvmem__local kvmem__compactor_in(const kvmem_view *v) {
+    const kvmem_shape *s = &v->cache->shape;
+    return kvmem__compactor_of(v->par, s->n_heads / s->n_kv_heads, s->head_dim);
+}
+static kvmem_status kvmem__compactor_watch(const kvmem_view *v, int n, const float *q, const int32_t *pos) {
+    const kvmem__local L = kvmem__compactor_in(v);
+    return kvmem__local_watch(v, &L, n, q, pos);
+}
+static kvmem_status kvmem__compactor_update(const kvmem_view *v, int g) {
+    const kvmem__local L = kvmem__compactor_in(v);
+    float *spread = kvmem_view_state(v, g) + L.spread, *a;
+    int from, to;
+    if (!kvmem__reduce_due(v->cache, (kvmem_phase)v->phase)) return KVMEM_OK;
+    kvmem__local_range(v, L.first, L.last, g, &from, &to);
+    KVMEM__TRY(kvmem__local_open(v, &L, g));
+    a = kvmem__view_scratch(v, (size_t)(to - from));
+    if (!a) return v->cache->error.status;
+    KVMEM__TRY(kvmem__local_pooled(v, g, from, to, a));
+    kvmem__spread_of(spread, a, to - from);
+    kvmem__view_scratch_end(v->cache);
+    return kvmem__leverage(v, g, from, to, (int)v->par[KVMEM__COMPACT_SKETCH], v->par[KVMEM__COMPACT_JITTER], 1,
+                           spread + 3);
+}
+static kvmem_status kvmem__score_compactor(const kvmem_view *v, int g, float *score) {
+    const kvmem__local L = kvmem__compactor_in(v);
+    const kvmem_cache *c = v->cache;
+    const int n = kvmem_view_count(v, g);
+    const double seen = (double)(c->tokens + c->block_n);
+    double blend = v->par[KVMEM__COMPACT_BLEND];
+    float *z, own[2] = { 0, 0 };
+    int from, to, t;
+    if (blend < 0) blend = KVMEM__MAX(1 - (double)kvmem__mean_budget(c) / KVMEM__MAX(seen, 1.0), 0.0);
+    kvmem__local_range(v, L.first, L.last, g, &from, &to);
+    KVMEM__TRY(kvmem__local_pooled(v, g, from, to, score + from));
+    kvmem__z_scores(v, L.spread, score + from, to - from);
+    z = kvmem__view_scratch(v, (size_t)(to - from));
+    if (!z) return c->error.status;
+    for (t = from; t < to; t++) {
+        kvmem_view_own(v, g, t, own);
+        z[t - from] = own[1];
+    }
+    kvmem__z_scores(v, L.spread + 3, z, to - from);
+    for (t = from; t < to; t++) score[t] += (float)blend * z[t - from];
+    kvmem__lift(score, from, to, n);
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_compactor = { 2, kvmem__compactor_floats, kvmem__compactor_watch,
+                                                      kvmem__compactor_update, kvmem__compactor_scratch };
+
+/* ==== >>score_cur : squared norms of keys and values in place of leverage. stage: score; prefill and decode ====
+   Sengupta et al. Value-Guided KV Compression for LLMs via Approximated CUR Decomposition. 2025. arXiv 2509.15038.
+   Code: NVIDIA/kvpress cur_press.py (score).
+   k2[t] = |k_t|^2 and v2[t] = |v_t|^2, each divided by its sum over the block of w entries that t is in;
+       s[t] = k2[t] v2[t] / its sum over the lane;  the first `sinks` entries score 1, which no other passes.
+   Example w=2, no sinks, k2 = 1 3 2 2, v2 = 4 4 1 3: .25 .75 .5 .5 times .5 .5 .25 .75 = s .125 .375 .125 .375.
+   of=key, value, average: s is k2, v2 or (k2 + v2)/2 instead. block=0: no blocks. project=r: rows are first
+   multiplied by a (d, r) matrix of normal numbers / sqrt r, the same for K and V of a layer (the code: 20).
+   reads: keys after RoPE, values.   state: none.   cost: O(n d) (times r with project).
+   defaults: of=product block=16 sinks=4 project=0.   ties: lower index.
+   departs: a block of zeros scores 0, where the code divides by zero; sums in double; draws from the recipe's seed.
+   test: tests/scores.c cur_* */
+static const kvmem_param kvmem__params_cur[] = {
+    { "of", 0, 0, 3, "product|key|value|average", 1, "what is compared" },
+    { "block", 16, 0, 65536, NULL, 1, "entries over which norms are made shares; 0: all" },
+    { "sinks", 4, 0, 65536, NULL, 1, "first entries that stay" },
+    { "project", 0, 0, 4096, NULL, 1, "columns that rows are projected to at random; 0: no projection" },
+    KVMEM__END_PARAMS };
+/* Squared norms of the n keys or values, of their projections if phi (project, d) is there: out (n). */
+static void kvmem__cur_squares(const kvmem_view *v, int g, int values, const float *phi, float *x, double *out) {
+    const int n = kvmem_view_count(v, g), d = v->cache->shape.head_dim, r = (int)v->par[3], w = (int)v->par[1];
+    const int block = w ? w : n;
+    int t, i, c;
+    for (t = 0; t < n; t += KVMEM__SCORE_ROWS) {
+        const int m = KVMEM__MIN((int)KVMEM__SCORE_ROWS, n - t);
+        kvmem__lag_rows(v, g, values, t, m, x);
+        for (i = 0; i < m; i++) {
+            double sum = 0;
+            for (c = 0; c < (phi ? r : d); c++) {
+                const float *y = x + i * d;
+                const double z = (double)(phi ? v->cache->backend->dot(y, phi + (size_t)c * (size_t)d, d) : y[c]);
+                sum += z * z;
+            }
+            out[t + i] = sum;
+        }
+    }
+    for (t = 0; t < n; t += block) {
+        double sum = 0;
+        for (i = t; i < n && i < t + block; i++) sum += out[i];
+        for (i = t; i < n && i < t + block; i++) out[i] = sum > 0 ? out[i] / sum : 0;
+    }
+}
+static kvmem_status kvmem__score_cur(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g), d = v->cache->shape.head_dim, of = (int)v->par[0], r = (int)v->par[3];
+    const uint64_t seed = kvmem__random(v->seed, (uint64_t)v->layer, 0, 20);
+    double *k2 = (double *)(void *)kvmem__view_scratch(v, 2 * (size_t)n), total = 0;
+    float *x = k2 ? kvmem__view_scratch(v, (size_t)KVMEM__SCORE_ROWS * (size_t)d) : NULL;
+    float *phi = x && r ? kvmem__view_scratch(v, (size_t)r * (size_t)d) : NULL;
+    size_t i;
+    int t;
+    if (!x || (r && !phi)) return v->cache->error.status;
+    for (i = 0; phi && i < (size_t)r * (size_t)d; i++) phi[i] = kvmem__gauss(seed, i) / sqrtf((float)r);
+    kvmem__cur_squares(v, g, 1, phi, x, k2);
+    for (t = 0; t < n; t++) score[t] = (float)k2[t]; /* v2 waits here */
+    kvmem__cur_squares(v, g, 0, phi, x, k2);
+    for (t = 0; t < n; t++) {
+        const double v2 = (double)score[t];
+        k2[t] = of == 0 ? k2[t] * v2 : of == 1 ? k2[t] : of == 2 ? v2 : (k2[t] + v2) / 2;
+        total += k2[t];
+    }
+    for (t = 0; t < n; t++) score[t] = t < (int)v->par[2] ? 1.0f : total > 0 ? (float)(k2[t] / total) : 0.0f;
+    return KVMEM_OK;
+}
+
+static int kvmem__cur_scratch(const double *par, int d) { return (KVMEM__SCORE_ROWS + (int)par[3]) * d; }
+static const kvmem_memory kvmem__memory_cur = { 0, NULL, NULL, NULL, kvmem__cur_scratch };
+
+/* ==== >>score_cap : values that are hard to replace, by what queries will ask. stage: score; prefill ====
+   CAPKV, by the log-determinant of what the cache holds. 2026. arXiv 2604.25975.
+   Code: NVIDIA/kvpress cap_press.py (score).
+   For every query head, qbar = Rbar (mean query), the mean over the prompt before RoPE turned as the next F
+   positions would on average (>>score_parts):
+       w[t] = exp(tau cos(qbar, k_t) - its maximum),   A = I + sum_t (w[t] + 1e-6) v_t v_t^T,
+       s[t] = mean over the group of w[t] v_t^T A^-1 v_t
+   the weighted ridge leverage of the value: 0 <= w v^T A^-1 v < 1, like values share it. Sinks take no part and
+   score one more than the best. tau=0: ridge leverage of V alone.
+   reads: keys after RoPE, values; queries as they come.   state: 1 + r d floats a lane.
+   cost: O(H n d^2) a reduction, 2 d^2 floats.   defaults: tau=5 future=512 sinks=4.   ties: lower index.
+   departs: sinks lie above the best of their lane, not of the layer.       test: tests/scores.c cap_* */
+static const kvmem_param kvmem__params_cap[] = {
+    { "tau", 5, 0, 1000, NULL, 0, "how sharply the mean query chooses; 0: not at all" },
+    { "future", 512, 1, 1000000, NULL, 1, "positions to come over which rotations are averaged" },
+    { "sinks", 4, 0, 65536, NULL, 1, "first tokens that neither count nor compete: they stay" },
+    KVMEM__END_PARAMS };
+static int kvmem__cap_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par;
+    return kvmem__moments_floats(0, n_heads / n_kv_heads, d);
+}
+static int kvmem__cap_scratch(const double *par, int d) {
+    (void)par;
+    return (KVMEM__SCORE_ROWS + 1 + 2 * d) * d;
+}
+static kvmem_status kvmem__cap_watch(const kvmem_view *v, int n, const float *q, const int32_t *pos) {
+    kvmem__moments_watch(v, n, q, pos, 0, 0, (int)v->par[2]);
+    return KVMEM_OK;
+}
+/* w (n) of the entries from i0 on; q (d); x (SCORE_ROWS, d) is scratch. */
+static void kvmem__cap_weights(const kvmem_view *v, int g, int i0, int n, const float *q, float *x, float *w) {
+    const int d = v->cache->shape.head_dim;
+    const float tau = (float)v->par[0];
+    double own = 0;
+    float top;
+    int t, i, c;
+    for (c = 0; c < d; c++) own += (double)q[c] * (double)q[c];
+    for (t = 0; t < n; t += KVMEM__SCORE_ROWS) {
+        const int m = KVMEM__MIN((int)KVMEM__SCORE_ROWS, n - t);
+        kvmem_view_keys(v, g, i0 + t, m, x);
+        for (i = 0; i < m; i++) {
+            double size = 0, dot = 0;
+            for (c = 0; c < d; c++) {
+                size += (double)x[i * d + c] * (double)x[i * d + c];
+                dot += (double)x[i * d + c] * (double)q[c];
+            }
+            w[t + i] = own > 0 && size > 0 ? tau * (float)(dot / (sqrt(own) * sqrt(size))) : 0.0f;
+        }
+    }
+    top = v->cache->backend->max(w, n);
+    for (t = 0; t < n; t++) w[t] = expf(w[t] - top);
+}
+/* Add share w v^T A^-1 v of the entries from i0 on to score; a (2, d, d), x (SCORE_ROWS, d). */
+static kvmem_status kvmem__cap_add(const kvmem_view *v, int g, int i0, int n, const float *w, float share, float *a,
+                                   float *x, float *score) {
+    kvmem_cache *c = v->cache;
+    const int d = c->shape.head_dim;
+    const size_t row = (size_t)d;
+    int t, i, j, round;
+    memset(a, 0, row * row * sizeof *a);
+    for (round = 0; round < 2; round++) {
+        for (t = 0; t < n; t += KVMEM__SCORE_ROWS) {
+            const int m = KVMEM__MIN((int)KVMEM__SCORE_ROWS, n - t);
+            kvmem_view_values(v, g, i0 + t, m, x);
+            for (i = 0; i < m; i++) {
+                float *y = x + i * d;
+                double sum = 0;
+                for (j = 0; j < d; j++) y[j] = KVMEM__MIN(KVMEM__MAX(y[j], -1e15f), 1e15f); /* finite squares */
+                for (j = 0; !round && j < d; j++)
+                    c->backend->axpy(a + (size_t)j * row, (w[t + i] + 1e-6f) * y[j], y, j + 1);
+                if (!round) continue;
+                kvmem__lower_solve_t(y, y, a + row * row, d);
+                for (j = 0; j < d; j++) sum += (double)y[j] * (double)y[j];
+                score[t + i] += share * w[t + i] * (float)sum;
+            }
+        }
+        for (j = 0; !round && j < d; j++) a[(size_t)j * row + (size_t)j] += 1;
+        if (round) continue;
+        KVMEM__TRY(kvmem__check_numbers(v, a, row * row, "the matrix of values"));
+        kvmem__cholesky(a + row * row, a, d, 0);
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__score_cap(const kvmem_view *v, int g, float *score) {
+    const kvmem_cache *c = v->cache;
+    const int n = kvmem_view_count(v, g), d = c->shape.head_dim, r = c->shape.n_heads / c->shape.n_kv_heads;
+    const int i0 = kvmem__from_pos(v, g, (int32_t)v->par[2]);
+    float *w = kvmem__view_scratch(v, (size_t)n);
+    float *x = w ? kvmem__view_scratch(v, (size_t)(KVMEM__SCORE_ROWS + 1) * (size_t)d) : NULL;
+    float *a = x ? kvmem__view_scratch(v, 2 * (size_t)d * (size_t)d) : NULL, *q;
+    int j;
+    if (!a) return c->error.status;
+    q = x + KVMEM__SCORE_ROWS * d;
+    memset(score, 0, (size_t)n * sizeof *score);
+    for (j = 0; j < r && i0 < n; j++) {
+        memcpy(q, kvmem__moments_of(v, g, j, 0), (size_t)d * sizeof *q);
+        kvmem__turn_moments(v, kvmem__now(v), (int)v->par[1], q, NULL);
+        kvmem__cap_weights(v, g, i0, n - i0, q, x, w);
+        KVMEM__TRY(kvmem__check_numbers(v, w, (size_t)(n - i0), "a weight of a value"));
+        KVMEM__TRY(kvmem__cap_add(v, g, i0, n - i0, w, 1.0f / (float)r, a, x, score + i0));
+    }
+    kvmem__lift(score, i0, n, n);
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_cap = { 0, kvmem__cap_floats, kvmem__cap_watch, NULL, kvmem__cap_scratch };
+
 static const kvmem_score_entry kvmem__scores[] = {
     { { "recency", "newest entries; with sinks and place=cache StreamingLLM",
         "Xiao 2023, arXiv 2309.17453", NULL, 0 }, kvmem__score_recency, NULL },
@@ -16899,7 +18087,31 @@ static const kvmem_score_entry kvmem__scores[] = {
         "GUI-KV 2025, arXiv 2510.00536", kvmem__params_gui,
         KVMEM_READS_QUERIES | KVMEM_READS_KEYS | KVMEM_READS_HIDDEN }, kvmem__score_gui, NULL },
     { { "ems", "attention of all queries or of the last ones, whichever is more", "Li 2024, arXiv 2412.08521",
-        kvmem__params_score_ems, KVMEM_READS_ACC | KVMEM_READS_QUERIES }, kvmem__score_ems, NULL } };
+        kvmem__params_score_ems, KVMEM_READS_ACC | KVMEM_READS_QUERIES }, kvmem__score_ems, NULL },
+    { { "expected", "attention that future queries, Gaussian like the prompt's, are expected to pay, times |v|",
+        "Devoto 2025, arXiv 2510.00636", kvmem__params_expected, KVMEM_READS_KEYS | KVMEM_READS_VALUES },
+      kvmem__score_expected, &kvmem__memory_expected },
+    { { "qfilter", "keys along the main direction of the prompt's queries", "Godey 2025, arXiv 2503.02812", NULL,
+        KVMEM_READS_KEYS }, kvmem__score_qfilter, &kvmem__memory_qfilter },
+    { { "lagkv", "entries that stand out from the range of the next block's keys and values",
+        "Liang 2025, arXiv 2504.04704", kvmem__params_lagkv, KVMEM_READS_KEYS | KVMEM_READS_VALUES },
+      kvmem__score_lagkv, &kvmem__memory_lagkv },
+    { { "keydiff", "keys unlike the mean key", "Park 2025, arXiv 2504.15364", NULL, KVMEM_READS_KEYS },
+      kvmem__score_keydiff, &kvmem__memory_keydiff },
+    { { "noncausal", "attention inside chunks that looks both ways, times |v|, as z-scores",
+        "Chari 2025, arXiv 2507.08143", kvmem__params_noncausal,
+        KVMEM_READS_KEYS | KVMEM_READS_VALUES | KVMEM_READS_LANES }, kvmem__score_noncausal, &kvmem__memory_noncausal },
+    { { "leverage", "outliers of the matrix of keys before RoPE, as z-scores", "Chari 2025, arXiv 2507.08143",
+        kvmem__params_leverage, KVMEM_READS_KEYS | KVMEM_READS_LANES }, kvmem__score_leverage,
+      &kvmem__memory_leverage },
+    { { "compactor", "leverage of the keys and attention inside chunks, blended", "Chari 2025, arXiv 2507.08143",
+        kvmem__params_compactor, KVMEM_READS_KEYS | KVMEM_READS_VALUES | KVMEM_READS_LANES },
+      kvmem__score_compactor, &kvmem__memory_compactor },
+    { { "cur", "squared norms of keys and values, each as a share of its block", "Sengupta 2025, arXiv 2509.15038",
+        kvmem__params_cur, KVMEM_READS_KEYS | KVMEM_READS_VALUES }, kvmem__score_cur,
+      &kvmem__memory_cur },
+    { { "cap", "values that the others cannot replace, weighed by the mean query", "arXiv 2604.25975",
+        kvmem__params_cap, KVMEM_READS_KEYS | KVMEM_READS_VALUES }, kvmem__score_cap, &kvmem__memory_cap } };
 
 /* ==== >>budget : how many entries may each lane keep? ============================================
    A budget function maps the mean over the whole cache to keep[g] of one layer. The mean comes from the
@@ -17916,7 +19128,7 @@ static kvmem_status kvmem__select_tree(const kvmem_view *v, int g, const float *
     *n_kept = out;
     return KVMEM_OK;
 }
-static const kvmem_memory kvmem__memory_tree = { 0, kvmem__one_float, NULL, NULL };
+static const kvmem_memory kvmem__memory_tree = { 0, kvmem__one_float, NULL, NULL, NULL };
 
 /* ==== >>select_ladder : different layers keep different entries. stage: select ====
    Shi et al. LaCache: Ladder-Shaped KV Caching for Efficient Long-Context Modeling of Large Language Models. 2025.
@@ -18003,7 +19215,7 @@ static kvmem_status kvmem__select_ladder(const kvmem_view *v, int g, const float
     *n_kept = m;
     return KVMEM_OK;
 }
-static const kvmem_memory kvmem__memory_ladder = { 0, kvmem__one_float, NULL, NULL };
+static const kvmem_memory kvmem__memory_ladder = { 0, kvmem__one_float, NULL, NULL, NULL };
 
 /* What a select entry ends with: m entries chosen in the middle, rising and counted from `sink`, are in kept; put the
    first `sink` and the last `recent` of n around them. Returns the number of all. */
@@ -18185,7 +19397,7 @@ static kvmem_status kvmem__select_critical(const kvmem_view *v, int g, const flo
 static const kvmem_param kvmem__params_threshold[] = {
     { "at", 0, -1000000, 1000000, NULL, 0, "lowest score that stays" },
     KVMEM__END_PARAMS };
-static const kvmem_memory kvmem__memory_threshold = { 2, NULL, NULL, NULL };
+static const kvmem_memory kvmem__memory_threshold = { 2, NULL, NULL, NULL, NULL };
 static kvmem_status kvmem__select_threshold(const kvmem_view *v, int g, const float *score, int keep, int sink,
                                             int recent, int *kept, int *n_kept) {
     const int n = kvmem_view_count(v, g);
@@ -18239,7 +19451,7 @@ static int kvmem__slot_floats(const double *par, int n_heads, int n_kv_heads, in
     (void)d;
     return 3;
 }
-static const kvmem_memory kvmem__memory_slot = { 0, kvmem__slot_floats, NULL, NULL };
+static const kvmem_memory kvmem__memory_slot = { 0, kvmem__slot_floats, NULL, NULL, NULL };
 static kvmem_status kvmem__select_slot(const kvmem_view *v, int g, const float *score, int keep, int sink, int recent,
                                        int *kept, int *n_kept) {
     const kvmem_cache *c = v->cache;
@@ -18452,7 +19664,7 @@ static kvmem_status kvmem__select_windows(const kvmem_view *v, int g, const floa
 static const kvmem_param kvmem__params_elastic[] = {
     { "point", -25, -1000000, 1000000, NULL, 1, "slot at which entries leave; 0 or less: counted from the budget" },
     KVMEM__END_PARAMS };
-static const kvmem_memory kvmem__memory_elastic = { 0, kvmem__one_float, NULL, NULL };
+static const kvmem_memory kvmem__memory_elastic = { 0, kvmem__one_float, NULL, NULL, NULL };
 static kvmem_status kvmem__select_elastic(const kvmem_view *v, int g, const float *score, int keep, int sink,
                                           int recent, int *kept, int *n_kept) {
     const int n = kvmem_view_count(v, g), gone = n - keep, D = (int)v->par[0], place = D > 0 ? D : keep + D;
@@ -19538,7 +20750,7 @@ static size_t kvmem__block_need(const kvmem_cache *c, int b) {
         if (want > ln->cap_pages) need += (size_t)kvmem__table_cap(want) * KVMEM__SLOT;
         longest = KVMEM__MAX(longest, (size_t)ln->n + (size_t)b);
     }
-    need += largest; /* a page is there twice while it is replaced */
+    need += largest + c->stage_bytes; /* a page is there twice while it is replaced */
     if (c->fresh)
         need += (size_t)(P * c->shape.head_dim) * sizeof(float); /* and once more as floats while it is coded */
     a = kvmem__attend_bytes(&c->shape, b, c->worker_bytes) + kvmem__more_scratch(c->arena->limit);
@@ -19572,6 +20784,7 @@ static void kvmem__set_cap(kvmem_cache *c) {
     p.ring = c->ring;
     p.reads = c->reads;
     p.n_stats = c->n_stats;
+    p.stage_bytes = c->stage_bytes;
     kvmem__plan_pages(&p, &c->shape, &c->recipe);
     kvmem__set_worker(c);
     p.worker_floats = c->worker_bytes / sizeof(float);
@@ -19716,6 +20929,7 @@ static void kvmem__est_reduce(kvmem__est *e, int layer, int mean) {
                                 (size_t)len * sizeof(float));
     if (e->p.reads & KVMEM_WRITES_ROWS)
         more = KVMEM__MAX(more, kvmem__merge_bytes(e->c.shape.head_dim, e->c.code, (size_t)len) + 1);
+    if (e->p.stage_bytes) more = KVMEM__MAX(more, e->p.stage_bytes + 2 * (size_t)len * sizeof(float));
     kvmem__est_count(e, more);
     if (!be->e.reads) be->fn(&v, mean, &len, NULL, &keep);
     if ((be->e.reads & KVMEM_CHOOSES_COUNT) || ((sel->reads & KVMEM_CHOOSES_COUNT) && e->c.phase == KVMEM_DECODE))
@@ -22189,6 +23403,29 @@ static const kvmem_preset kvmem__presets[] = {
     { "key-rerotation",
       "score=snapkv(window=32,kernel=5,pool=avg) budget=2048 recent=32 when=prompt place=cache",
       "snapkv, and what stays is turned to the positions 0, 1, 2, ...", "NVIDIA/kvpress key_rerotation_press.py" },
+    { "expected-attention",
+      "score=expected(future=512,sinks=4,covariance=1,vnorm=1,eps=0) budget=50% sink=4 when=prompt place=original",
+      "what queries to come, Gaussian like the prompt's, are expected to see", "Devoto 2025, arXiv 2510.00636" },
+    { "qfilter", "score=qfilter budget=50% when=prompt place=original",
+      "keys along the direction that the prompt's queries share", "Godey 2025, arXiv 2503.02812" },
+    { "lagkv", "score=lagkv(sinks=4,lag=128,cross=0) budget=50% sink=4 when=prompt place=original",
+      "what stands out from the block after its own, without attention", "Liang 2025, arXiv 2504.04704" },
+    { "keydiff", "score=keydiff budget=50% when=prompt place=original",
+      "keys unlike the mean key; the paper's form: when=block", "Park 2025, arXiv 2504.15364" },
+    { "noncausal-attn", "score=noncausal(chunk=256,pad=0) budget=50% when=prompt place=original",
+      "attention inside chunks of 256 that looks both ways", "Chari 2025, arXiv 2507.08143" },
+    { "leverage", "score=leverage(sketch=48,jitter=0.01) budget=50% when=prompt place=original",
+      "statistical outliers among the keys before RoPE", "Chari 2025, arXiv 2507.08143" },
+    { "compactor",
+      "score=compactor(blend=-1,first=8,last=4,chunk=256,sketch=48,jitter=0.01,pad=0) budget=50% sink=8 recent=4 "
+      "when=prompt place=original",
+      "leverage and noncausal-attn blended by how much is taken away", "Chari 2025, arXiv 2507.08143" },
+    { "cur", "score=cur(of=product,block=16,sinks=4,project=0) budget=50% sink=4 when=prompt place=original",
+      "norms of keys and values in their neighbourhood stand in for leverage", "Sengupta 2025, arXiv 2509.15038" },
+    { "cap", "score=cap(tau=5,future=512,sinks=4) budget=50% sink=4 when=prompt place=original",
+      "values that are hard to replace, weighed by what the mean query asks", "arXiv 2604.25975" },
+    { "think", "codec.k=think(ratio=0.5,store=f16,window=32,residual=32) codec.v=f16",
+      "half of the key channels, those that queries and keys use least, are not stored", "Xu 2024, arXiv 2407.21018" },
     { "had", "codec=q4_0(rot=had)", "keys, queries and values turned by a Hadamard matrix before 4-bit coding",
       "ikawrakow/ik_llama.cpp -khad -vhad" },
     { "khad", "codec.k=q4_0(rot=had) codec.v=q4_0", "had for keys and queries only", "ikawrakow/ik_llama.cpp -khad" },

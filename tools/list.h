@@ -111,6 +111,8 @@ static const struct { const char *word, *formula; } codec_formulas[] = {
     { "kvquant_v", "as kvquant with a range for each token, its largest and smallest values in the row" },
     { "lowrank", "y = U_r x, U_r (r, d) the leading eigenvectors of the lane's x^T x; y in the format `store`, "
                  "x^ = U_r^T y; <q, x^> = <U_r q, y>" },
+    { "think", "k^ = k without the (int)(d ratio) channels of the least mean(q_c^2) mean(k_c^2) over the prompt's last "
+               "`window` queries and its keys; the rest in the format `store`" },
     { "polarquant", "y = H (s * x); pairs to angle and length, lengths again in pairs, `levels` times: codes of "
                     "the angles by fixed books, the lengths on top as halves" },
     { "turboquant", "gamma = |x|, y = R x / gamma (R: random signs and Hadamard), code_j = nearest Lloyd-Max level "

@@ -40,7 +40,7 @@ static const struct { const char *name, *light, *dark, *words;
                    " kivi kvquant mikv zip zipcache gear gear-l gear-kcvt " },
                  { "rotations", "#1d7a46", "#5fcf8e",
                    " turboquant octopus polarquant polark qjl rotatekv rht " },
-                 { "vectors and rank", "#8a3fa0", "#d08ae6", " vq a2ats lowrank " },
+                 { "vectors and rank", "#8a3fa0", "#d08ae6", " vq a2ats lowrank think " },
                  { "others", "#666666", "#aaaaaa", "" } };
 enum { FAMILIES = 5 };
 
