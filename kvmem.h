@@ -55,6 +55,7 @@
      >>api_recipe         stages, entries and the one line of text that composes them
      >>api_profile        what is known of a model's heads and layers
      >>api_cache          the memory layer
+     >>api_diffusion      masked diffusion with cached layers
      >>api_gguf           tensors and the GGUF container
      >>api_tokenizer      text to token ids and back
      >>api_model          model files
@@ -177,6 +178,7 @@
      >>entropy            arithmetic coding of symbols under 16-bit models
      >>stream             a cache in a few bits a value, in chunks, at three levels
      >>stream_plan        which level of which chunk comes in time
+     >>elastic_dllm       a window of masks runs, and layers run again when what is watched drifts
      >>recipes            one line of text composes the seven stages
      >>gguf               the GGUF container
      >>unicode            UTF-8 and general categories
@@ -978,6 +980,83 @@ struct kvmem_cache {
     kvmem_trace_fn trace;       /* kvmem_cache_trace; NULL: none */
     void *trace_user;
 };
+
+/* ==== >>api_diffusion : masked diffusion with cached layers ====================================== */
+
+/* KVMEM_EXPERIMENTAL: the cache of a model that reads its text in both directions and fills masks, a few at every
+   step (section elastic_dllm). The model is the caller's, a few functions over rows of float32; row i of a call is the
+   token at pos[i], and what it gives for a row must not depend on the other rows of the call. They return KVMEM_OK, or
+   a status that the step then returns. */
+typedef struct kvmem_diffusion_model {
+    void *user;
+    int n_layers, n_heads, n_kv_heads, head_dim, n_embd, n_vocab;
+    float scale; /* on q.k; 0 means 1/sqrt(head_dim) */
+    /* x (n, n_embd): what enters layer 0 */
+    kvmem_status (*embed)(void *user, int n, const int *ids, const int32_t *pos, float *x);
+    /* q (n, n_heads, head_dim), k, v (n, n_kv_heads, head_dim) of a layer's input, as attention reads them */
+    kvmem_status (*qkv)(void *user, int layer, int n, const float *x, const int32_t *pos, float *q, float *k, float *v);
+    /* the rest of the layer: out (n, n_heads, head_dim) is attention's; x becomes the next layer's input */
+    kvmem_status (*rest)(void *user, int layer, int n, const float *out, float *x);
+    /* logits (n, n_vocab) of what left the last layer */
+    kvmem_status (*logits)(void *user, int n, const float *x, float *logits);
+} kvmem_diffusion_model;
+typedef struct kvmem_diffusion_config {
+    kvmem_diffusion_model model;
+    int max_rows;      /* N: longest text, prompt and masks */
+    int mask, eos;     /* token ids; eos -1: none */
+    int window;        /* beta: masked positions that a step runs, the leftmost; default 16 */
+    int track;         /* tokens of a layer that are watched; default 1 */
+    double drift;      /* gamma: below it the layers above are computed again; default 0.9 */
+    double sure;       /* eps: tokens at least so probable are unmasked together; default 0.9 */
+    int every_layer;   /* 1: all layers at every step, nothing is reused: the reference; default 0 */
+    int threads;       /* 0: as OpenMP decides. Bits do not depend on it */
+    kvmem_allocator allocator;    /* zero: malloc */
+    const kvmem_backend *backend; /* NULL: the best CPU path */
+} kvmem_diffusion_config;
+typedef struct kvmem_diffusion_counts {
+    int64_t steps, rows; /* forward passes; rows that went through a layer */
+    int64_t refreshed;   /* layers that ran all rows, those of the first step included */
+} kvmem_diffusion_counts;
+/* All fields read-only. */
+typedef struct kvmem_diffusion {
+    kvmem_error error;
+    kvmem_diffusion_config config;
+    kvmem_diffusion_counts count;
+    int n, n_masks;       /* rows of the text; those that are still masked */
+    int *ids;             /* (n) the text */
+    unsigned char *state; /* (n) 0 told, 1 masked, 2 dropped: it was masked behind the end of the text */
+    int *at;              /* (n_window) M: positions of the step's window */
+    int n_window;
+    float *logits;        /* (n_window, n_vocab) */
+    int boundary;         /* b: layers from here on ran all rows in the last step; n_layers: none did */
+    double *sigma;        /* (n_layers) similarity of the watched rows; -1 where it was not asked */
+    int *tracked;         /* (n_layers, track) positions watched in the next step; -1: none */
+    float *x, *q, *k, *v; /* caches (n_layers, N, n_embd | n_heads d | n_kv_heads d twice) */
+    /* scratch of a step */
+    unsigned char *run;   /* (N) bits: 1 runs in this step, 2 in the window, 4 watched, 8 told since the last step */
+    int32_t *row;         /* (N) positions that run, rising */
+    int *row_at, *row_id; /* (N) of a position: its index in row, or -1; (N) ids of the rows that run */
+    float *xs, *qs, *ks, *vs, *out, *old_q, *old_k; /* rows of one layer */
+    float *p, *p_old, *seen; /* (n_heads, N) each */
+    double *alike;        /* (n_heads) */
+    int fresh;            /* 1: the caches hold this text */
+    void *block;
+    size_t block_size;    /* bytes taken from the allocator, all by init */
+} kvmem_diffusion;
+
+KVMEM_API kvmem_diffusion_config kvmem_diffusion_config_default(void);
+/* All memory is taken here. On failure d->error tells why and d may be freed. */
+KVMEM_API kvmem_status kvmem_diffusion_init(kvmem_diffusion *d, const kvmem_diffusion_config *cfg);
+KVMEM_API void kvmem_diffusion_free(kvmem_diffusion *d); /* NULL and zeroed structs are fine */
+/* A text of n tokens; those equal to config.mask are to be filled. The next step runs all rows. */
+KVMEM_API kvmem_status kvmem_diffusion_start(kvmem_diffusion *d, const int *ids, int n);
+/* One denoising step: forward, then unmask. Until d->n_masks is 0. */
+KVMEM_API kvmem_status kvmem_diffusion_step(kvmem_diffusion *d);
+/* Its two halves, for a rule of one's own: forward gives the logits of d->at, set tells the token of a masked
+   position (the end of the text drops the masks behind it), unmask sets what the rule chooses. */
+KVMEM_API kvmem_status kvmem_diffusion_forward(kvmem_diffusion *d);
+KVMEM_API kvmem_status kvmem_diffusion_set(kvmem_diffusion *d, int pos, int id);
+KVMEM_API kvmem_status kvmem_diffusion_unmask(kvmem_diffusion *d);
 
 #ifndef KVMEM_NO_DECODER
 /* ==== >>api_gguf : tensors and the GGUF container ================================================ */
@@ -23328,6 +23407,373 @@ KVMEM_API double kvmem_chunks_plan(const kvmem_plan_job *job, int *choice) {
     return elapsed;
 }
 
+/* ==== >>elastic_dllm : a window of masks runs, and layers run again when what is watched drifts =====================
+   Nguyen-Tri et al. Attention Is All You Need for KV Cache in Diffusion LLMs (Elastic-Cache). 2025.
+   arXiv 2510.14973.                                        Code: VILA-Lab announces it, none could be had.
+   A masked diffusion model attends in both directions, so each token that is filled in changes all rows of all
+   layers, and a plain decoder computes everything again at every step. But most rows change little, and lower layers
+   less than upper ones. Per layer the inputs x and their Q, K, V of all N rows are kept. A step:
+     1. the first: all rows run through all layers.
+     2. later: the rows R that run are those watched, those told since the last step, and M, the beta leftmost masks;
+        boundary b = L
+     3. layer l < b: the rows of R are put into the caches and attend to all N cached keys
+     4. for each watched token T, p = softmax(q_T K^T scale) by the caches as they were and as they are now;
+        sigma = mean over heads and T of cosine(p_was, p_is) over the keys; sigma < gamma: b = l + 1
+     5. layer l >= b: all rows run; at l = b their inputs are the cached ones, stale outside R, which is the method's
+        approximation; from there on everything is new
+     6. the layer's watched tokens of the next step: the `track` told ones with the largest sum of p over the queries
+        of M and the heads (ties: lower index). All layers' together are watched in every layer
+     7. of M, the tokens whose likeliest id has at least the probability min(eps, the largest of them) are told; at
+        least one. When that is eos, masks behind it are dropped: they neither run nor are seen any more
+   gamma > 1: layer 0 runs R, all others everything. gamma <= 0: after the first step only R runs. The rows of p are not
+   negative, so sigma is in [0, 1]. With nothing to watch sigma is 0: there is no evidence that caches are good.
+   Layer 0's x, K and V are always exact: a row that does not run still has its token.
+   Bytes: 4 N rows a layer (x, Q, K, V; under GQA K and V are narrower), and about two layers' rows of scratch.
+   cost: L |R| (N d H + a row's products) a quiet step; a refresh from b costs (L - b) / L of a full pass.
+   defaults: window=16 track=1 drift=0.9 sure=0.9.   ties: lower id, lower position.
+   departs: the mask's own id is never chosen, so that every step tells something. The cosine runs over keys, as the
+   text says.                                                               test: tests/elastic_dllm.c */
+KVMEM_API kvmem_diffusion_config kvmem_diffusion_config_default(void) {
+    kvmem_diffusion_config c;
+    memset(&c, 0, sizeof c);
+    c.eos = -1;
+    c.window = 16;
+    c.track = 1;
+    c.drift = c.sure = 0.9;
+    return c;
+}
+static kvmem_status kvmem__diffusion_check(const kvmem_diffusion_config *c, kvmem_error *err) {
+    const kvmem_diffusion_model *m = &c->model;
+    if (!m->embed || !m->qkv || !m->rest || !m->logits)
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "diffusion: a function of the model is missing");
+    if (m->n_layers < 1 || m->n_layers > 65536 || m->n_kv_heads < 1 || m->n_heads < m->n_kv_heads ||
+        m->n_heads > 65536 || m->n_heads % m->n_kv_heads || m->head_dim < 1 || m->head_dim > KVMEM_MAX_WIDTH ||
+        m->n_embd < 1 || m->n_embd > 1 << 24 || m->n_vocab < 2)
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "diffusion: %d layers, %d heads, %d KV heads of %d, rows of %d, %d "
+                           "ids: out of range, or heads are no multiple of KV heads", m->n_layers, m->n_heads,
+                           m->n_kv_heads, m->head_dim, m->n_embd, m->n_vocab);
+    if (c->max_rows < 1 || c->window < 1 || c->track < 1 || c->track > 1024)
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "diffusion: max_rows %d, window %d or track %d is out of range",
+                           c->max_rows, c->window, c->track);
+    if ((unsigned)c->mask >= (unsigned)m->n_vocab || c->eos < -1 || c->eos >= m->n_vocab || c->eos == c->mask)
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "diffusion: mask %d and eos %d are not two of %d ids", c->mask,
+                           c->eos, m->n_vocab);
+    if (!(c->drift == c->drift && c->sure == c->sure))
+        return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "diffusion: drift or sure is not a number");
+    return KVMEM_OK;
+}
+/* The next a * b * size bytes of a block of *at bytes so far; base NULL: only counted. */
+static char *kvmem__diffusion_slice(char *base, size_t *at, size_t a, size_t b, size_t size, int *ok) {
+    char *p = base ? base + *at : NULL;
+    size_t bytes;
+    if (!kvmem__mul(a, b, &bytes) || !kvmem__mul(bytes, size, &bytes) || bytes > SIZE_MAX - 16 - *at) {
+        *ok = 0;
+        return p;
+    }
+    *at += KVMEM__ALIGN16(bytes);
+    return p;
+}
+#define KVMEM__SLICE(type, a, b) (type *)(void *)kvmem__diffusion_slice(base, &at, (a), (b), sizeof(type), &ok)
+/* Where everything lies in the block; returns its bytes, 0 if they overflow. */
+static size_t kvmem__diffusion_lay(kvmem_diffusion *d, char *base) {
+    const kvmem_diffusion_model *m = &d->config.model;
+    const size_t L = (size_t)m->n_layers, H = (size_t)m->n_heads, N = (size_t)d->config.max_rows, E = (size_t)m->n_embd;
+    const size_t hd = H * (size_t)m->head_dim, gd = (size_t)(m->n_kv_heads * m->head_dim);
+    const size_t beta = KVMEM__MIN((size_t)d->config.window, N);
+    size_t at = 0, LN = L;
+    int ok = kvmem__mul(L, N, &LN);
+    d->sigma = KVMEM__SLICE(double, L, 1);
+    d->alike = KVMEM__SLICE(double, H, 1);
+    d->x = KVMEM__SLICE(float, LN, E);
+    d->q = KVMEM__SLICE(float, LN, hd);
+    d->k = KVMEM__SLICE(float, LN, gd);
+    d->v = KVMEM__SLICE(float, LN, gd);
+    d->xs = KVMEM__SLICE(float, N, E);
+    d->qs = KVMEM__SLICE(float, N, hd);
+    d->ks = KVMEM__SLICE(float, N, gd);
+    d->vs = KVMEM__SLICE(float, N, gd);
+    d->out = KVMEM__SLICE(float, N, hd);
+    d->old_q = KVMEM__SLICE(float, N, hd);
+    d->old_k = KVMEM__SLICE(float, N, gd);
+    d->p = KVMEM__SLICE(float, H, N);
+    d->p_old = KVMEM__SLICE(float, H, N);
+    d->seen = KVMEM__SLICE(float, H, N);
+    d->logits = KVMEM__SLICE(float, beta, (size_t)m->n_vocab);
+    d->ids = KVMEM__SLICE(int, N, 1);
+    d->at = KVMEM__SLICE(int, beta, 1);
+    d->tracked = KVMEM__SLICE(int, L, (size_t)d->config.track);
+    d->row = KVMEM__SLICE(int32_t, N, 1);
+    d->row_at = KVMEM__SLICE(int, N, 1);
+    d->row_id = KVMEM__SLICE(int, N, 1);
+    d->state = KVMEM__SLICE(unsigned char, N, 1);
+    d->run = KVMEM__SLICE(unsigned char, N, 1);
+    return ok ? at : 0;
+}
+KVMEM_API kvmem_status kvmem_diffusion_init(kvmem_diffusion *d, const kvmem_diffusion_config *cfg) {
+    size_t size;
+    memset(d, 0, sizeof *d);
+    KVMEM__TRY(kvmem__diffusion_check(cfg, &d->error));
+    d->config = *cfg;
+    d->config.allocator = kvmem__allocator(&cfg->allocator);
+    if (!d->config.backend) d->config.backend = kvmem_backend_cpu(NULL);
+    if (!(d->config.model.scale > 0)) d->config.model.scale = (float)(1 / sqrt((double)cfg->model.head_dim));
+    size = kvmem__diffusion_lay(d, NULL);
+    if (!size) return kvmem__fail(&d->error, KVMEM_BAD_ARGUMENT, "diffusion: the caches' bytes overflow");
+    d->block = kvmem__alloc(&d->config.allocator, size);
+    if (!d->block) return kvmem__fail(&d->error, KVMEM_NO_MEMORY, "diffusion: no memory for %zu bytes", size);
+    d->block_size = size;
+    memset(d->block, 0, size);
+    kvmem__diffusion_lay(d, (char *)d->block);
+    return KVMEM_OK;
+}
+KVMEM_API void kvmem_diffusion_free(kvmem_diffusion *d) {
+    if (!d) return;
+    if (d->block) kvmem__release(&d->config.allocator, d->block, d->block_size);
+    memset(d, 0, sizeof *d);
+}
+KVMEM_API kvmem_status kvmem_diffusion_start(kvmem_diffusion *d, const int *ids, int n) {
+    int i;
+    if (!d->block) return kvmem__fail(&d->error, KVMEM_BAD_STATE, "diffusion: start before init");
+    if (!ids || n < 1 || n > d->config.max_rows)
+        return kvmem__fail(&d->error, KVMEM_BAD_ARGUMENT, "diffusion: %d tokens, 1 to %d fit", n, d->config.max_rows);
+    for (i = 0; i < n; i++)
+        if ((unsigned)ids[i] >= (unsigned)d->config.model.n_vocab)
+            return kvmem__fail(&d->error, KVMEM_BAD_ARGUMENT, "diffusion: token %d has the id %d of %d", i, ids[i],
+                               d->config.model.n_vocab);
+    d->n = n;
+    d->n_masks = d->n_window = d->fresh = 0;
+    for (i = 0; i < n; i++) {
+        d->ids[i] = ids[i];
+        d->state[i] = ids[i] == d->config.mask;
+        d->n_masks += d->state[i];
+        d->run[i] = 0;
+    }
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_diffusion_set(kvmem_diffusion *d, int pos, int id) {
+    int i;
+    if (pos < 0 || pos >= d->n || d->state[pos] != 1 || (unsigned)id >= (unsigned)d->config.model.n_vocab ||
+        id == d->config.mask)
+        return kvmem__fail(&d->error, KVMEM_BAD_ARGUMENT, "diffusion: position %d is not masked, or %d is no id for it",
+                           pos, id);
+    d->ids[pos] = id;
+    d->state[pos] = 0;
+    d->run[pos] |= 8;
+    d->n_masks--;
+    for (i = pos + 1; id == d->config.eos && i < d->n; i++) {
+        if (d->state[i] != 1) continue;
+        d->state[i] = 2;
+        d->n_masks--;
+    }
+    return KVMEM_OK;
+}
+
+/* p (n) = softmax of one head's query over the keys of all rows that are not dropped; with old those of the rows
+   that run are the ones that were in the cache before. */
+static void kvmem__diffusion_probs(const kvmem_diffusion *d, int layer, int g, const float *q, int old, float *p) {
+    const kvmem_diffusion_model *m = &d->config.model;
+    const kvmem_backend *be = d->config.backend;
+    const size_t gd = (size_t)(m->n_kv_heads * m->head_dim), at = (size_t)(g * m->head_dim);
+    const float *k = d->k + (size_t)layer * (size_t)d->config.max_rows * gd + at;
+    int j;
+    for (j = 0; j < d->n; j++) {
+        const float *key = old && d->row_at[j] >= 0 ? d->old_k + (size_t)d->row_at[j] * gd + at : k + (size_t)j * gd;
+        p[j] = d->state[j] == 2 ? -INFINITY : m->scale * be->dot(q, key, m->head_dim);
+    }
+    be->scale(p, 1.0f / be->exp_sum(p, p, be->max(p, d->n), d->n), d->n);
+}
+static double kvmem__diffusion_cosine(const float *a, const float *b, int n) {
+    double ab = 0, aa = 0, bb = 0;
+    int j;
+    for (j = 0; j < n; j++) {
+        ab += (double)a[j] * (double)b[j];
+        aa += (double)a[j] * (double)a[j];
+        bb += (double)b[j] * (double)b[j];
+    }
+    return aa > 0 && bb > 0 ? KVMEM__MIN(ab / sqrt(aa * bb), 1.0) : 0;
+}
+/* One head of a layer: the output of the n rows that run, what M sees of each key, how alike watched rows are. */
+static void kvmem__diffusion_head(kvmem_diffusion *d, int layer, int h, int n, int drift) {
+    const kvmem_diffusion_model *m = &d->config.model;
+    const kvmem_backend *be = d->config.backend;
+    const int hd = m->head_dim, g = h / (m->n_heads / m->n_kv_heads);
+    const size_t rows = (size_t)d->config.max_rows, wide = (size_t)(m->n_heads * hd), gd = (size_t)(m->n_kv_heads * hd);
+    const float *v = d->v + (size_t)layer * rows * gd + (size_t)(g * hd);
+    float *p = d->p + (size_t)h * rows, *was = d->p_old + (size_t)h * rows, *seen = d->seen + (size_t)h * rows;
+    int i, j;
+    memset(seen, 0, (size_t)d->n * sizeof *seen);
+    d->alike[h] = 0;
+    for (i = 0; i < n; i++) {
+        const size_t at = (size_t)i * wide + (size_t)(h * hd);
+        float *out = d->out + at;
+        kvmem__diffusion_probs(d, layer, g, d->qs + at, 0, p);
+        memset(out, 0, (size_t)hd * sizeof *out);
+        for (j = 0; j < d->n; j++)
+            if (d->state[j] != 2) be->axpy(out, p[j], v + (size_t)j * gd, hd);
+        if (d->run[d->row[i]] & 2) be->axpy(seen, 1.0f, p, d->n);
+        if (!drift || !(d->run[d->row[i]] & 4)) continue;
+        kvmem__diffusion_probs(d, layer, g, d->old_q + at, 1, was);
+        d->alike[h] += kvmem__diffusion_cosine(was, p, d->n);
+    }
+}
+/* Step 6: the told positions that M looks at most. seen (n) of head 0 becomes the sum over the heads. */
+static void kvmem__diffusion_track(kvmem_diffusion *d, int layer) {
+    int *to = d->tracked + (size_t)layer * (size_t)d->config.track, h, i, j, t;
+    for (h = 1; h < d->config.model.n_heads; h++)
+        d->config.backend->axpy(d->seen, 1.0f, d->seen + (size_t)h * (size_t)d->config.max_rows, d->n);
+    for (i = 0; i < d->config.track; i++) {
+        int best = -1;
+        for (j = 0; j < d->n; j++) {
+            for (t = 0; t < i && to[t] != j; t++) {}
+            if (t == i && d->state[j] == 0 && (best < 0 || d->seen[j] > d->seen[best])) best = j;
+        }
+        to[i] = best;
+    }
+}
+/* Rows of the caches of a layer that the n running rows replace: xs, qs, ks, vs go in, Q and K as they were come
+   out, as old_q and old_k. */
+static void kvmem__diffusion_put(kvmem_diffusion *d, int layer, int n) {
+    const kvmem_diffusion_model *m = &d->config.model;
+    const size_t E = (size_t)m->n_embd, hd = (size_t)(m->n_heads * m->head_dim);
+    const size_t gd = (size_t)(m->n_kv_heads * m->head_dim);
+    int i;
+    for (i = 0; i < n; i++) {
+        const size_t y = (size_t)i, at = (size_t)layer * (size_t)d->config.max_rows + (size_t)d->row[i];
+        memcpy(d->old_q + y * hd, d->q + at * hd, hd * sizeof *d->q);
+        memcpy(d->old_k + y * gd, d->k + at * gd, gd * sizeof *d->k);
+        memcpy(d->x + at * E, d->xs + y * E, E * sizeof *d->x);
+        memcpy(d->q + at * hd, d->qs + y * hd, hd * sizeof *d->q);
+        memcpy(d->k + at * gd, d->ks + y * gd, gd * sizeof *d->k);
+        memcpy(d->v + at * gd, d->vs + y * gd, gd * sizeof *d->v);
+    }
+}
+/* Steps 3 to 6 for one layer and the n rows that run; drift: is the test asked? */
+static kvmem_status kvmem__diffusion_layer(kvmem_diffusion *d, int layer, int n, int drift) {
+    const kvmem_diffusion_model *m = &d->config.model;
+    const double work = (double)n * (double)d->n * m->n_heads * m->head_dim;
+    const int threads = kvmem__threads_for(d->config.threads, work);
+    int h, i, watched = 0;
+    KVMEM__TRY(m->qkv(m->user, layer, n, d->xs, d->row, d->qs, d->ks, d->vs));
+    kvmem__diffusion_put(d, layer, n);
+    (void)threads;
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static)
+#endif
+    for (h = 0; h < m->n_heads; h++) kvmem__diffusion_head(d, layer, h, n, drift);
+    kvmem__diffusion_track(d, layer);
+    for (i = 0; i < n; i++) watched += (d->run[d->row[i]] & 4) != 0;
+    d->sigma[layer] = drift ? 0 : -1;
+    for (h = 0; drift && watched && h < m->n_heads; h++) d->sigma[layer] += d->alike[h] / m->n_heads / watched;
+    d->count.rows += n;
+    d->count.refreshed += !drift;
+    return m->rest(m->user, layer, n, d->out, d->xs);
+}
+/* Step 2: what runs, as bits and as the list of rows; returns their number. */
+static int kvmem__diffusion_rows(kvmem_diffusion *d, int all) {
+    const int tracked = d->config.model.n_layers * d->config.track;
+    int i, n = 0;
+    d->n_window = 0;
+    for (i = 0; i < d->n; i++) {
+        d->run[i] = (unsigned char)((d->run[i] & 8) != 0);
+        if (d->state[i] != 1 || d->n_window == d->config.window) continue;
+        d->at[d->n_window++] = i;
+        d->run[i] = 3;
+    }
+    for (i = 0; !all && i < tracked; i++)
+        if (d->tracked[i] >= 0) d->run[d->tracked[i]] |= 5;
+    for (i = 0; i < d->n; i++) {
+        const int runs = all ? d->state[i] != 2 : d->run[i] & 1;
+        d->row_at[i] = runs ? n : -1;
+        if (runs) d->row[n++] = i;
+    }
+    return n;
+}
+/* Step 5: the inputs of layer b: what runs goes into its cache, and all rows come out. */
+static int kvmem__diffusion_widen(kvmem_diffusion *d, int layer, int n) {
+    const size_t E = (size_t)d->config.model.n_embd;
+    float *x = d->x + (size_t)layer * (size_t)d->config.max_rows * E;
+    int i;
+    for (i = 0; i < n; i++) memcpy(x + (size_t)d->row[i] * E, d->xs + (size_t)i * E, E * sizeof *x);
+    for (i = 0, n = 0; i < d->n; i++) {
+        d->row_at[i] = d->state[i] == 2 ? -1 : n;
+        if (d->state[i] == 2) continue;
+        memcpy(d->xs + (size_t)n * E, x + (size_t)i * E, E * sizeof *x);
+        d->row[n++] = i;
+    }
+    return n;
+}
+static kvmem_status kvmem__diffusion_pass(kvmem_diffusion *d) {
+    const kvmem_diffusion_model *m = &d->config.model;
+    const int L = m->n_layers;
+    const size_t E = (size_t)m->n_embd;
+    int all = !d->fresh || d->config.every_layer, n = kvmem__diffusion_rows(d, all), l, i;
+    d->boundary = all ? 0 : L;
+    for (i = 0; i < n; i++) d->row_id[i] = d->ids[d->row[i]];
+    KVMEM__TRY(m->embed(m->user, n, d->row_id, d->row, d->xs));
+    for (l = 0; l < L; l++) {
+        if (l == d->boundary && !all) {
+            n = kvmem__diffusion_widen(d, l, n);
+            all = 1;
+        }
+        KVMEM__TRY(kvmem__diffusion_layer(d, l, n, !all));
+        if (!all && d->sigma[l] < d->config.drift) d->boundary = l + 1;
+    }
+    for (i = 0; i < d->n_window; i++) /* rows of M, moved to the front: they rise */
+        memmove(d->xs + (size_t)i * E, d->xs + (size_t)d->row_at[d->at[i]] * E, E * sizeof *d->xs);
+    return m->logits(m->user, d->n_window, d->xs, d->logits);
+}
+KVMEM_API kvmem_status kvmem_diffusion_forward(kvmem_diffusion *d) {
+    kvmem_status st;
+    if (!d->n) return kvmem__fail(&d->error, KVMEM_BAD_STATE, "diffusion: no text was started");
+    if (!d->n_masks) return kvmem__fail(&d->error, KVMEM_BAD_STATE, "diffusion: no masks are left");
+    d->error.status = KVMEM_OK;
+    st = kvmem__diffusion_pass(d);
+    d->fresh = st == KVMEM_OK; /* after a failure everything runs again */
+    d->count.steps += st == KVMEM_OK;
+    if (st != KVMEM_OK && d->error.status == KVMEM_OK)
+        kvmem__fail(&d->error, st, "diffusion: a function of the model failed");
+    if (st != KVMEM_OK) d->n_window = 0;
+    return st;
+}
+/* The likeliest id of a row of logits but the mask, and its probability. */
+static int kvmem__diffusion_choice(const kvmem_diffusion *d, const float *logits, double *p) {
+    const int V = d->config.model.n_vocab, mask = d->config.mask;
+    int best = mask ? 0 : 1, i;
+    double sum = 0;
+    for (i = 0; i < V; i++)
+        if (i != mask && logits[i] > logits[best]) best = i;
+    for (i = 0; i < V; i++)
+        if (i != mask) sum += exp((double)logits[i] - (double)logits[best]);
+    *p = 1 / sum;
+    return best;
+}
+KVMEM_API kvmem_status kvmem_diffusion_unmask(kvmem_diffusion *d) {
+    const size_t V = (size_t)d->config.model.n_vocab;
+    double most = 0, p;
+    size_t x;
+    int i;
+    if (!d->n_window) return kvmem__fail(&d->error, KVMEM_BAD_STATE, "diffusion: unmask comes after forward");
+    for (x = 0; x < (size_t)d->n_window * V; x++)
+        if (!(d->logits[x] < INFINITY))
+            return kvmem__fail(&d->error, KVMEM_BAD_VALUE, "diffusion: a logit of position %d is not finite",
+                               d->at[x / V]);
+    for (i = 0; i < d->n_window; i++) {
+        kvmem__diffusion_choice(d, d->logits + (size_t)i * V, &p);
+        if (p > most) most = p;
+    }
+    for (i = 0; i < d->n_window; i++) { /* in rising order: behind an end of the text nothing is told */
+        const int id = kvmem__diffusion_choice(d, d->logits + (size_t)i * V, &p);
+        if (d->state[d->at[i]] != 1 || p < KVMEM__MIN(d->config.sure, most)) continue;
+        KVMEM__TRY(kvmem_diffusion_set(d, d->at[i], id));
+    }
+    d->n_window = 0;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_diffusion_step(kvmem_diffusion *d) {
+    KVMEM__TRY(kvmem_diffusion_forward(d));
+    return kvmem_diffusion_unmask(d);
+}
+
 /* ==== >>recipes : one line of text composes the seven stages =====================================
    recipe  = [preset] { term }                       words are separated by white space
    term    = stage "=" entry                         segment score budget select reduce codec retrieve place
@@ -23577,6 +24023,8 @@ KVMEM_API const kvmem_method *kvmem_method_at(int i) {
           "Yu 2024, arXiv 2406.07056", "tools/transform.c" },
         { "retrieval_head", "profile", "how often a head's highest entry is the very token that is being copied",
           "Wu 2024, arXiv 2404.15574", "./kvmem profile, row retrieval; budget=heads(row=retrieval), budget=headkv" },
+        { "elastic-dllm", "diffusion", "a window of masks runs at each step; layers run again when watched rows drift",
+          "Nguyen-Tri 2025, arXiv 2510.14973", "kvmem_diffusion_step" },
         { "costmodel", "analysis", "seconds, users and swaps that a cache's bytes cost on a given machine",
           "Fu 2024, arXiv 2405.08944", "./kvmem cost" } };
     return i >= 0 && i < KVMEM__COUNT(methods) ? &methods[i] : NULL;

@@ -87,6 +87,7 @@ fi
 check example_own_transformer example_prints own_transformer '^snapkv budget=25%'
 check example_custom_score example_prints custom_score '^32 of 32 marked tokens kept by .*valuenorm'
 check example_visual_scales example_prints visual_scales '^hack, half  .*kept 51 51 361 361 of 413'
+check example_diffusion_window example_prints diffusion_window '^gamma 0.95 .*rows  45.5 %.*right 80 of 80'
 check example_train example_prints train '^[67][0-9][0-9] of 704 repeated letters right'
 check method_table_is_the_list methods_match
 check bytes_table_is_what_the_command_prints bytes_match
