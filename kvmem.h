@@ -18811,7 +18811,7 @@ static void kvmem__adakv_scale(float *out, const float *x, int n, int B, int *id
 static kvmem_status kvmem__budget_adakv(const kvmem_view *v, int mean, const int *n, const float *const *score,
                                         int *keep) {
     const kvmem_cache *c = v->cache;
-    const int G = c->shape.n_kv_heads, seen = (int)KVMEM__MIN(c->tokens + c->block_n, (int64_t)INT_MAX);
+    const int G = c->shape.n_kv_heads, seen = kvmem__seen(c);
     int *from = (int *)(void *)kvmem__view_scratch(v, 4 * (size_t)G), *to = from + G, *lo = to + G, *count = lo + G;
     const float *const *x = score;
     int g, sink, recent, B, w, least, longest = 0;
@@ -18854,7 +18854,7 @@ static kvmem_status kvmem__budget_adakv(const kvmem_view *v, int mean, const int
    every `every` layers, and after the last, of the m layers so far: the B G m best scores of all their lanes; c_l = how
    many are layer l's; the layers get f_l in proportion to c_l with sum B m, at least 1 and at most what the layer still
    has: a list once cut does not grow again. All lanes of layer l keep f_l and the protected ones.
-   reads: the scores of all layers.   cost: O(33 G n L^2 / every) time, 5 L G + 2 L numbers.
+   reads: the scores of all layers.   cost: O(33 G n L^2 / every) time, 3 L G + 5 L numbers.
    defaults: ratio=10 every=4.   Preset: snapkv scores with window=8 kernel=7 pool=avg, recent=8.
    ties: in turn, one a lane, lower lane first; largest remainders, lower layer first.
    departs: the code divides B L among the m layers, so early layers stay large until the end; rounds down and gives
@@ -20877,7 +20877,8 @@ static void kvmem__set_cap(kvmem_cache *c) {
 
 /* --- estimate --- */
 /* Counted like a real run: every block appends, attends and commits. Lengths are followed per layer; a
-   budget that reads scores or a profile is taken at its mean, and profiles are not counted. */
+   budget that reads anything is taken at its mean, and where an entry chooses the number itself, all stay;
+   profiles are not counted. */
 #define KVMEM__EST_LAYERS 1024
 typedef struct kvmem__est {
     kvmem__plan p;
