@@ -928,6 +928,7 @@ struct kvmem_cache {
     kvmem_error error;          /* of the last failed call */
     kvmem_shape shape;          /* arrays owned by the cache */
     kvmem_recipe recipe;
+    kvmem_profile *profile[2];  /* of the score and of the budget entry, for those that read one */
     kvmem_arena *arena;         /* shared by copies */
     const kvmem_backend *backend;
     const kvmem_codec_use *fresh; /* of rows that wait for their codec; NULL if none ever does */
@@ -13804,7 +13805,7 @@ static kvmem_status kvmem__profile_check(kvmem_cache *c, const kvmem_profile *p,
 static kvmem_status kvmem__take_profiles(kvmem_cache *c) {
     int s;
     for (s = 0; s < KVMEM_N_STAGES; s++) {
-        kvmem_choice *ch = &c->recipe.stage[s];
+        const kvmem_choice *ch = &c->recipe.stage[s];
         kvmem_profile *p = (kvmem_profile *)ch->user;
         if (!(ch->entry->reads & KVMEM_READS_PROFILE)) continue;
         if (!p && !*ch->text && !*c->recipe.profile)
@@ -13813,7 +13814,7 @@ static kvmem_status kvmem__take_profiles(kvmem_cache *c) {
                                kvmem_stage_word((kvmem_stage)s), ch->entry->word);
         if (!p) KVMEM__TRY(kvmem__profile_of(c, *ch->text ? ch->text : c->recipe.profile, &p));
         KVMEM__TRY(kvmem__profile_check(c, p, ch));
-        ch->user = p;
+        c->profile[s == KVMEM_BUDGET] = p;
     }
     return KVMEM_OK;
 }
@@ -20510,6 +20511,8 @@ static kvmem_view kvmem__view_of(kvmem_cache *c, int layer, kvmem_stage stage) {
     v.par = c->recipe.stage[stage].par;
     v.text = c->recipe.stage[stage].text;
     v.user = c->recipe.stage[stage].user;
+    if ((stage == KVMEM_SCORE || stage == KVMEM_BUDGET) && c->profile[stage == KVMEM_BUDGET])
+        v.user = c->profile[stage == KVMEM_BUDGET];
     v.seed = c->recipe.seed;
     v.stage = stage;
     v.phase = c->phase;

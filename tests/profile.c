@@ -171,6 +171,39 @@ static void refuse(const char *recipe, const char *text, uint64_t id, kvmem_stat
     kvmem_cache_free(&c);
     world_free(&w);
 }
+TEST(a_recipe_taken_from_a_cache_outlives_it) {
+    world w; kvmem_cache c, d; kvmem_recipe r;
+    if (!write_file(sample)) SKIP("build/ is not there");
+    REQUIRE(world_init(&w, 2, 4, 2, 8, 40, "budget=heads(all) sink=1 recent=3 profile=" FILE_PATH));
+    CHECK_OK(kvmem_cache_init(&c, &w.cfg));
+    r = c.recipe;
+    kvmem_cache_free(&c);
+    w.cfg.recipe = &r;
+    CHECK_OK(kvmem_cache_init(&d, &w.cfg));
+    CHECK_OK(feed(&w, &d, 0, 20, 20, KVMEM_PROMPT_END, NULL));
+    CHECK(kvmem_cache_lane_len(&d, 0, 0) == 20 && kvmem_cache_lane_len(&d, 0, 1) == 4);
+    kvmem_cache_free(&d);
+    world_free(&w);
+    remove(FILE_PATH);
+}
+TEST(uneven_heads_stay_under_a_byte_limit) {
+    static const char *const recipes[] = {
+        "duo budget=64KiB sink=4 recent=16 page=8", "headkv budget=64KiB recent=8 page=8",
+        "compresskv budget=64KiB recent=8 page=8 when=every(5)", "evobudget budget=64KiB recent=8 page=8 when=block" };
+    size_t i;
+    for (i = 0; i < sizeof recipes / sizeof *recipes; i++) {
+        world w; kvmem_cache c; profiled f; kvmem_bytes b;
+        profiled_make(&f, 2, 4, 2, 8);
+        REQUIRE(world_init(&w, 2, 4, 2, 8, 600, recipes[i]));
+        profiled_give(&w.recipe, &f);
+        CHECK_OK(kvmem_cache_init(&c, &w.cfg));
+        CHECK_OK(feed(&w, &c, 0, 400, 32, KVMEM_PROMPT_END, NULL));
+        CHECK_OK(feed(&w, &c, 400, 600, 1, KVMEM_DECODE, NULL));
+        kvmem_cache_bytes(&c, &b);
+        CHECK(b.peak.total <= 64 << 10 && b.entries > 100);
+        kvmem_cache_free(&c); world_free(&w); profiled_free(&f);
+    }
+}
 TEST(a_profile_of_another_model_is_refused) {
     const char *const heads = "budget=heads(all,file=" FILE_PATH ")";
     if (!write_file(sample)) SKIP("build/ is not there");
@@ -741,6 +774,8 @@ int main(int argc, char **argv) {
     RUN(errors_name_line_and_reason);
     RUN(more_than_256_rows_are_refused);
     RUN(a_cache_reads_the_file_that_its_recipe_names);
+    RUN(a_recipe_taken_from_a_cache_outlives_it);
+    RUN(uneven_heads_stay_under_a_byte_limit);
     RUN(a_profile_of_another_model_is_refused);
     RUN(a_profile_that_nothing_reads_is_an_error);
     RUN(memory_that_fails_leaks_nothing);

@@ -58,7 +58,9 @@ static void put_params(const kvmem_entry *e) {
     const kvmem_param *p = e->params;
     for (; p && p->name; p++) {
         put("  %-10s ", p->name);
-        if (p->choices) {
+        if (kvmem__is_text(p)) {
+            put("a text");
+        } else if (p->choices) {
             const char *c = p->choices;
             int i, n;
             for (i = 0; i < (int)p->def && strchr(c, '|'); i++) c = strchr(c, '|') + 1;
@@ -78,7 +80,8 @@ static void put_reads(unsigned reads) {
                  { KVMEM_READS_ACC, "accumulated attention" },
                  { KVMEM_READS_LAST, "the newest query's attention" },
                  { KVMEM_READS_SCORES, "scores of all lanes" },
-                 { KVMEM_READS_LAYERS, "all layers" } };
+                 { KVMEM_READS_LAYERS, "all layers" },
+                 { KVMEM_READS_PROFILE, "a profile of the model" } };
     size_t i;
     int n = 0;
     put("  reads      ");

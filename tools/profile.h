@@ -715,7 +715,6 @@ static void profile_try(profile_evo *e, int i) {
         e->failed = fail("%s", s.error.text);
         return;
     }
-    s.cache.recipe.stage[KVMEM_BUDGET].user = &e->trial;
     e->want = e->full[i];
     if (kvmem_session_feed(&s, e->id[i] + e->from - 1, 1, KVMEM_PROMPT_END, NULL, NULL) != KVMEM_OK ||
         kvmem_session_feed(&s, e->id[i] + e->from, tail, KVMEM_DECODE, profile_row_kl, e) != KVMEM_OK)
