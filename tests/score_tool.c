@@ -64,8 +64,8 @@ static int load(double *to, int *cols, char kind) {
     file_close(&f);
     return good;
 }
-/* kvmem score --kv RECIPE with all arrays and up to six words more. */
-static int score(const char *recipe, const char *const *more) {
+/* kvmem score --kv RECIPE with all arrays, or bare: without hidden states and weights; and up to six words more. */
+static int score_with(const char *recipe, int bare, const char *const *more) {
     const char *a[48] = { "score", "--heads", "4", "--kv-heads", "2", "--dim", "8" };
     int n = 7;
     a[n++] = "--kv";
@@ -80,11 +80,14 @@ static int score(const char *recipe, const char *const *more) {
     a[n++] = at("x.npy");
     a[n++] = "--output-weights";
     a[n++] = at("w.npy");
+    if (bare) n -= 4;
     a[n++] = "-o";
     a[n++] = at("out.npy");
     while (more && *more) a[n++] = *more++;
     return tool(n, a);
 }
+static int score(const char *recipe, const char *const *more) { return score_with(recipe, 0, more); }
+static int score_bare(const char *recipe, const char *const *more) { return score_with(recipe, 1, more); }
 static const char *const kept_only[] = { "--kept", NULL }, *const turned[] = { "--rope", "norm", "--kept", NULL };
 static const char *const turned_only[] = { "--rope", "norm", NULL };
 static void turn(float *row, int pos, int neox) {
@@ -217,6 +220,25 @@ TEST(decoded_rows_and_positions_count) {
     REQUIRE(score("full", more) == OK && load(got, &cols, 'i') && cols == N);
     for (t = 0; t < N; t++) CHECK(got[t] == t);
 }
+TEST(probe_tokens_judge_the_prompt) {
+    static const char *const probed[] = { "--probe", "6", NULL };
+    double got[G * N], p[N];
+    int g, t, h, i, cols;
+    fill();
+    REQUIRE(score_bare("kvzip budget=50%", probed) == OK && load(got, &cols, 'f') && cols == N - 6);
+    for (g = 0; g < G; g++)
+        for (t = 0; t < N - 6; t++) {
+            double top = 0;
+            for (h = 2 * g; h < 2 * g + 2; h++)
+                for (i = N - 6; i < N; i++) {
+                    row_of(h, i, p);
+                    if (p[t] > top) top = p[t];
+                }
+            CHECK_NEAR(got[g * cols + t], top, 1e-5);
+        }
+    CHECK(score_bare("kvzip budget=50%", NULL) == MISUSED); /* nobody has looked */
+    CHECK(score_bare("h2o", probed) == MISUSED && score_bare("kvzip budget=100%", probed) == FAILED);
+}
 /* Every preset that keeps fewer entries, at a quarter: rising rows of what was given, or a sentence. */
 TEST(every_preset_answers) {
     int i, g, t, cols, asked = 0, answered = 0;
@@ -232,6 +254,7 @@ TEST(every_preset_answers) {
         snprintf(text, sizeof text, "%s budget=25%%", p->word);
         asked++;
         status = score(text, turned);
+        if (r.stage[KVMEM_SCORE].entry->reads & KVMEM_READS_PROBE) continue; /* above */
         if (status != OK) continue; /* it needs what this command has not: a session, a profile */
         answered++;
         if (!load(got, &cols, 'i')) { FAIL_AT("%s: no table of rows", p->word); continue; }
@@ -299,6 +322,7 @@ int main(int argc, char **argv) {
     RUN(kept_are_the_best_scores_and_the_window);
     RUN(rows_before_and_after_rope_give_the_same_scores);
     RUN(decoded_rows_and_positions_count);
+    RUN(probe_tokens_judge_the_prompt);
     RUN(every_preset_answers);
     RUN(what_cannot_be_done_is_said);
     free(out.text);

@@ -1,8 +1,8 @@
 /* What every method that keeps fewer entries must show (U1 to U5 of the eviction cards), asked of every preset
    and of a sample of score x budget x select x reduce that kvmem_recipe_check accepts. Nothing here knows a
    method by name: a new preset, or a new row of a stage table, is covered by being there. What a method may
-   be excused from, its entries declare: KVMEM_CHOOSES_COUNT (no count is promised), KVMEM_WRITES_ROWS and
-   KVMEM_WRITES_BIAS (attention is not that over the kept rows), KVMEM_TAKES_CODEC (nothing is lost). What it
+   be excused from, its entries declare: KVMEM_CHOOSES_COUNT (no count is promised), KVMEM_WRITES_ROWS,
+   _KEYS and _BIAS (attention is not that over the kept rows), KVMEM_TAKES_CODEC (nothing is lost). What it
    reads beside queries, keys and values it gets here by the KVMEM_READS_ flags.
    Run with --only WORD to ask one recipe alone, --show to see which recipes were asked. */
 #ifndef KVMEM_NO_DECODER
@@ -17,6 +17,7 @@
 
 /* ---- the recipes that are asked ---- */
 
+#define WRITES (KVMEM_WRITES_ROWS | KVMEM_WRITES_KEYS | KVMEM_WRITES_BIAS)
 enum { PROMPT = 44, STEPS = 12, TOKENS = PROMPT + STEPS, MAX_SUBJECTS = 512, COMBOS = 96 };
 typedef struct subject { char text[256]; int preset; } subject;
 static subject subjects[MAX_SUBJECTS];
@@ -419,7 +420,7 @@ TEST(u4_attention_is_full_attention_with_the_evicted_masked) {
     int i;
     for (i = 0; i < n_subjects; i++) {
         if (!ready(&A, &subjects[i], i & 1 ? 17 : -.4, 1, 1)) continue;
-        if (!(reduce_flags(&A.r) & (KVMEM_WRITES_ROWS | KVMEM_WRITES_BIAS)))
+        if (!(reduce_flags(&A.r) & WRITES))
             attends_to_what_is_left(&A, subjects[i].text);
         stop(&A);
     }
@@ -570,7 +571,7 @@ TEST(any_shape_will_do) {
         for (i = 0; i < n_subjects; i++) {
             keeps_what_it_should(&w, &subjects[i], i & 1 ? 17 : -.4, !shape[s].window);
             if (!ready_in(&A, &w, &subjects[i], 17, 1, 1)) continue;
-            if (!(reduce_flags(&A.r) & (KVMEM_WRITES_ROWS | KVMEM_WRITES_BIAS)))
+            if (!(reduce_flags(&A.r) & WRITES))
                 attends_to_what_is_left(&A, subjects[i].text);
             stop(&A);
         }
