@@ -60,6 +60,8 @@ bench: $(BENCHES) $(B)/mkgguf ## speed and memory tables of this machine
 
 bench-methods: $(B)/bench_methods ## every preset that keeps fewer entries: answers, nearness, bytes, times; ranked (long; METHODS=options)
 	@$(B)/bench_methods $(METHODS)
+bench-overhead: $(B)/bench_overhead ## what choosing costs: share of prefill, a decode step from 1k to 100k tokens (OVERHEAD=options)
+	@$(B)/bench_overhead $(OVERHEAD)
 
 claims: $(B)/bench_claims ## published claims about KV caches, measured on the default model, with verdicts (CLAIMS=options)
 	@$(B)/bench_claims $(CLAIMS)
@@ -117,4 +119,4 @@ $(B)/%: tools/%.c kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)
 
-.PHONY: all run train-tiny test testbins list-tests check sanitize portability bench bench-methods claims picture tables fuzz clean help
+.PHONY: all run train-tiny test testbins list-tests check sanitize portability bench bench-methods bench-overhead claims picture tables fuzz clean help

@@ -8,7 +8,7 @@ DIR=${BENCH_DIR:-/tmp}
 for b in "$B"/bench_*; do
     [ -x "$b" ] || continue
     # one runs below, the others are no timings
-    case $b in */bench_decode | */bench_claims | */bench_direct) continue ;; esac
+    case $b in */bench_decode | */bench_claims | */bench_direct | */bench_methods | */bench_overhead) continue ;; esac
     "$b" "$@"
     echo
 done

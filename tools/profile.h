@@ -52,7 +52,7 @@ static kvmem_status profile_update(const kvmem_view *v, int g) {
     return p->bad;
 }
 static kvmem_status profile_watch(const kvmem_view *v, int n, const float *q, const int32_t *pos);
-static const kvmem_memory profile_memory = { 0, NULL, profile_watch, profile_update };
+static const kvmem_memory profile_memory = { 0, NULL, profile_watch, profile_update, NULL };
 
 static void *profile_zeros(size_t count, size_t item) {
     void *x = grow(NULL, count + 1, item);

@@ -3,7 +3,9 @@
 # the claims. `tools/tables.sh write` measures all of them (some minutes) and puts them there, each
 # with the command that made it; `... write NAME` one of them; `... print NAME` prints one;
 # `... commands` prints the commands. NAME: targets recipes aware claims; codecs
-# (bits, errors, speed), eighth and sixteenth (eviction and codecs at the same bytes).
+# (bits, errors, speed), eighth and sixteenth (eviction and codecs at the same bytes), ranking (every
+# preset that keeps fewer entries; an hour or more, so only by its name: `... write ranking`; ROWS=FILE takes rows
+# that build/bench_methods --csv has printed).
 # MODEL: another model than the default one; SEEDS: fewer contexts, for a trial.
 # KVMEM, B: the program and the build folder.
 KVMEM=${KVMEM:-./kvmem}
@@ -33,6 +35,7 @@ command_of() {
     eighth) echo "./kvmem eval --suite conv --ctx 2k$EIGHTH --seeds ${SEEDS:-20} --md" ;;
     sixteenth) echo "./kvmem eval --suite conv --ctx 2k$SIXTEENTH --seeds ${SEEDS:-20} --md" ;;
     codecs) echo "build/bench_codecs" ;;
+    ranking) echo "build/bench_methods --md${SEEDS:+ --seeds $SEEDS}${ROWS:+ --from $ROWS}" ;;
     claims) echo "build/bench_claims --md${SEEDS:+ --seeds $SEEDS}" ;;
     *) echo "tables.sh: no table '$1'; there are $NAMES" >&2; return 1 ;;
     esac
