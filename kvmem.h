@@ -20227,18 +20227,21 @@ static kvmem_status kvmem__reduce_ems(const kvmem_view *v, int g, const int *kep
    Zhang et al. CaM: Cache Merging for Memory-efficient LLMs Inference. ICML 2024. OpenReview LCTmppB165.
    Code: NVIDIA/kvpress cam_press.py (CAMPress.compress).
    Of the evicted the k with the best scores are candidates, k the tokens since the last reduction (ties: the later).
+   What leaves with the prompt is dropped, as the code begins with the first decoded token; prompt=merge: all of it are
+   candidates, after KVCache-Factory's CAMKVCluster for prompts, which adds far more than few entries can carry.
    The targets of candidate i are the next m kept entries after it, fewer at the end. With A the attention received so
    far (group mean)
        p = clamp(A_i / mean of A over the targets, 0, 1), 0/0 = 0, x/0 = 1,    merged if u < p:
        every target's V += V_i / (number of targets);   keys stay.
    u is uniform in [0, 1), a function of (seed, tokens seen, layer, KV head, position of i) alone. p = 1: the sum of V
    over the lane is what it was. Example: A_i = 1, targets with A 3 and 1: p = .5.
-   reads: ACC, V, scores.   state: one float an entry.   cost: O(k m + members m d).   defaults: merge=32; preset:
-   every 512 tokens down to 2048, one set for a layer.
-   departs: A counts the prompt's queries too (the code begins with the first decoded token). That all lanes of a layer
-   lose the same tokens is up to the score: prefixkv and tova give them the same.   test: tests/merge.c cam_* */
+   reads: ACC, V, scores.   state: one float an entry.   cost: O(k m + members m d).   defaults: merge=32 prompt=drop;
+   preset: every 512 tokens down to 2048, one set for a layer.
+   departs: A counts the prompt's queries, too. That all lanes of a layer lose the same tokens is up to the score:
+   prefixkv and tova give them the same.                                            test: tests/merge.c cam_* */
 static const kvmem_param kvmem__params_cam[] = {
     { "merge", 32, 1, 65536, NULL, 1, "kept entries over which a value is spread" },
+    { "prompt", 0, 0, 1, "drop|merge", 1, "what becomes of entries that leave with the prompt" },
     KVMEM__END_PARAMS };
 /* Does candidate e's coin say merge? Its targets are the kept entries from .. from + m - 1; aux holds A. */
 static int kvmem__cam_merges(const kvmem__merge *m, const kvmem_view *v, int e, int from, int count) {
@@ -20257,6 +20260,7 @@ static kvmem_status kvmem__reduce_cam(const kvmem_view *v, int g, const int *kep
     const int spread = (int)v->par[0];
     kvmem__merge m;
     int e, i, j, k = 0;
+    if (v->phase != (int)KVMEM_DECODE && !(v->par[1] > 0)) return kvmem__reduce_drop(v, g, kept, n_kept, score);
     KVMEM__TRY(kvmem__merge_begin(&m, v, g, kept, n_kept));
     for (e = m.n; e-- > 0;) { /* from the last, so that ties go to the later */
         if (kvmem__merge_stays(&m, e)) continue;

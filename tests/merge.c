@@ -732,6 +732,18 @@ TEST(compensate_finds_an_entry_for_every_budget) {
     }
 }
 
+typedef struct tally { int n[5], wrong; int32_t last; } tally;
+static void tally_fate(void *user, int layer, int g, int32_t pos, kvmem_fate fate, int64_t tokens) {
+    tally *t = (tally *)user;
+    (void)tokens;
+    if (layer != 1 || g != 1) return;
+    t->n[fate]++;
+    if (fate == KVMEM_FATE_MERGED || fate == KVMEM_FATE_DROPPED) {
+        if (pos <= t->last) t->wrong++;
+        t->last = pos;
+    }
+}
+
 /* ---- cam ---- */
 
 static void set_acc(kvmem_cache *c, int g) {
@@ -744,7 +756,7 @@ TEST(cam_equals_brute_force_and_keeps_sums_when_sure) {
     for (mode = 0; mode < 4; mode++) { /* sure, never, all by coin, the three best by coin */
         world w;
         kvmem_cache c;
-        REQUIRE(start(&w, &c, "score=h2o reduce=cam(merge=4) seed=9 page=8 when=prompt", 8, 60, 1));
+        REQUIRE(start(&w, &c, "score=h2o reduce=cam(merge=4,prompt=merge) seed=9 page=8 when=prompt", 8, 60, 1));
         for (round = 0; round < 3; round++) {
             double sum[2][8], err;
             int first, all = 1;
@@ -758,6 +770,7 @@ TEST(cam_equals_brute_force_and_keeps_sums_when_sure) {
             if (mode == 0 && round == 1) for (t = 0; t < before.n; t++) if (is_kept[t]) acc_of[t] = 0; /* x/0 */
             set_acc(&c, 1);
             c.since_reduce = mode == 3 ? 3 : 1000;
+            c.phase = round == 2 ? KVMEM_DECODE : KVMEM_PROMPT_END;
             for (e = 0; e < before.n; e++) {
                 double mean = 0, u;
                 int rank = 0, m;
@@ -805,6 +818,7 @@ TEST(cam_merges_as_often_as_it_says) { /* A = 1, targets 3 and 1: one in two */
         keep_these(4, 3, three);
         memcpy(acc_of, acc, sizeof acc);
         set_acc(&c, 0);
+        c.phase = KVMEM_DECODE;
         CHECK_OK(reduce(&c, 0, 0));
         look(&after, &c, 0, 0);
         merged += after.v[1] == 4;
@@ -854,6 +868,21 @@ TEST(elastic_chooses_one_set_for_a_layer_and_then_deletes_at_one_slot) {
         stop(&w, &c);
     }
 }
+TEST(cam_drops_what_leaves_with_the_prompt) {
+    world w;
+    kvmem_cache c;
+    tally t;
+    memset(&t, 0, sizeof t);
+    t.last = -1;
+    REQUIRE(world_init(&w, 2, 4, 2, 8, 130, "cam budget=20 when=every(10)"));
+    CHECK_OK(kvmem_cache_init(&c, &w.cfg));
+    kvmem_cache_trace(&c, tally_fate, &t);
+    CHECK_OK(feed(&w, &c, 0, 50, 512, KVMEM_PROMPT_END, NULL));
+    CHECK(t.n[KVMEM_FATE_DROPPED] == 30 && t.n[KVMEM_FATE_MERGED] == 0);
+    CHECK_OK(feed(&w, &c, 50, 130, 1, KVMEM_DECODE, NULL));
+    CHECK(t.n[KVMEM_FATE_DROPPED] + t.n[KVMEM_FATE_MERGED] == 110 && t.n[KVMEM_FATE_MERGED] > 20);
+    stop(&w, &c);
+}
 TEST(cam_takes_the_same_tokens_from_all_lanes_of_a_layer) {
     world w;
     kvmem_cache c;
@@ -873,7 +902,8 @@ TEST(cam_takes_the_same_tokens_from_all_lanes_of_a_layer) {
 /* ---- what all share ---- */
 
 static const char *const family[] = { "ems budget=20 sink=2 recent=4 score=ems(window=4) reduce=ems(tau=0.1) when=step",
-    "merging budget=20 recent=4 score=snapkv(window=4) when=step", "cam budget=20 when=step", "elastic-lvlm budget=40%",
+    "merging budget=20 recent=4 score=snapkv(window=4) when=step", "cam budget=20 when=step reduce=cam(prompt=merge)",
+    "elastic-lvlm budget=40%",
     RAZOR "budget=20", "score=knorm budget=20 reduce=near(decode=merge) sink=1 recent=1 when=block",
     "score=random budget=20 reduce=similar(weight=mean,keys=1) place=cache", RAZOR "budget=20 place=cache when=block" };
 enum { N_FAMILY = sizeof family / sizeof *family };
@@ -935,17 +965,6 @@ TEST(codecs_of_whole_pages_are_refused_where_rows_change) {
     CHECK(kvmem_cache_lane_len(&c, 1, 1) == 40);
     CHECK(kvmem_cache_recode(&c, NULL, "kivi(axis=token)") == KVMEM_BAD_RECIPE);
     stop(&w, &c);
-}
-typedef struct tally { int n[5], wrong; int32_t last; } tally;
-static void tally_fate(void *user, int layer, int g, int32_t pos, kvmem_fate fate, int64_t tokens) {
-    tally *t = (tally *)user;
-    (void)tokens;
-    if (layer != 1 || g != 1) return;
-    t->n[fate]++;
-    if (fate == KVMEM_FATE_MERGED || fate == KVMEM_FATE_DROPPED) {
-        if (pos <= t->last) t->wrong++;
-        t->last = pos;
-    }
 }
 TEST(the_trace_tells_merged_from_dropped) {
     int i;
@@ -1103,6 +1122,7 @@ int main(int argc, char **argv) {
     RUN(cam_equals_brute_force_and_keeps_sums_when_sure);
     RUN(cam_merges_as_often_as_it_says);
     RUN(elastic_chooses_one_set_for_a_layer_and_then_deletes_at_one_slot);
+    RUN(cam_drops_what_leaves_with_the_prompt);
     RUN(cam_takes_the_same_tokens_from_all_lanes_of_a_layer);
     RUN(merged_rows_are_coded_by_the_lanes_codec);
     RUN(codecs_of_whole_pages_are_refused_where_rows_change);
