@@ -175,7 +175,8 @@ TEST(a_model_file_gives_shape_and_weights_and_can_be_measured) {
 TEST(misuse_is_named) {
     const char *no_hidden[] = { "--layers", "2", "--kv-heads", "1", "--head-dim", "8", "--params", "1e6" };
     const char *wrong[] = { "--machine", "a10" }, *both[] = { "--kv", "h2o", "--share", "0.5" };
-    const char *bad_ctx[] = { "--ctx", "12,x" }, *range[] = { "--share", "2" }, *falls[] = { "--measure", "--ctx", "40,30" };
+    const char *bad_ctx[] = { "--ctx", "12,x" }, *range[] = { "--share", "2" },
+               *falls[] = { "--measure", "--ctx", "40,30" };
     if (!freopen("/dev/null", "w", stderr)) SKIP("no /dev/null");
     CHECK(tool(NULL, 0) == MISUSED && tool(no_hidden, 8) == MISUSED);
     CHECK(with_shape(wrong, 2) == MISUSED && with_shape(both, 4) == MISUSED);

@@ -178,7 +178,8 @@ static void slow_forward(slow *s) {
             s->track[l][c] = -1;
             for (j = 0; j < s->n; j++) {
                 for (h = 0; h < c && s->track[l][h] != j; h++) {}
-                if (h == c && !s->masked[j] && (s->track[l][c] < 0 || seen[j] > seen[s->track[l][c]])) s->track[l][c] = j;
+                if (h < c || s->masked[j]) continue;
+                if (s->track[l][c] < 0 || seen[j] > seen[s->track[l][c]]) s->track[l][c] = j;
             }
         }
     }

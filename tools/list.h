@@ -72,7 +72,7 @@ static void put_params(const kvmem_entry *e) {
         put(": %s\n", p->what);
     }
 }
-static void put_reads(unsigned reads) {
+static void put_reads(unsigned reads, int queries) {
     static const struct { unsigned bit; const char *what;
     } what[] = { { KVMEM_READS_KEYS, "keys" },
                  { KVMEM_READS_VALUES, "values" },
@@ -87,6 +87,7 @@ static void put_reads(unsigned reads) {
     put("  reads      ");
     for (i = 0; i < sizeof what / sizeof *what; i++)
         if (reads & what[i].bit) put(n++ ? ", %s" : "%s", what[i].what);
+    if (queries) put(n++ ? ", queries as they attend" : "queries as they attend");
     put(n ? "\n" : "nothing but positions\n");
 }
 /* ---- codecs: formula, bits, presets */
@@ -232,6 +233,12 @@ static int list_preset(const kvmem_preset *p) {
     free(text);
     return OK;
 }
+/* Does the entry see the queries of every block? */
+static int watches(const kvmem_entry *e, int stage) {
+    const kvmem_memory *m = stage == (int)KVMEM_SCORE ? ((const kvmem_score_entry *)(const void *)e)->memory
+                          : stage == (int)KVMEM_SELECT ? ((const kvmem_select_entry *)(const void *)e)->memory : NULL;
+    return m && m->watch;
+}
 static int list_word(const char *word) {
     const kvmem_preset *p = find_preset(word);
     const kvmem_entry *e;
@@ -244,7 +251,7 @@ static int list_word(const char *word) {
         put("%s%s: an entry of the stage %s\n  %s\n  paper      %s\n", found ? "\n" : "", word,
             stage_name(stage), e->what, e->cite);
         if (stage == (int)KVMEM_CODEC_K) put_codec(e);
-        else put_reads(e->reads);
+        else put_reads(e->reads, watches(e, stage));
         put_params(e);
         found = 1;
     }
