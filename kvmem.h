@@ -18377,15 +18377,13 @@ static kvmem_status kvmem__no_row(const kvmem_view *v, const char *name, const c
    (sum: their sum). */
 static float kvmem__profile_lane(const kvmem_profile *p, const kvmem_profile_row *row, int i, int sum) {
     const int r = p->n_heads / p->n_kv_heads;
-    float best = 0;
+    const float *head = row->value + (size_t)i * (size_t)r;
+    float x;
     int j;
     if (row->per == KVMEM_PER_LAYER) return row->value[i / p->n_kv_heads];
     if (row->per != KVMEM_PER_HEAD) return row->value[i];
-    for (j = 0; j < r; j++) {
-        const float x = row->value[i * r + j];
-        if (!j || (sum ? 1 : x > best)) best = sum && j ? best + x : x;
-    }
-    return best;
+    for (x = head[0], j = 1; j < r; j++) x = sum ? x + head[j] : KVMEM__MAX(x, head[j]);
+    return x;
 }
 static int kvmem__seen(const kvmem_cache *c) { return (int)KVMEM__MIN(c->tokens + c->block_n, (int64_t)INT_MAX); }
 

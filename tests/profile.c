@@ -341,6 +341,33 @@ TEST(heads_above_the_quantile_keep_everything) { /* alpha = .9 .2 .6 .4, sparsit
     CHECK(k[0] >= 100 && k[1] >= 100 && k[2] >= 100 && k[3] >= 100);
     profiled_free(&f);
 }
+TEST(what_covers_the_text_is_bit_identical_to_full) {
+    static const char *const recipes[] = { "full", "duo sink=40 recent=60", "rlkv budget=heads(all,row=rlkv,sparsity=0)",
+        "duo budget=heads(all,threshold=0.5) sink=1 recent=1", "razor", "lukv budget=100%", "headkv budget=120",
+        "razor budget=heads(100%,row=induction,sparsity=0.9) sink=1" };
+    float *want = NULL;
+    size_t i;
+    for (i = 0; i < sizeof recipes / sizeof *recipes; i++) {
+        world w; kvmem_cache c; profiled f; float *out;
+        const float open[4] = { 1, 1, 1, 1 };
+        unsigned long long state = test_state;
+        profiled_make(&f, 2, 4, 2, 8);
+        if (i == 3) set_row(&f, "duo", open, 4); /* every gate is open */
+        test_state = 5;
+        REQUIRE(world_init(&w, 2, 4, 2, 8, 100, recipes[i]));
+        test_state = state;
+        profiled_give(&w.recipe, &f);
+        out = outs(&w, 100);
+        REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+        CHECK_OK(feed(&w, &c, 0, 80, 32, KVMEM_PROMPT_END, out));
+        CHECK_OK(feed(&w, &c, 80, 100, 1, KVMEM_DECODE, out + 80 * 64));
+        if (want && !same_out(&w, out, want, 100)) FAIL_AT("%s is not full", recipes[i]);
+        kvmem_cache_free(&c); world_free(&w); profiled_free(&f);
+        if (!want) want = out;
+        else free(out);
+    }
+    free(want);
+}
 TEST(razor_unites_the_leaders_of_two_rows) {
     const float induction[4] = { .1f, .9f, .2f, .3f }, echo[4] = { .5f, .1f, .2f, .7f };
     profiled f;
@@ -390,7 +417,7 @@ TEST(headkv_shares_the_pool_by_score) {
     CHECK(k[0] == 100 && k[1] + k[2] + k[3] == 260);
     profiled_free(&f);
     for (trial = 0; trial < 200; trial++) { /* the sum is exact, nobody has more than was seen */
-        const int L = 1 + (int)(test_unit() * 5), G = 1 + (int)(test_unit() * 4), r = 1 + (int)(test_unit() * 3);
+        const int L = 1 + (int)(test_unit() * 4), G = 1 + (int)(test_unit() * 4), r = 1 + (int)(test_unit() * 3);
         const int seen = 20 + (int)(test_unit() * 200), mean = 5 + (int)(test_unit() * (seen - 5));
         int keep[64], sum = 0;
         char text[80];
@@ -781,6 +808,7 @@ int main(int argc, char **argv) {
     RUN(memory_that_fails_leaks_nothing);
     RUN(a_profile_counts_against_the_byte_limit);
     RUN(heads_above_the_quantile_keep_everything);
+    RUN(what_covers_the_text_is_bit_identical_to_full);
     RUN(razor_unites_the_leaders_of_two_rows);
     RUN(heads_of_a_group_count_by_their_highest);
     RUN(headkv_shares_the_pool_by_score);

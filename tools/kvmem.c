@@ -2025,6 +2025,7 @@ static const option profile_options[] = {
     O_DEFAULT_MODEL, O_TOKENIZER,
     O_TEXT("-o", output, "FILE", "where the profile goes (default stdout)"),
     O_FILE(0, "the text to measure on (default: the testbed's, for the default model)"),
+    { "-n", "--count", INTEGER, AT(n), "N", "512", 160, 1 << 20, 0, "tokens of a text; longer ones show more" },
     O_TEXT("--evo", evo, "AMOUNT", "also evolve layer budgets under this mean: 12.5%, 64"),
     O_INT("--generations", generations, "N", "12", 1, 10000, "of the evolution"),
     O_INT("--seed", seed, "S", "1", 0, 9e15, "same seed, same profile"),

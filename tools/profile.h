@@ -893,7 +893,8 @@ static void profile_show(const profile_run *p) {
     }
 }
 static int profile_measure(profile_run *p) {
-    const int n = p->m->n_ctx_train < 512 ? p->m->n_ctx_train / 32 * 32 : 512;
+    const int want = p->a->n > 0 ? (int)p->a->n : 512;
+    const int n = (p->m->n_ctx_train < want ? p->m->n_ctx_train : want) / 32 * 32;
     int status;
     if (n < 160) return fail("%s: was trained on %d tokens; 160 are needed", p->a->model, p->m->n_ctx_train);
     p->period = n / 4;
