@@ -98,7 +98,7 @@ static int score_lacks(const score_run *r) {
     if ((reads & KVMEM_READS_OUTPUT) && !r->wo)
         return misuse("%s reads the output projection: give --output-weights", r->a->kv);
     if ((reads & KVMEM_READS_PROBE) && (!r->probe || !r->q))
-        return misuse("%s reads what probe tokens look at: give -q and, as the last N rows, theirs: --probe N", r->a->kv);
+        return misuse("%s reads what probe tokens look at: give -q, and their rows as the last N: --probe N", r->a->kv);
     if (r->probe && !(reads & KVMEM_READS_PROBE)) return misuse("%s sends no probe tokens: leave --probe", r->a->kv);
     return OK;
 }
