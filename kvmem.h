@@ -15483,7 +15483,9 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
    put on it, averaged over the query heads of the group,
        acc[t] += sum_i mean_h P[h][i][t]   (all queries)      last[t] = mean_h P[h][newest][t]
    and a ring of the newest queries, from which kvmem_view_attention computes any window's rows again.
-   P is recovered from the logits and the log-sum-exp that attend returns: P = e^(s - lse). */
+   P is recovered from the logits and the log-sum-exp that attend returns: P = e^(s - lse).
+   Further: the norm of the hidden state that an entry came with, norms of what W_O makes of values, and what probe
+   tokens saw, which is kept beside the pages from the first probe to the reduction. */
 /* Add the rows of token t to acc and, for the newest token, set last. */
 static void kvmem__observe_one(kvmem__worker *w, kvmem_cache *c, int layer, const kvmem_lane *ln, int t, int n,
                                const float *q, const float *lse) {

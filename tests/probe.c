@@ -151,6 +151,11 @@ static uint64_t digest(const kvmem_cache *c) {
     }
     return h;
 }
+static int told_fates;
+static void count_fates(void *user, int layer, int g, int32_t pos, kvmem_fate fate, int64_t tokens) {
+    (void)user; (void)layer; (void)g; (void)pos; (void)fate; (void)tokens;
+    told_fates++;
+}
 TEST(probe_tokens_leave_no_trace) {
     static const char *const codec[3] = { "f32", "q8_0", "kivi(bits=2,group=8)" };
     int i;
@@ -167,14 +172,17 @@ TEST(probe_tokens_leave_no_trace) {
         CHECK(c.awaits == 1 && c.tokens == 45 && kvmem_cache_lane_len(&c, 0, 0) == 45);
         kvmem_cache_bytes(&c, &before);
         h = digest(&c);
+        kvmem_cache_trace(&c, count_fates, NULL);
+        told_fates = 0;
         CHECK_OK(world_probe(&w, &c, NULL, 10, 40));
         CHECK_OK(world_probe(&w, &c, &o, 0, 9));
-        CHECK(digest(&c) == h);
+        CHECK(digest(&c) == h && !told_fates);
         kvmem_cache_bytes(&c, &after);
         CHECK(after.live.total == before.live.total + 2 * 4 * 45 * sizeof(float)); /* what they saw */
         CHECK(after.peak.total == heap.peak && after.live.total == heap.live && after.peak.total > after.live.total);
         CHECK_OK(kvmem_cache_reduce(&c));
-        CHECK(!c.awaits && !c.seen && kvmem_cache_lane_len(&c, 1, 1) == 20);
+        CHECK(!c.awaits && !c.seen && kvmem_cache_lane_len(&c, 1, 1) == 20 && told_fates >= 4 * 25);
+        kvmem_cache_trace(&c, NULL, NULL);
         CHECK_OK(kvmem_cache_reduce(&c)); /* nothing to do */
         CHECK_OK(feed(&w, &c, 45, 50, 1, KVMEM_DECODE, NULL));
         CHECK(kvmem_cache_lane_len(&c, 1, 1) == 25); /* when=prompt: once */
@@ -326,6 +334,28 @@ TEST(a_prompt_that_was_cut_does_not_wait) {
     kvmem_cache_bytes(&c, &b);
     CHECK(!c.awaits && !b.live.stats);
     kvmem_cache_free(&c); world_free(&w);
+}
+TEST(probes_keep_a_limit_in_bytes_or_say_that_they_cannot) {
+    world w; kvmem_cache c; kvmem_bytes b; size_t limit = 0; int k, good = 0, bad = 0;
+    REQUIRE(spied(&w, "score=random budget=20 page=8 when=prompt codec=f32", &probe_entry));
+    for (k = 0; k < 24; k++) {
+        test_heap heap; kvmem_status st; uint64_t h;
+        memset(&heap, 0, sizeof heap);
+        w.cfg.allocator = test_allocator(&heap);
+        w.cfg.max_bytes = limit ? limit + (size_t)k * 1000 : 0;
+        CHECK_OK(kvmem_cache_init(&c, &w.cfg));
+        REQUIRE_OK(prompt(&w, &c, 45));
+        if (!limit) { kvmem_cache_bytes(&c, &b); limit = b.peak.total; kvmem_cache_free(&c); continue; }
+        h = digest(&c);
+        st = world_probe(&w, &c, NULL, 0, 40);
+        CHECK(digest(&c) == h && heap.peak <= w.cfg.max_bytes);
+        if (st == KVMEM_OK) { good++; CHECK_OK(kvmem_cache_reduce(&c)); }
+        else { bad++; CHECK(st == KVMEM_OVER_BUDGET && c.awaits && c.error.text[0]); }
+        kvmem_cache_free(&c);
+        CHECK(!heap.live && !heap.wrong);
+    }
+    CHECK(good && bad);
+    world_free(&w);
 }
 TEST(recipes_that_probe_ask_once_and_count_tokens) {
     static const char *const bad[4] = { "kvzip when=step", "dapq when=every(4)", "kvcompose when=block",
@@ -816,6 +846,7 @@ int main(int argc, char **argv) {
     RUN(dapq_positions_shifted_by_D_are_queries_turned_by_D);
     RUN(a_prompt_that_waits_says_so);
     RUN(a_prompt_that_was_cut_does_not_wait);
+    RUN(probes_keep_a_limit_in_bytes_or_say_that_they_cannot);
     RUN(recipes_that_probe_ask_once_and_count_tokens);
     RUN(kvzip_scores_are_the_largest_probabilities_and_the_rest_stays);
     RUN(global_keeps_the_best_of_all_lanes_or_of_each_layer);
