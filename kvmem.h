@@ -20436,6 +20436,9 @@ static const kvmem_retrieve_entry kvmem__retrieves[] = {
    original: at the position that the token had in the text; gaps stay gaps.
    cache: at its slot 0, 1, ..., n-1 in the lane, the query at its own slot: distances are distances in the
    cache, so a stream of any length stays inside the trained context (StreamingLLM, see >>score_recency).
+   What was chosen at the end of a prompt by true positions is read so from then on: preset key-rerotation. Code:
+   NVIDIA/kvpress key_rerotation_press.py (KeyRerotationPress.compress), which turns kept keys by slot - position once,
+   and goes on at position n; here no row is changed.                    test: tests/select.c rerotation_*
    Needs a cache that applies RoPE itself; kvmem_cache_init says so if the shape has none. */
 static int32_t kvmem__place_cache(const double *par, int slot, int32_t pos) {
     (void)par;
@@ -20453,7 +20456,13 @@ static const kvmem_place_entry kvmem__places[] = {
    set apart  ->  the best of the rest by the score stage  ->  the reduce stage.
    An amount is entries per lane, mean over the cache: a count; a share of the tokens seen; bytes: what
    fits. A lane that needs nothing removed is not scored. NaN scores are an error that names the entry.
-   Ties go to the lower index. Uses: cache, observe. */
+   Ties go to the lower index. Uses: cache, observe.
+   when=block reduces while the prompt is read, block(b) in blocks of at most b tokens: a lane never holds more than
+   its budget and b. Preset block: Park et al. KeyDiff. 2025. arXiv 2504.15364. Code: NVIDIA/kvpress block_press.py
+   (BlockPress.compress), which only simulates it: it reads the whole prompt first, begins with the first B entries and
+   scores these with the next b, again and again. Here later blocks really see what is left alone, and queries of
+   earlier blocks are not asked again. One block that holds what the budget does not is one pass over everything, and
+   a score that looks at one entry alone (knorm) keeps the same set for every b.       test: tests/select.c block_* */
 
 /* Under a byte limit: the mean that leaves every lane room for the next block of up to a page, and for a
    page that is only partly full when lanes differ in length. */
@@ -23849,8 +23858,8 @@ static const kvmem_preset kvmem__presets[] = {
       "whole chunks of 20 tokens by the sum of snapkv over the KV heads", "Liu 2025, arXiv 2502.00299" },
     { "chunk", "score=knorm budget=50% select=within(size=1024) when=prompt place=original",
       "every 1024 tokens keep their own half, by knorm", "Corallo 2024, TACL 12 (FINCH)" },
-    { "block", "score=knorm budget=2048 when=block(128) place=original",
-      "the prompt is read in blocks of 128, each cut back to the budget before the next is read",
+    { "block", "score=keydiff budget=2048 when=block(128) place=original",
+      "keydiff on a prompt read in blocks of 128, cut back to the budget before the next is read",
       "Park 2025, arXiv 2504.15364" },
     { "dms-threshold", "score=knorm budget=all select=threshold(at=-10) recent=128 when=step place=original",
       "what scores too low when it is 128 tokens old goes", "Lancucki 2025, arXiv 2506.05345" },

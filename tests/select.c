@@ -363,7 +363,7 @@ TEST(block_of_scores_of_one_entry_gives_the_base_for_any_size) {
     for (i = 0; i < 7; i++) {
         char text[80];
         test_state = 77; /* the same rows each time */
-        sprintf(text, "block budget=31 when=block(%d)", sizes[i]);
+        sprintf(text, "score=knorm budget=31 when=block(%d)", sizes[i]);
         if (!start(text, 2, 4, 2, 300, 0)) return;
         CHECK_OK(feed(&W, &C, 0, 300, 300, KVMEM_PROMPT_END, NULL));
         for (l = 0; l < 2; l++)
