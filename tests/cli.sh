@@ -63,6 +63,7 @@ has_keys() {
 }
 check list_has_every_key has_keys
 check list_has_no_key_twice sh -c "awk '{ print \$1 }' '$TMP/list' | sort | uniq -d | awk 'END { exit NR > 0 }'"
+check list_has_four_columns sh -c "awk -F '  +' 'NF != 4 { print; bad = 1 } END { exit bad }' '$TMP/list'"
 check list_names_stages_and_presets sh -c "grep -q '^h2o  *preset,score ' '$TMP/list' && grep -q '^q8_0  *codec ' '$TMP/list'"
 explains_all() { for k in $(keys); do prints . $KVMEM list "$k" || return 1; done; }
 check list_explains_every_key explains_all

@@ -26,7 +26,9 @@ static int next_stage(int stage) { return stage + 1 == (int)KVMEM_CODEC_V ? stag
 static const char *stage_name(int stage) {
     return stage == (int)KVMEM_CODEC_K ? "codec" : kvmem_stage_word((kvmem_stage)stage);
 }
-/* One line: key, what it is (a word may be a preset and an entry of stages), paper, sentence. */
+/* One line of four columns, two blanks or more between them, so that programs can read it (tools/methods.sh): key,
+   what it is (a word may be a preset and an entry of stages), paper, sentence. */
+#define LIST_LINE "%-18s  %-19s  %-40s  %s\n"
 static void list_line(const char *word, const char *cite, const char *what) {
     char kind[96];
     int stage;
@@ -36,7 +38,7 @@ static void list_line(const char *word, const char *cite, const char *what) {
     for (stage = 0; stage < (int)KVMEM_N_STAGES; stage = next_stage(stage))
         if (n < sizeof kind && find_entry(stage, word))
             n += (size_t)snprintf(kind + n, sizeof kind - n, n ? ",%s" : "%s", stage_name(stage));
-    put("%-14s %-14s %-40s  %s\n", word, kind, cite, what);
+    put(LIST_LINE, word, kind, cite, what);
 }
 static void list_all(void) {
     const kvmem_preset *p;
@@ -52,7 +54,7 @@ static void list_all(void) {
             if (!seen) list_line(e->word, e->cite, e->what);
         }
     for (i = 0; (m = kvmem_method_at(i)) != NULL; i++)
-        put("%-14s %-14s %-40s  %s\n", m->word, m->kind, m->cite, m->what);
+        put(LIST_LINE, m->word, m->kind, m->cite, m->what);
 }
 static void put_params(const kvmem_entry *e) {
     const kvmem_param *p = e->params;

@@ -1,8 +1,9 @@
 #!/bin/sh
 # The method table of README.md, made from `./kvmem list`. `tools/methods.sh write` puts it there.
 rows() {
-    ${KVMEM:-./kvmem} list | awk -F '  +' '{ split($1, w, " "); kind = w[2] ? w[2] : $2
-        printf "| `%s` | %s | %s | %s |\n", w[1], kind, $(NF - 1), $NF }'
+    ${KVMEM:-./kvmem} list | awk -F '  +' '
+        NF != 4 { print "methods.sh: a line of list without four columns: " $0 > "/dev/stderr"; exit 1 }
+        { gsub(/\|/, "\\|"); gsub(/,/, ", ", $2); printf "| `%s` | %s | %s | %s |\n", $1, $2, $3, $4 }'
 }
 put() { # between <!-- NAME --> and <!-- end NAME -->: the first two table lines stay, the rest is replaced
     awk -v name="$1" -v file="$2" '
