@@ -686,6 +686,31 @@ TEST(razor_keeps_one_mean_of_everything_between_sinks_and_window) {
     }
     stop(&w, &c);
 }
+TEST(razor_leaves_heads_that_find_things_alone) { /* by a profile: one KV head of four keeps everything */
+    static const char text[] = "kvmem profile 1\nmodel 0000000000000000\nshape 2 4 2 8\n"
+                               "kv induction .1 .9 .2 .3\nkv echo 0 0 0 0\n";
+    kvmem_profile p;
+    world w;
+    kvmem_cache c;
+    kvmem_bytes b;
+    int l;
+    CHECK_OK(kvmem_profile_parse(&p, text, strlen(text), NULL));
+    REQUIRE(world_init(&w, 2, 4, 2, 8, 120, "razor page=8 budget=heads(all,row=induction,sparsity=0.75,least=12)"));
+    w.recipe.stage[KVMEM_BUDGET].user = &p;
+    CHECK_OK(kvmem_cache_init(&c, &w.cfg));
+    CHECK_OK(feed(&w, &c, 0, 16, 512, KVMEM_PREFILL, NULL)); /* n <= S0 + R: nothing leaves, no bias */
+    CHECK_OK(feed(&w, &c, 16, 60, 512, KVMEM_PROMPT_END, NULL));
+    CHECK_OK(feed(&w, &c, 60, 100, 1, KVMEM_DECODE, NULL));
+    for (l = 0; l < 4; l++) {
+        look(&after, &c, l / 2, l % 2);
+        CHECK(after.n == (l == 1 ? 100 : 16));
+        CHECK_NEAR(after.bias[4], l == 1 ? 0 : log(85), 1e-5);
+    }
+    kvmem_cache_bytes(&c, &b);
+    CHECK(b.entries == 148);
+    kvmem_profile_free(&p);
+    stop(&w, &c);
+}
 TEST(compensate_lowers_the_error_of_what_razor_drops) {
     static const char *const recipes[2] = { RAZOR "budget=12 page=8", "score=recency sink=4 budget=12 page=8" };
     double error[2] = { 0, 0 };
@@ -1117,6 +1142,7 @@ int main(int argc, char **argv) {
     RUN(merging_what_is_alike_loses_less_than_dropping_it);
     RUN(compensate_weighs_the_mean_as_in_the_example);
     RUN(razor_keeps_one_mean_of_everything_between_sinks_and_window);
+    RUN(razor_leaves_heads_that_find_things_alone);
     RUN(compensate_lowers_the_error_of_what_razor_drops);
     RUN(compensate_finds_an_entry_for_every_budget);
     RUN(cam_equals_brute_force_and_keeps_sums_when_sure);
