@@ -18754,6 +18754,7 @@ static kvmem_status kvmem__budget_hack(const kvmem_view *v, int mean, const int 
     for (i = 0; i < lanes; i++) known |= c->lane[i].state[0][KVMEM__HACK_COUNT] > 0;
     for (i = 0; i < lanes; i++) structural[i] = 1;
     if (known) kvmem_hack_types(var, lanes, v->par[0], structural);
+    for (i = 0; i < lanes && !known; i++) structural[i] = 1;
     for (i = 0; i < lanes; i++) {
         float *own = c->lane[i].state[0];
         if (own[KVMEM__HACK_FIXED] > 0) structural[i] = own[KVMEM__HACK_TYPE] == (float)KVMEM__HACK_STRUCTURAL;
