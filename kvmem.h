@@ -16948,7 +16948,7 @@ static const kvmem_param kvmem__params_gui[] = {
 static int kvmem__mean_budget(const kvmem_cache *c); /* section commit */
 /* score (n) += alpha softmax(z(x) / tau). */
 static void kvmem__gui_salient(float *score, const float *x, int n, double alpha, double tau) {
-    double mean = 0, var = 0, top = -INFINITY, sum = 0, std;
+    double mean = 0, var = 0, top = -(double)INFINITY, sum = 0, std;
     int t;
     for (t = 0; t < n; t++) mean += (double)x[t] / n;
     for (t = 0; t < n; t++) {
@@ -17788,7 +17788,10 @@ static kvmem_status kvmem__sketch_mean(const kvmem_view *v, const kvmem__sketch 
     double *sum = (double *)(void *)kvmem__view_scratch(v, 2 * (size_t)d);
     int t, i, c;
     if (!sum) return v->cache->error.status;
-    for (c = 0; c < d; c++) sum[c] = s->mean[c] = 0;
+    for (c = 0; c < d; c++) {
+        sum[c] = 0;
+        s->mean[c] = 0;
+    }
     for (t = from; t < to; t += KVMEM__SCORE_ROWS) {
         const int m = KVMEM__MIN((int)KVMEM__SCORE_ROWS, to - t);
         kvmem__sketch_rows(v, s, g, t, m);
@@ -18286,7 +18289,7 @@ static kvmem_status kvmem__budget_composite(const kvmem_view *v, int mean, const
     }
     for (i = 0; i < L * G; i++) width = KVMEM__MAX(width, n[i]);
     from = (int *)(void *)kvmem__view_scratch(v, 4 * (size_t)L);
-    row = from ? (const float **)(void *)kvmem__view_scratch(v, (size_t)L * (sizeof *row / sizeof(float))) : NULL;
+    row = from ? (const float **)(void *)kvmem__view_scratch(v, (size_t)L * sizeof *row / sizeof(float)) : NULL;
     c = row ? kvmem__view_scratch(v, (size_t)(L + 1) * (size_t)width) : NULL;
     if (!c) return v->cache->error.status;
     to = from + L;
@@ -18831,7 +18834,7 @@ static kvmem_status kvmem__budget_adakv(const kvmem_view *v, int mean, const int
     }
     if (B < 1 || B >= longest || v->layer < (int)v->par[3]) return KVMEM_OK;
     if (v->par[2] > 0) {
-        const float **row = (const float **)(void *)kvmem__view_scratch(v, (size_t)G * (sizeof *row / sizeof(float)));
+        const float **row = (const float **)(void *)kvmem__view_scratch(v, (size_t)G * sizeof *row / sizeof(float));
         float *copy = row ? kvmem__view_scratch(v, (size_t)G * (size_t)longest) : NULL;
         int *idx = copy ? (int *)(void *)kvmem__view_scratch(v, 2 * (size_t)longest) : NULL;
         if (!idx) return c->error.status;
@@ -24006,7 +24009,8 @@ static const kvmem_preset kvmem__presets[] = {
     { "epicache_layers",
       "score=snapkv(window=32,kernel=1) budget=layers(4096,row=keysim,power=1.1) sink=128 when=block place=original",
       "more for layers whose keys change when attention is cut into blocks", "Kim 2025, arXiv 2509.17396" },
-    { "lukv", "score=snapkv(window=32,kernel=5,pool=avg) budget=lukv(50%) sink=4 recent=1 when=prompt place=original",
+    { "lukv",
+      "score=expected(future=512,sinks=4,eps=0.02) budget=lukv(50%) sink=4 recent=1 when=prompt place=original",
       "keep fractions of each head optimised over all heads beforehand", "arXiv 2602.08585" },
     { "evobudget",
       "score=snapkv(window=32,kernel=5,pool=avg) budget=layers(2048,row=evo) recent=32 when=prompt place=original",

@@ -11,7 +11,7 @@
 #include "sums.h"
 
 enum { PROFILE_TEXTS = 8, PROFILE_STEPS = 64 };
-#define PROFILE_SCORE "score=snapkv(window=32,kernel=5,pool=avg)" /* preset lukv's */
+#define PROFILE_SCORE "score=expected(future=512,sinks=4,eps=0.02)" /* preset lukv's */
 typedef struct profile_run profile_run;
 typedef void (*profile_see)(profile_run *p, const kvmem_view *v, int g);
 
