@@ -8,7 +8,7 @@
    Second table: a decode step under a fixed budget of --keep entries after 1k, 4k, ... tokens: time and live bytes.
    A preset that reduces only when a prompt ends is told when=every(64), so that its budget holds.
 
-   Build  make build/bench_overhead     Run  build/bench_overhead [--only WORD] [--csv] [--json] */
+   Build  make build/bench_overhead     Run  build/bench_overhead [--only snapkv,h2o] [--csv] [--json] */
 #define KVMEM_NO_DECODER
 #include "bench.h"
 
@@ -136,6 +136,15 @@ static int recipe_of(const kvmem_preset *p, int keep, kvmem_recipe *r) {
     kvmem_cache_free(&c);
     return ready;
 }
+static int is_chosen(const char *word, const char *only) { /* one of "a,b,c"; NULL: any */
+    const size_t n = strlen(word);
+    while (only && *only) {
+        const size_t m = strcspn(only, ",");
+        if (m == n && !memcmp(only, word, n)) return 1;
+        only += m + (only[m] == ',');
+    }
+    return !only;
+}
 int main(int argc, char **argv) {
     const kvmem_recipe all = kvmem_recipe_default();
     kvmem_bytes b;
@@ -153,14 +162,14 @@ int main(int argc, char **argv) {
     if (!bench_flag("--no-prompt")) {
         bench_header("<preset            |prompt|attend ms|   with ms|more %|model %|peak KiB");
         for (i = 0; kvmem_preset_at(i); i++)
-            if ((!only || strstr(kvmem_preset_at(i)->word, only)) && recipe_of(kvmem_preset_at(i), keep, &r))
+            if (is_chosen(kvmem_preset_at(i)->word, only) && recipe_of(kvmem_preset_at(i), keep, &r))
                 show_prompt(kvmem_preset_at(i), &r, n, full);
         if (!bench_json) printf("\n");
     }
     if (bench_flag("--no-decode")) return 0;
     bench_header("<preset            |   seen|entries|mean us|median us|live KiB|peak KiB");
     for (i = 0; kvmem_preset_at(i); i++)
-        if ((!only || strstr(kvmem_preset_at(i)->word, only)) && recipe_of(kvmem_preset_at(i), keep, &r))
+        if (is_chosen(kvmem_preset_at(i)->word, only) && recipe_of(kvmem_preset_at(i), keep, &r))
             show_decode(kvmem_preset_at(i), &r, most);
     free(k);
     free(v);
