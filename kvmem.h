@@ -172,6 +172,7 @@
      >>segment            where does the stream break into events?
      >>segment_fixed      an event every `size` tokens
      >>retrieve           which stored entries does this query read?
+     >>retrieve_actqkv    the pages nearest to an activation-aware probe of the queries
      >>place              at which RoPE position is a kept key read?
      >>commit             the end of a block: segment, score, budget, reduce
      >>persistence        save, load, inspect
@@ -355,7 +356,7 @@ typedef struct kvmem_view {
     int phase;         /* kvmem_phase of the commit */
 } kvmem_view;
 
-/* What a score or select entry remembers from commit to commit. All of it begins as zeros, is counted,
+/* What a score, select or retrieve entry remembers from commit to commit. All of it begins as zeros, is counted,
    copied and saved with the cache, and forgotten by kvmem_cache_clear. */
 typedef struct kvmem_memory {
     int own; /* floats of its own for each cached entry, which follow it through every move: kvmem_view_own */
@@ -412,11 +413,19 @@ typedef struct kvmem_segment_entry { kvmem_entry e; kvmem_segment_fn fn; } kvmem
 typedef int32_t (*kvmem_place_fn)(const double *par, int slot, int32_t pos);
 typedef struct kvmem_place_entry { kvmem_entry e; kvmem_place_fn fn; } kvmem_place_entry;
 
-/* retrieve: which pages of lane (layer, g) do these queries read? q (n, r, d) are the queries of the
-   lane's group; read (n_pages) is preset to 1; set 0 to leave a page out. NULL fn: all. */
-typedef kvmem_status (*kvmem_retrieve_fn)(const kvmem_view *v, int g, const float *q, int n,
-                                          unsigned char *read, int n_pages);
-typedef struct kvmem_retrieve_entry { kvmem_entry e; kvmem_retrieve_fn fn; } kvmem_retrieve_entry;
+/* retrieve: which pages of a layer do the n tokens read that are about to attend? Asked once a layer and block, before
+   attention: q (n, n_heads, d) as kvmem_cache_attend got it, pos (n). read[g] has kvmem_view_pages(v, g) bytes, all 1;
+   0 leaves that page of lane g out. Pages of the block itself are read anyway; what is not read is not observed
+   either. A page may have a note: note_floats numbers that the entry makes of the page once and the cache keeps
+   beside it (kvmem_view_note). NULL fn: everything is read. */
+typedef kvmem_status (*kvmem_retrieve_fn)(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                          unsigned char *const *read);
+typedef struct kvmem_retrieve_entry {
+    kvmem_entry e;
+    kvmem_retrieve_fn fn;
+    const kvmem_memory *memory;
+    int (*note_floats)(const double *par, int n_heads, int n_kv_heads, int d); /* of a page; NULL: no notes */
+} kvmem_retrieve_entry;
 
 /* codec: how are the rows of K or V stored? A row is one token's d values of one KV head, a block the
    rows of one page: n rows of row_bytes each and a head with what they share. All bytes are little-endian
@@ -753,6 +762,9 @@ KVMEM_API kvmem_status kvmem_cache_probe(kvmem_cache *p, kvmem_cache *c, const k
    if it does not wait. On failure it waits on. */
 KVMEM_API kvmem_status kvmem_cache_reduce(kvmem_cache *c);
 KVMEM_API void kvmem_cache_bytes(const kvmem_cache *c, kvmem_bytes *out);
+/* How many pages attention has read since init or clear, and how many there were to read: summed over lanes and
+   blocks. They differ where a retrieve entry leaves pages out. Either may be NULL. */
+KVMEM_API void kvmem_cache_pages(const kvmem_cache *c, int64_t *read, int64_t *there);
 /* Bytes after a prompt of n tokens and more_n decoded ones, counted without allocating anything. */
 KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, int64_t decoded,
                                       kvmem_bytes *out, kvmem_error *err);
@@ -894,10 +906,17 @@ KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos); /* an e
 KVMEM_API int kvmem_view_queries(const kvmem_view *v);
 KVMEM_API kvmem_status kvmem_view_row(const kvmem_view *v, int g, int i, float *out);
 KVMEM_API void kvmem_view_query(const kvmem_view *v, int h, int i, float *out, int32_t *pos);
-/* A score or select entry's own floats of entry t of a lane (memory->own of them), and its state of the lane. */
+/* A score, select or retrieve entry's own floats of entry t of a lane (memory->own of them), and its state of the
+   lane. */
 KVMEM_API void kvmem_view_own(const kvmem_view *v, int g, int t, float *out);
 KVMEM_API kvmem_status kvmem_view_set_own(const kvmem_view *v, int g, int t, const float *own);
 KVMEM_API float *kvmem_view_state(const kvmem_view *v, int g);
+/* Pages of a lane, for retrieve entries: how many, and the first entry and the number of entries of page i. */
+KVMEM_API int kvmem_view_pages(const kvmem_view *v, int g);
+KVMEM_API int kvmem_view_page(const kvmem_view *v, int g, int i, int *first);
+/* The note of page i (note_floats), to be made of its keys, values, positions and own floats. *known: 0 at first and
+   when one of these has changed; the entry then fills it. */
+KVMEM_API float *kvmem_view_note(const kvmem_view *v, int g, int i, int *known);
 KVMEM_API const float *kvmem_view_score(const kvmem_view *v, int g); /* in select: scores of a lane of the layer */
 KVMEM_API const kvmem_mark *kvmem_view_marks(const kvmem_view *v, int *n); /* rising positions */
 
@@ -920,7 +939,7 @@ typedef struct kvmem_lane {
     const kvmem_codec_use *use[2]; /* K, V: how new entries are coded */
     kvmem_lesson *lesson[2];
     int low;                    /* 1: holds what reduce=demote has demoted, in any order */
-    float *state[2];            /* what the score and the select entry remember of the lane */
+    float *state[3];            /* what the score, select and retrieve entries remember of the lane */
 } kvmem_lane;
 typedef struct kvmem_arena kvmem_arena;
 
@@ -966,9 +985,12 @@ struct kvmem_cache {
     int n_events, cap_events;
     kvmem_mark *mark;           /* (n_marks) kvmem_cache_mark */
     int n_marks, cap_marks;
-    float *state;               /* (n_lanes, lane_floats[0] + lane_floats[1]) behind kvmem_lane.state */
-    int lane_floats[2], own[2], own_at[2]; /* of score and select; own floats begin at statistic own_at */
+    float *state;               /* (n_lanes, sum of lane_floats) behind kvmem_lane.state */
+    int lane_floats[3], own[3], own_at[3]; /* of score, select, retrieve; own floats begin at statistic own_at */
     size_t stage_bytes;         /* scratch that they may ask for */
+    size_t note;                /* bytes of a page's note */
+    unsigned char **read;       /* (n_kv_heads) while a layer attends: pages that are read; NULL: all */
+    int64_t pages_read, pages_there;
     const float *const *view_score; /* (n_kv_heads) while a layer is reduced */
     void *scratch;              /* grows on demand, counted */
     size_t scratch_size, worker_bytes, tile_bytes;
@@ -12701,6 +12723,8 @@ struct kvmem_page {
     int pre;                    /* keys are stored before RoPE */
     int32_t *pos;               /* (cap) */
     float *stats;               /* (n_stats, cap) or NULL */
+    float *note;                /* of the retrieve entry, or NULL; it is of the first `noted` rows, 0: not made */
+    int noted;
     kvmem__side side[2];        /* K, V */
 };
 
@@ -12788,14 +12812,20 @@ static int kvmem__stats_before(unsigned reads, unsigned which) {
     for (i = 0; i < 4 && flags[i] != which; i++) n += (reads & flags[i]) != 0;
     return n;
 }
-/* What the entry of stage score or select remembers, or NULL. */
+/* The stages whose entries remember something, and what that of such a stage remembers, or NULL. */
+enum { KVMEM__MEMORIES = 3 };
+static kvmem_stage kvmem__memory_stage(int i) { return i == 0 ? KVMEM_SCORE : i == 1 ? KVMEM_SELECT : KVMEM_RETRIEVE; }
 static const kvmem_memory *kvmem__memory_of(const kvmem_recipe *r, kvmem_stage stage) {
     const void *head = r->stage[stage].entry;
-    return stage == KVMEM_SCORE ? ((const kvmem_score_entry *)head)->memory
-                                : ((const kvmem_select_entry *)head)->memory;
+    return stage == KVMEM_SCORE    ? ((const kvmem_score_entry *)head)->memory
+         : stage == KVMEM_SELECT   ? ((const kvmem_select_entry *)head)->memory
+         : stage == KVMEM_RETRIEVE ? ((const kvmem_retrieve_entry *)head)->memory : NULL;
+}
+static size_t kvmem__state_floats(const kvmem_cache *c) { /* of a lane */
+    return (size_t)c->lane_floats[0] + (size_t)c->lane_floats[1] + (size_t)c->lane_floats[2];
 }
 static size_t kvmem__state_bytes(const kvmem_cache *c) {
-    return (size_t)c->n_lanes * (size_t)(c->lane_floats[0] + c->lane_floats[1]) * sizeof(float);
+    return (size_t)c->n_lanes * kvmem__state_floats(c) * sizeof(float);
 }
 static int kvmem__shares(const kvmem_choice *ch);
 static void kvmem__view_scratch_end(kvmem_cache *c);
@@ -12868,8 +12898,8 @@ typedef struct kvmem__codecs {
 typedef struct kvmem__plan {
     kvmem__codecs codecs;
     unsigned reads;
-    int n_stats, ring, page, lanes, own[2], own_at[2], lane_floats[2];
-    size_t state_bytes, stage_bytes;
+    int n_stats, ring, page, lanes, own[3], own_at[3], lane_floats[3];
+    size_t state_bytes, stage_bytes, note, asks; /* scratch of the retrieve entry that does not grow with the lanes */
     size_t page_bytes, waiting;           /* of all lanes: a settled page each; what fresh pages take more */
     size_t lessons;                       /* what is learned of all lanes */
     size_t block_bytes, ring_bytes;       /* fixed arrays; ring of queries (counted as statistics) */
@@ -12881,8 +12911,9 @@ typedef struct kvmem__plan {
 static size_t kvmem__page_head(int page) {
     return KVMEM__ALIGN16(sizeof(kvmem_page)) + KVMEM__ALIGN16((size_t)page * sizeof(int32_t));
 }
-static size_t kvmem__page_size(int page, int n_stats, const kvmem__side *side) {
-    return kvmem__page_head(page) + KVMEM__ALIGN16((size_t)n_stats * (size_t)page * sizeof(float)) +
+static size_t kvmem__page_size(int page, int n_stats, size_t note, const kvmem__side *side) {
+    return kvmem__page_head(page) + KVMEM__ALIGN16(note) +
+           KVMEM__ALIGN16((size_t)n_stats * (size_t)page * sizeof(float)) +
            KVMEM__ALIGN16(kvmem__side_bytes(&side[0], page)) + KVMEM__ALIGN16(kvmem__side_bytes(&side[1], page));
 }
 #define KVMEM__SLOT (sizeof(void *) + sizeof(int)) /* of a lane's page table: page, end */
@@ -13090,6 +13121,14 @@ static size_t kvmem__split_floats(const kvmem_cache *c, size_t limit, int n, int
     if (limit || n * G >= 2 * threads || longest <= KVMEM__CHUNK) return 0;
     return (size_t)(n * G) * (size_t)((longest + KVMEM__CHUNK - 1) / KVMEM__CHUNK) * r * (d + 2);
 }
+/* Scratch with which a retrieve entry chooses: of the queries, and of a page in every lane of a layer. */
+static size_t kvmem__asks_bytes(const kvmem_shape *s) {
+    return ((size_t)s->n_heads * (size_t)s->head_dim * 8 + (size_t)s->n_layers * 2 + 4096) * sizeof(float) +
+           (size_t)s->n_kv_heads * sizeof(void *);
+}
+static size_t kvmem__asks_page(const kvmem_shape *s, int page) {
+    return (size_t)s->n_kv_heads + ((size_t)page + 4) * sizeof(float);
+}
 /* How many entries fit into every lane beside the fixed parts, in whole pages. */
 static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fixed) {
     const size_t w1 = p->worker_floats * sizeof(float);
@@ -13100,8 +13139,8 @@ static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fi
        one lane), commit scratch */
     per_page = p->page_bytes + (size_t)p->lanes * 2 * KVMEM__SLOT +
                kvmem__commit_bytes(p->reads, s->n_layers, s->n_kv_heads, 2 * (size_t)p->page) +
-               (p->ring ? kvmem__view_bytes(r, (size_t)p->page) : 0);
-    reserve += p->waiting;
+               (p->ring ? kvmem__view_bytes(r, (size_t)p->page) : 0) + (p->asks ? kvmem__asks_page(s, p->page) : 0);
+    reserve += p->waiting + p->asks;
     reserve += (size_t)p->lanes * 4 * KVMEM__SLOT + 4096;
     if (p->reads & KVMEM_WRITES_ROWS) reserve += kvmem__merge_bytes(s->head_dim, p->codecs.code, 0);
     if (reserve >= p->limit) return 0;
@@ -13136,8 +13175,8 @@ static void kvmem__plan_pages(kvmem__plan *p, const kvmem_shape *s, const kvmem_
             int wait = 0;
             kvmem__plan_sides(p, r, s->n_layers, l, g, 0, done);
             kvmem__plan_sides(p, r, s->n_layers, l, g, 1, fresh);
-            a = kvmem__page_size(p->page, p->n_stats, done);
-            b = kvmem__page_size(p->page, p->n_stats, fresh);
+            a = kvmem__page_size(p->page, p->n_stats, p->note, done);
+            b = kvmem__page_size(p->page, p->n_stats, p->note, fresh);
             for (i = 0; i < 2; i++) {
                 const kvmem_codec_use *u = done[i].use;
                 if (kvmem__waits(u)) wait = KVMEM__MAX(wait, u->residual / p->page + 3);
@@ -13148,6 +13187,16 @@ static void kvmem__plan_pages(kvmem__plan *p, const kvmem_shape *s, const kvmem_
         }
     }
     if (p->codecs.waits) p->waiting += (size_t)(p->page * s->head_dim) * sizeof(float); /* a page to be coded */
+}
+static kvmem_status kvmem__plan_note(kvmem__plan *p, const kvmem_recipe *r, const kvmem_shape *s, kvmem_error *e) {
+    const kvmem_choice *ch = &r->stage[KVMEM_RETRIEVE];
+    const kvmem_retrieve_entry *entry = (const kvmem_retrieve_entry *)(const void *)ch->entry;
+    const int n = entry->note_floats ? entry->note_floats(ch->par, s->n_heads, s->n_kv_heads, s->head_dim) : 0;
+    if (n < 0 || n > 1 << 24)
+        return kvmem__fail(e, KVMEM_BAD_RECIPE, "retrieve=%s asks for notes of %d floats", entry->e.word, n);
+    p->note = (size_t)n * sizeof(float);
+    p->asks = entry->fn ? kvmem__asks_bytes(s) : 0;
+    return KVMEM_OK;
 }
 /* held: bytes of profiles. */
 static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, const kvmem_recipe *r, size_t held,
@@ -13171,24 +13220,25 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
     p->lanes = L * s->n_kv_heads;
     for (i = 0; i < KVMEM_N_STAGES; i++) p->reads |= r->stage[i].entry->reads;
     p->n_stats = kvmem__stats_before(p->reads, ~0u);
-    for (i = 0; i < 2; i++) {
-        const kvmem_memory *m = kvmem__memory_of(r, i ? KVMEM_SELECT : KVMEM_SCORE);
+    for (i = 0; i < KVMEM__MEMORIES; i++) {
+        const kvmem_stage stage = kvmem__memory_stage(i);
+        const kvmem_memory *m = kvmem__memory_of(r, stage);
         p->own_at[i] = p->n_stats;
         p->own[i] = m ? m->own : 0;
-        p->lane_floats[i] = m && m->lane_floats ? m->lane_floats(r->stage[i ? KVMEM_SELECT : KVMEM_SCORE].par, H,
-                                                                 s->n_kv_heads, d) : 0;
+        p->lane_floats[i] = m && m->lane_floats ? m->lane_floats(r->stage[stage].par, H, s->n_kv_heads, d) : 0;
         if (p->own[i] < 0 || p->own[i] > 16 || p->lane_floats[i] < 0 || p->lane_floats[i] > 1 << 24)
             return kvmem__fail(e, KVMEM_BAD_RECIPE, "%s=%s asks for %d floats an entry and %d a lane",
-                               kvmem_stage_word(i ? KVMEM_SELECT : KVMEM_SCORE),
-                               r->stage[i ? KVMEM_SELECT : KVMEM_SCORE].entry->word, p->own[i], p->lane_floats[i]);
+                               kvmem_stage_word(stage), r->stage[stage].entry->word, p->own[i], p->lane_floats[i]);
         if (m && m->scratch_floats) {
-            const int more = m->scratch_floats(r->stage[i ? KVMEM_SELECT : KVMEM_SCORE].par, d);
+            const int more = m->scratch_floats(r->stage[stage].par, d);
             p->stage_bytes = KVMEM__MAX(p->stage_bytes, (size_t)more * sizeof(float));
         }
         p->n_stats += p->own[i];
     }
+    KVMEM__TRY(kvmem__plan_note(p, r, s, e));
     p->state_bytes = (size_t)(p->lanes * (1 + ((r->stage[KVMEM_REDUCE].entry->reads & KVMEM_TAKES_CODEC) != 0))) *
-                     (size_t)(p->lane_floats[0] + p->lane_floats[1]) * sizeof(float);
+                     ((size_t)p->lane_floats[0] + (size_t)p->lane_floats[1] + (size_t)p->lane_floats[2]) *
+                     sizeof(float);
     if (p->reads & KVMEM_READS_QUERIES)
         for (i = 0; i < KVMEM_N_STAGES; i++)
             if (r->stage[i].entry->reads & KVMEM_READS_QUERIES) {
@@ -13238,13 +13288,13 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
 }
 
 /* --- pages --- */
-static kvmem_bytes_part kvmem__page_part(int page, int n_stats, const kvmem__side *side) {
+static kvmem_bytes_part kvmem__page_part(int page, int n_stats, size_t note, const kvmem__side *side) {
     kvmem_bytes_part p;
     memset(&p, 0, sizeof p);
-    p.total = kvmem__page_size(page, n_stats, side);
+    p.total = kvmem__page_size(page, n_stats, note, side);
     p.k = kvmem__side_bytes(&side[0], page);
     p.v = kvmem__side_bytes(&side[1], page);
-    p.stats = (size_t)n_stats * (size_t)page * sizeof(float);
+    p.stats = (size_t)n_stats * (size_t)page * sizeof(float) + note;
     p.meta = p.total - p.k - p.v - p.stats;
     return p;
 }
@@ -13261,7 +13311,7 @@ static void kvmem__lesson_drop(kvmem_cache *c, kvmem_lesson *l) {
 }
 static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem__side *side, int pre) {
     const int P = kvmem__page_cap(c->recipe.page, rows);
-    const kvmem_bytes_part part = kvmem__page_part(P, c->n_stats, side);
+    const kvmem_bytes_part part = kvmem__page_part(P, c->n_stats, c->note, side);
     int over, i;
     uint8_t *m = (uint8_t *)kvmem__arena_take(c->arena, &part, &over);
     kvmem_page *p;
@@ -13278,6 +13328,9 @@ static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem__side *
     m += KVMEM__ALIGN16((size_t)P * sizeof(int32_t));
     p->stats = c->n_stats ? (float *)(void *)m : NULL;
     m += KVMEM__ALIGN16((size_t)c->n_stats * (size_t)P * sizeof(float));
+    p->note = c->note ? (float *)(void *)m : NULL;
+    p->noted = 0;
+    m += KVMEM__ALIGN16(c->note);
     for (i = 0; i < 2; i++) {
         p->side[i] = side[i];
         p->side[i].data = m;
@@ -13291,7 +13344,7 @@ static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem__side *
 static void kvmem__page_drop(kvmem_cache *c, kvmem_page *p) {
     kvmem_bytes_part part;
     if (!p || --p->refs > 0) return;
-    part = kvmem__page_part(p->cap, c->n_stats, p->side);
+    part = kvmem__page_part(p->cap, c->n_stats, c->note, p->side);
     kvmem__lesson_drop(c, p->side[0].lesson);
     kvmem__lesson_drop(c, p->side[1].lesson);
     kvmem__arena_give(c->arena, p, &part);
@@ -13359,6 +13412,7 @@ static kvmem_status kvmem__page_own(kvmem_cache *c, kvmem_lane *ln, int i) {
 }
 static void kvmem__meta_move(const kvmem_cache *c, kvmem_page *dst, int j, const kvmem_page *src, int i) {
     int s;
+    dst->noted = 0;
     dst->pos[j] = src->pos[i];
     for (s = 0; s < c->n_stats; s++) dst->stats[s * dst->cap + j] = src->stats[s * src->cap + i];
 }
@@ -13480,8 +13534,10 @@ static void kvmem__lane_cut(kvmem_cache *c, kvmem_lane *ln, int n) { /* keep the
     while (ln->n_pages && kvmem__page_first(ln, ln->n_pages - 1) >= n)
         kvmem__page_drop(c, ln->pages[--ln->n_pages]);
     ln->n = n;
-    if (ln->n_pages) ln->end[ln->n_pages - 1] = KVMEM__MIN(ln->end[ln->n_pages - 1], n);
-    else if (ln->pages) {
+    if (ln->n_pages) {
+        if (ln->end[ln->n_pages - 1] > n) ln->pages[ln->n_pages - 1]->noted = 0;
+        ln->end[ln->n_pages - 1] = KVMEM__MIN(ln->end[ln->n_pages - 1], n);
+    } else if (ln->pages) {
         const kvmem_bytes_part part = kvmem__part(2, (size_t)ln->cap_pages * KVMEM__SLOT);
         kvmem__arena_give(c->arena, ln->pages, &part);
         ln->pages = NULL;
@@ -13882,7 +13938,7 @@ static kvmem_status kvmem__take_fixed(kvmem_cache *c, const kvmem_shape *s, size
         memset(c->ring_q, 0, ring_bytes);
     }
     if (kvmem__state_bytes(c)) {
-        const size_t floats = (size_t)(c->lane_floats[0] + c->lane_floats[1]);
+        const size_t floats = kvmem__state_floats(c);
         int i;
         part = kvmem__part(3, kvmem__state_bytes(c));
         c->state = (float *)kvmem__arena_take(c->arena, &part, &over);
@@ -13891,6 +13947,7 @@ static kvmem_status kvmem__take_fixed(kvmem_cache *c, const kvmem_shape *s, size
         for (i = 0; i < c->n_lanes; i++) {
             c->lane[i].state[0] = c->state + (size_t)i * floats;
             c->lane[i].state[1] = c->lane[i].state[0] + c->lane_floats[0];
+            c->lane[i].state[2] = c->lane[i].state[1] + c->lane_floats[1];
         }
     }
     return KVMEM_OK;
@@ -13937,7 +13994,8 @@ KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg)
     c->n_lanes = plan.lanes * (1 + plan.codecs.demotes);
     c->reads = plan.reads;
     c->n_stats = plan.n_stats;
-    for (i = 0; i < 2; i++) {
+    c->note = plan.note;
+    for (i = 0; i < KVMEM__MEMORIES; i++) {
         c->own[i] = plan.own[i];
         c->own_at[i] = plan.own_at[i];
         c->lane_floats[i] = plan.lane_floats[i];
@@ -13987,7 +14045,7 @@ KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
     if (c->state) memset(c->state, 0, kvmem__state_bytes(c));
     kvmem__scratch_free(c);
     if (c->layer_state) memset(c->layer_state, 0, (size_t)c->shape.n_layers);
-    c->tokens = c->since_reduce = 0;
+    c->tokens = c->since_reduce = c->pages_read = c->pages_there = 0;
     c->next_pos = 0;
     c->block_n = c->ring_n = c->ring_at = c->hidden = 0;
 }
@@ -14034,7 +14092,8 @@ static kvmem_status kvmem__copy(kvmem_cache *dst, const kvmem_cache *src, int pr
     dst->state = NULL;
     dst->seen = dst->probe_norm = NULL;
     dst->seen_cap = dst->hidden = 0;
-    if (probe) dst->ring = dst->ring_n = dst->ring_at = dst->lane_floats[0] = dst->lane_floats[1] = dst->awaits = 0;
+    if (probe) dst->ring = dst->ring_n = dst->ring_at = dst->lane_floats[0] = dst->lane_floats[1] =
+        dst->lane_floats[2] = dst->awaits = 0;
     st = src->block_n ? kvmem__fail(&dst->error, KVMEM_BAD_STATE, "kvmem_cache_copy in the middle of a block")
        : src->probe_of ? kvmem__fail(&dst->error, KVMEM_BAD_STATE, "kvmem_cache_copy of a probe")
                        : kvmem__take_fixed(dst, &src->shape, kvmem__ring_bytes(dst));
@@ -14990,31 +15049,55 @@ static kvmem_status kvmem__workers(kvmem_cache *c, size_t fixed, int wanted, int
     *workers = wanted;
     return kvmem__scratch(c, fixed + (size_t)wanted * c->worker_bytes);
 }
-/* Ask the retrieve stage which pages of lane g are read; pages of the block itself always are. */
-static kvmem_status kvmem__retrieve(kvmem_cache *c, int layer, int g, int n, const float *q, unsigned char *read) {
-    const kvmem_choice *ch = &c->recipe.stage[KVMEM_RETRIEVE];
-    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
-    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
-    kvmem_view v;
-    float *qg;
-    kvmem_status st;
-    int t, i;
-    v.cache = c;
-    v.layer = layer;
-    v.par = ch->par;
-    v.user = ch->user;
-    v.seed = c->recipe.seed;
-    qg = kvmem__view_scratch(&v, (size_t)n * (size_t)r * (size_t)d);
-    if (!qg) return c->error.status;
-    for (t = 0; t < n; t++)
-        memcpy(qg + (size_t)t * (size_t)(r * d),
-               q + ((size_t)t * (size_t)c->shape.n_heads + (size_t)(g * r)) * (size_t)d,
-               (size_t)(r * d) * sizeof(float));
-    memset(read, 1, (size_t)ln->n_pages);
-    st = ((const kvmem_retrieve_entry *)(const void *)ch->entry)->fn(&v, g, qg, n, read, ln->n_pages);
-    for (i = kvmem__page_at(ln, ln->n - n); i < ln->n_pages; i++) read[i] = 1;
-    kvmem__view_scratch_end(c);
+static kvmem_view kvmem__view_of(kvmem_cache *c, int layer, kvmem_stage stage);
+static int kvmem__picks(const kvmem_cache *c) {
+    return ((const kvmem_retrieve_entry *)(const void *)c->recipe.stage[KVMEM_RETRIEVE].entry)->fn && !c->probe_of;
+}
+/* Bytes of the table of what a layer reads: a row of flags for every lane. */
+static size_t kvmem__read_bytes(const kvmem_cache *c, int layer) {
+    size_t n = (size_t)c->shape.n_kv_heads * sizeof(unsigned char *);
+    int g;
+    for (g = 0; g < c->shape.n_kv_heads; g++) n += (size_t)kvmem__lane_at(c, layer, g)->n_pages;
+    return n;
+}
+/* Ask the retrieve stage which pages of a layer are read: c->read, which the caller gives back. */
+static kvmem_status kvmem__retrieve(kvmem_cache *c, int layer, int n, const float *q) {
+    const kvmem_retrieve_entry *e = (const kvmem_retrieve_entry *)(const void *)c->recipe.stage[KVMEM_RETRIEVE].entry;
+    const kvmem_view v = kvmem__view_of(c, layer, KVMEM_RETRIEVE);
+    const int G = c->shape.n_kv_heads, picks = kvmem__picks(c);
+    unsigned char *row;
+    kvmem_status st = KVMEM_OK;
+    int g, i;
+    if (picks) {
+        const kvmem_bytes_part part = kvmem__part(4, kvmem__read_bytes(c, layer));
+        int over;
+        c->read = (unsigned char **)kvmem__arena_take(c->arena, &part, &over);
+        if (!c->read) return kvmem__no_room(c, over, part.total, "the table of pages to be read");
+        row = (unsigned char *)(c->read + G);
+        for (g = 0; g < G; row += kvmem__lane_at(c, layer, g)->n_pages, g++) c->read[g] = row;
+        memset(c->read[0], 1, part.total - (size_t)G * sizeof(unsigned char *));
+        c->error.status = KVMEM_OK;
+        st = e->fn(&v, n, q, c->block_pos, c->read);
+        kvmem__view_scratch_end(c);
+        if (st != KVMEM_OK && c->error.status == KVMEM_OK)
+            kvmem__fail(&c->error, st, "retrieve=%s failed in layer %d", e->e.word, layer);
+    }
+    for (g = 0; g < G && st == KVMEM_OK; g++) {
+        const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+        for (i = picks ? kvmem__page_at(ln, ln->n - n) : ln->n_pages; i < ln->n_pages; i++) c->read[g][i] = 1;
+        for (i = 0; i < ln->n_pages; i++) c->pages_read += !picks || c->read[g][i];
+        c->pages_there += ln->n_pages;
+    }
     return st;
+}
+static void kvmem__retrieve_end(kvmem_cache *c, int layer) {
+    const kvmem_bytes_part part = kvmem__part(4, kvmem__read_bytes(c, layer));
+    if (c->read) kvmem__arena_give(c->arena, c->read, &part);
+    c->read = NULL;
+}
+KVMEM_API void kvmem_cache_pages(const kvmem_cache *c, int64_t *read, int64_t *there) {
+    if (read) *read = c->pages_read;
+    if (there) *there = c->pages_there;
 }
 /* ==== >>tiles : causal attention of many queries at once =========================================
    A block of prompt tokens reads the same pages again and again, so here a page is decoded once for all
@@ -15359,8 +15442,6 @@ typedef struct kvmem__job {
     int layer, n, tiles, per, blocks, chunks;
     const float *q;
     float *out, *lse, *parts;
-    const unsigned char *read; /* (G, max_pages) or NULL */
-    int max_pages;
 } kvmem__job;
 
 static void kvmem__attend_unit(const kvmem__job *job, int u, kvmem__worker *w, kvmem__tile *x) {
@@ -15368,7 +15449,7 @@ static void kvmem__attend_unit(const kvmem__job *job, int u, kvmem__worker *w, k
     const int H = c->shape.n_heads, r = H / c->shape.n_kv_heads, d = c->shape.head_dim, b = u / job->chunks;
     const int g = b / job->blocks, t = job->tiles ? (job->blocks - 1 - b % job->blocks) * job->per : b % job->blocks;
     const size_t row = (size_t)t * (size_t)H + (size_t)(g * r), at = row * (size_t)d;
-    const unsigned char *read = job->read ? job->read + (size_t)g * (size_t)job->max_pages : NULL;
+    const unsigned char *read = c->read ? c->read[g] : NULL;
     float *lse = job->lse ? job->lse + row : NULL;
     if (job->tiles) {
         kvmem__tile_unit(x, c, job->layer, g, t, KVMEM__MIN(job->per, job->n - t), job->n, job->q, job->out,
@@ -15409,12 +15490,11 @@ static void kvmem__attend_parts(const kvmem__job *job, kvmem__worker *w) {
 }
 static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const float *q, float *out, float *lse) {
     const int G = c->shape.n_kv_heads, r = c->shape.n_heads / G, d = c->shape.head_dim;
-    const int picks = ((const kvmem_retrieve_entry *)(const void *)c->recipe.stage[KVMEM_RETRIEVE].entry)->fn != NULL;
     kvmem__job job;
     int units, u, workers, longest = 0, lows = 0, g;
     double work = 0;
     float *f;
-    size_t mask, parts = 0;
+    size_t parts = 0;
     memset(&job, 0, sizeof job);
     job.c = c;
     job.layer = layer;
@@ -15425,34 +15505,26 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
     for (g = 0; g < G; g++) {
         const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
         lows += kvmem__low_n(c, layer, g);
-        job.max_pages = KVMEM__MAX(job.max_pages, ln->n_pages);
         longest = KVMEM__MAX(longest, ln->n);
         work += (double)n * (ln->n + kvmem__low_n(c, layer, g)) * 2 * r * d;
     }
-    mask = picks ? KVMEM__ALIGN16((size_t)G * (size_t)job.max_pages) : 0;
     job.tiles = workers = lows && c->shape.window && c->shape.window[layer]
                               ? 0 : kvmem__tile_workers(c, c->arena->limit, n, G);
     job.per = job.tiles ? KVMEM__MAX(1, KVMEM__TILE_ROWS / r) : 1;
     job.blocks = (n + job.per - 1) / job.per;
     job.chunks = 1;
-    if (job.tiles) KVMEM__TRY(kvmem__scratch(c, mask + (size_t)job.tiles * c->tile_bytes));
+    if (job.tiles) KVMEM__TRY(kvmem__scratch(c, (size_t)job.tiles * c->tile_bytes));
     else {
         const int threads = kvmem__threads_for(c->threads, work);
         parts = lows ? 0 : kvmem__split_floats(c, c->arena->limit, n, G, threads, longest);
         if (parts) job.chunks = (longest + KVMEM__CHUNK - 1) / KVMEM__CHUNK;
-        KVMEM__TRY(kvmem__workers(c, mask + parts * sizeof(float), KVMEM__MIN(threads,
-                   G * job.blocks * job.chunks), &workers));
+        KVMEM__TRY(kvmem__workers(c, parts * sizeof(float), KVMEM__MIN(threads, G * job.blocks * job.chunks),
+                                  &workers));
     }
     units = G * job.blocks * job.chunks;
-    f = (float *)(void *)((uint8_t *)c->scratch + mask);
+    f = (float *)c->scratch;
     if (parts) job.parts = f;
     f += parts;
-    if (picks) {
-        unsigned char *read = (unsigned char *)c->scratch;
-        job.read = read;
-        for (g = 0; g < G; g++)
-            KVMEM__TRY(kvmem__retrieve(c, layer, g, n, q, read + (size_t)g * (size_t)job.max_pages));
-    }
 #ifdef _OPENMP
 #pragma omp parallel num_threads(workers)
 #endif
@@ -15488,7 +15560,7 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
    tokens saw, which is kept beside the pages from the first probe to the reduction. */
 /* Add the rows of token t to acc and, for the newest token, set last. */
 static void kvmem__observe_one(kvmem__worker *w, kvmem_cache *c, int layer, const kvmem_lane *ln, int t, int n,
-                               const float *q, const float *lse) {
+                               const float *q, const float *lse, const unsigned char *read) {
     const int r = c->shape.n_heads / c->shape.n_kv_heads, P = c->recipe.page, qslot = ln->n - n + t;
     const float share = 1.0f / (float)r;
     int a, b, i, j, x;
@@ -15498,6 +15570,7 @@ static void kvmem__observe_one(kvmem__worker *w, kvmem_cache *c, int layer, cons
         const kvmem_page *p = ln->pages[i];
         const int first = kvmem__page_first(ln, i);
         const int t0 = KVMEM__MAX(a - first, 0), t1 = KVMEM__MIN(b, ln->end[i]) - first;
+        if (read && !read[i]) continue;
         kvmem__page_logits(w, c, layer, ln, i, t0, t1, q, qslot, c->block_pos[t]);
         for (j = 0; j < r; j++) {
             float *s = w->s + j * P;
@@ -15546,8 +15619,9 @@ static kvmem_status kvmem__cpu_observe(kvmem_cache *c, int layer, int n, const f
             for (t = (c->reads & KVMEM_READS_ACC) ? 0 : n - 1; t < n; t++) {
                 const size_t row = (size_t)t * (size_t)H + (size_t)(g * r);
                 const kvmem_lane *low = kvmem__low_at(c, layer, g);
-                kvmem__observe_one(&w, c, layer, kvmem__lane_at(c, layer, g), t, n, q + row * (size_t)d, lse + row);
-                if (low) kvmem__observe_one(&w, c, layer, low, t, n, q + row * (size_t)d, lse + row);
+                kvmem__observe_one(&w, c, layer, kvmem__lane_at(c, layer, g), t, n, q + row * (size_t)d, lse + row,
+                                   c->read ? c->read[g] : NULL);
+                if (low) kvmem__observe_one(&w, c, layer, low, t, n, q + row * (size_t)d, lse + row, NULL);
             }
     }
     return KVMEM_OK;
@@ -15602,9 +15676,9 @@ static kvmem_view kvmem__view_of(kvmem_cache *c, int layer, kvmem_stage stage);
 static void kvmem__view_scratch_end(kvmem_cache *c);
 static kvmem_status kvmem__memory_watch(kvmem_cache *c, int layer, int n, const float *q) {
     int i;
-    for (i = 0; i < 2; i++) {
-        const kvmem_memory *m = kvmem__memory_of(&c->recipe, i ? KVMEM_SELECT : KVMEM_SCORE);
-        const kvmem_view v = kvmem__view_of(c, layer, i ? KVMEM_SELECT : KVMEM_SCORE);
+    for (i = 0; i < KVMEM__MEMORIES; i++) {
+        const kvmem_memory *m = kvmem__memory_of(&c->recipe, kvmem__memory_stage(i));
+        const kvmem_view v = kvmem__view_of(c, layer, kvmem__memory_stage(i));
         kvmem_status st;
         if (!m || !m->watch) continue;
         st = m->watch(&v, n, q, c->block_pos);
@@ -15776,8 +15850,24 @@ KVMEM_API void kvmem_cache_output(kvmem_cache *c, kvmem_output_fn fn, void *user
     c->output = fn;
     c->output_user = user;
 }
+/* Attention of the pages that were chosen, and what it shows. */
+static kvmem_status kvmem__attend_observed(kvmem_cache *c, int layer, int n, const float *q, float *out) {
+    const kvmem_bytes_part part = kvmem__part(4, (size_t)n * (size_t)c->shape.n_heads * sizeof(float));
+    kvmem_status st;
+    float *lse;
+    int over;
+    if (!(c->reads & (KVMEM_READS_ACC | KVMEM_READS_LAST)) && !c->probe_of)
+        return c->backend->attend(c, layer, n, q, out, NULL);
+    lse = (float *)kvmem__arena_take(c->arena, &part, &over);
+    if (!lse) return kvmem__no_room(c, over, part.total, "the observation of attention");
+    st = c->backend->attend(c, layer, n, q, out, lse);
+    if (st == KVMEM_OK)
+        st = c->probe_of ? kvmem__probe_look(c, layer, n, q, lse) : c->backend->observe(c, layer, n, q, lse);
+    kvmem__arena_give(c->arena, lse, &part);
+    return st;
+}
 KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, const float *q, float *out) {
-    float *lse = NULL;
+    kvmem_status st;
     KVMEM__TRY(kvmem__check_layer(c, layer, "attend"));
     if (!q || !out) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "attend: q or out is NULL");
     if (c->layer_state[layer] != 1 || n != c->block_n)
@@ -15787,19 +15877,10 @@ KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, cons
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "attend: the recipe reads hidden states: call "
                            "kvmem_cache_hidden for layer %d between append and attend", layer);
     KVMEM__TRY(kvmem__check_finite(c, q, n, c->shape.n_heads, "q", layer));
-    if ((c->reads & (KVMEM_READS_ACC | KVMEM_READS_LAST)) || c->probe_of) {
-        const kvmem_bytes_part part = kvmem__part(4, (size_t)n * (size_t)c->shape.n_heads * sizeof(float));
-        kvmem_status st;
-        int over;
-        lse = (float *)kvmem__arena_take(c->arena, &part, &over);
-        if (!lse) return kvmem__no_room(c, over, part.total, "the observation of attention");
-        st = c->backend->attend(c, layer, n, q, out, lse);
-        if (st == KVMEM_OK)
-            st = c->probe_of ? kvmem__probe_look(c, layer, n, q, lse) : c->backend->observe(c, layer, n, q, lse);
-        kvmem__arena_give(c->arena, lse, &part);
-        KVMEM__TRY(st);
-    } else
-        KVMEM__TRY(c->backend->attend(c, layer, n, q, out, NULL));
+    st = kvmem__retrieve(c, layer, n, q);
+    if (st == KVMEM_OK) st = kvmem__attend_observed(c, layer, n, q, out);
+    kvmem__retrieve_end(c, layer);
+    KVMEM__TRY(st);
     if (c->ring) kvmem__ring_push(c, layer, n, q);
     if (!c->probe_of) KVMEM__TRY(kvmem__watch(c, layer, n, q));
     if (!c->probe_of) KVMEM__TRY(kvmem__memory_watch(c, layer, n, q));
@@ -16011,7 +16092,9 @@ KVMEM_API void kvmem_view_query(const kvmem_view *v, int h, int i, float *out, i
     if (pos) *pos = c->ring_pos[slot];
     kvmem__rope_rows(c, v->layer, out, 1, &c->ring_pos[slot]);
 }
-static int kvmem__memory_side(const kvmem_view *v) { return v->stage == KVMEM_SELECT; }
+static int kvmem__memory_side(const kvmem_view *v) {
+    return v->stage == KVMEM_SELECT ? 1 : v->stage == KVMEM_RETRIEVE ? 2 : 0;
+}
 KVMEM_API void kvmem_view_own(const kvmem_view *v, int g, int t, float *out) {
     const kvmem_cache *c = v->cache;
     const kvmem_lane *ln = kvmem__lane_at(c, v->layer, g);
@@ -16027,10 +16110,24 @@ KVMEM_API kvmem_status kvmem_view_set_own(const kvmem_view *v, int g, int t, con
     int x;
     KVMEM__TRY(kvmem__page_own(c, ln, i));
     for (x = 0; x < c->own[k]; x++) ln->pages[i]->stats[(c->own_at[k] + x) * ln->pages[i]->cap + row] = own[x];
+    if (k == 2) ln->pages[i]->noted = 0;
     return KVMEM_OK;
 }
 KVMEM_API float *kvmem_view_state(const kvmem_view *v, int g) {
     return kvmem__lane_at(v->cache, v->layer, g)->state[kvmem__memory_side(v)];
+}
+KVMEM_API int kvmem_view_pages(const kvmem_view *v, int g) { return kvmem__lane_at(v->cache, v->layer, g)->n_pages; }
+KVMEM_API int kvmem_view_page(const kvmem_view *v, int g, int i, int *first) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    *first = kvmem__page_first(ln, i);
+    return kvmem__page_rows(ln, i);
+}
+KVMEM_API float *kvmem_view_note(const kvmem_view *v, int g, int i, int *known) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    kvmem_page *p = ln->pages[i]; /* made of what is in the page, so that caches may share it */
+    *known = p->noted == kvmem__page_rows(ln, i);
+    p->noted = kvmem__page_rows(ln, i);
+    return p->note;
 }
 KVMEM_API const float *kvmem_view_score(const kvmem_view *v, int g) {
     return v->cache->view_score ? v->cache->view_score[g] : NULL;
@@ -19963,6 +20060,7 @@ static void kvmem__merge_write(const kvmem__merge *m, int t, int side, float *x)
         kvmem__merge_rotate(m, x, -kvmem__merge_turn(m, t));
         if (p->pre) kvmem__unrope_rows(m->c, m->layer, x, 1, &p->pos[row]);
     }
+    p->noted = 0;
     kvmem__side_put(&p->side[side], row, x, m->code);
 }
 static float kvmem__merge_norm(const kvmem__merge *m, const float *x) {
@@ -20433,8 +20531,294 @@ static const kvmem_segment_entry kvmem__segments[] = {
 
 /* ==== >>retrieve : which stored entries does this query read? ====================================
    all: every page of the lane (no function: the attention loop asks nobody). */
+/* ==== >>retrieve_actqkv : the pages nearest to an activation-aware probe of the queries. stage: retrieve ====
+   Xiao et al. Activation-aware Probe-Query: Effective Key-Value Retrieval for Long-Context LLMs Inference. 2025.
+   arXiv 2502.13542.   Code: MrXiaoaa/ActQKV context_manager_activate_3_dev.py (ContextManager.activate,
+   VectorTensor.get_topk, predict_current_budget).
+   Nothing is forgotten, but a block of T queries reads the first n_init entries, the last n_local, and between them
+   only some of nb pages. x_t (D = H d) is query t, its heads in a row, rotated for the one position n_local - 1.
+     1 a page that leaves the local window is represented by the mean of its `repr` keys that received most attention
+       so far, before RoPE, of each KV head
+     2 running mean and variance of x by dimension, m and v those of this block, c blocks before it (at most 1000):
+         var <- (var (c - 1/T) + v + (m - mean)^2 / (1 + 1/c)) / (c + 1 - 1/T),   mean <- (mean c + m) / (c + 1)
+     3 b_t = mean_D (x_t - mean)^2 / (var + avg(var)/100 + 1e-12),   probe = sum_t x_t b_t / sum b
+     4 score of a page = cosine(representative, probe)
+     5 H = entropy of softmax(scores) / ln nb; M_l its mean over the last 100 blocks. The topk L pages of a token are
+       divided: layer l gets k = round(remaining M_l / sum_{l' >= l} M_l'), or remaining / (L - l) before every layer
+       has 100 of them or while the first prompt lasts; cut to [min(nb, least), min(nb, 2 topk)]; remaining -= k.
+   mean 0, var 1: x = (1 1), (3 0) have b .990099 4.455446, weights .181818 .818182, probe (2.636364 .181818).
+   reads: KEYS, ACC.   state: per layer 2 D + 104 floats, a flag an entry, d floats a page.
+   cost: O(nb G d + T D) a block and layer.
+   defaults: init=64 local=512 topk=46 repr=4 least=32 warmup=1, pages of 32 (the code's for Llama-3; Qwen2.5: pages
+   of 64, topk=23), blocks of at most 256 (max_block).   ties: lower index.
+   departs: statistics are a layer's and a sequence's own; in the code one set serves all layers and is never reset.
+   The first `warmup` blocks weigh all queries alike (code: about 1000). Representatives are a KV head's, by the
+   group's mean attention, chosen at the end of the block in which their page left. Keys are read at their own
+   positions, where the code reads all remote ones at distance n_local - 1. Without the code's bonus for pages near
+   the question. Lanes of a layer must hold the same tokens.               test: tests/retrieve.c actqkv_* */
+enum { KVMEM__ACT_INIT, KVMEM__ACT_LOCAL, KVMEM__ACT_TOPK, KVMEM__ACT_REPR, KVMEM__ACT_LEAST, KVMEM__ACT_WARMUP };
+static const kvmem_param kvmem__params_actqkv[] = {
+    { "init", 64, 0, 1000000000, NULL, 1, "first entries that are always read" },
+    { "local", 512, 1, 1000000000, NULL, 1, "newest entries that are always read" },
+    { "topk", 46, 1, 1000000, NULL, 1, "pages a token reads, mean over the layers" },
+    { "repr", 4, 1, 1024, NULL, 1, "keys that represent a page" },
+    { "least", 32, 0, 1000000, NULL, 1, "pages that every layer reads if it has so many" },
+    { "warmup", 1, 0, 1000000, NULL, 1, "first blocks whose queries weigh alike" },
+    KVMEM__END_PARAMS };
+/* A layer's state: each lane holds mean and variance of its group's queries, (r d) each; behind them lane 0: blocks
+   seen, entropies there are, where the next goes, pages that are left of the token's (in layer 0), entropies. */
+enum { KVMEM__ACT_SEEN, KVMEM__ACT_N, KVMEM__ACT_AT, KVMEM__ACT_LEFT, KVMEM__ACT_H, KVMEM__ACT_HELD = 100 };
+static int kvmem__act_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par;
+    return 2 * (n_heads / n_kv_heads) * d + (int)KVMEM__ACT_H + (int)KVMEM__ACT_HELD;
+}
+static int kvmem__act_note(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par;
+    (void)n_heads;
+    (void)n_kv_heads;
+    return d;
+}
+/* Is page i of a lane remote, so that it may be left out, with `fresh` entries behind those it was chosen among? */
+static int kvmem__act_remote(const kvmem_view *v, int g, int i, int fresh) {
+    int first;
+    const int rows = kvmem_view_page(v, g, i, &first), n = kvmem_view_count(v, g);
+    return first >= v->par[KVMEM__ACT_INIT] &&
+           (double)(first + rows) + v->par[KVMEM__ACT_LOCAL] <= (double)(n - fresh + 1);
+}
+static int kvmem__act_flagged(const kvmem_view *v, int g, int i) {
+    int first, t, rows = kvmem_view_page(v, g, i, &first);
+    float own;
+    for (t = first; t < first + rows; t++) {
+        kvmem_view_own(v, g, t, &own);
+        if (own > 0) return 1;
+    }
+    return 0;
+}
+/* Step 1: flag the keys that represent the pages that have left the local window. */
+static kvmem_status kvmem__act_update(const kvmem_view *v, int g) {
+    float *acc = NULL;
+    int i, first, rows;
+    for (i = kvmem_view_pages(v, g) - 1; i >= 0; i--) {
+        const float one = 1;
+        int *out, m;
+        if (!kvmem__act_remote(v, g, i, 0)) continue;
+        if (kvmem__act_flagged(v, g, i)) break; /* so are those before it */
+        rows = kvmem_view_page(v, g, i, &first);
+        if (!acc) acc = kvmem__view_scratch(v, (size_t)kvmem_view_count(v, g) + 2048);
+        if (!acc) return v->cache->error.status;
+        kvmem_view_acc(v, g, acc);
+        out = (int *)(void *)(acc + kvmem_view_count(v, g));
+        for (m = kvmem__topk(out, acc + first, rows, (int)v->par[KVMEM__ACT_REPR], out + 1024); m > 0; m--)
+            KVMEM__TRY(kvmem_view_set_own(v, g, first + out[m - 1], &one));
+    }
+    return KVMEM_OK;
+}
+/* The representative of a page, (d), which is its note. */
+static const float *kvmem__act_represent(const kvmem_view *v, int g, int i, float *key) {
+    const int d = v->cache->shape.head_dim;
+    int known, first, t, c, rows = kvmem_view_page(v, g, i, &first), m = 0;
+    float *note = kvmem_view_note(v, g, i, &known);
+    if (known) return note;
+    for (c = 0; c < d; c++) note[c] = 0;
+    for (t = first; t < first + rows; t++) {
+        const int32_t pos = kvmem__lane_pos(kvmem__lane_at(v->cache, v->layer, g), t);
+        float own;
+        kvmem_view_own(v, g, t, &own);
+        if (!(own > 0)) continue;
+        kvmem_view_keys(v, g, t, 1, key);
+        kvmem__unrope_rows(v->cache, v->layer, key, 1, &pos);
+        for (c = 0; c < d; c++) note[c] += key[c];
+        m++;
+    }
+    for (c = 0; c < d && m; c++) note[c] /= (float)m;
+    return note;
+}
+/* One dimension of step 2: n values with sum and sum of squares about their mean. */
+static void kvmem__act_track(float *mean, float *var, double m, double squares, int n, double seen) {
+    const double T = n, c = KVMEM__MIN(seen, 1000.0);
+    const double old = (double)*mean;
+    if (!(seen > 0)) {
+        *mean = (float)m;
+        *var = (float)(n > 1 ? squares / (T - 1) : 0);
+        return;
+    }
+    *var = (float)(((double)*var * (c - 1 / T) + squares / T + (m - old) * (m - old) / (1 + 1 / c)) / (c + 1 - 1 / T));
+    *mean = (float)((old * c + m) / (c + 1));
+}
+/* Query t of the block, (H d), rotated for position n_local - 1. */
+static void kvmem__act_query(const kvmem_view *v, const float *q, int t, float *x) {
+    const kvmem_cache *c = v->cache;
+    const int H = c->shape.n_heads, d = c->shape.head_dim;
+    const int32_t at = (int32_t)v->par[KVMEM__ACT_LOCAL] - 1;
+    memcpy(x, q + (size_t)t * (size_t)(H * d), (size_t)(H * d) * sizeof *x);
+    if (c->shape.rope) c->backend->rope(x, x, 1, H, d, &c->shape.rope[v->layer], &at, 0, 1);
+}
+/* Sum over `part` dimensions of (x - mean)^2 / (var + avg(var)/100). */
+static double kvmem__act_bias(const float *x, const float *mean, const float *var, int part, double avg) {
+    double b = 0;
+    int i;
+    for (i = 0; i < part; i++) {
+        const double off = (double)x[i] - (double)mean[i];
+        b += off * off / ((double)var[i] + avg / 100 + 1e-12);
+    }
+    return b;
+}
+/* Steps 2 and 3: probe (D) of the block. x (D), two (2 D) doubles as scratch. */
+static void kvmem__act_probe(const kvmem_view *v, int n, const float *q, float *probe, float *x, double *two) {
+    const kvmem_cache *c = v->cache;
+    const int G = c->shape.n_kv_heads, D = c->shape.n_heads * c->shape.head_dim, part = D / G;
+    float *lane0 = kvmem_view_state(v, 0) + 2 * part;
+    double *m = two, *sq = two + D, avg = 0, all = 0;
+    int t, i;
+    for (i = 0; i < D; i++) m[i] = sq[i] = probe[i] = 0;
+    for (t = 0; t < n; t++) {
+        kvmem__act_query(v, q, t, x);
+        for (i = 0; i < D; i++) m[i] += (double)x[i] / n;
+    }
+    for (t = 0; t < n; t++) {
+        kvmem__act_query(v, q, t, x);
+        for (i = 0; i < D; i++) sq[i] += ((double)x[i] - m[i]) * ((double)x[i] - m[i]);
+    }
+    for (i = 0; i < D; i++) {
+        float *state = kvmem_view_state(v, i / part) + i % part;
+        kvmem__act_track(state, state + part, m[i], sq[i], n, (double)lane0[KVMEM__ACT_SEEN]);
+        avg += (double)state[part] / D;
+    }
+    for (t = 0; t < n; t++) {
+        double b = 0;
+        kvmem__act_query(v, q, t, x);
+        for (i = 0; i < G; i++) {
+            const float *state = kvmem_view_state(v, i);
+            b += kvmem__act_bias(x + i * part, state, state + part, part, avg) / D;
+        }
+        if (n == 1 || (double)lane0[KVMEM__ACT_SEEN] < v->par[KVMEM__ACT_WARMUP]) b = 1;
+        for (i = 0; i < D; i++) probe[i] = (float)((double)probe[i] + b * (double)x[i]);
+        all += b;
+    }
+    for (i = 0; i < D; i++) probe[i] = (float)((double)probe[i] / (all > 0 ? all : 1));
+    lane0[KVMEM__ACT_SEEN] += lane0[KVMEM__ACT_SEEN] < 1e6f;
+}
+/* Entropy of the softmax of x (n) as a share of the largest possible. */
+static double kvmem__act_entropy(const float *x, int n) {
+    double top = -INFINITY, sum = 0, h = 0;
+    int i;
+    for (i = 0; i < n; i++) top = KVMEM__MAX(top, (double)x[i]);
+    for (i = 0; i < n; i++) sum += exp((double)x[i] - top);
+    for (i = 0; i < n; i++) {
+        const double p = exp((double)x[i] - top) / sum;
+        h -= p * log(p + 1e-10);
+    }
+    return n > 1 ? KVMEM__MIN(KVMEM__MAX(h / log((double)n), 0.0), 1.0) : 0;
+}
+/* Mean entropy of layer l, -1 if it has not 100 of them. */
+static double kvmem__act_mean(const kvmem_view *v, int l) {
+    kvmem_view of = *v;
+    const float *state;
+    double sum = 0;
+    int i;
+    of.layer = l;
+    state = kvmem_view_state(&of, 0) + kvmem__act_floats(v->par, v->cache->shape.n_heads, v->cache->shape.n_kv_heads,
+                                                         v->cache->shape.head_dim) - KVMEM__ACT_H - KVMEM__ACT_HELD;
+    if (state[KVMEM__ACT_N] < (float)KVMEM__ACT_HELD) return -1;
+    for (i = 0; i < KVMEM__ACT_HELD; i++) sum += (double)state[KVMEM__ACT_H + i];
+    return sum / KVMEM__ACT_HELD;
+}
+/* Step 5: pages that layer l of L reads of nb. mean (L) entropies, known 0: not yet; *left: of the token's. */
+static int kvmem__act_cut(const double *mean, int known, int l, int L, double *left, int nb, int least, int topk) {
+    double sum = 0, want;
+    int i, k, most = KVMEM__MIN(nb, 2 * topk);
+    for (i = l; known && i < L; i++) sum += mean[i];
+    want = (known && sum > 0 ? mean[l] / sum : 1.0 / (L - l)) * *left;
+    k = (int)floor(want);
+    k += want - k > 0.5 || (want - k == 0.5 && k % 2); /* halves to even */
+    least = KVMEM__MIN(nb, least);
+    k = KVMEM__MAX(KVMEM__MIN(k, most), least);
+    *left -= k;
+    return k;
+}
+/* Cosine of every remote page's representative with the probe: score (nb), at (nb) their numbers. Returns nb. */
+static int kvmem__act_scores(const kvmem_view *v, int n, const float *probe, float *score, int *at, float *key) {
+    const int G = v->cache->shape.n_kv_heads, d = v->cache->shape.head_dim, r = v->cache->shape.n_heads / G;
+    double whole = 0;
+    int i, g, h, c, nb = 0;
+    for (i = 0; i < G * r * d; i++) whole += (double)probe[i] * (double)probe[i];
+    for (i = 0; i < kvmem_view_pages(v, 0); i++) {
+        double dot = 0, norm = 0;
+        if (!kvmem__act_remote(v, 0, i, n) || !kvmem__act_flagged(v, 0, i)) continue;
+        for (g = 0; g < G; g++) {
+            const float *rep = kvmem__act_represent(v, g, i, key);
+            for (c = 0; c < d; c++) norm += r * (double)rep[c] * (double)rep[c];
+            for (h = g * r; h < (g + 1) * r; h++)
+                for (c = 0; c < d; c++) dot += (double)rep[c] * (double)probe[h * d + c];
+        }
+        score[nb] = (float)(norm > 0 && whole > 0 ? dot / sqrt(norm * whole) : 0);
+        at[nb++] = i;
+    }
+    return nb;
+}
+static kvmem_status kvmem__act_check(const kvmem_view *v) {
+    const kvmem_lane *a = kvmem__lane_at(v->cache, v->layer, 0);
+    int g, i;
+    for (g = 1; g < v->cache->shape.n_kv_heads; g++) {
+        const kvmem_lane *b = kvmem__lane_at(v->cache, v->layer, g);
+        int same = a->n_pages == b->n_pages;
+        for (i = 0; same && i < a->n_pages; i++)
+            same = a->end[i] == b->end[i] && !memcmp(a->pages[i]->pos, b->pages[i]->pos,
+                                                     (size_t)kvmem__page_rows(a, i) * sizeof(int32_t));
+        if (!same)
+            return kvmem__fail(&v->cache->error, KVMEM_UNSUPPORTED, "retrieve=actqkv: the KV heads of a layer must "
+                               "hold the same entries; those of layer %d differ", v->layer);
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__retrieve_actqkv(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                           unsigned char *const *read) {
+    const kvmem_shape *s = &v->cache->shape;
+    const int D = s->n_heads * s->head_dim, pages = kvmem_view_pages(v, 0), L = s->n_layers, G = s->n_kv_heads;
+    kvmem_view base = *v;
+    double *two = (double *)(void *)kvmem__view_scratch(v, 4 * (size_t)D + 2 * (size_t)L), *mean, left;
+    float *probe = two ? kvmem__view_scratch(v, 2 * (size_t)D + (size_t)s->head_dim + 4 * (size_t)pages) : NULL;
+    float *score, *lane0, *total;
+    int nb, i, k, g, known = v->phase != KVMEM_PREFILL, *at, *idx, *out;
+    (void)pos;
+    if (!probe) return v->cache->error.status;
+    KVMEM__TRY(kvmem__act_check(v));
+    mean = two + 2 * D;
+    score = probe + 2 * D + s->head_dim;
+    at = (int *)(void *)(score + pages);
+    idx = at + pages;
+    out = idx + pages;
+    base.layer = 0;
+    lane0 = kvmem_view_state(v, 0) + 2 * (D / G);
+    total = kvmem_view_state(&base, 0) + 2 * (D / G) + KVMEM__ACT_LEFT;
+    kvmem__act_probe(v, n, q, probe, probe + D, two);
+    nb = kvmem__act_scores(v, n, probe, score, at, probe + 2 * D);
+    if (v->layer == 0) *total = (float)(v->par[KVMEM__ACT_TOPK] * L);
+    if (nb < 1) return KVMEM_OK;
+    lane0[KVMEM__ACT_H + (int)lane0[KVMEM__ACT_AT]] = (float)kvmem__act_entropy(score, nb);
+    lane0[KVMEM__ACT_AT] = (float)(((int)lane0[KVMEM__ACT_AT] + 1) % KVMEM__ACT_HELD);
+    lane0[KVMEM__ACT_N] += lane0[KVMEM__ACT_N] < (float)KVMEM__ACT_HELD;
+    for (i = 0; i < L; i++) {
+        mean[i] = kvmem__act_mean(v, i);
+        known = known && mean[i] >= 0;
+    }
+    left = (double)*total;
+    k = kvmem__act_cut(mean, known, v->layer, L, &left, nb, (int)v->par[KVMEM__ACT_LEAST],
+                       (int)v->par[KVMEM__ACT_TOPK]);
+    *total = (float)left;
+    for (g = 0; g < G; g++)
+        for (i = 0; i < nb; i++) read[g][at[i]] = 0;
+    for (k = kvmem__topk(out, score, nb, k, idx); k > 0; k--)
+        for (g = 0; g < G; g++) read[g][at[out[k - 1]]] = 1;
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_actqkv = { 1, kvmem__act_floats, NULL, kvmem__act_update, NULL };
+
 static const kvmem_retrieve_entry kvmem__retrieves[] = {
-    { { "all", "every stored entry", "-", NULL, 0 }, NULL } };
+    { { "all", "every stored entry", "-", NULL, 0 }, NULL, NULL, NULL },
+    { { "actqkv", "pages near a probe made of the block's unusual queries, more of them where they differ little",
+        "Xiao 2025, arXiv 2502.13542", kvmem__params_actqkv, KVMEM_READS_KEYS | KVMEM_READS_ACC },
+      kvmem__retrieve_actqkv, &kvmem__memory_actqkv, kvmem__act_note } };
 
 /* ==== >>place : at which RoPE position is a kept key read? =======================================
    original: at the position that the token had in the text; gaps stay gaps.
@@ -20699,9 +21083,9 @@ static kvmem_status kvmem__reduce_all(kvmem_cache *c, int mean) {
 /* What the score and the select entry remember, brought up to date lane by lane. */
 static kvmem_status kvmem__update_layer(kvmem_cache *c, int layer) {
     int i, g;
-    for (i = 0; i < 2; i++) {
-        const kvmem_memory *m = kvmem__memory_of(&c->recipe, i ? KVMEM_SELECT : KVMEM_SCORE);
-        const kvmem_view v = kvmem__view_of(c, layer, i ? KVMEM_SELECT : KVMEM_SCORE);
+    for (i = 0; i < KVMEM__MEMORIES; i++) {
+        const kvmem_memory *m = kvmem__memory_of(&c->recipe, kvmem__memory_stage(i));
+        const kvmem_view v = kvmem__view_of(c, layer, kvmem__memory_stage(i));
         for (g = 0; m && m->update && g < c->shape.n_kv_heads; g++) {
             const kvmem_status st = m->update(&v, g);
             kvmem__view_scratch_end(c);
@@ -20834,18 +21218,18 @@ static size_t kvmem__block_need(const kvmem_cache *c, int b) {
         kvmem__side side[2];
         size_t page;
         kvmem__lane_sides(c, ln, side);
-        page = kvmem__page_size(P, c->n_stats, side);
+        page = kvmem__page_size(P, c->n_stats, c->note, side);
         largest = KVMEM__MAX(largest, page);
         if (open) {
             const kvmem_page *p = ln->pages[ln->n_pages - 1];
             const int rows = KVMEM__MIN(P, used + b);
-            if (p->cap < rows) need += kvmem__page_size(kvmem__page_cap(P, rows), c->n_stats, side) -
-                                       kvmem__page_size(p->cap, c->n_stats, side);
+            if (p->cap < rows) need += kvmem__page_size(kvmem__page_cap(P, rows), c->n_stats, c->note, side) -
+                                       kvmem__page_size(p->cap, c->n_stats, c->note, side);
             if (p->refs > 1) need += page;
         }
         if (more)
             need += (size_t)((more - 1) / P) * page +
-                    kvmem__page_size(kvmem__page_cap(P, (more - 1) % P + 1), c->n_stats, side);
+                    kvmem__page_size(kvmem__page_cap(P, (more - 1) % P + 1), c->n_stats, c->note, side);
         if (want > ln->cap_pages) need += (size_t)kvmem__table_cap(want) * KVMEM__SLOT;
         longest = KVMEM__MAX(longest, (size_t)ln->n + (size_t)b);
     }
@@ -20857,6 +21241,8 @@ static size_t kvmem__block_need(const kvmem_cache *c, int b) {
                                 (c->ring ? kvmem__view_bytes(r, longest) : 0) +
                                 ((c->reads & KVMEM_WRITES_ROWS)
                                      ? kvmem__merge_bytes(c->shape.head_dim, c->code, 0) : 0);
+    if (kvmem__picks(c))
+        need += kvmem__asks_bytes(&c->shape) + kvmem__asks_page(&c->shape, P) * (longest / (size_t)P + 1);
     return need + KVMEM__MAX(a, m);
 }
 KVMEM_API int kvmem_cache_room(const kvmem_cache *c) {
@@ -20884,6 +21270,8 @@ static void kvmem__set_cap(kvmem_cache *c) {
     p.reads = c->reads;
     p.n_stats = c->n_stats;
     p.stage_bytes = c->stage_bytes;
+    p.note = c->note;
+    p.asks = kvmem__picks(c) ? kvmem__asks_bytes(&c->shape) : 0;
     kvmem__plan_pages(&p, &c->shape, &c->recipe);
     kvmem__set_worker(c);
     p.worker_floats = c->worker_bytes / sizeof(float);
@@ -20925,11 +21313,11 @@ static void kvmem__est_pages(kvmem__est *e, int n, const int *done, int last, co
     kvmem__side mixed[2];
     mixed[0] = done[0] > done[1] ? settled[0] : fresh[0];
     mixed[1] = done[0] > done[1] ? fresh[1] : settled[1];
-    kvmem__est_add(b, kvmem__page_part(P, e->p.n_stats, settled), (size_t)((both + P - 1) / P));
-    kvmem__est_add(b, kvmem__page_part(P, e->p.n_stats, mixed), (size_t)((one - both + P - 1) / P));
+    kvmem__est_add(b, kvmem__page_part(P, e->p.n_stats, e->p.note, settled), (size_t)((both + P - 1) / P));
+    kvmem__est_add(b, kvmem__page_part(P, e->p.n_stats, e->p.note, mixed), (size_t)((one - both + P - 1) / P));
     if (rest < 1) return;
-    kvmem__est_add(b, kvmem__page_part(P, e->p.n_stats, fresh), (size_t)((rest - 1) / P));
-    kvmem__est_add(b, kvmem__page_part(last, e->p.n_stats, fresh), 1);
+    kvmem__est_add(b, kvmem__page_part(P, e->p.n_stats, e->p.note, fresh), (size_t)((rest - 1) / P));
+    kvmem__est_add(b, kvmem__page_part(last, e->p.n_stats, e->p.note, fresh), 1);
 }
 /* Bytes now, with `more` transient scratch, and, if higher than before, at the peak. */
 static void kvmem__est_count(kvmem__est *e, size_t more) {
@@ -21066,8 +21454,10 @@ static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
         e->last[l] = KVMEM__MAX(e->last[l], kvmem__page_cap(P, used));
         e->cap[l] = KVMEM__MAX(e->cap[l], kvmem__table_cap((e->len[l] + P - 1) / P));
     }
-    kvmem__est_count(e, (e->p.reads & (KVMEM_READS_ACC | KVMEM_READS_LAST)) ? /* log-sum-exps for the observers */
-                     (size_t)n * (size_t)e->c.shape.n_heads * sizeof(float) : 0);
+    for (l = longest = 0; e->p.asks && l < e->c.shape.n_layers; l++) longest = KVMEM__MAX(longest, e->len[l]);
+    kvmem__est_count(e, ((e->p.reads & (KVMEM_READS_ACC | KVMEM_READS_LAST)) ? /* log-sum-exps for the observers */
+                         (size_t)n * (size_t)e->c.shape.n_heads * sizeof(float) : 0) + e->p.asks +
+                        (e->p.asks ? kvmem__asks_page(&e->c.shape, P) * (size_t)(longest / P + 1) : 0));
     due = kvmem__evicts(&e->c) &&
           (kvmem__when_due(&e->c.recipe, phase, e->c.since_reduce + n) ||
            (e->c.lane_cap && e->len[0] + KVMEM__MIN(P, e->c.max_block) > e->c.lane_cap));
@@ -21317,7 +21707,7 @@ KVMEM_API kvmem_status kvmem_cache_save(kvmem_cache *c, kvmem_write_fn write, vo
         kvmem__out_u64(&o, (uint64_t)c->mark[i].pos);
         kvmem__out_u32(&o, (uint32_t)c->mark[i].kind);
     }
-    kvmem__out_u32(&o, (uint32_t)(c->lane_floats[0] + c->lane_floats[1]));
+    kvmem__out_u32(&o, (uint32_t)kvmem__state_floats(c));
     kvmem__out_f32s(&o, c->state, kvmem__state_bytes(c) / sizeof(float));
     for (i = 0; i < c->n_lanes; i++) kvmem__save_lane(c, &o, &c->lane[i]);
     kvmem__out_u32(&o, o.crc);
@@ -21611,7 +22001,7 @@ static kvmem_status kvmem__load_memory(kvmem_cache *c, kvmem__in *in) {
         m.pos = last = (int64_t)pos;
         KVMEM__TRY(kvmem__add_mark(c, m));
     }
-    if ((size_t)kvmem__in_u32(in) != (size_t)(c->lane_floats[0] + c->lane_floats[1]) ||
+    if ((size_t)kvmem__in_u32(in) != kvmem__state_floats(c) ||
         (c->state && !kvmem__in_f32s(in, c->state, kvmem__state_bytes(c) / sizeof(float))))
         return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: what its stages remember does not fit this recipe");
     return KVMEM_OK;
@@ -22562,9 +22952,8 @@ KVMEM_API kvmem_level_options kvmem_level_options_default(void) {
 /* Levels hold rows, positions, attention sums and biases; a recipe that keeps more about its entries would lose it. */
 static kvmem_status kvmem__chunks_hold(kvmem_cache *c, const char *what) {
     int i;
-    for (i = KVMEM_SCORE; i <= KVMEM_REDUCE; i++) {
-        const kvmem_memory *m =
-            i == KVMEM_SCORE || i == KVMEM_SELECT ? kvmem__memory_of(&c->recipe, (kvmem_stage)i) : NULL;
+    for (i = KVMEM_SCORE; i <= KVMEM_RETRIEVE; i++) {
+        const kvmem_memory *m = kvmem__memory_of(&c->recipe, (kvmem_stage)i);
         const kvmem_entry *entry = c->recipe.stage[i].entry;
         if (!m && !(entry->reads & KVMEM_READS_HIDDEN)) continue;
         return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "%s at a level: %s=%s keeps numbers of its own, which only "
@@ -23977,6 +24366,9 @@ static const kvmem_preset kvmem__presets[] = {
       "recent=128 when=prompt place=original",
       "the best pages, and some that stand for the others by what each head finds important",
       "Jha 2025, arXiv 2503.00022" },
+    { "actqkv", "retrieve=actqkv(init=64,local=512,topk=46,repr=4,least=32,warmup=1) page=32",
+      "everything is kept, each layer reads the pages that a probe of the queries finds",
+      "Xiao 2025, arXiv 2502.13542" },
     { "finch", "score=finch(window=32,normalize=1) budget=50% when=prompt place=cache",
       "when the prompt ends the question chooses what stays, read at its slots", "Corallo 2024, TACL 12" },
     { "gui-kv",

@@ -570,14 +570,16 @@ TEST(every_failed_allocation_is_an_error_and_leaks_nothing) {
     quiet = 0;
     CHECK(at < 400);
 }
-static kvmem_status read_newest_page(const kvmem_view *v, int g, const float *q, int n,
-                                     unsigned char *read, int n_pages) {
-    (void)v; (void)g; (void)q; (void)n;
-    memset(read, 0, (size_t)n_pages);
+static kvmem_status read_newest_page(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                     unsigned char *const *read) {
+    int g;
+    (void)q; (void)n; (void)pos;
+    for (g = 0; g < v->cache->shape.n_kv_heads; g++) memset(read[g], 0, (size_t)kvmem_view_pages(v, g));
     return KVMEM_OK;
 }
 TEST(a_users_retrieve_function_decides_which_pages_are_read) {
-    static const kvmem_retrieve_entry mine = { { "newest", "the newest page only", "-", NULL, 0 }, read_newest_page };
+    static const kvmem_retrieve_entry mine = { { "newest", "the newest page only", "-", NULL, 0 }, read_newest_page,
+                                               NULL, NULL };
     world w; kvmem_cache c; float *out; double o[64], worst = 0; int set[40], i, h, cc;
     REQUIRE(world_init(&w, 1, 4, 2, 8, 101, "full page=16"));
     w.recipe.stage[KVMEM_RETRIEVE].entry = &mine.e;
