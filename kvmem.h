@@ -362,7 +362,8 @@ typedef struct kvmem_memory {
     int own; /* floats of its own for each cached entry, which follow it through every move: kvmem_view_own */
     int (*lane_floats)(const double *par, int n_heads, int n_kv_heads, int d); /* of a lane: kvmem_view_state */
     /* the queries q (n, n_heads, d) at pos (n) of a block of this layer, after they have attended and before
-       RoPE if it is the cache that rotates; once a layer; or NULL */
+       RoPE if it is the cache that rotates; once a layer; or NULL. May take three floats of scratch for each entry
+       and head of a group */
     kvmem_status (*watch)(const kvmem_view *v, int n, const float *q, const int32_t *pos);
     /* lane (layer, g) at every commit, before anything is reduced; or NULL */
     kvmem_status (*update)(const kvmem_view *v, int g);
@@ -731,7 +732,8 @@ typedef struct kvmem_mark { int64_t pos; int kind; } kvmem_mark;
 KVMEM_API kvmem_status kvmem_cache_mark(kvmem_cache *c, kvmem_mark_kind kind);
 /* Attention is causal but for scales: every token of a piece marked KVMEM_MARK_SCALE sees everything before the
    piece and all tokens of the piece that are in the cache, itself, earlier and later ones. So bring a scale as one
-   block (max_block); of two blocks the first could not see the second. A sliding window still limits how far back.
+   block (max_block; under a byte limit page= must be as large, too); of two blocks the first could not see the
+   second. A sliding window still limits how far back.
    The same serves any model that reads a block in both directions, as masked diffusion does. */
 /* score=hack, see there: how much do the rows of a head differ? v (n_layers * n_kv_heads): mean over the scales
    seen so far; 0 before the first of two tokens or more. Average it over samples for a calibration. */
@@ -12900,6 +12902,7 @@ typedef struct kvmem__plan {
     unsigned reads;
     int n_stats, ring, page, lanes, own[3], own_at[3], lane_floats[3];
     size_t state_bytes, stage_bytes, note, asks; /* scratch of the retrieve entry that does not grow with the lanes */
+    int watches;                          /* kvmem__watches */
     size_t page_bytes, waiting;           /* of all lanes: a settled page each; what fresh pages take more */
     size_t lessons;                       /* what is learned of all lanes */
     size_t block_bytes, ring_bytes;       /* fixed arrays; ring of queries (counted as statistics) */
@@ -12952,6 +12955,15 @@ static size_t kvmem__worker_floats(const kvmem_shape *s, int page, int q_floats,
 #define KVMEM__VIEW_PARTS 4
 static size_t kvmem__view_bytes(int r, size_t n) {
     return (size_t)KVMEM__VIEW_PARTS * ((size_t)r + 1) * n * sizeof(float);
+}
+/* Does the score or the select entry watch queries? What it may take for a lane of n entries, r heads a group, and
+   an attention worker of w1 bytes. */
+static int kvmem__watches(const kvmem_recipe *r) {
+    const kvmem_memory *score = kvmem__memory_of(r, KVMEM_SCORE), *select = kvmem__memory_of(r, KVMEM_SELECT);
+    return (score && score->watch) || (select && select->watch);
+}
+static size_t kvmem__watch_bytes(int watches, int r, size_t n, size_t w1) {
+    return watches ? 3 * (size_t)r * n * sizeof(float) + w1 + 2 : 0;
 }
 static void kvmem__resolve_codec(kvmem_codec_use *u, const kvmem_choice *ch, const kvmem_backend *b, int d) {
     kvmem__use_init(u, (const kvmem_codec *)(const void *)ch->entry, ch->par, d, b->isa);
@@ -13139,8 +13151,9 @@ static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fi
        one lane), commit scratch */
     per_page = p->page_bytes + (size_t)p->lanes * 2 * KVMEM__SLOT +
                kvmem__commit_bytes(p->reads, s->n_layers, s->n_kv_heads, 2 * (size_t)p->page) +
-               (p->ring ? kvmem__view_bytes(r, (size_t)p->page) : 0) + (p->asks ? kvmem__asks_page(s, p->page) : 0);
-    reserve += p->waiting + p->asks;
+               (p->ring ? kvmem__view_bytes(r, (size_t)p->page) : 0) + (p->asks ? kvmem__asks_page(s, p->page) : 0) +
+               kvmem__watch_bytes(p->watches, r, (size_t)(KVMEM__MIN(p->lanes, 4) * p->page), 0); /* the longest lane */
+    reserve += p->waiting + p->asks + kvmem__watch_bytes(p->watches, r, (size_t)p->page, w1);
     reserve += (size_t)p->lanes * 4 * KVMEM__SLOT + 4096;
     if (p->reads & KVMEM_WRITES_ROWS) reserve += kvmem__merge_bytes(s->head_dim, p->codecs.code, 0);
     if (reserve >= p->limit) return 0;
@@ -13236,6 +13249,7 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
         p->n_stats += p->own[i];
     }
     KVMEM__TRY(kvmem__plan_note(p, r, s, e));
+    p->watches = kvmem__watches(r);
     p->state_bytes = (size_t)(p->lanes * (1 + ((r->stage[KVMEM_REDUCE].entry->reads & KVMEM_TAKES_CODEC) != 0))) *
                      ((size_t)p->lane_floats[0] + (size_t)p->lane_floats[1] + (size_t)p->lane_floats[2]) *
                      sizeof(float);
@@ -21236,7 +21250,8 @@ static size_t kvmem__block_need(const kvmem_cache *c, int b) {
     need += largest + c->stage_bytes; /* a page is there twice while it is replaced */
     if (c->fresh)
         need += (size_t)(P * c->shape.head_dim) * sizeof(float); /* and once more as floats while it is coded */
-    a = kvmem__attend_bytes(&c->shape, b, c->worker_bytes) + kvmem__more_scratch(c->arena->limit);
+    a = kvmem__attend_bytes(&c->shape, b, c->worker_bytes) + kvmem__more_scratch(c->arena->limit) +
+        kvmem__watch_bytes(kvmem__watches(&c->recipe), r, longest, c->worker_bytes);
     m = !kvmem__evicts(c) ? 0 : kvmem__commit_bytes(c->reads, c->shape.n_layers, G, longest) +
                                 (c->ring ? kvmem__view_bytes(r, longest) : 0) +
                                 ((c->reads & KVMEM_WRITES_ROWS)
@@ -21272,6 +21287,7 @@ static void kvmem__set_cap(kvmem_cache *c) {
     p.stage_bytes = c->stage_bytes;
     p.note = c->note;
     p.asks = kvmem__picks(c) ? kvmem__asks_bytes(&c->shape) : 0;
+    p.watches = kvmem__watches(&c->recipe);
     kvmem__plan_pages(&p, &c->shape, &c->recipe);
     kvmem__set_worker(c);
     p.worker_floats = c->worker_bytes / sizeof(float);
@@ -21454,7 +21470,8 @@ static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
         e->last[l] = KVMEM__MAX(e->last[l], kvmem__page_cap(P, used));
         e->cap[l] = KVMEM__MAX(e->cap[l], kvmem__table_cap((e->len[l] + P - 1) / P));
     }
-    for (l = longest = 0; e->p.asks && l < e->c.shape.n_layers; l++) longest = KVMEM__MAX(longest, e->len[l]);
+    for (l = longest = 0; l < e->c.shape.n_layers; l++) longest = KVMEM__MAX(longest, e->len[l]);
+    kvmem__est_count(e, kvmem__watch_bytes(e->p.watches, e->c.shape.n_heads / G, (size_t)longest, e->c.worker_bytes));
     kvmem__est_count(e, ((e->p.reads & (KVMEM_READS_ACC | KVMEM_READS_LAST)) ? /* log-sum-exps for the observers */
                          (size_t)n * (size_t)e->c.shape.n_heads * sizeof(float) : 0) + e->p.asks +
                         (e->p.asks ? kvmem__asks_page(&e->c.shape, P) * (size_t)(longest / P + 1) : 0));

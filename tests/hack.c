@@ -546,6 +546,27 @@ TEST(odd_streams_are_fine) { /* nothing marked, one token a scale, one head, equ
         world_free(&w);
     }
 }
+TEST(byte_limits_hold_when_a_group_has_many_heads) { /* the rows that watching takes are counted */
+    static const char *const text[2] = { "hack budget=hack(200KiB) page=16", "hack budget=hack(150KiB,alpha=0.7) page=8" };
+    int i;
+    for (i = 0; i < 2; i++) {
+        world w;
+        kvmem_cache c;
+        kvmem_bytes b;
+        int at, n;
+        REQUIRE(world_init(&w, 2, 16, 1, 8, 900, text[i]));
+        REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+        for (at = 0; at < 900; at += n) {
+            n = KVMEM__MIN(kvmem_cache_room(&c), 900 - at);
+            REQUIRE(n > 0);
+            REQUIRE_OK(scale(&w, &c, at, n, NULL));
+        }
+        kvmem_cache_bytes(&c, &b);
+        CHECK(b.peak.total <= b.limit && b.entries > 100);
+        kvmem_cache_free(&c);
+        world_free(&w);
+    }
+}
 TEST(no_memory_is_an_error_and_nothing_leaks) {
     size_t at;
     int ended = 0;
@@ -615,6 +636,7 @@ int main(int argc, char **argv) {
     RUN(a_budget_of_all_gives_the_bits_of_full);
     RUN(threads_copies_and_files_go_on_with_the_same_bits);
     RUN(odd_streams_are_fine);
+    RUN(byte_limits_hold_when_a_group_has_many_heads);
     RUN(no_memory_is_an_error_and_nothing_leaks);
     RUN(misuse_is_named);
     return test_end();
