@@ -16,6 +16,7 @@ int kvmem_main(int argc, char **argv);
 #undef main
 
 enum { RECALL, UPDATE, COPY, ORDER, N_WHAT, CHUNK = 12, MAX_PRESETS = 1024 };
+#define TINY_PROFILE "examples/models/tiny.profile"
 static const char *const what_word[N_WHAT] = { "recall", "update", "copy", "order" };
 static const char *const budget_word[4] = { "50%", "25%", "12.5%", "6.25%" };
 
@@ -41,12 +42,12 @@ static row *row_of(const char *preset, const char *budget, int aware) {
     row *r;
     int i;
     for (i = 0; i < n_rows; i++)
-        if (!strcmp(rows[i].preset, preset) && !strcmp(rows[i].budget, budget) && rows[i].aware == aware)
-            return rows + i;
+        if (!strncmp(rows[i].preset, preset, strcspn(preset, " ")) && !rows[i].preset[strcspn(preset, " ")] &&
+            !strcmp(rows[i].budget, budget) && rows[i].aware == aware) return rows + i;
     rows = (row *)grow(rows, (size_t)n_rows + 1, sizeof *rows);
     r = rows + n_rows++;
     memset(r, 0, sizeof *r);
-    snprintf(r->preset, sizeof r->preset, "%.39s", preset);
+    snprintf(r->preset, sizeof r->preset, "%.*s", (int)strcspn(preset, " "), preset);
     snprintf(r->budget, sizeof r->budget, "%.23s", budget);
     r->aware = aware;
     r->kl = r->top1 = r->live = r->peak = r->full = r->prefill = r->decode = -1;
@@ -120,8 +121,14 @@ static int is_chosen(const char *word, const char *only) { /* one of "a,b,c" */
     }
     return !only;
 }
-/* Which presets keep fewer entries? The share part of of. */
+static int keeps_fewer(const kvmem_recipe *r) {
+    int s;
+    for (s = 0; s < (int)KVMEM_N_STAGES && !(r->stage[s].entry->reads & KVMEM_CHOOSES_COUNT); s++) {}
+    return r->amount.kind != KVMEM_ALL || s < (int)KVMEM_N_STAGES;
+}
+/* Which presets keep fewer entries? The share part of of. Those that go by a profile get a->tokens. */
 static int presets(const char **word, const args *a, int part, int of) {
+    static char with[MAX_PRESETS][160];
     int i, j, n = 0, all = 0;
     for (i = 0; kvmem_preset_at(i); i++) {
         const kvmem_preset *p = kvmem_preset_at(i);
@@ -130,19 +137,24 @@ static int presets(const char **word, const args *a, int part, int of) {
         char why[300];
         const int bad = kvmem_recipe_parse(&r, p->word, &e) != KVMEM_OK;
         if (!is_chosen(p->word, a->text)) continue;
-        if (!bad && r.amount.kind == KVMEM_ALL &&
-            !(r.stage[KVMEM_SELECT].entry->reads & KVMEM_CHOOSES_COUNT)) continue;
+        if (!bad && !keeps_fewer(&r)) continue;
         if (n == MAX_PRESETS || all++ % of != part - 1) continue;
         snprintf(why, sizeof why, "%s", bad ? e.text : "");
         for (j = 0; j < KVMEM_N_STAGES && !bad; j++) {
             const kvmem_param *q = r.stage[j].entry->params;
             for (; q && q->name; q++)
-                if (q->choices && !strcmp(q->choices, "*") && !r.stage[j].text[0])
+                if (q->choices && !strcmp(q->choices, "*") && !r.stage[j].text[0] &&
+                    !(r.stage[j].entry->reads & KVMEM_READS_PROFILE))
                     snprintf(why, sizeof why, "%s=%s reads a file: %s", kvmem_stage_word((kvmem_stage)j),
                              r.stage[j].entry->word, q->what);
         }
-        if (why[0]) miss(p->word, why);
-        else word[n++] = p->word;
+        if (!bad && kvmem__needs_profile(&r) && !a->tokens)
+            snprintf(why, sizeof why, "goes by a profile of the model: --profile FILE");
+        if (why[0]) { miss(p->word, why); continue; }
+        snprintf(with[n], sizeof with[n], kvmem__needs_profile(&r) ? "%.40s profile=%.100s" : "%.40s", p->word,
+                 a->tokens ? a->tokens : "");
+        word[n] = with[n];
+        n++;
     }
     return n;
 }
@@ -159,7 +171,7 @@ static int drop_refused(const args *a, const char **word, int n) {
         cfg.recipe = &r;
         memset(&s, 0, sizeof s);
         if (kvmem_session_init(&s, &l.model, &cfg) == KVMEM_OK) word[m++] = word[i];
-        else miss(word[i], s.error.text);
+        else miss(word[i], s.error.text[0] ? s.error.text : "refused");
         kvmem_session_free(&s);
     }
     unload(&l);
@@ -338,10 +350,10 @@ static void show_ranked(const args *a) {
     static place list[MAX_PRESETS];
     const int n = rank_rows(list);
     int i, b, k;
-    put("Right answers in %% of those asked (recall, update, copy), with the question unknown and known when the cache\n"
-        "is compressed, at four budgets; `all` is over all eight, with its 95 %% interval, and ranks. KL, top-1, bytes\n"
-        "and times at 25 %% with the question unknown. Contexts of %s tokens. Order questions, where a coin is right\n"
-        "every other time, and each kind alone stand in the CSV.\n\n", a->lengths);
+    put("Right answers in %% of those asked (recall, update, copy), with the question unknown and known when the\n"
+        "cache is compressed, at four budgets; `all` is over all eight, with its 95 %% interval, and ranks. KL,\n"
+        "top-1, bytes and times at 25 %% with the question unknown. Contexts of %s tokens. Order questions, where\n"
+        "a coin is right every other time, and each kind alone stand in the CSV.\n\n", a->lengths);
     put("| # | preset | all %% |");
     for (k = 0; k < 2; k++)
         for (b = 0; b < 4; b++) put(" %s%s |", k ? "known " : "", budget_word[b]);
@@ -374,8 +386,13 @@ static void show_ranked(const args *a) {
 static int cmd_methods(const args *given) {
     static const char *word[MAX_PRESETS + 1];
     args a = *given;
+    FILE *own;
     int part = 1, of = 1, n, i, aware, from, status = OK;
     default_model(&a);
+    if (!a.tokens && !given->model && (own = fopen(TINY_PROFILE, "rb")) != NULL) {
+        fclose(own);
+        a.tokens = TINY_PROFILE;
+    }
     a.depths = 1;
     if (a.csv + a.md + a.json > 1) return misuse("--csv, --json and --md cannot be given together");
     if (a.as && (sscanf(a.as, "%d/%d", &part, &of) != 2 || part < 1 || of < 1 || part > of))
@@ -384,7 +401,7 @@ static int cmd_methods(const args *given) {
     else {
         word[0] = "full";
         n = presets(word + 1, &a, part, of);
-        a.text = NULL; /* of eval it is a file */
+        a.text = a.tokens = NULL; /* of eval they are something else */
         if ((n = drop_refused(&a, word + 1, n)) < 0) return FAILED;
         if (a.csv) show_csv_head();
         for (i = 0; i <= n && status == OK; i += i ? CHUNK : 1) { /* full alone, then chunks beside it */
@@ -414,6 +431,7 @@ static const option methods_options[] = {
     O_INT("--questions", questions, "N", "0", 0, 1000, "about each context; 0: the suite's number"),
     O_INT("--seed", seed, "S", "1", 0, 9e15, "the first seed"),
     O_TEXT("--only", text, "LIST", "these presets: snapkv,h2o"),
+    O_TEXT("--profile", tokens, "FILE", "of the model, for presets that go by one (default model: " TINY_PROFILE ")"),
     O_TEXT("--part", as, "K/N", "every N-th preset, from the K-th on: for N machines"),
     O_TEXT("--from", input, "FILE", "rows that --csv has printed, instead of measuring"),
     O_FLAG("--csv", csv, "print CSV, a line for each preset, budget and mode, as they are done"),

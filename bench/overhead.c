@@ -3,8 +3,8 @@
    First table: a prompt of --prompt tokens in one layer, in blocks of 512. `attend` is the time that the full cache
    takes to append and attend; `with` what the preset takes for the same and for scoring and compaction at the prompt's
    end; `more` the difference as a share of the full cache's time. A model adds its matrix products to both, so the
-   share in a whole prefill is lower: `model` counts the products of a layer of width 4 H d (attention's four matrices
-   and a feed-forward network of three) at the rate that this machine reaches in attention.
+   share in a whole prefill is lower: `model` adds the products of a layer of width w = H d, 12 w^2 multiply-adds a
+   token (four matrices of attention, a feed-forward network of three with 8/3 w neurons), at attention's rate here.
    Second table: a decode step under a fixed budget of --keep entries after 1k, 4k, ... tokens: time and live bytes.
    A preset that reduces only when a prompt ends is told when=every(64), so that its budget holds.
 
@@ -93,7 +93,7 @@ static double median_prompt(const kvmem_recipe *r, int n, kvmem_bytes *b) {
 static void show_prompt(const kvmem_preset *p, const kvmem_recipe *r, int n, double full) {
     kvmem_bytes b;
     const double s = median_prompt(r, n, &b), width = (double)H * D;
-    /* multiply-adds of attention: n^2/2 rows of 2 d for each head; of the products: n 4 w^2 and n 3 (8/3) w^2 */
+    /* multiply-adds of attention: n^2/2 rows of 2 d for each head; of the products: n 12 w^2 */
     const double products = full * (12 * width * width * n) / ((double)n * n * D * H);
     if (s < 0) bench_row("%s|%d|%.1f|-|-|-|-", p->word, n, 1e3 * full);
     else bench_row("%s|%d|%.1f|%.1f|%.1f|%.1f|%.0f", p->word, n, 1e3 * full, 1e3 * s, 100 * (s - full) / full,
