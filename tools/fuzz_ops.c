@@ -33,7 +33,7 @@ static void fill(float *x, int n, unsigned seed) {
 /* One word of each kind makes a recipe; many are refused, and must be with a reason. */
 static void recipe_text(fuzz_input *in, char *out, size_t size) {
     static const char *const preset[] = { "full", "window", "streamingllm", "h2o", "tova", "snapkv", "pyramidkv",
-        "score=random", "score=knorm", "score=h2o place=cache" };
+        "score=random", "score=knorm", "score=h2o place=cache", "kvzip", "kvcompose", "dapq" };
     static const char *const budget[] = { "", " budget=0", " budget=1", " budget=7", " budget=40", " budget=50%",
         " budget=3%", " budget=24KiB", " budget=100KiB", " budget=1MiB" };
     static const char *const codec[] = { "", " codec=f32", " codec=f16", " codec=bf16", " codec=q8_0", " codec=q4_0",
@@ -69,6 +69,39 @@ static void check(const slot *s) {
     FUZZ_MUST(entries == b.entries);
     FUZZ_MUST(kvmem_cache_room(c) >= 0 && kvmem_cache_room(c) <= c->max_block);
 }
+/* Probe tokens on top of a prompt that waits for them, then its reduction. */
+static void probe(slot *s, fuzz_input *in) {
+    kvmem_cache *c = &s->c, p;
+    const int d = c->shape.head_dim, n = 1 + fuzz_pick(in, MAX_BLOCK), to = fuzz_pick(in, 64);
+    const int64_t tokens = c->tokens;
+    kvmem_probe o;
+    kvmem_status status;
+    int l;
+    o.max = fuzz_pick(in, 2);
+    o.hidden = fuzz_pick(in, 2);
+    o.sink = fuzz_pick(in, 5);
+    o.from = fuzz_pick(in, 64);
+    o.to = to;
+    status = kvmem_cache_probe(&p, c, &o);
+    fuzz_explained(status, &c->error);
+    FUZZ_MUST((status == KVMEM_OK) == (p.arena != NULL));
+    for (l = 0; l < c->shape.n_layers && status == KVMEM_OK; l++) {
+        fill(rows_k, n * c->shape.n_kv_heads * d, 5 + (unsigned)l);
+        fill(rows_q, n * c->shape.n_heads * d, 7 + (unsigned)l);
+        status = kvmem_cache_append(&p, l, n, rows_k, rows_k, NULL);
+        if (status == KVMEM_OK && o.hidden) status = kvmem_cache_hidden(&p, l, n, rows_q, c->shape.n_heads * d);
+        if (status == KVMEM_OK) status = kvmem_cache_attend(&p, l, n, rows_q, rows_out);
+    }
+    if (status == KVMEM_OK) status = kvmem_cache_commit(&p, KVMEM_DECODE);
+    if (p.arena) fuzz_explained(status, &p.error);
+    kvmem_cache_free(&p);
+    FUZZ_MUST(c->tokens == tokens && c->awaits);
+    if (fuzz_pick(in, 4)) {
+        status = kvmem_cache_reduce(c);
+        fuzz_explained(status, &c->error);
+        FUZZ_MUST(c->awaits == (status != KVMEM_OK));
+    }
+}
 /* One block through all layers. 0 if it was refused and the block was given up. */
 static int block(slot *s, fuzz_input *in) {
     kvmem_cache *c = &s->c;
@@ -79,6 +112,7 @@ static int block(slot *s, fuzz_input *in) {
     int32_t pos[MAX_BLOCK];
     int n = phase == KVMEM_DECODE ? 1 : 1 + fuzz_pick(in, MAX_BLOCK), l, i, gaps = seed % 16 == 3;
     kvmem_status status = KVMEM_OK;
+    if (c->awaits && seed % 8) probe(s, in);
     if (n > room && seed % 8) n = room; /* sometimes more than there is room for */
     if (n < 1) n = 1;
     for (i = 0; i < n; i++) pos[i] = c->next_pos + 2 * i + 1;
