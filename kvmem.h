@@ -17679,7 +17679,7 @@ static const kvmem_memory kvmem__memory_keydiff = { 0, NULL, NULL, NULL, kvmem__
    pad=1: the code fills the last chunk with tokens whose keys are masked by -1e-9 where -inf was meant, and whose
    queries are zero: for m of C tokens each real query spends (C - m) e^-1e-9 beside its keys, and each of the
    C - m others gives every key 1/C. pad=0 cuts the chunk to its m tokens.
-   reads: keys, values, other lanes, queries as they come.   state: C (1 + r d) + 3 floats a lane, 1 an entry.
+   reads: keys, values, other lanes, queries as they come.   state: C (1 + r d) + 6 floats a lane, 1 an entry.
    cost: O(C H d) a token, one pass over the values a reduction.   defaults: chunk=256 pad=0.   ties: lower index.
    departs: pad=0.                                                        test: tests/scores.c noncausal_* */
 typedef struct kvmem__local {
