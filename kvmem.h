@@ -12625,6 +12625,25 @@ KVMEM_API const kvmem_profile_row *kvmem_profile_find(const kvmem_profile *p, co
         if (!strcmp(p->row[i].name, name)) return &p->row[i];
     return NULL;
 }
+/* With as few digits as parse back to the same number. */
+static void kvmem__put_float(kvmem__text *t, float x) {
+    char word[40];
+    double back = 0;
+    int digits = 5;
+    do {
+        kvmem__reader r;
+        kvmem__text w;
+        w.out = word;
+        w.size = sizeof word;
+        w.len = 0;
+        kvmem__put_double(&w, (double)x, ++digits);
+        memset(&r, 0, sizeof r);
+        r.s = word;
+        r.n = (int)w.len;
+        if (!kvmem__read_real(&r, &back)) back = (double)x + 1;
+    } while (digits < 9 && ((float)back < x || (float)back > x));
+    kvmem__put_bytes(t, word, strlen(word));
+}
 /* A line of text for every layer's numbers; those of layers themselves on one line. */
 KVMEM_API size_t kvmem_profile_print(const kvmem_profile *p, char *out, size_t size) {
     static const char hex[] = "0123456789abcdef";
@@ -12646,7 +12665,7 @@ KVMEM_API size_t kvmem_profile_print(const kvmem_profile *p, char *out, size_t s
         if (row->per == KVMEM_PER_CURVE) kvmem__format(&t, " %d", row->points);
         for (j = 0; j < count; j++) {
             kvmem__put_char(&t, j % wide || row->per == KVMEM_PER_LAYER ? ' ' : '\n');
-            kvmem__format(&t, "%.9g", (double)row->value[j]);
+            kvmem__put_float(&t, row->value[j]);
         }
         kvmem__put_char(&t, '\n');
     }
@@ -18868,7 +18887,6 @@ static kvmem_status kvmem__budget_hack(const kvmem_view *v, int mean, const int 
     for (i = 0; i < lanes; i++) known |= c->lane[i].state[0][KVMEM__HACK_COUNT] > 0;
     for (i = 0; i < lanes; i++) structural[i] = 1;
     if (known) kvmem_hack_types(var, lanes, v->par[0], structural);
-    for (i = 0; i < lanes && !known; i++) structural[i] = 1;
     for (i = 0; i < lanes; i++) {
         float *own = c->lane[i].state[0];
         if (own[KVMEM__HACK_FIXED] > 0) structural[i] = own[KVMEM__HACK_TYPE] == (float)KVMEM__HACK_STRUCTURAL;
