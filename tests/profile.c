@@ -342,7 +342,8 @@ TEST(heads_above_the_quantile_keep_everything) { /* alpha = .9 .2 .6 .4, sparsit
     profiled_free(&f);
 }
 TEST(what_covers_the_text_is_bit_identical_to_full) {
-    static const char *const recipes[] = { "full", "duo sink=40 recent=60", "rlkv budget=heads(all,row=rlkv,sparsity=0)",
+    static const char *const recipes[] = { "full", "duo sink=40 recent=60",
+        "rlkv budget=heads(all,row=rlkv,sparsity=0)",
         "duo budget=heads(all,threshold=0.5) sink=1 recent=1", "razor", "lukv budget=100%", "headkv budget=120",
         "razor budget=heads(100%,row=induction,sparsity=0.9) sink=1" };
     float *want = NULL;
