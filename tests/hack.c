@@ -547,7 +547,8 @@ TEST(odd_streams_are_fine) { /* nothing marked, one token a scale, one head, equ
     }
 }
 TEST(byte_limits_hold_when_a_group_has_many_heads) { /* the rows that watching takes are counted */
-    static const char *const text[2] = { "hack budget=hack(200KiB) page=16", "hack budget=hack(150KiB,alpha=0.7) page=8" };
+    static const char *const text[2] = { "hack budget=hack(200KiB) page=16",
+                                          "hack budget=hack(150KiB,alpha=0.7) page=8" };
     int i;
     for (i = 0; i < 2; i++) {
         world w;

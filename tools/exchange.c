@@ -11,7 +11,8 @@
 enum { LAYERS = 2, HEADS = 4, GROUPS = 2, D = 32, SEEN = 200, MORE = 24, ROW = LAYERS * HEADS * D };
 static const char *const recipes[] = {
     "full codec=f32", "full codec=f16", "h2o budget=64 codec=q8_0", "snapkv budget=25% codec=f16",
-    "full codec=kivi(bits=2) page=32", "full codec=turboquant(bits=3)", "streamingllm budget=96 codec=octopus(bits=4)" };
+    "full codec=kivi(bits=2) page=32", "full codec=turboquant(bits=3)",
+    "streamingllm budget=96 codec=octopus(bits=4)" };
 enum { N_RECIPES = sizeof recipes / sizeof recipes[0] };
 
 /* Largest difference that is rounding: entries come back as they were, or, from a level to be coded again by a
