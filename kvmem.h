@@ -325,7 +325,9 @@ enum {
     KVMEM_WRITES_ROWS   = 16384, /* reduce only: changes rows of entries that stay: their V, */
     KVMEM_READS_PROFILE = 32768, /* budget, score: v->user is the kvmem_profile of the model: the program's, set
                                    as the choice's user, or one that kvmem_cache_init has read from a file */
-    KVMEM_WRITES_KEYS   = 65536  /* reduce only: and their K; so may a parameter "keys" above 0 say */
+    KVMEM_WRITES_KEYS   = 65536, /* reduce only: and their K; so may a parameter "keys" above 0 say */
+    KVMEM_WATCHES_ROWS  = 131072 /* score, select: watch works out attention: a byte limit keeps three floats for each
+                                    entry and head of a group free for it, and an attention worker */
 };
 
 /* An entry that declares KVMEM_READS_PROBE says by parameters of these names, 0 if it lacks one, what probe tokens a
@@ -362,8 +364,7 @@ typedef struct kvmem_memory {
     int own; /* floats of its own for each cached entry, which follow it through every move: kvmem_view_own */
     int (*lane_floats)(const double *par, int n_heads, int n_kv_heads, int d); /* of a lane: kvmem_view_state */
     /* the queries q (n, n_heads, d) at pos (n) of a block of this layer, after they have attended and before
-       RoPE if it is the cache that rotates; once a layer; or NULL. May take three floats of scratch for each entry
-       and head of a group */
+       RoPE if it is the cache that rotates; once a layer; or NULL. For much scratch: KVMEM_WATCHES_ROWS */
     kvmem_status (*watch)(const kvmem_view *v, int n, const float *q, const int32_t *pos);
     /* lane (layer, g) at every commit, before anything is reduced; or NULL */
     kvmem_status (*update)(const kvmem_view *v, int g);
@@ -12975,11 +12976,9 @@ static size_t kvmem__worker_floats(const kvmem_shape *s, int page, int q_floats,
 static size_t kvmem__view_bytes(int r, size_t n) {
     return (size_t)KVMEM__VIEW_PARTS * ((size_t)r + 1) * n * sizeof(float);
 }
-/* Does the score or the select entry watch queries? What it may take for a lane of n entries, r heads a group, and
-   an attention worker of w1 bytes. */
+/* KVMEM_WATCHES_ROWS: what watching may take for a lane of n entries, r heads a group, w1 bytes a worker. */
 static int kvmem__watches(const kvmem_recipe *r) {
-    const kvmem_memory *score = kvmem__memory_of(r, KVMEM_SCORE), *select = kvmem__memory_of(r, KVMEM_SELECT);
-    return (score && score->watch) || (select && select->watch);
+    return ((r->stage[KVMEM_SCORE].entry->reads | r->stage[KVMEM_SELECT].entry->reads) & KVMEM_WATCHES_ROWS) != 0;
 }
 static size_t kvmem__watch_bytes(int watches, int r, size_t n, size_t w1) {
     return watches ? 3 * (size_t)r * n * sizeof(float) + w1 + 2 : 0;
@@ -18293,7 +18292,8 @@ static const kvmem_score_entry kvmem__scores[] = {
         "Lin 2025, arXiv 2508.02401", kvmem__params_compresskv,
         KVMEM_READS_QUERIES | KVMEM_READS_LANES | KVMEM_READS_PROFILE }, kvmem__score_compresskv, NULL },
     { { "hack", "by head: attention of all scales, or of the newest with first and newest scales kept",
-        "Qin 2025, arXiv 2504.09261", kvmem__params_hack, 0 }, kvmem__score_hack, &kvmem__memory_hack },
+        "Qin 2025, arXiv 2504.09261", kvmem__params_hack, KVMEM_WATCHES_ROWS }, kvmem__score_hack,
+      &kvmem__memory_hack },
     { { "prefixkv", "attention received from all queries so far, mean over the layer's heads",
         "Wang 2024, arXiv 2412.03409", NULL, KVMEM_READS_ACC | KVMEM_READS_LANES }, kvmem__score_prefixkv, NULL },
     { { "finch", "attention of the question, each query counted by what it sees", "Corallo 2024, TACL 12",
