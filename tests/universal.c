@@ -18,7 +18,7 @@
 /* ---- the recipes that are asked ---- */
 
 #define WRITES (KVMEM_WRITES_ROWS | KVMEM_WRITES_KEYS | KVMEM_WRITES_BIAS)
-enum { PROMPT = 44, MARKED = 24, STEPS = 12, TOKENS = PROMPT + STEPS, MAX_SUBJECTS = 512, COMBOS = 96 };
+enum { PROMPT = 44, MARKED = 24, STEPS = 12, TOKENS = PROMPT + STEPS, MAX_SUBJECTS = 512, COMBOS = 72 };
 typedef struct subject { char text[256]; int preset; } subject;
 static subject subjects[MAX_SUBJECTS];
 static int n_subjects;
