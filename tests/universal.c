@@ -18,7 +18,7 @@
 /* ---- the recipes that are asked ---- */
 
 #define WRITES (KVMEM_WRITES_ROWS | KVMEM_WRITES_KEYS | KVMEM_WRITES_BIAS)
-enum { PROMPT = 44, MARKED = 24, STEPS = 12, TOKENS = PROMPT + STEPS, MAX_SUBJECTS = 512, COMBOS = 72 };
+enum { PROMPT = 44, MARKED = 24, STEPS = 12, TOKENS = PROMPT + STEPS, MAX_SUBJECTS = 512 };
 typedef struct subject { char text[256]; int preset; } subject;
 static subject subjects[MAX_SUBJECTS];
 static int n_subjects;
@@ -252,37 +252,37 @@ static int ready(play *p, const subject *s, double amount, int exact, int thread
 }
 
 /* Each entry of the four tables has its turn; its partners are drawn, until the four may stand together. */
-static void add_combinations(void) {
+static void add_combination(int stage, int index) {
     static const char *const when[] = { "prompt", "step", "block", "every(5)" };
-    const int n[4] = { table_size(KVMEM_SCORE), table_size(KVMEM_BUDGET), table_size(KVMEM_SELECT),
-                       table_size(KVMEM_REDUCE) };
-    int i, s, tries, refused = 0;
-    for (i = 0; i < COMBOS; i++)
-        for (tries = 0; tries < 12; tries++) {
-            const kvmem_entry *e[4];
-            kvmem_recipe r;
-            kvmem_error err;
-            static play p;
-            char text[256];
-            for (s = 0; s < 4; s++)
-                e[s] = kvmem_stage_entry((kvmem_stage)(KVMEM_SCORE + s),
-                                         s == i % 4 ? i / 4 % n[s] : (int)(test_unit() * n[s]));
-            sprintf(text, "score=%s budget=%s select=%s reduce=%s%s sink=2 recent=3 when=%s", e[0]->word,
-                    e[1]->word, e[2]->word, e[3]->word, (e[3]->reads & KVMEM_TAKES_CODEC) ? "(f32/f32)" : "",
-                    when[(i + tries) % 4]);
-            if (kvmem_recipe_parse(&r, text, &err) == KVMEM_OK) {
-                r.amount.kind = KVMEM_COUNT; /* "all" evicts nothing */
-                r.amount.value = 17;
-                make_small(&r);
-                if (kvmem_recipe_check(&r, &err) == KVMEM_OK && begin(&p, &standard, &r, text, 1)) {
-                    stop(&p);
-                    add(text, 0);
-                    break;
-                }
-            }
-            refused++;
+    int s, tries;
+    for (tries = 0; tries < 40; tries++) {
+        const kvmem_entry *e[4];
+        kvmem_recipe r;
+        kvmem_error err;
+        static play p;
+        char text[256];
+        for (s = 0; s < 4; s++) {
+            const kvmem_stage of = (kvmem_stage)(KVMEM_SCORE + s);
+            e[s] = kvmem_stage_entry(of, s == stage ? index : (int)(test_unit() * table_size(of)));
         }
-    if (show) printf("  %d combinations refused\n", refused);
+        sprintf(text, "score=%s budget=%s select=%s reduce=%s%s sink=2 recent=3 when=%s", e[0]->word, e[1]->word,
+                e[2]->word, e[3]->word, (e[3]->reads & KVMEM_TAKES_CODEC) ? "(f32/f32)" : "",
+                when[(index + tries) % 4]);
+        if (kvmem_recipe_parse(&r, text, &err) != KVMEM_OK) continue;
+        r.amount.kind = KVMEM_COUNT; /* "all" evicts nothing */
+        r.amount.value = 17;
+        make_small(&r);
+        if (kvmem_recipe_check(&r, &err) != KVMEM_OK || !begin(&p, &standard, &r, text, 1)) continue;
+        stop(&p);
+        add(text, 0);
+        return;
+    }
+    if (show) printf("  nothing goes with entry %d of stage %d\n", index, stage);
+}
+static void add_combinations(void) {
+    int s, i;
+    for (s = 0; s < 4; s++)
+        for (i = 0; i < table_size((kvmem_stage)(KVMEM_SCORE + s)); i++) add_combination(s, i);
 }
 
 /* ---- the facts ---- */
