@@ -20702,7 +20702,7 @@ static void kvmem__act_probe(const kvmem_view *v, int n, const float *q, float *
     float *lane0 = kvmem_view_state(v, 0) + 2 * part;
     double *m = two, *sq = two + D, avg = 0, all = 0;
     int t, i;
-    for (i = 0; i < D; i++) m[i] = sq[i] = probe[i] = 0;
+    for (i = 0; i < D; i++) { m[i] = sq[i] = 0; probe[i] = 0; }
     for (t = 0; t < n; t++) {
         kvmem__act_query(v, q, t, x);
         for (i = 0; i < D; i++) m[i] += (double)x[i] / n;
@@ -20732,7 +20732,7 @@ static void kvmem__act_probe(const kvmem_view *v, int n, const float *q, float *
 }
 /* Entropy of the softmax of x (n) as a share of the largest possible. */
 static double kvmem__act_entropy(const float *x, int n) {
-    double top = -INFINITY, sum = 0, h = 0;
+    double top = -HUGE_VAL, sum = 0, h = 0;
     int i;
     for (i = 0; i < n; i++) top = KVMEM__MAX(top, (double)x[i]);
     for (i = 0; i < n; i++) sum += exp((double)x[i] - top);
