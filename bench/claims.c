@@ -208,7 +208,7 @@ static const claim claims[] = {
     {"layers by their error beat equal layers", COMPRESSKV, BETTER, EVAL_CONV, 1,
      "compresskv budget=@" TINY, "compresskv budget=uniform(@)" TINY},
     {"heads by their retrieval score beat equal heads", HEADKV, BETTER, EVAL_CONV, 1, "headkv budget=@" TINY,
-     "headkv budget=uniform(@)" TINY},
+     "snapkv budget=@"},
     /* what is kept beside the best */
     {"pages that stand for the others beat more of the best", KVCRUSH, BETTER, EVAL_CONV, 1, "kvcrush budget=@",
      "kvcrush budget=@ select=topk"},
