@@ -26,6 +26,7 @@ typedef struct row {
     int right[N_WHAT], asked[N_WHAT], texts;
     double kl, kl_lo, kl_hi, top1, top1_lo, top1_hi; /* texts > 0 */
     double live, peak, full;                         /* bytes; full: live ones of the full cache */
+    double entries;                                  /* as a share of the full cache's */
     double prefill, decode;                          /* milliseconds per 1000 tokens, per token */
     char note[200];
 } row;
@@ -50,7 +51,7 @@ static row *row_of(const char *preset, const char *budget, int aware) {
     snprintf(r->preset, sizeof r->preset, "%.*s", (int)strcspn(preset, " "), preset);
     snprintf(r->budget, sizeof r->budget, "%.23s", budget);
     r->aware = aware;
-    r->kl = r->top1 = r->live = r->peak = r->full = r->prefill = r->decode = -1;
+    r->kl = r->top1 = r->live = r->peak = r->full = r->entries = r->prefill = r->decode = -1;
     return r;
 }
 
@@ -85,6 +86,7 @@ static void take_cell(const eval *e, const eval_cell *c, const eval_cell *full) 
     r->live = eval_mean(&c->live);
     r->peak = eval_mean(&c->peak);
     r->full = eval_mean(&full->live);
+    r->entries = eval_mean(&full->entries) > 0 ? eval_mean(&c->entries) / eval_mean(&full->entries) : -1;
     r->prefill = c->prefill.n > 0 ? 1e6 * c->prefill.sum / c->prefill.n : -1;
     r->decode = c->decode.n > 0 ? 1e3 * c->decode.sum / c->decode.n : -1;
 }
@@ -185,7 +187,8 @@ static void show_csv_head(void) {
     put("preset,budget,question_known");
     for (k = 0; k < N_WHAT; k++)
         put(",%s_right,%s_asked,%s_lo,%s_hi", what_word[k], what_word[k], what_word[k], what_word[k]);
-    put(",texts,kl,kl_lo,kl_hi,top1,top1_lo,top1_hi,live_bytes,peak_bytes,full_bytes,prefill_ms_per_1k,decode_ms");
+    put(",texts,kl,kl_lo,kl_hi,top1,top1_lo,top1_hi,live_bytes,peak_bytes,full_bytes,entries");
+    put(",prefill_ms_per_1k,decode_ms");
     put(",note\n");
 }
 static void show_csv_row(const row *r) {
@@ -207,6 +210,7 @@ static void show_csv_row(const row *r) {
     csv_real(r->live, r->live >= 0);
     csv_real(r->peak, r->peak >= 0);
     csv_real(r->full, r->full >= 0);
+    csv_real(r->entries, r->entries >= 0);
     csv_real(r->prefill, r->prefill >= 0);
     csv_real(r->decode, r->decode >= 0);
     csv_text(r->note);
@@ -243,6 +247,7 @@ static void show_json(void) {
         json_real("live_bytes", r->live);
         json_real("peak_bytes", r->peak);
         json_real("full_bytes", r->full);
+        json_real("entries", r->entries);
         json_real("prefill_ms_per_1k", r->prefill);
         json_real("decode_ms", r->decode);
         json_text("note", r->note);
@@ -288,6 +293,7 @@ static int read_csv(const char *path) {
         r->live = csv_next(&s);
         r->peak = csv_next(&s);
         r->full = csv_next(&s);
+        r->entries = csv_next(&s);
         r->prefill = csv_next(&s);
         r->decode = csv_next(&s);
         if (*s == '"') snprintf(r->note, sizeof r->note, "%.*s", (int)strcspn(s + 1, "\"\n"), s + 1);
@@ -339,7 +345,8 @@ static int rank_rows(place *list) {
             list[n++].preset = r->preset;
         }
         pool(r, &list[j].right, &list[j].asked);
-        list[j].own |= !find_row(r->preset, "25%", r->aware);
+        list[j].own |= !find_row(r->preset, "25%", r->aware) ||
+                       (!strcmp(r->budget, "25%") && r->full > 0 && r->live > r->full / 2 && r->entries > 0.5);
         if (r->texts) list[j].kl += r->kl;
     }
     for (j = 0; j < n; j++) list[j].share = list[j].asked ? (double)list[j].right / list[j].asked : -1;
@@ -353,7 +360,8 @@ static void show_ranked(const args *a) {
     put("Right answers in %% of those asked (recall, update, copy), with the question unknown and known when the\n"
         "cache is compressed, at four budgets; `all` is over all eight, with its 95 %% interval, and ranks. KL,\n"
         "top-1, bytes and times at 25 %% with the question unknown. Contexts of %s tokens. Order questions, where\n"
-        "a coin is right every other time, and each kind alone stand in the CSV.\n\n", a->lengths);
+        "a coin is right every other time, and each kind alone stand in the CSV. Without a rank: who decides alone\n"
+        "how much stays, or holds more than half of the entries and bytes at 25 %%.\n\n", a->lengths);
     put("| # | preset | all %% |");
     for (k = 0; k < 2; k++)
         for (b = 0; b < 4; b++) put(" %s%s |", k ? "known " : "", budget_word[b]);
@@ -362,13 +370,13 @@ static void show_ranked(const args *a) {
     put("\n");
     for (i = 0; i < n; i++) {
         const interval w = wilson(list[i].right, list[i].asked);
-        const row *r = find_row(list[i].preset, list[i].own ? NULL : "25%", 0);
+        const row *at25 = find_row(list[i].preset, "25%", 0), *r = at25 ? at25 : find_row(list[i].preset, NULL, 0);
         if (list[i].own) put("| - |");
         else put("| %d |", i + 1);
         put(" `%s` | %.1f [%.1f, %.1f] |", list[i].preset, 100 * list[i].share, 100 * w.lo, 100 * w.hi);
         for (k = 0; k < 2; k++)
             for (b = 0; b < 4; b++)
-                put_share(find_row(list[i].preset, list[i].own && !b ? NULL : budget_word[b], k));
+                put_share(find_row(list[i].preset, !at25 && !b ? NULL : budget_word[b], k));
         if (r && r->texts) put(" %.3f [%.3f, %.3f] | %.3f |", r->kl, r->kl_lo, r->kl_hi, r->top1);
         else put(" - | - |");
         if (r && r->full > 0) put_number("%.1f", r->live, r->full / 100);
