@@ -85,7 +85,7 @@ PLAIN = corpus eval gguf mkgguf model oom sampling tokenizer flash npy numerics 
 PLAIN += scores cost hack elastic_dllm probe
 $(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus $(B)/picture: CPPFLAGS += -DKVMEM_REFERENCE
 # These compile for longer than they run, twice as long as without optimizing.
-$(B)/test_codec_% $(filter-out %_train,$(EXAMPLES)): TEST_CFLAGS = -O0
+$(B)/test_codec_% $(filter-out %_train,$(EXAMPLES)): TEST_CFLAGS := $(patsubst -O1,-O0,$(TEST_CFLAGS))
 $(B)/test_%: tests/%.c $(wildcard tests/*.h) kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -ffp-contract=off -o $@ $< $(LDFLAGS) $(LIBS)
