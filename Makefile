@@ -40,9 +40,9 @@ test: ## build and run every test; the last line is `N passed, N failed`
 	@B=$(B) KVMEM=$(B)/kvmem CC="$(CC)" JOBS=$(JOBS) sh tools/runtests.sh $(SCRIPTS) $(TESTS)
 list-tests:
 	@echo $(TESTS)
-testbins: $(if $(filter build,$(B)),kvmem) $(B)/kvmem $(TESTS) $(EXAMPLES) $(FUZZ) $(TOOLS) $(B)/bench_claims
+testbins: $(if $(filter build,$(B)),kvmem) $(B)/kvmem $(TESTS) $(EXAMPLES) $(FUZZ) $(TOOLS)
 
-check: kvmem $(EXAMPLES) $(TOOLS) ## every way to include the header, gcc and clang, C and C++, all options; symbols, contents, tables
+check: kvmem $(EXAMPLES) $(TOOLS) $(B)/bench_claims ## every way to include the header, gcc and clang, C and C++, all options; symbols, contents, tables
 	@B=$(B) CC="$(CC)" FULL=1 JOBS=$(JOBS) sh tools/runtests.sh tests/header.sh tests/projects.sh tests/readme.sh
 
 sanitize: ## the tests under ASan and UBSan with leak checks, then a short session under valgrind
@@ -82,10 +82,13 @@ help: ## this list
 # These do not look at fast paths: without them the header compiles five times as fast.
 PLAIN = corpus eval gguf mkgguf model oom sampling tokenizer flash npy numerics recipes report picture \
         stages stream peer calibrate merge budgets select profile
-PLAIN += scores cost hack elastic_dllm probe
-$(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus $(B)/picture: CPPFLAGS += -DKVMEM_REFERENCE
+PLAIN += scores cost hack elastic_dllm probe transform codec_tool score_tool universal streaming
+$(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus $(B)/picture \
+    $(B)/transform: CPPFLAGS += -DKVMEM_REFERENCE
 # These compile for longer than they run, twice as long as without optimizing.
-$(B)/test_codec_% $(filter-out %_train,$(EXAMPLES)): TEST_CFLAGS := $(patsubst -O1,-O0,$(TEST_CFLAGS))
+QUICK = $(B)/test_codec_% $(filter-out %_train,$(EXAMPLES)) \
+        $(foreach t,gguf model tokenizer npy numerics recipes picture budgets select cost hack,$(B)/test_$(t))
+$(QUICK): TEST_CFLAGS := $(patsubst -O1,-O0,$(TEST_CFLAGS))
 $(B)/test_%: tests/%.c $(wildcard tests/*.h) kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -ffp-contract=off -o $@ $< $(LDFLAGS) $(LIBS)
