@@ -35,8 +35,8 @@ command_of() {
     eighth) echo "./kvmem eval --suite conv --ctx 2k$EIGHTH --seeds ${SEEDS:-20} --md" ;;
     sixteenth) echo "./kvmem eval --suite conv --ctx 2k$SIXTEENTH --seeds ${SEEDS:-20} --md" ;;
     codecs) echo "build/bench_codecs" ;;
-    ranking) echo "build/bench_methods --md${SEEDS:+ --seeds $SEEDS}${ROWS:+ --from $ROWS}" ;;
-    claims) echo "build/bench_claims --md${SEEDS:+ --seeds $SEEDS}" ;;
+    ranking) echo "build/bench_methods --md --ctx 512 --questions 8 --seeds ${SEEDS:-2}" ;;
+    claims) echo "build/bench_claims --md --seeds ${SEEDS:-3}" ;;
     *) echo "tables.sh: no table '$1'; there are $NAMES" >&2; return 1 ;;
     esac
 }
@@ -47,6 +47,7 @@ run_of() { # the command as written, with the program, the model and more option
     *) line="\"\$B/${line#build/}" && line="${line%% *}\" ${line#"${line%% *}"}" ;;
     esac
     # shellcheck disable=SC2086
+    [ "$1" = ranking ] && line="$line ${ROWS:+--from \"\$ROWS\"}"
     eval "$line ${MODEL:+-m \"\$MODEL\"} $MORE"
 }
 print() { # the command, then what it printed
