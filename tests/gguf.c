@@ -1,5 +1,7 @@
 /* The GGUF container: values of every type, and bytes that lie. */
+#ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE /* no vectors here: compiles faster */
+#endif
 #include "test.h"
 #include "tiny.h"
 

@@ -1,5 +1,7 @@
 /* Model files: shapes read right, every llama2.c layout, and files that are wrong in one place. */
+#ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE /* the plain twins: compiles faster */
+#endif
 #include "test.h"
 #include "tiny.h"
 #include "net.h"

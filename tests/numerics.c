@@ -1,6 +1,8 @@
 /* Half floats, exp, top-k, random numbers, checksums, the little printf. */
 #define KVMEM_NO_DECODER /* the memory layer alone */
+#ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE /* the plain twins: compiles faster */
+#endif
 #include "test.h"
 
 TEST(f16_round_trips_every_pattern) {

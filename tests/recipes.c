@@ -1,6 +1,8 @@
 /* The recipe line: what it accepts, what it refuses and why, printing back, presets, checks. */
 #define KVMEM_NO_DECODER /* the memory layer alone */
+#ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE /* the plain twins: compiles faster */
+#endif
 #include "test.h"
 
 static kvmem_recipe parsed(const char *text) { /* a recipe that must parse */

@@ -1,5 +1,7 @@
 /* sampling.c - from logits to a token: order of the steps, ties, determinism, and a naive twin. */
+#ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE /* no vectors here: compiles faster */
+#endif
 #include "test.h"
 
 static kvmem_sampler_config plain(float temperature) { /* everything else off */

@@ -1,7 +1,9 @@
 /* The stages: each method's worked example, the facts that every eviction must show, and a slow oracle in
    double precision that keeps, drops and attends beside the cache. */
 #define KVMEM_NO_DECODER /* the memory layer alone */
+#ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE /* the plain twins: compiles faster */
+#endif
 #include "test.h"
 
 /* ---- pieces that need no cache ---- */

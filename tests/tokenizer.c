@@ -1,6 +1,8 @@
 /* tokenizer.c - vocabularies, pre-tokenizers, special tokens, decoding, chat formats. The vectors are
    ../shared/vectors/tokenizers/X.gguf with X.gguf.inp and X.gguf.out of llama.cpp. */
+#ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE /* no vectors here: compiles faster */
+#endif
 #include "test.h"
 
 /* ---- vocabularies: files of ../shared, and small ones built here ---- */

@@ -3,7 +3,9 @@
                                    attention gives when each is loaded and goes on
           exchange load FOLDER     load them, go on with the same tokens, compare; the last line counts
    tools/portability.sh exchange saves here and loads on a big-endian machine under qemu. */
+#ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE
+#endif
 #define KVMEM_NO_DECODER
 #define KVMEM_IMPLEMENTATION
 #include "../kvmem.h"

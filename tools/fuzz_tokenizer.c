@@ -4,7 +4,9 @@
      192..239 the rest is llama2.c's tokenizer.bin
      240..255 the rest is a chat template, then the text of a message
    Ids are in range, counts do not depend on the room given, text comes back, nothing leaks. */
+#ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE /* text only: compiles faster */
+#endif
 #include "fuzz.h"
 #include "../tests/tiny.h"
 
