@@ -193,7 +193,8 @@ static const claim claims[] = {
     {"layers that keep other tokens: better than a window with sinks", LACACHE, BETTER, EVAL_PPL, 0,
      "lacache budget=128", "streamingllm budget=128"},
     /* merging */
-    {"merging beats dropping at a small budget", EMS, BETTER, EVAL_CONV, 1, "ems budget=64", "ems budget=64 reduce=drop"},
+    {"merging beats dropping at a small budget", EMS, BETTER, EVAL_CONV, 1, "ems budget=64",
+     "ems budget=64 reduce=drop"},
     {"global and local attention together beat the local one", EMS, BETTER, EVAL_CONV, 0, "ems budget=@",
      "snapkv budget=@"},
     {"a compensation token beats dropping: prediction", RAZOR, BETTER, EVAL_PPL, 0,
