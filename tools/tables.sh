@@ -36,7 +36,7 @@ command_of() {
     sixteenth) echo "./kvmem eval --suite conv --ctx 2k$SIXTEENTH --seeds ${SEEDS:-20} --md" ;;
     codecs) echo "build/bench_codecs" ;;
     ranking) echo "build/bench_methods --md --ctx 512 --questions 8 --seeds ${SEEDS:-2}" ;;
-    claims) echo "build/bench_claims --md --seeds ${SEEDS:-3}" ;;
+    claims) echo "build/bench_claims --md --seeds ${SEEDS:-8}" ;;
     *) echo "tables.sh: no table '$1'; there are $NAMES" >&2; return 1 ;;
     esac
 }
