@@ -87,7 +87,8 @@ $(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus
     $(B)/transform: CPPFLAGS += -DKVMEM_REFERENCE
 # These compile for longer than they run, twice as long as without optimizing.
 QUICK = $(B)/test_codec_% $(filter-out %_train,$(EXAMPLES)) \
-        $(foreach t,gguf model tokenizer npy numerics recipes picture budgets select cost hack,$(B)/test_$(t))
+        $(foreach t,gguf model tokenizer npy numerics recipes picture budgets select cost hack mkgguf \
+            sampling flash report peer merge profile elastic_dllm probe codec_tool score_tool transform,$(B)/test_$(t))
 $(QUICK): TEST_CFLAGS := $(patsubst -O1,-O0,$(TEST_CFLAGS))
 $(B)/test_%: tests/%.c $(wildcard tests/*.h) kvmem.h
 	@mkdir -p $(B)
