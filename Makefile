@@ -79,50 +79,48 @@ clean: ## remove everything that was built
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
 
-# These do not look at fast paths: without them the header compiles five times as fast.
+# Tests, benches and tools are compiled against kvmem.h taken apart: the bodies of its functions once, with and
+# without fast paths, and each program in a second. `make test SPLIT=` compiles the whole header into each.
+SPLIT ?= 1
+FACE = $(if $(SPLIT),-I$(B)/face)
+BODY = $(if $(SPLIT),$(B)/body/fast.o)
+$(B)/face/kvmem.h $(B)/body/kvmem.h: $(B)/%/kvmem.h: kvmem.h tools/split.awk
+	@mkdir -p $(@D)
+	@awk -v part=$* -f tools/split.awk kvmem.h > $@
+$(B)/body/%.o: $(B)/body/kvmem.h
+	@printf '#define KVMEM_IMPLEMENTATION\n#define KVMEM_TRAIN\n#include "kvmem.h"\n' > $(B)/body/$*.c
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(STD) -w $(OMPFLAGS) -ffp-contract=off $(if $(filter plain,$*),-DKVMEM_REFERENCE) \
+	    -c -o $@ $(B)/body/$*.c
+TAKEN = $(if $(SPLIT),$(B)/face/kvmem.h $(B)/body/fast.o $(B)/body/plain.o)
+
+# These do not look at fast paths.
 PLAIN = corpus eval gguf mkgguf model oom sampling tokenizer flash npy numerics recipes report picture \
-        stages stream peer calibrate merge budgets select profile
-PLAIN += scores cost hack elastic_dllm probe transform codec_tool score_tool universal streaming
-$(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus $(B)/picture \
-    $(B)/transform: CPPFLAGS += -DKVMEM_REFERENCE
-# These compile for longer than they run, twice as long as without optimizing.
-QUICK = $(B)/test_codec_% $(filter-out %_train,$(EXAMPLES)) \
-        $(foreach t,gguf model tokenizer npy numerics recipes picture budgets select cost hack mkgguf \
-            sampling flash report peer merge profile elastic_dllm probe codec_tool score_tool transform,$(B)/test_$(t))
-$(QUICK): TEST_CFLAGS := $(patsubst -O1,-O0,$(TEST_CFLAGS))
-$(B)/test_%: tests/%.c $(wildcard tests/*.h) kvmem.h
+        stages stream peer calibrate merge budgets select profile \
+        scores cost hack elastic_dllm probe transform codec_tool score_tool universal streaming
+$(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(B)/mkgguf $(B)/corpus $(B)/picture $(B)/transform: \
+    BODY = $(if $(SPLIT),$(B)/body/plain.o)
+$(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus $(B)/picture $(B)/transform: \
+    CPPFLAGS += -DKVMEM_REFERENCE
+$(filter-out %_train,$(EXAMPLES)): TEST_CFLAGS := $(patsubst -O1,-O0,$(TEST_CFLAGS))
+$(B)/test_%: tests/%.c $(wildcard tests/*.h) $(wildcard tools/*.h) tools/kvmem.c tools/mkgguf.c tools/transform.c $(TAKEN)
 	@mkdir -p $(B)
-	$(COMPILE_TEST) -ffp-contract=off -o $@ $< $(LDFLAGS) $(LIBS)
-$(B)/test_mkgguf $(B)/test_peer $(B)/test_decoder: tools/mkgguf.c tools/gguf_write.h tools/corpus.h
-$(B)/test_train: tools/gguf_write.h
-$(B)/test_transform: tools/transform.c tools/gguf_write.h
-$(B)/transform: tools/gguf_write.h
-$(B)/bench_direct: tools/corpus.h tools/gguf_write.h
-$(B)/test_corpus $(B)/corpus $(B)/train: tools/corpus.h tools/gguf_write.h
-$(B)/mkgguf: tools/gguf_write.h tools/corpus.h
-$(B)/test_report: tools/report.h
-$(B)/test_stream $(B)/fuzz_stream: tools/mend.h
-$(B)/fuzz_stream $(B)/fuzz_cache: tools/fuzz_saved.h
-$(B)/test_npy: tools/npy.h
-$(B)/test_profile: tools/evolve.h tools/sums.h
-$(B)/test_eval $(B)/test_codec_tool $(B)/test_cost: $(wildcard tools/*.h) tools/kvmem.c tools/mkgguf.c
-$(B)/test_score_tool: $(wildcard tools/*.h) tools/kvmem.c
-$(B)/kvmem: $(wildcard tools/*.h)
+	$(COMPILE_TEST) -ffp-contract=off $(FACE) -I. -o $@ $< $(BODY) $(LDFLAGS) $(LIBS)
 $(B)/example_%: examples/%.c kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)
-$(B)/fuzz_%: tools/fuzz_%.c tools/fuzz.h kvmem.h
+$(B)/fuzz_%: tools/fuzz_%.c $(wildcard tools/*.h) $(TAKEN)
 	@mkdir -p $(B)
-	$(COMPILE_TEST) -DKVMEM_FUZZ_MAIN -o $@ $< $(LDFLAGS) $(LIBS)
+	$(COMPILE_TEST) -DKVMEM_FUZZ_MAIN $(FACE) -I. -o $@ $< $(BODY) $(LDFLAGS) $(LIBS)
 $(B)/bench_claims $(B)/bench_codecs $(B)/bench_methods: $(B)/kvmem
-$(B)/bench_%: bench/%.c bench/bench.h kvmem.h
+$(B)/bench_%: bench/%.c bench/bench.h $(wildcard tools/*.h) $(TAKEN)
 	@mkdir -p $(B)
-	$(COMPILE) '-DBENCH_FLAGS="$(CFLAGS) $(OMPFLAGS)"' -I. -o $@ $< $(LDFLAGS) $(LIBS)
-$(B)/kvmem $(B)/train: $(B)/%: tools/%.c kvmem.h
+	$(COMPILE) '-DBENCH_FLAGS="$(CFLAGS) $(OMPFLAGS)"' $(FACE) -I. -o $@ $< $(BODY) $(LDFLAGS) $(LIBS)
+$(B)/kvmem $(B)/exchange: $(B)/%: tools/%.c $(wildcard tools/*.h) kvmem.h
 	@mkdir -p $(B)
 	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LIBS)
-$(B)/%: tools/%.c kvmem.h
+$(B)/%: tools/%.c $(wildcard tools/*.h) $(TAKEN)
 	@mkdir -p $(B)
-	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)
+	$(COMPILE_TEST) $(FACE) -I. -o $@ $< $(BODY) $(LDFLAGS) $(LIBS)
 
+.SECONDARY: $(B)/body/fast.o $(B)/body/plain.o $(B)/face/kvmem.h $(B)/body/kvmem.h
 .PHONY: all run train-tiny test testbins list-tests check sanitize portability bench bench-methods bench-overhead claims picture tables fuzz clean help

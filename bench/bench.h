@@ -19,7 +19,7 @@
 #include <string.h>
 #include <time.h>
 #define KVMEM_IMPLEMENTATION
-#include "../kvmem.h"
+#include "kvmem.h"
 
 #ifndef BENCH_FLAGS
 #define BENCH_FLAGS "not told"

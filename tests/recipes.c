@@ -499,7 +499,7 @@ TEST(tables_have_unique_words_defaults_in_range_and_texts) {
                     continue;
                 }
                 if (c->flags & KVMEM_CODEC_SHARED)
-                    kvmem__choose(&r.stage[KVMEM_CODEC_K], &kvmem__codec_f16_pre.e);
+                    CHECK(!kvmem_recipe_parse(&r, "codec.k=f16_pre codec.v=key", &err));
             }
             if (!strcmp(e->word, "hack") && s == KVMEM_BUDGET) { /* its types come from the score of that name */
                 CHECK(kvmem_recipe_check(&r, &err) == KVMEM_BAD_RECIPE && strstr(err.text, "score=hack"));

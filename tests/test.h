@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #define KVMEM_IMPLEMENTATION
-#include "../kvmem.h"
+#include "kvmem.h"
 
 static int test_passed, test_failed, test_skipped, test_bad, test_skip, test_argc;
 static char **test_argv;

@@ -8,7 +8,7 @@
 #endif
 #define KVMEM_NO_DECODER
 #define KVMEM_IMPLEMENTATION
-#include "../kvmem.h"
+#include "kvmem.h"
 
 enum { LAYERS = 2, HEADS = 4, GROUPS = 2, D = 32, SEEN = 200, MORE = 24, ROW = LAYERS * HEADS * D };
 static const char *const recipes[] = {

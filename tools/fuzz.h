@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #define KVMEM_IMPLEMENTATION
-#include "../kvmem.h"
+#include "kvmem.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -16,7 +16,7 @@
 #define POSIX 0
 #endif
 #define KVMEM_IMPLEMENTATION
-#include "../kvmem.h"
+#include "kvmem.h"
 #include <ctype.h>
 #include <errno.h>
 #include <limits.h>

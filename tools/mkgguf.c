@@ -17,7 +17,7 @@
    Tests include this file with MKGGUF_NO_MAIN and call mkgguf("--arch qwen3 ...", write, user). */
 #ifndef KVMEM_H
 #define KVMEM_IMPLEMENTATION
-#include "../kvmem.h"
+#include "kvmem.h"
 #endif
 #include "corpus.h"
 #include "gguf_write.h"

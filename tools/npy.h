@@ -19,7 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "../kvmem.h"
+#include "kvmem.h"
 
 enum { NPY_DIMS = 8, NPY_HEADER = 512 };
 typedef struct npy {

@@ -21,7 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <math.h>
-#include "../kvmem.h"
+#include "kvmem.h"
 
 /* One cell of the evaluation: these questions under this recipe. */
 typedef struct report_cell {

@@ -28,7 +28,7 @@
    Tests include this file with TRANSFORM_NO_MAIN. */
 #include <ctype.h>
 #define KVMEM_IMPLEMENTATION
-#include "../kvmem.h"
+#include "kvmem.h"
 #include "gguf_write.h"
 
 enum { TRANSFORM_SVD_A, TRANSFORM_SVD_W, TRANSFORM_MEAN, TRANSFORM_SHARE };
