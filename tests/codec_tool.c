@@ -35,12 +35,12 @@ static int tool(int argc, const char *const *argv) {
     return status;
 }
 static void save(const char *name, const float *x, int rows, int cols) {
-    REQUIRE(codec_write(at(name), x, rows, cols) == OK);
+    REQUIRE(array_write(at(name), "<f4", x, rows, cols) == OK);
 }
 static float *load(const char *name, int rows, int cols) {
     float *x = NULL;
     int n = 0, d = cols;
-    if (codec_read("test", at(name), &n, &d, &x) != OK || n != rows || d != cols) {
+    if (array_rows("test", at(name), "test", &n, 0, &d, &x) != OK || n != rows || d != cols) {
         free(x);
         return NULL;
     }

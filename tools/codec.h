@@ -11,7 +11,7 @@
    Included by kvmem.c, whose output, options and files it uses. */
 #ifndef KVMEM_CODEC_H
 #define KVMEM_CODEC_H
-#include "npy.h"
+#include "arrays.h"
 
 typedef struct codec_run {
     const args *a;
@@ -35,61 +35,6 @@ typedef struct codec_size {
     size_t total, table;                  /* all of these; constants that lanes share */
 } codec_size;
 
-/* ---- reading */
-
-/* A float32 matrix; cols 0: any number, else it must be that. */
-static int codec_read(const char *name, const char *path, int *rows, int *cols, float **x) {
-    file f;
-    npy a;
-    char why[200];
-    size_t i;
-    int status = OK;
-    if (file_open(&f, path)) return FAILED;
-    if (npy_parse(&a, f.bytes, f.size, why, sizeof why)) status = fail("%s: %s", path, why);
-    else if (a.n_dims != 2)
-        status = fail("%s: has %d dimensions, not the 2 of a matrix", path, a.n_dims);
-    else if (!a.count || a.dim[0] > (size_t)INT_MAX)
-        status = fail("%s: %lu rows of %lu values are none or too many", path,
-                      (unsigned long)a.dim[0], (unsigned long)a.dim[1]);
-    else if (*cols ? a.dim[1] != (size_t)*cols : a.dim[1] > KVMEM_MAX_WIDTH)
-        status = *cols ? fail("%s %s: rows of %lu values, those of -i have %d", name, path,
-                              (unsigned long)a.dim[1], *cols)
-                       : fail("%s: rows of %lu values; at most %d are coded", path,
-                              (unsigned long)a.dim[1], KVMEM_MAX_WIDTH);
-    else {
-        *rows = (int)a.dim[0];
-        *cols = (int)a.dim[1];
-        *x = (float *)grow(NULL, a.count, sizeof **x);
-        for (i = 0; i < a.count; i++) (*x)[i] = (float)npy_at(&a, i);
-    }
-    file_close(&f);
-    return status;
-}
-static int codec_positions(codec_run *r) {
-    const char *path = r->a->positions;
-    file f;
-    npy a;
-    char why[200];
-    int i, status = OK;
-    r->pos = (int32_t *)grow(NULL, (size_t)r->n, sizeof *r->pos);
-    for (i = 0; i < r->n; i++) r->pos[i] = i;
-    if (!path) return OK;
-    if (file_open(&f, path)) return FAILED;
-    if (npy_parse(&a, f.bytes, f.size, why, sizeof why)) status = fail("%s: %s", path, why);
-    else if (a.count != (size_t)r->n)
-        status = fail("--pos %s: %lu positions for %d rows", path, (unsigned long)a.count, r->n);
-    for (i = 0; i < r->n && status == OK; i++) {
-        const double p = npy_at(&a, (size_t)i);
-        if (!(p >= 0 && p <= 1 << 30 && p == floor(p)))
-            status = fail("--pos %s: %g is not a position from 0 to %d", path, p, 1 << 30);
-        else r->pos[i] = (int32_t)p;
-        if (status == OK && i && r->pos[i] <= r->pos[i - 1])
-            status = fail("--pos %s: position %d follows %d; they must rise", path, (int)r->pos[i],
-                          (int)r->pos[i - 1]);
-    }
-    file_close(&f);
-    return status;
-}
 /* SPEC is an entry of the codec stage with more terms, or the text of a recipe. */
 static int codec_recipe(codec_run *r) {
     const char *spec = r->a->word[0];
@@ -125,31 +70,21 @@ static kvmem_status codec_attend(kvmem_cache *c, int layer, int n, const float *
     if (lse) memset(lse, 0, (size_t)n * H * sizeof *lse);
     return KVMEM_OK;
 }
-/* Rows at their positions, turned forward (1) or back (-1), in place. */
 static void codec_turn(const codec_run *r, float *x, const int32_t *pos, int n, int way) {
-    int i;
-    for (i = 0; i < n; i++) {
-        const int32_t p = way * pos[i];
-        float *row = x + (size_t)i * (size_t)r->d;
-        r->backend.rope(row, row, 1, 1, r->d, &r->rope, &p, 0, 1);
-    }
+    array_turn(&r->backend, &r->rope, x, n, 1, r->d, pos, way);
 }
 static int codec_open(codec_run *r) {
     kvmem_config cfg = kvmem_config_default();
     const kvmem_backend *best;
     double base = r->a->rope_base;
-    int i, status;
+    int status;
     if ((status = find_backend(r->a, &best)) != OK) return status;
     r->backend = *best;
     if (codec_chosen(r)->flags & KVMEM_CODEC_PRE_ROPE && base == 0) base = 10000;
     if (r->a->pre_rope && base == 0) return misuse("--pre-rope needs --rope-base");
     r->turns = base > 0 && !r->is_v;
     r->freq = (float *)grow(NULL, (size_t)r->d, sizeof *r->freq);
-    r->rope.n_rot = r->d & ~1;
-    r->rope.neox = r->a->neox;
-    r->rope.mscale = 1;
-    r->rope.inv_freq = r->freq;
-    for (i = 0; i < r->d / 2; i++) r->freq[i] = (float)pow(base, -2.0 * i / r->rope.n_rot);
+    array_rope(&r->rope, r->freq, r->d, base, r->a->neox);
     cfg.shape.n_layers = cfg.shape.n_heads = cfg.shape.n_kv_heads = 1;
     cfg.shape.head_dim = r->d;
     cfg.shape.scale = 1;
@@ -249,7 +184,7 @@ static codec_size codec_count(const kvmem_cache *c, int lane, int is_v) {
     return z;
 }
 
-/* ---- what is printed and written */
+/* ---- what is printed */
 
 /* Squares of x - y and of x, and the largest difference. */
 static void codec_errors(const codec_run *r, double *error, double *most) {
@@ -308,25 +243,14 @@ static void codec_show(const codec_run *r) {
     put("allocated       %lu bytes of whole pages; constants that lanes share: %lu\n",
         (unsigned long)allocated, (unsigned long)z.table);
 }
-static int codec_write(const char *path, const float *x, int rows, int cols) {
-    FILE *f = fopen(path, "wb");
-    size_t dim[2];
-    int bad;
-    dim[0] = (size_t)rows;
-    dim[1] = (size_t)cols;
-    if (!f) return fail("%s: cannot open for writing: %s", path, strerror(errno));
-    bad = npy_write(f, x, dim, 2);
-    if (fclose(f) || bad) return fail("%s: cannot write: %s", path, strerror(errno));
-    return OK;
-}
 static int codec_do(codec_run *r) {
     const args *a = r->a;
     int status;
     if (!a->query != !a->dots) return misuse("-q and --dots go together");
     if ((status = codec_recipe(r)) != OK) return status;
-    if ((status = codec_read("-i", a->input, &r->n, &r->d, &r->x)) != OK) return status;
-    if (a->query && (status = codec_read("-q", a->query, &r->m, &r->d, &r->q)) != OK) return status;
-    if ((status = codec_positions(r)) != OK) return status;
+    if ((status = array_rows("-i", a->input, "-i", &r->n, 0, &r->d, &r->x)) != OK) return status;
+    if (a->query && (status = array_rows("-q", a->query, "-i", &r->m, 0, &r->d, &r->q)) != OK) return status;
+    if ((status = array_positions(a->positions, r->n, &r->pos)) != OK) return status;
     if ((status = codec_open(r)) != OK) return status;
     r->fed = (float *)grow(NULL, (size_t)r->n * (size_t)r->d, sizeof *r->fed);
     memcpy(r->fed, r->x, (size_t)r->n * (size_t)r->d * sizeof *r->fed);
@@ -343,8 +267,8 @@ static int codec_do(codec_run *r) {
         if ((status = codec_scores(r)) != OK) return status;
     }
     codec_show(r);
-    if ((status = codec_write(a->output, r->y, r->n, r->d)) != OK) return status;
-    return r->m ? codec_write(a->dots, r->s, r->m, r->n) : OK;
+    if ((status = array_write(a->output, "<f4", r->y, r->n, r->d)) != OK) return status;
+    return r->m ? array_write(a->dots, "<f4", r->s, r->m, r->n) : OK;
 }
 static int cmd_codec(const args *a) {
     codec_run *r = (codec_run *)grow(NULL, 1, sizeof *r);

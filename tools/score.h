@@ -16,7 +16,7 @@
    Included by kvmem.c, whose output, options and files it uses. */
 #ifndef KVMEM_SCORE_H
 #define KVMEM_SCORE_H
-#include "npy.h"
+#include "arrays.h"
 
 typedef struct score_run {
     const args *a;
@@ -36,52 +36,6 @@ typedef struct score_run {
     kvmem_cache c;
 } score_run;
 
-/* A file of rows (n, heads, d), heads 0: (n, d). *n 0: any number; else it must be that; so with *d. */
-static int score_read(const char *name, const char *path, int *n, int heads, int *d, float **x) {
-    file f;
-    npy a;
-    char why[200];
-    size_t i;
-    int status = OK;
-    if (file_open(&f, path)) return FAILED;
-    if (npy_parse(&a, f.bytes, f.size, why, sizeof why)) status = fail("%s: %s", path, why);
-    else if (a.n_dims != (heads ? 3 : 2))
-        status = fail("%s %s: has %d dimensions, not %d: %s", name, path, a.n_dims, heads ? 3 : 2,
-                      heads ? "rows, heads, values" : "rows, values");
-    else if (heads && a.dim[1] != (size_t)heads)
-        status = fail("%s %s: has %lu heads, not %d", name, path, (unsigned long)a.dim[1], heads);
-    else if (*d && a.dim[a.n_dims - 1] != (size_t)*d)
-        status = fail("%s %s: heads of %lu values, not %d", name, path, (unsigned long)a.dim[a.n_dims - 1], *d);
-    else if (*n && a.dim[0] != (size_t)*n)
-        status = fail("%s %s: %lu rows, but -k has %d", name, path, (unsigned long)a.dim[0], *n);
-    else if (!a.count || a.dim[0] > 1u << 30 || a.dim[a.n_dims - 1] > 65536)
-        status = fail("%s %s: none, or too many rows or values", name, path);
-    else {
-        *n = (int)a.dim[0];
-        *d = (int)a.dim[a.n_dims - 1];
-        *x = (float *)grow(NULL, a.count, sizeof **x);
-        for (i = 0; i < a.count; i++) (*x)[i] = (float)npy_at(&a, i);
-    }
-    file_close(&f);
-    return status;
-}
-static int score_positions(score_run *r) {
-    float *p = NULL;
-    int i, one = 1, status = OK;
-    r->pos = (int32_t *)grow(NULL, (size_t)r->n, sizeof *r->pos);
-    for (i = 0; i < r->n; i++) r->pos[i] = i;
-    if (!r->a->positions) return OK;
-    status = score_read("--pos", r->a->positions, &r->n, 0, &one, &p);
-    for (i = 0; i < r->n && status == OK; i++) {
-        const double x = (double)p[i];
-        if (!(x >= 0 && x <= 1 << 24 && x == floor(x) && (!i || p[i] > p[i - 1])))
-            status = fail("--pos %s: %g is not a whole position from 0 to %d above the last one", r->a->positions,
-                          x, 1 << 24);
-        else r->pos[i] = (int32_t)p[i];
-    }
-    free(p);
-    return status;
-}
 /* What the recipe reads and the files do not have. */
 static int score_lacks(const score_run *r) {
     const unsigned seen = KVMEM_READS_QUERIES | KVMEM_READS_ACC | KVMEM_READS_LAST;
@@ -124,7 +78,7 @@ static kvmem_status score_output(void *user, int layer, int h, int n, const floa
 static int score_open(score_run *r) {
     kvmem_config cfg = kvmem_config_default();
     const double base = r->a->rope_base > 0 ? r->a->rope_base : 10000;
-    int i, status;
+    int status;
     if ((status = find_backend(r->a, &r->backend)) != OK) return status;
     cfg.shape.n_layers = 1;
     cfg.shape.n_heads = r->H;
@@ -132,11 +86,7 @@ static int score_open(score_run *r) {
     cfg.shape.head_dim = r->d;
     if (r->a->rope) {
         r->freq = (float *)grow(NULL, (size_t)r->d, sizeof *r->freq);
-        r->rope.n_rot = r->d & ~1;
-        r->rope.neox = !strcmp(r->a->rope, "neox");
-        r->rope.mscale = 1;
-        r->rope.inv_freq = r->freq;
-        for (i = 0; i < r->d / 2; i++) r->freq[i] = (float)pow(base, -2.0 * i / r->rope.n_rot);
+        array_rope(&r->rope, r->freq, r->d, base, !strcmp(r->a->rope, "neox"));
         cfg.shape.rope = &r->rope;
     }
     cfg.recipe = &r->recipe;
@@ -147,13 +97,6 @@ static int score_open(score_run *r) {
     if (kvmem_cache_init(&r->c, &cfg) != KVMEM_OK) return fail("%s", r->c.error.text);
     if (r->wo) kvmem_cache_output(&r->c, score_output, r);
     return OK;
-}
-static void score_turn_back(const score_run *r, float *x, int heads) {
-    int32_t *back = (int32_t *)grow(NULL, (size_t)r->n, sizeof *back);
-    int i;
-    for (i = 0; i < r->n; i++) back[i] = -r->pos[i];
-    if (x) r->backend->rope(x, x, r->n, heads, r->d, &r->rope, back, 0, 1);
-    free(back);
 }
 /* The scores of the rows that are there now; those that are gone score -inf. */
 static kvmem_status score_ask(score_run *r, kvmem_phase phase) {
@@ -256,17 +199,6 @@ static int score_kept(score_run *r, int *most) {
     free(pos);
     return status;
 }
-static int score_write(const score_run *r, const void *rows, int cols) {
-    FILE *f = fopen(r->a->output, "wb");
-    size_t dim[2];
-    int bad;
-    dim[0] = (size_t)r->G;
-    dim[1] = (size_t)cols;
-    if (!f) return fail("%s: cannot open for writing: %s", r->a->output, strerror(errno));
-    bad = npy_write_items(f, r->a->kept ? "<i4" : "<f4", rows, dim, 2);
-    if (fclose(f) || bad) return fail("%s: cannot write: %s", r->a->output, strerror(errno));
-    return OK;
-}
 /* The five best, so that a look at the terminal tells something. */
 static void score_best(const float *s, int n) {
     int last = -1, i, t;
@@ -324,23 +256,25 @@ static int score_do(score_run *r) {
         return misuse("%s needs --rope norm or --rope neox", a->pre_rope ? "--pre-rope" : "--rope-base");
     r->recipe = kvmem_recipe_default();
     if (kvmem_recipe_parse(&r->recipe, a->kv, &error) != KVMEM_OK) return misuse("%s: %s", a->kv, error.text);
-    if ((status = score_read("-k", a->keys, &r->n, r->G, &r->d, &r->k)) != OK) return status;
-    if (a->values && (status = score_read("-v", a->values, &r->n, r->G, &r->d, &r->v)) != OK) return status;
-    if (a->query && (status = score_read("-q", a->query, &r->n, r->H, &r->d, &r->q)) != OK) return status;
-    if (a->hidden_rows && (status = score_read("--hidden", a->hidden_rows, &r->n, 0, &r->width, &r->x)) != OK)
+    if ((status = array_rows("-k", a->keys, "-k", &r->n, r->G, &r->d, &r->k)) != OK) return status;
+    if (a->values && (status = array_rows("-v", a->values, "-k", &r->n, r->G, &r->d, &r->v)) != OK) return status;
+    if (a->query && (status = array_rows("-q", a->query, "-k", &r->n, r->H, &r->d, &r->q)) != OK) return status;
+    if (a->hidden_rows &&
+        (status = array_rows("--hidden", a->hidden_rows, "-k", &r->n, 0, &r->width, &r->x)) != OK)
         return status;
     cols = r->H * r->d;
-    if (a->projection && (status = score_read("--output-weights", a->projection, &r->wide, 0, &cols, &r->wo)) != OK)
+    if (a->projection &&
+        (status = array_rows("--output-weights", a->projection, "-q", &r->wide, 0, &cols, &r->wo)) != OK)
         return status;
     r->probe = (int)a->probe;
     if (r->probe >= r->n) return misuse("--probe %d: -k has %d rows in all", r->probe, r->n);
-    if ((status = score_positions(r)) != OK || (status = score_lacks(r)) != OK) return status;
+    if ((status = array_positions(a->positions, r->n, &r->pos)) != OK || (status = score_lacks(r)) != OK) return status;
     if (r->probe && !a->kept && a->first > 0)
         return misuse("--probe: scores are asked at the end of the prompt; for --prompt-tokens give --kept");
     if ((status = score_open(r)) != OK) return status;
     if (a->rope && !a->pre_rope) {
-        score_turn_back(r, r->k, r->G);
-        score_turn_back(r, r->q, r->H);
+        array_turn(r->backend, &r->rope, r->k, r->n, r->G, r->d, r->pos, -1);
+        if (r->q) array_turn(r->backend, &r->rope, r->q, r->n, r->H, r->d, r->pos, -1);
     }
     r->o = (float *)grow(NULL, (size_t)r->c.max_block * (size_t)(r->H * r->d), sizeof *r->o);
     if (!r->v) r->v = (float *)calloc((size_t)r->n * (size_t)(r->G * r->d), sizeof *r->v);
@@ -353,7 +287,8 @@ static int score_do(score_run *r) {
     cols = r->n;
     if (a->kept && (status = score_kept(r, &cols)) != OK) return status;
     score_show(r, cols);
-    return a->kept ? score_write(r, r->kept, cols) : score_write(r, r->score, cols);
+    return a->kept ? array_write(a->output, "<i4", r->kept, r->G, cols)
+                   : array_write(a->output, "<f4", r->score, r->G, cols);
 }
 static int cmd_score(const args *a) {
     score_run *r = (score_run *)grow(NULL, 1, sizeof *r);
