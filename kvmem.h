@@ -411,15 +411,22 @@ typedef kvmem_status (*kvmem_segment_fn)(const kvmem_view *v, int32_t from, int3
 typedef struct kvmem_segment_entry { kvmem_entry e; kvmem_segment_fn fn; } kvmem_segment_entry;
 
 /* place: the RoPE position at which the key in slot `slot` of its lane, told at position pos, is read.
-   The query is placed by the same rule at its own slot. NULL fn: at pos. */
+   The query is placed by the same rule at its own slot. NULL fn: at pos. far: keys further than so many positions
+   before the query are read at that distance; NULL: at their own. An entry has one of the two. */
 typedef int32_t (*kvmem_place_fn)(const double *par, int slot, int32_t pos);
-typedef struct kvmem_place_entry { kvmem_entry e; kvmem_place_fn fn; } kvmem_place_entry;
+typedef struct kvmem_place_entry {
+    kvmem_entry e;
+    kvmem_place_fn fn;
+    int32_t (*far)(const double *par);
+} kvmem_place_entry;
 
-/* retrieve: which pages of a layer do the n tokens read that are about to attend? Asked once a layer and block, before
-   attention: q (n, n_heads, d) as kvmem_cache_attend got it, pos (n). read[g] has kvmem_view_pages(v, g) bytes, all 1;
-   0 leaves that page of lane g out. Pages of the block itself are read anyway; what is not read is not observed
-   either. A page may have a note: note_floats numbers that the entry makes of the page once and the cache keeps
-   beside it (kvmem_view_note). NULL fn: everything is read. */
+/* retrieve: what of a layer do the n tokens read that are about to attend? Asked once a layer and block, before
+   attention: q (n, n_heads, d) as kvmem_cache_attend got it, pos (n); the block's rows are in the lanes already and are
+   read anyway. v->phase is that of the last commit: KVMEM_PREFILL while the first prompt comes in. Either by pages:
+   read[g] has kvmem_view_pages(v, g) bytes, all 1; 0 leaves that page of lane g out. A page may have a note:
+   note_floats numbers that the entry makes of the page once and the cache keeps beside it (kvmem_view_note). Or by
+   entries, each query head its own: kvmem_view_pick. What is not read is not observed either. NULL fn: everything is
+   read. Where a choice turns out to be everything, the result is that of retrieve=all to the last bit. */
 typedef kvmem_status (*kvmem_retrieve_fn)(const kvmem_view *v, int n, const float *q, const int32_t *pos,
                                           unsigned char *const *read);
 typedef struct kvmem_retrieve_entry {
@@ -920,6 +927,27 @@ KVMEM_API int kvmem_view_page(const kvmem_view *v, int g, int i, int *first);
 /* The note of page i (note_floats), to be made of its keys, values, positions and own floats. *known: 0 at first and
    when one of these has changed; the entry then fills it. */
 KVMEM_API float *kvmem_view_note(const kvmem_view *v, int g, int i, int *known);
+/* In a retrieve entry, finer than pages. Query head h reads entries [t0, t0 + n) of its lane; any order, ranges may
+   overlap. After the first pick every head of the layer reads only what was picked for it, and the block itself; page
+   flags no longer count. part 0..65535: parts are taken together as one softmax, exactly, unless they have shares
+   (where parts overlap, the range that begins first has the entry). pick_group: for all heads of KV head g. */
+KVMEM_API kvmem_status kvmem_view_pick(const kvmem_view *v, int h, int part, int t0, int n);
+KVMEM_API kvmem_status kvmem_view_pick_group(const kvmem_view *v, int g, int part, int t0, int n);
+/* Parts of head h that were given a share each have a softmax of their own: their joint mass (sum of exp of logits)
+   stays what it is, and is divided among their outputs by share >= 0, over the sum of the shares. */
+KVMEM_API kvmem_status kvmem_view_share(const kvmem_view *v, int h, int part, double share);
+/* For query i of the block and head h, n more summands of part 0 that no entry is read for: weight exp(logit[j]), which
+   has the softmax scale in it and the logarithm of how many it stands for, and value[j] (d). Borrowed until attention
+   is done: scratch, state, notes and indexes of the entry live as long. */
+KVMEM_API kvmem_status kvmem_view_stand_in(const kvmem_view *v, int h, int i, int n, const float *logit,
+                                           const float *const *value);
+/* What a retrieve entry has made of lane (v->layer, g) to search it: `bytes` of memory aligned to 16, grown with zeros
+   where more is asked for than there is; *size (may be NULL): what there is. *fresh 1: it has to be made anew, at first
+   and when entries of the lane have left or changed (new ones behind the last are no reason); all of it is zero then.
+   The pointer holds until the next call for this lane. Counted, copied with the cache, not saved: a cache that was
+   loaded makes it again. NULL: no memory, or the byte limit is reached (v->cache->error). bytes 0: what is there, or
+   NULL if nothing is. */
+KVMEM_API void *kvmem_view_index(const kvmem_view *v, int g, size_t bytes, size_t *size, int *fresh);
 KVMEM_API const float *kvmem_view_score(const kvmem_view *v, int g); /* in select: scores of a lane of the layer */
 KVMEM_API const kvmem_mark *kvmem_view_marks(const kvmem_view *v, int *n); /* rising positions */
 
@@ -943,6 +971,9 @@ typedef struct kvmem_lane {
     kvmem_lesson *lesson[2];
     int low;                    /* 1: holds what reduce=demote has demoted, in any order */
     float *state[3];            /* what the score, select and retrieve entries remember of the lane */
+    void *index;                /* kvmem_view_index (index_size); stale: entries have left since it was made */
+    size_t index_size;
+    int index_stale;
 } kvmem_lane;
 typedef struct kvmem_arena kvmem_arena;
 
@@ -993,6 +1024,7 @@ struct kvmem_cache {
     size_t stage_bytes;         /* scratch that they may ask for */
     size_t note;                /* bytes of a page's note */
     unsigned char **read;       /* (n_kv_heads) while a layer attends: pages that are read; NULL: all */
+    struct kvmem_picks *picks;  /* and entries, where a retrieve entry picks them */
     int64_t pages_read, pages_there;
     const float *const *view_score; /* (n_kv_heads) while a layer is reduced */
     void *scratch;              /* grows on demand, counted */
@@ -12966,10 +12998,22 @@ static size_t kvmem__attend_bytes(const kvmem_shape *s, int n, size_t w1) {
    chunk, all chunks so far) maximum, sum and weighted values per query; sums in a codec's own space and a
    row; a few keys to be rotated if some are stored before RoPE. */
 #define KVMEM__PRE_ROWS 64
-static size_t kvmem__worker_floats(const kvmem_shape *s, int page, int q_floats, int width, int pre) {
+static int32_t kvmem__far(const kvmem_recipe *r) { /* keys further away are read at this distance; 0: none are */
+    const kvmem_choice *ch = &r->stage[KVMEM_PLACE];
+    const kvmem_place_entry *e = (const kvmem_place_entry *)(const void *)ch->entry;
+    return e->far ? e->far(ch->par) : 0;
+}
+static int kvmem__asks(const kvmem_recipe *r) { /* does a retrieve entry choose what is read? */
+    return ((const kvmem_retrieve_entry *)(const void *)r->stage[KVMEM_RETRIEVE].entry)->fn != NULL;
+}
+static int kvmem__places_keys(const kvmem_recipe *r) { /* anywhere else than at their positions? */
+    return ((const kvmem_place_entry *)(const void *)r->stage[KVMEM_PLACE].entry)->fn || kvmem__far(r);
+}
+static size_t kvmem__worker_floats(const kvmem_shape *s, const kvmem_recipe *rc, int page, int q_floats, int width,
+                                   int pre) {
     const size_t r = (size_t)(s->n_heads / s->n_kv_heads), d = (size_t)s->head_dim;
     return r * (d + (size_t)q_floats + (size_t)width + (size_t)page + 2 * (d + 2)) + d +
-           (pre ? KVMEM__PRE_ROWS * d : 0);
+           (pre || kvmem__far(rc) ? KVMEM__PRE_ROWS * d : 0) + (kvmem__asks(rc) ? r * (d + 3) : 0);
 }
 /* Scratch of kvmem_view_attention on one lane: four partial sums and the logits of one group. */
 #define KVMEM__VIEW_PARTS 4
@@ -13083,7 +13127,7 @@ static kvmem_status kvmem__check_shape(const kvmem_shape *s, const kvmem_recipe 
             if (!(fabs((double)p->inv_freq[i]) <= DBL_MAX))
                 return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "shape: rope of layer %d, inv_freq[%d] is not finite", l, i);
     }
-    if (!s->rope && ((const kvmem_place_entry *)(const void *)r->stage[KVMEM_PLACE].entry)->fn)
+    if (!s->rope && kvmem__places_keys(r))
         return kvmem__fail(e, KVMEM_BAD_RECIPE,
             "place=%s moves keys to other RoPE positions: the shape must have rope, so that the cache rotates",
             r->stage[KVMEM_PLACE].entry->word);
@@ -13301,7 +13345,7 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
     }
     for (;;) {
         kvmem__plan_pages(p, s, r);
-        p->worker_floats = kvmem__worker_floats(s, p->page, p->codecs.q_floats, p->codecs.width, p->codecs.pre);
+        p->worker_floats = kvmem__worker_floats(s, r, p->page, p->codecs.q_floats, p->codecs.width, p->codecs.pre);
         fixed = (size_t)p->codecs.code * sizeof(float) + p->block_bytes + p->ring_bytes + p->state_bytes +
                 sizeof(kvmem_arena) + held +
                 p->codecs.tables + p->lessons + (size_t)p->codecs.count * KVMEM__USE_BYTES;
@@ -13565,6 +13609,7 @@ static void kvmem__tell_rest(const kvmem_cache *c, int i, const int *kept, int n
 static void kvmem__lane_cut(kvmem_cache *c, kvmem_lane *ln, int n) { /* keep the first n entries */
     while (ln->n_pages && kvmem__page_first(ln, ln->n_pages - 1) >= n)
         kvmem__page_drop(c, ln->pages[--ln->n_pages]);
+    if (n < ln->n) ln->index_stale = 1;
     ln->n = n;
     if (ln->n_pages) {
         if (ln->end[ln->n_pages - 1] > n) ln->pages[ln->n_pages - 1]->noted = 0;
@@ -13698,8 +13743,10 @@ static kvmem_status kvmem__scratch(kvmem_cache *c, size_t size) {
     c->scratch_size = size;
     return KVMEM_OK;
 }
+static void kvmem__picks_free(kvmem_cache *c); /* section attention */
 static void kvmem__scratch_free(kvmem_cache *c) {
     const kvmem_bytes_part old = kvmem__part(4, c->scratch_size);
+    kvmem__picks_free(c);
     kvmem__arena_give(c->arena, c->scratch, &old);
     c->scratch = NULL;
     c->scratch_size = 0;
@@ -13952,7 +13999,8 @@ static void kvmem__carve(kvmem_cache *c, const kvmem_shape *s) {
     memset(c->lane, 0, (size_t)c->n_lanes * sizeof *c->lane);
 }
 static void kvmem__set_worker(kvmem_cache *c) {
-    c->worker_bytes = sizeof(float) * kvmem__worker_floats(&c->shape, c->recipe.page, c->q_floats, c->width, c->pre);
+    c->worker_bytes = sizeof(float) * kvmem__worker_floats(&c->shape, &c->recipe, c->recipe.page, c->q_floats, c->width,
+                                                            c->pre);
 }
 static kvmem_status kvmem__take_fixed(kvmem_cache *c, const kvmem_shape *s, size_t ring_bytes) {
     kvmem_bytes_part part = kvmem__part(2, c->block_size);
@@ -14065,7 +14113,13 @@ KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
     if (!c || !c->arena) return;
     kvmem__seen_free(c);
     if (c->trace && c->lane) kvmem__tell_all(c, KVMEM_FATE_DROPPED);
-    for (i = 0; c->lane && i < c->n_lanes; i++) kvmem__lane_cut(c, &c->lane[i], 0);
+    for (i = 0; c->lane && i < c->n_lanes; i++) {
+        part = kvmem__part(2, c->lane[i].index_size);
+        kvmem__arena_give(c->arena, c->lane[i].index, &part);
+        c->lane[i].index = NULL;
+        c->lane[i].index_size = 0;
+        kvmem__lane_cut(c, &c->lane[i], 0);
+    }
     part = kvmem__part(2, (size_t)c->cap_events * sizeof *c->event);
     kvmem__arena_give(c->arena, c->event, &part);
     c->event = NULL;
@@ -14102,6 +14156,26 @@ KVMEM_API void kvmem_cache_free(kvmem_cache *c) {
     }
     memset(c, 0, sizeof *c);
 }
+/* The index of a lane, as large as `bytes`; what was there stays, the rest is zero. */
+static kvmem_status kvmem__index_grow(kvmem_cache *c, kvmem_lane *ln, size_t bytes) {
+    const kvmem_bytes_part part = kvmem__part(2, bytes), old = kvmem__part(2, ln->index_size);
+    uint8_t *p;
+    int over;
+    if (bytes <= ln->index_size) return KVMEM_OK;
+    p = (uint8_t *)kvmem__arena_take(c->arena, &part, &over);
+    if (!p) return kvmem__no_room(c, over, bytes, "the index of a lane");
+    if (ln->index_size) memcpy(p, ln->index, ln->index_size);
+    memset(p + ln->index_size, 0, bytes - ln->index_size);
+    kvmem__arena_give(c->arena, ln->index, &old);
+    ln->index = p;
+    ln->index_size = bytes;
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__index_copy(kvmem_cache *c, kvmem_lane *to, const kvmem_lane *from) {
+    KVMEM__TRY(kvmem__index_grow(c, to, from->index_size));
+    memcpy(to->index, from->index, from->index_size);
+    return KVMEM_OK;
+}
 /* dst shares the pages of src. probe: of its rows alone, without what is remembered beside them. */
 static kvmem_status kvmem__copy(kvmem_cache *dst, const kvmem_cache *src, int probe) {
     kvmem_status st;
@@ -14123,6 +14197,7 @@ static kvmem_status kvmem__copy(kvmem_cache *dst, const kvmem_cache *src, int pr
     dst->n_marks = dst->cap_marks = 0;
     dst->state = NULL;
     dst->seen = dst->probe_norm = NULL;
+    dst->picks = NULL;
     dst->seen_cap = dst->hidden = 0;
     if (probe) dst->ring = dst->ring_n = dst->ring_at = dst->lane_floats[0] = dst->lane_floats[1] =
         dst->lane_floats[2] = dst->awaits = 0;
@@ -14142,6 +14217,7 @@ static kvmem_status kvmem__copy(kvmem_cache *dst, const kvmem_cache *src, int pr
         if (probe) memcpy(to->use, from->use, sizeof to->use);
         else st = kvmem__lane_lessons(dst, to, from);
         to->low = from->low;
+        if (from->index && !from->index_stale && !probe && st == KVMEM_OK) st = kvmem__index_copy(dst, to, from);
         if (!from->n_pages || st != KVMEM_OK) continue;
         st = kvmem__lane_table(dst, to, from->n_pages);
         for (j = 0; st == KVMEM_OK && j < from->n_pages; j++) {
@@ -14778,6 +14854,9 @@ typedef struct kvmem__worker {
     const kvmem_codec_use *kc; /* codec for which qp is prepared; NULL: nothing prepared */
     const kvmem_lesson *lesson;/* and what it has learned of the lane */
     float *oc, *row, *pre;     /* (r, width) sums in a codec's own space; (d); (KVMEM__PRE_ROWS, d) keys */
+    const struct kvmem_picks *picks; /* entries that are read; NULL: all */
+    int g, part;               /* of this KV head; of this part, -1: of all without a share, -2: of all */
+    float *pool;               /* (r, d + 3) where a retrieve entry picks: the parts that have shares */
 } kvmem__worker;
 
 static void kvmem__worker_init(kvmem__worker *w, const kvmem_cache *c, float *f) {
@@ -14805,6 +14884,10 @@ static void kvmem__worker_init(kvmem__worker *w, const kvmem_cache *c, float *f)
     f += r * (size_t)c->width;
     w->row = f;
     w->pre = f + d;
+    w->pool = w->pre + (c->pre || kvmem__far(&c->recipe) ? KVMEM__PRE_ROWS * d : 0);
+    w->picks = NULL;
+    w->g = 0;
+    w->part = -2;
     w->kc = NULL;
     w->lesson = NULL;
     w->at = 0;
@@ -14834,6 +14917,262 @@ static void kvmem__worker_query(kvmem__worker *w, const kvmem_cache *c, int laye
     w->kc = kc;
     w->lesson = side->lesson;
 }
+/* --- entries that a retrieve entry picks (kvmem_view_pick) --- */
+typedef struct kvmem__pick { int h, part, a, b, shared; } kvmem__pick; /* head h reads [a, b); n_heads..: unions */
+typedef struct kvmem__portion { int h, part; double share; } kvmem__portion;
+typedef struct kvmem__stand { int h, i, n; const float *logit; const float *const *value; } kvmem__stand;
+typedef struct kvmem_picks {
+    kvmem__pick *pick;
+    kvmem__portion *portion;
+    kvmem__stand *stand;
+    size_t n_pick, n_portion, n_stand, cap_pick, cap_portion, cap_stand;
+    size_t *first; /* (n_heads + n_kv_heads + 1) where the ranges of each begin, in order, disjoint */
+    int on;        /* this layer reads by picks */
+} kvmem_picks;
+
+/* A list in the arena, with room for one more of `size` bytes. */
+static kvmem_status kvmem__list_room(kvmem_cache *c, void **list, size_t n, size_t *cap, size_t size) {
+    const size_t more = *cap ? 2 * *cap : 64;
+    kvmem_bytes_part part = kvmem__part(4, more * size), old = kvmem__part(4, *cap * size);
+    void *p;
+    int over;
+    if (n < *cap) return KVMEM_OK;
+    p = kvmem__arena_take(c->arena, &part, &over);
+    if (!p) return kvmem__no_room(c, over, part.total, "the list of picked entries");
+    if (n) memcpy(p, *list, n * size);
+    kvmem__arena_give(c->arena, *list, &old);
+    *list = p;
+    *cap = more;
+    return KVMEM_OK;
+}
+static size_t kvmem__picks_bytes(const kvmem_cache *c) {
+    return sizeof(kvmem_picks) + (size_t)(c->shape.n_heads + c->shape.n_kv_heads + 1) * sizeof(size_t);
+}
+static void kvmem__picks_free(kvmem_cache *c) {
+    kvmem_picks *p = c->picks;
+    kvmem_bytes_part part;
+    if (!p) return;
+    part = kvmem__part(4, p->cap_pick * sizeof *p->pick);
+    kvmem__arena_give(c->arena, p->pick, &part);
+    part = kvmem__part(4, p->cap_portion * sizeof *p->portion);
+    kvmem__arena_give(c->arena, p->portion, &part);
+    part = kvmem__part(4, p->cap_stand * sizeof *p->stand);
+    kvmem__arena_give(c->arena, p->stand, &part);
+    part = kvmem__part(4, kvmem__picks_bytes(c));
+    kvmem__arena_give(c->arena, p, &part);
+    c->picks = NULL;
+}
+/* The picks of the layer that is being asked; a head outside 0..n_heads-1 is an error. */
+static kvmem_picks *kvmem__picks_of(const kvmem_view *v, int h, const char *call) {
+    kvmem_cache *c = v->cache;
+    const kvmem_bytes_part part = kvmem__part(4, kvmem__picks_bytes(c));
+    int over;
+    if (!c->read || h < 0 || h >= c->shape.n_heads) {
+        kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "%s: head %d of %d, outside of a retrieve entry's function", call, h,
+                    c->shape.n_heads);
+        return NULL;
+    }
+    if (!c->picks) {
+        kvmem_picks *p = (kvmem_picks *)kvmem__arena_take(c->arena, &part, &over);
+        if (!p) {
+            kvmem__no_room(c, over, part.total, "the list of picked entries");
+            return NULL;
+        }
+        memset(p, 0, part.total);
+        p->first = (size_t *)(void *)(p + 1);
+        c->picks = p;
+    }
+    c->picks->on = 1;
+    return c->picks;
+}
+static kvmem_status kvmem__pick_add(kvmem_cache *c, int h, int part, int a, int b) {
+    kvmem_picks *p = c->picks;
+    kvmem__pick *last = p->n_pick ? &p->pick[p->n_pick - 1] : NULL;
+    if (last && last->h == h && last->part == part && last->b == a) { last->b = b; return KVMEM_OK; }
+    {
+        void *list = p->pick;
+        const kvmem_status st = kvmem__list_room(c, &list, p->n_pick, &p->cap_pick, sizeof *p->pick);
+        if (st != KVMEM_OK) return st;
+        p->pick = (kvmem__pick *)list;
+    }
+    last = &p->pick[p->n_pick++];
+    last->h = h;
+    last->part = part;
+    last->a = a;
+    last->b = b;
+    last->shared = 0;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_view_pick(const kvmem_view *v, int h, int part, int t0, int n) {
+    kvmem_cache *c = v->cache;
+    kvmem_picks *p = kvmem__picks_of(v, h, "kvmem_view_pick");
+    int len;
+    if (!p) return c->error.status;
+    len = kvmem__lane_at(c, v->layer, h / (c->shape.n_heads / c->shape.n_kv_heads))->n;
+    if (part < 0 || part > 65535 || t0 < 0 || n < 0 || n > len || t0 > len - n)
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "kvmem_view_pick: entries %d to %d of %d, part %d", t0,
+                           t0 + n, len, part);
+    t0 = KVMEM__MIN(t0, len - c->block_n); /* the block itself is part 0 */
+    n = KVMEM__MIN(n, len - c->block_n - t0);
+    return n ? kvmem__pick_add(c, h, part, t0, t0 + n) : KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_view_pick_group(const kvmem_view *v, int g, int part, int t0, int n) {
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
+    int j;
+    for (j = 0; j < r; j++) KVMEM__TRY(kvmem_view_pick(v, g * r + j, part, t0, n));
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_view_share(const kvmem_view *v, int h, int part, double share) {
+    kvmem_cache *c = v->cache;
+    kvmem_picks *p = kvmem__picks_of(v, h, "kvmem_view_share");
+    void *list;
+    kvmem_status st;
+    if (!p) return c->error.status;
+    if (!(share >= 0 && share <= DBL_MAX) || part < 0 || part > 65535)
+        return kvmem__fail(&c->error, KVMEM_BAD_VALUE, "kvmem_view_share: %g for part %d", share, part);
+    list = p->portion;
+    st = kvmem__list_room(c, &list, p->n_portion, &p->cap_portion, sizeof *p->portion);
+    if (st != KVMEM_OK) return st;
+    p->portion = (kvmem__portion *)list;
+    p->portion[p->n_portion].h = h;
+    p->portion[p->n_portion].part = part;
+    p->portion[p->n_portion++].share = share;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_view_stand_in(const kvmem_view *v, int h, int i, int n, const float *logit,
+                                           const float *const *value) {
+    kvmem_cache *c = v->cache;
+    kvmem_picks *p = kvmem__picks_of(v, h, "kvmem_view_stand_in");
+    void *list;
+    kvmem_status st;
+    if (!p) return c->error.status;
+    if (i < 0 || i >= c->block_n || n < 0 || (n && (!logit || !value)))
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "kvmem_view_stand_in: query %d of %d, %d summands", i,
+                           c->block_n, n);
+    list = p->stand;
+    st = kvmem__list_room(c, &list, p->n_stand, &p->cap_stand, sizeof *p->stand);
+    if (st != KVMEM_OK) return st;
+    p->stand = (kvmem__stand *)list;
+    p->stand[p->n_stand].h = h;
+    p->stand[p->n_stand].i = i;
+    p->stand[p->n_stand].n = n;
+    p->stand[p->n_stand].logit = logit;
+    p->stand[p->n_stand++].value = value;
+    return KVMEM_OK;
+}
+static int kvmem__pick_order(const void *x, const void *y) {
+    const kvmem__pick *a = (const kvmem__pick *)x, *b = (const kvmem__pick *)y;
+    if (a->h != b->h) return a->h < b->h ? -1 : 1;
+    if (a->a != b->a) return a->a < b->a ? -1 : 1;
+    if (a->part != b->part) return a->part < b->part ? -1 : 1;
+    return a->b < b->b ? -1 : a->b > b->b;
+}
+/* Picks [from, n_pick), of rising heads, sorted: ranges of a head made disjoint; neighbours of one part joined. */
+static void kvmem__pick_merge(kvmem_picks *p, size_t from) {
+    size_t i, out = from;
+    if (p->n_pick > from) qsort(p->pick + from, p->n_pick - from, sizeof *p->pick, kvmem__pick_order);
+    for (i = from; i < p->n_pick; i++) {
+        kvmem__pick x = p->pick[i], *last = out > from ? &p->pick[out - 1] : NULL;
+        if (last && last->h == x.h && x.a < last->b) x.a = last->b;
+        if (x.a >= x.b) continue;
+        if (last && last->h == x.h && last->b == x.a && last->part == x.part && last->shared == x.shared) last->b = x.b;
+        else p->pick[out++] = x;
+    }
+    p->n_pick = out;
+}
+/* Do the picks of the layer say what page flags can say: in whole pages, all heads of a group alike? */
+static int kvmem__picks_plain(const kvmem_cache *c, int layer) {
+    const kvmem_picks *p = c->picks;
+    const int H = c->shape.n_heads, r = H / c->shape.n_kv_heads;
+    int h;
+    size_t i;
+    if (p->n_portion || p->n_stand) return 0;
+    for (h = 0; h < H; h++) {
+        const kvmem_lane *ln = kvmem__lane_at(c, layer, h / r);
+        const size_t u = p->first[H + h / r], n = p->first[h + 1] - p->first[h];
+        int b = 0;
+        if (n != p->first[H + h / r + 1] - u) return 0;
+        for (i = 0; i < n; i++) {
+            const kvmem__pick *x = &p->pick[p->first[h] + i];
+            if (x->a != p->pick[u + i].a || x->b != p->pick[u + i].b) return 0;
+            if (kvmem__page_first(ln, kvmem__page_at(ln, x->a)) != x->a) return 0;
+            b = x->b;
+            if (b < ln->n && kvmem__page_first(ln, kvmem__page_at(ln, b)) != b) return 0;
+        }
+    }
+    return 1;
+}
+/* All picks of the layer are known: put them in order, and set the page flags that follow. */
+static kvmem_status kvmem__picks_settle(kvmem_cache *c, int layer, int n) {
+    kvmem_picks *p = c->picks;
+    const int H = c->shape.n_heads, G = c->shape.n_kv_heads, r = H / G;
+    size_t i, k, own;
+    int h, g;
+    for (h = 0; h < H; h++) {
+        const int len = kvmem__lane_at(c, layer, h / r)->n;
+        KVMEM__TRY(kvmem__pick_add(c, h, 0, len - n, len));
+    }
+    for (i = 0; i < p->n_portion; i++)
+        for (k = 0; k < p->n_pick; k++)
+            if (p->pick[k].h == p->portion[i].h && p->pick[k].part == p->portion[i].part) p->pick[k].shared = 1;
+    kvmem__pick_merge(p, 0);
+    own = p->n_pick;
+    for (i = 0; i < own; i++) {
+        const kvmem__pick x = p->pick[i];
+        KVMEM__TRY(kvmem__pick_add(c, H + x.h / r, 0, x.a, x.b));
+    }
+    kvmem__pick_merge(p, own);
+    for (h = 0, i = 0; h <= H + G; h++) {
+        while (i < p->n_pick && p->pick[i].h < h) i++;
+        p->first[h] = i;
+    }
+    for (g = 0; g < G; g++) {
+        const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
+        int y;
+        memset(c->read[g], 0, (size_t)ln->n_pages);
+        for (i = p->first[H + g]; i < p->first[H + g + 1]; i++)
+            for (y = kvmem__page_at(ln, p->pick[i].a); y < ln->n_pages && kvmem__page_first(ln, y) < p->pick[i].b; y++)
+                c->read[g][y] = 1;
+    }
+    if (kvmem__picks_plain(c, layer)) p->on = 0;
+    return KVMEM_OK;
+}
+/* The first range of list x (a head, or n_heads + g) that ends behind entry t. */
+static size_t kvmem__pick_find(const kvmem_picks *p, int x, int t) {
+    size_t lo = p->first[x], hi = p->first[x + 1];
+    while (lo < hi) {
+        const size_t mid = lo + (hi - lo) / 2;
+        if (p->pick[mid].b > t) hi = mid;
+        else lo = mid + 1;
+    }
+    return lo;
+}
+/* Rows [*a, *b) of a page whose first entry is `first`: to the first run of list x in them; at *b if there is none. */
+static void kvmem__pick_run(const kvmem_picks *p, int x, int first, int *a, int *b) {
+    const size_t i = kvmem__pick_find(p, x, first + *a);
+    if (i == p->first[x + 1]) { *a = *b; return; }
+    *a = KVMEM__MIN(*b, KVMEM__MAX(*a, p->pick[i].a - first));
+    *b = KVMEM__MIN(*b, p->pick[i].b - first);
+    if (*b < *a) *b = *a;
+}
+/* Hide from head j of the worker's group the rows that it has not picked, or has in another part. */
+static void kvmem__pick_mask(kvmem__worker *w, const kvmem_cache *c, int j, int first, int t0, int t1) {
+    const kvmem_picks *p = w->picks;
+    const int x = w->g * (c->shape.n_heads / c->shape.n_kv_heads) + j;
+    float *s = w->s + j * c->recipe.page;
+    size_t i = kvmem__pick_find(p, x, first + t0);
+    int t = t0;
+    for (; i < p->first[x + 1] && t < t1; i++) {
+        const kvmem__pick *y = &p->pick[i];
+        const int a = KVMEM__MIN(KVMEM__MAX(y->a - first, t), t1), b = KVMEM__MIN(y->b - first, t1);
+        if (w->part != -2 && (w->part < 0 ? y->shared : !y->shared || y->part != w->part)) continue;
+        for (; t < a; t++) s[t] = -INFINITY;
+        t = KVMEM__MAX(t, b);
+    }
+    for (; t < t1; t++) s[t] = -INFINITY;
+}
+
+/* --- logits --- */
 /* Where are entry t's key and the query read? The query sits in slot qslot at position qpos. The result
    is the position for which the query is rotated so that its distance to the stored key is right. */
 static int32_t kvmem__query_at(const kvmem_cache *c, int slot, int32_t pos, int qslot, int32_t qpos) {
@@ -14879,18 +15218,34 @@ static void kvmem__page_logits_pre(kvmem__worker *w, const kvmem_cache *c, int l
             for (t = 0; t < n; t++) w->s[j * P + a + t] = c->backend->dot(w->q + j * d, w->pre + t * d, d);
     }
 }
-/* Logits w->s (r, rows t0..t1 of page i) of the query in (qslot, qpos). s[j * P + t]. */
-static void kvmem__page_logits(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int i,
-                               int t0, int t1, const float *q, int qslot, int32_t qpos) {
+/* And for keys that are read at the one distance `far`: turned back to position 0, the query turned to `far`. */
+static void kvmem__page_logits_far(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_page *p, int t0,
+                                   int t1, const float *q, int32_t far) {
+    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    int32_t by[KVMEM__PRE_ROWS];
+    int a, t, j;
+    kvmem__worker_rotate(w, c, layer, q, far);
+    for (a = t0; a < t1; a += KVMEM__PRE_ROWS) {
+        const int n = KVMEM__MIN(KVMEM__PRE_ROWS, t1 - a);
+        kvmem__side_decode(&p->side[0], w->pre, a, n);
+        for (t = 0; t < n; t++) by[t] = p->pre ? 0 : -p->pos[a + t];
+        c->backend->rope(w->pre, w->pre, n, 1, d, &c->shape.rope[layer], by, p->pre, 1);
+        for (j = 0; j < r; j++)
+            for (t = 0; t < n; t++) w->s[j * P + a + t] = c->backend->dot(w->q + j * d, w->pre + t * d, d);
+    }
+}
+/* Logits of rows [t0, t1) of page i, all near or all far. */
+static void kvmem__run_logits(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int i, int t0,
+                              int t1, const float *q, int qslot, int32_t qpos, int32_t far) {
     const kvmem_page *p = ln->pages[i];
     const kvmem__side *k = &p->side[0];
     const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, first = kvmem__page_first(ln, i);
     const kvmem_coded kc = kvmem__side_coded(k);
     const int moves = ((const kvmem_place_entry *)(const void *)c->recipe.stage[KVMEM_PLACE].entry)->fn != NULL;
-    const float *bias = kvmem__page_bias(c, p);
-    int a, b, j;
-    if (p->pre) kvmem__page_logits_pre(w, c, layer, ln, i, t0, t1, q, qslot, qpos);
-    for (a = t0; !p->pre && a < t1; a = b) { /* runs of entries that see the query at the same position */
+    int a, b;
+    if (far) { kvmem__page_logits_far(w, c, layer, p, t0, t1, q, far); return; }
+    if (p->pre) { kvmem__page_logits_pre(w, c, layer, ln, i, t0, t1, q, qslot, qpos); return; }
+    for (a = t0; a < t1; a = b) { /* runs of entries that see the query at the same position */
         const int32_t at = kvmem__query_at(c, first + a, p->pos[a], qslot, qpos);
         for (b = a + 1; moves && b < t1; b++)
             if (kvmem__query_at(c, first + b, p->pos[b], qslot, qpos) != at) break;
@@ -14898,6 +15253,32 @@ static void kvmem__page_logits(kvmem__worker *w, const kvmem_cache *c, int layer
         kvmem__worker_query(w, c, layer, q, at, k);
         kvmem__coded_dot(k->use, &kc, w->s + a, P, a, b - a, w->qp, r);
         if (k->use->center || k->n_exact) kvmem__page_amend(w, c, k, a, b);
+    }
+}
+/* Logits w->s (r, rows t0..t1 of page i) of the query in (qslot, qpos). s[j * P + t]. */
+static void kvmem__page_logits(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int i,
+                               int t0, int t1, const float *q, int qslot, int32_t qpos) {
+    const kvmem_page *p = ln->pages[i];
+    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads;
+    const int first = kvmem__page_first(ln, i);
+    const int32_t far = kvmem__far(&c->recipe);
+    const float *bias = kvmem__page_bias(c, p);
+    int a, b, j;
+    for (a = t0; a < t1; a = b) { /* runs that are picked, and near or far */
+        const int away = far && (int64_t)qpos - p->pos[a] > far;
+        int end = t1;
+        b = a;
+        if (w->picks) kvmem__pick_run(w->picks, c->shape.n_heads + w->g, first, &b, &end);
+        if (b > a) { /* nobody picks these */
+            int t;
+            for (j = 0; j < r; j++)
+                for (t = a; t < b; t++) w->s[j * P + t] = -INFINITY;
+            continue;
+        }
+        for (b = a + 1; b < end; b++)
+            if (far && ((int64_t)qpos - p->pos[b] > far) != away) break;
+        if (!far) b = end;
+        kvmem__run_logits(w, c, layer, ln, i, a, b, q, qslot, qpos, away ? far : 0);
     }
     if (c->shape.softcap > 0)
         for (j = 0; j < r; j++) c->backend->softcap(w->s + j * P + t0, c->shape.softcap, (size_t)(t1 - t0));
@@ -14907,6 +15288,7 @@ static void kvmem__page_logits(kvmem__worker *w, const kvmem_cache *c, int layer
         if (p->pos[a] <= qpos && (!window || qpos - p->pos[a] < window)) continue;
         for (j = 0; j < r; j++) w->s[j * P + a] = -INFINITY;
     }
+    for (j = 0; w->picks && j < r; j++) kvmem__pick_mask(w, c, j, first, t0, t1);
 }
 /* The last mark at or before pos, or -1. */
 static int kvmem__mark_at(const kvmem_cache *c, int64_t pos) {
@@ -14950,9 +15332,10 @@ static void kvmem__attend_home(kvmem__worker *w, const kvmem_cache *c, const kvm
     }
     memset(w->oc, 0, (size_t)(r * width) * sizeof(float));
 }
-/* Add rows [t0, t1) of a page's values, weighted by w->s, to w->o; to w->oc if their codec has a space of
-   its own. */
-static void kvmem__attend_values(kvmem__worker *w, const kvmem_cache *c, const kvmem__side *v, int t0, int t1) {
+/* Add rows [t0, t1) of the values of a page whose first entry is `first`, weighted by w->s, to w->o; to w->oc if their
+   codec has a space of its own. */
+static void kvmem__attend_values(kvmem__worker *w, const kvmem_cache *c, const kvmem__side *v, int first, int t0,
+                                 int t1) {
     const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
     const kvmem_coded b = kvmem__side_coded(v);
     int i, j, t;
@@ -14972,7 +15355,11 @@ static void kvmem__attend_values(kvmem__worker *w, const kvmem_cache *c, const k
             c->backend->axpy(w->o + j * d, sum, w->row, d);
         }
     }
-    kvmem__coded_axpy(v->use, &b, v->use->fn.finish ? w->oc : w->o, t0, t1 - t0, w->s + t0, P, r);
+    for (; t0 < t1; t0 = t) {
+        t = t1;
+        if (w->picks) kvmem__pick_run(w->picks, c->shape.n_heads + w->g, first, &t0, &t);
+        if (t0 < t) kvmem__coded_axpy(v->use, &b, v->use->fn.finish ? w->oc : w->o, t0, t - t0, w->s + t0, P, r);
+    }
 }
 /* One chunk [a, b) of entries into w->m, w->l, w->o. read (n_pages) or NULL: pages not read are 0. */
 static void kvmem__attend_chunk(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int a,
@@ -15010,7 +15397,7 @@ static void kvmem__attend_chunk(kvmem__worker *w, const kvmem_cache *c, int laye
             }
             w->l[j] += be->exp_sum(s, s, w->m[j], t1 - t0);
         }
-        kvmem__attend_values(w, c, v, t0, t1);
+        kvmem__attend_values(w, c, v, first, t0, t1);
     }
     if (away) kvmem__attend_home(w, c, away);
 }
@@ -15061,16 +15448,84 @@ static void kvmem__attend_some(kvmem__worker *w, const kvmem_cache *c, int layer
     a = KVMEM__MAX(a, from * KVMEM__CHUNK);
     if (to < ln->n / KVMEM__CHUNK + 1) b = KVMEM__MIN(b, to * KVMEM__CHUNK);
     w->kc = NULL;
+    w->g = g;
+    w->picks = c->picks && c->picks->on ? c->picks : NULL;
     for (; a < b; a = e) {
         e = KVMEM__MIN(b, (a / KVMEM__CHUNK + 1) * KVMEM__CHUNK);
         kvmem__attend_chunk(w, c, layer, ln, a, e, q, ln->n - n + t, c->block_pos[t], read);
         kvmem__attend_merge(w, c);
     }
-    for (a = 0; low && a < low->n; a = e) {
+    w->picks = NULL;
+    for (a = 0; low && a < low->n && w->part < 0; a = e) {
         e = KVMEM__MIN(low->n, a + KVMEM__CHUNK);
         kvmem__attend_chunk(w, c, layer, low, a, e, q, low->n, c->block_pos[t], NULL);
         kvmem__attend_merge(w, c);
     }
+}
+/* The summands that stand for entries which are not read, of token t: one more chunk. */
+static void kvmem__attend_stand(kvmem__worker *w, const kvmem_cache *c, int g, int t) {
+    const kvmem_picks *p = c->picks;
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    size_t i;
+    int j, x;
+    for (i = 0; i < p->n_stand; i++) {
+        const kvmem__stand *y = &p->stand[i];
+        const int own = y->h - g * r;
+        if (y->i != t || own < 0 || own >= r || !y->n) continue;
+        for (j = 0; j < r; j++) { w->m[j] = -INFINITY; w->l[j] = 0; }
+        memset(w->o + own * d, 0, (size_t)d * sizeof(float));
+        w->m[own] = c->backend->max(y->logit, y->n);
+        for (x = 0; x < y->n && w->m[own] > -INFINITY; x++) {
+            const float e = kvmem__expf(y->logit[x] - w->m[own]);
+            w->l[own] += e;
+            c->backend->axpy(w->o + own * d, e, y->value[x], d);
+        }
+        kvmem__attend_merge(w, c);
+    }
+}
+/* Token t by picks. Parts with shares first, one by one: m, l of their joint mass, sum of shares, sum of share times
+   output in w->pool; then the others; then the pool as one more chunk of mass l and output sum / shares. */
+static void kvmem__attend_picked(kvmem__worker *w, const kvmem_cache *c, int layer, int g, int t, int n, const float *q,
+                                 const unsigned char *read) {
+    const kvmem_picks *p = c->picks;
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
+    float *m = w->pool, *l = m + r, *sum = l + r, *o = sum + r;
+    int part = -1, j, x;
+    size_t i;
+    for (j = 0; j < r; j++) { m[j] = -INFINITY; l[j] = sum[j] = 0; }
+    memset(o, 0, (size_t)(r * d) * sizeof(float));
+    for (;;) { /* the next part with a share */
+        int next = INT_MAX;
+        for (i = 0; i < p->n_portion; i++)
+            if (p->portion[i].h / r == g && p->portion[i].part > part) next = KVMEM__MIN(next, p->portion[i].part);
+        if (next == INT_MAX) break;
+        w->part = part = next;
+        kvmem__attend_begin(w, c);
+        kvmem__attend_some(w, c, layer, g, t, n, 0, INT_MAX, q, read);
+        for (i = 0; i < p->n_portion; i++) {
+            const float share = (float)p->portion[i].share;
+            float top;
+            j = p->portion[i].h - g * r;
+            if (p->portion[i].part != part || j < 0 || j >= r || !(w->tl[j] > 0)) continue;
+            top = KVMEM__MAX(m[j], w->tm[j]);
+            l[j] = (l[j] > 0 ? l[j] * kvmem__expf(m[j] - top) : 0) + w->tl[j] * kvmem__expf(w->tm[j] - top);
+            m[j] = top;
+            sum[j] += share;
+            for (x = 0; x < d; x++) o[j * d + x] += share * (w->to[j * d + x] / w->tl[j]);
+            w->tl[j] = 0; /* the last share given counts no second time */
+        }
+    }
+    w->part = -1;
+    kvmem__attend_begin(w, c);
+    kvmem__attend_some(w, c, layer, g, t, n, 0, INT_MAX, q, read);
+    kvmem__attend_stand(w, c, g, t);
+    for (j = 0; j < r; j++) {
+        w->m[j] = m[j];
+        w->l[j] = sum[j] > 0 ? l[j] : 0;
+        for (x = 0; x < d; x++) w->o[j * d + x] = w->l[j] > 0 ? o[j * d + x] * (l[j] / sum[j]) : 0;
+    }
+    kvmem__attend_merge(w, c);
+    w->part = -2;
 }
 /* How many workers the scratch can hold: the wanted number, fewer if the byte limit leaves no room. */
 static kvmem_status kvmem__workers(kvmem_cache *c, size_t fixed, int wanted, int *workers) {
@@ -15082,8 +15537,9 @@ static kvmem_status kvmem__workers(kvmem_cache *c, size_t fixed, int wanted, int
     return kvmem__scratch(c, fixed + (size_t)wanted * c->worker_bytes);
 }
 static kvmem_view kvmem__view_of(kvmem_cache *c, int layer, kvmem_stage stage);
+static void kvmem__view_scratch_end(kvmem_cache *c);
 static int kvmem__picks(const kvmem_cache *c) {
-    return ((const kvmem_retrieve_entry *)(const void *)c->recipe.stage[KVMEM_RETRIEVE].entry)->fn && !c->probe_of;
+    return kvmem__asks(&c->recipe) && !c->probe_of;
 }
 /* Bytes of the table of what a layer reads: a row of flags for every lane. */
 static size_t kvmem__read_bytes(const kvmem_cache *c, int layer) {
@@ -15109,8 +15565,10 @@ static kvmem_status kvmem__retrieve(kvmem_cache *c, int layer, int n, const floa
         for (g = 0; g < G; row += kvmem__lane_at(c, layer, g)->n_pages, g++) c->read[g] = row;
         memset(c->read[0], 1, part.total - (size_t)G * sizeof(unsigned char *));
         c->error.status = KVMEM_OK;
-        st = e->fn(&v, n, q, c->block_pos, c->read);
-        kvmem__view_scratch_end(c);
+        if (c->picks) c->picks->n_pick = c->picks->n_portion = c->picks->n_stand = 0;
+        if (c->picks) c->picks->on = 0;
+        st = e->fn(&v, n, q, c->block_pos, c->read); /* its scratch lives until attention is done */
+        if (st == KVMEM_OK && c->picks && c->picks->on) st = kvmem__picks_settle(c, layer, n);
         if (st != KVMEM_OK && c->error.status == KVMEM_OK)
             kvmem__fail(&c->error, st, "retrieve=%s failed in layer %d", e->e.word, layer);
     }
@@ -15124,7 +15582,9 @@ static kvmem_status kvmem__retrieve(kvmem_cache *c, int layer, int n, const floa
 }
 static void kvmem__retrieve_end(kvmem_cache *c, int layer) {
     const kvmem_bytes_part part = kvmem__part(4, kvmem__read_bytes(c, layer));
+    if (c->read) kvmem__view_scratch_end(c);
     if (c->read) kvmem__arena_give(c->arena, c->read, &part);
+    if (c->picks) c->picks->on = 0;
     c->read = NULL;
 }
 KVMEM_API void kvmem_cache_pages(const kvmem_cache *c, int64_t *read, int64_t *there) {
@@ -15350,15 +15810,16 @@ static void kvmem__tile_queries(kvmem__tile *x, const kvmem_cache *c, int layer,
     x->ready = 1;
 }
 /* Rows e0 .. e0 + w of page p as x->k (d, w) and x->v (w, dp); what is past the rows is zero. at (w): where
-   keys are read that are stored before RoPE. */
+   keys are read that are stored before RoPE; away: by how much any key is turned. */
 static void kvmem__tile_load(kvmem__tile *x, const kvmem_cache *c, int layer, const kvmem_page *p, int e0, int w,
-                             const int32_t *at) {
+                             const int32_t *at, int away) {
     const int d = c->shape.head_dim;
     const float *bias = kvmem__page_bias(c, p);
     int i;
     x->bias = bias ? bias + e0 : NULL;
     kvmem__side_decode(&p->side[0], x->v, e0, w);
-    if (p->pre) kvmem__rope_rows(c, layer, x->v, w, at);
+    if (p->pre && !away) kvmem__rope_rows(c, layer, x->v, w, at);
+    if (away) c->backend->rope(x->v, x->v, w, 1, d, &c->shape.rope[layer], at, p->pre, 1);
     memset(x->v + w * d, 0, (size_t)((x->w - w) * d) * sizeof(float));
     kvmem__turn(c->backend, x->k, (size_t)x->w, x->v, x->w, d);
     if (x->dp == d) kvmem__side_decode(&p->side[1], x->v, e0, w);
@@ -15382,6 +15843,10 @@ static void kvmem__tile_step(kvmem__tile *x, const kvmem_cache *c, int e, int w,
         for (j = 0; j < r; j++, s += x->w) {
             const int row = i * r + j;
             float mx;
+            if (a >= b) { /* sees nothing here */
+                memset(s, 0, (size_t)x->w * sizeof *s);
+                continue;
+            }
             if (x->bias) be->axpy(s, 1.0f, x->bias, w);
             for (y = 0; y < a; y++) s[y] = -INFINITY;
             for (y = b; y < x->w; y++) s[y] = -INFINITY;
@@ -15417,23 +15882,16 @@ static void kvmem__tile_finish(kvmem__tile *x, const kvmem_cache *c, int layer, 
         if (lse) lse[row] = l > 0 ? m + logf(l) : -INFINITY;
     }
 }
-/* Tokens [t0, t0 + tn) of a block of n, KV head g. read (n_pages) or NULL: pages not read are 0. */
-static void kvmem__tile_unit(kvmem__tile *x, const kvmem_cache *c, int layer, int g, int t0, int tn, int n,
-                             const float *q, float *out, float *lse, const unsigned char *read) {
-    const kvmem_lane *ln = kvmem__lane_at(c, layer, g), *low = kvmem__low_at(c, layer, g);
-    const int r = c->shape.n_heads / c->shape.n_kv_heads;
+/* Tokens [t0, t0 + tn) of a block: token i, whose query is read at at[i], sees [from[i], to[i]) of the lane. away:
+   these keys are turned back to position 0. */
+static void kvmem__tile_range(kvmem__tile *x, const kvmem_cache *c, int layer, int g, int t0, int tn, const float *q,
+                              const int *from, const int *to, const int32_t *at, int away, const unsigned char *read) {
+    const kvmem_lane *ln = kvmem__lane_at(c, layer, g);
     const kvmem_place_fn fn = ((const kvmem_place_entry *)(const void *)c->recipe.stage[KVMEM_PLACE].entry)->fn;
     const double *par = c->recipe.stage[KVMEM_PLACE].par;
-    int from[KVMEM__TILE_ROWS], to[KVMEM__TILE_ROWS], i, e, w, y, i0, i1;
-    int32_t at[KVMEM__TILE_ROWS], key[64];
-    for (i = 0; i < tn; i++) {
-        const int slot = ln->n - n + t0 + i;
-        kvmem__visible(c, layer, ln, slot, c->block_pos[t0 + i], &from[i], &to[i]);
-        at[i] = fn ? fn(par, slot, c->block_pos[t0 + i]) : c->block_pos[t0 + i];
-    }
+    int i, e, w, y, i0, i1;
+    int32_t key[64];
     x->ready = 0;
-    for (i = 0; i < tn * r; i++) { x->m[i] = -INFINITY; x->l[i] = 0; }
-    memset(x->o, 0, (size_t)(tn * r * x->dp) * sizeof(float));
     /* tiles start at whole multiples of 64 rows of a page, and where keys move by another distance */
     for (e = from[0], i = e < to[tn - 1] ? kvmem__page_at(ln, e) : 0; e < to[tn - 1]; e += w) {
         const kvmem_page *p;
@@ -15451,18 +15909,43 @@ static void kvmem__tile_unit(kvmem__tile *x, const kvmem_cache *c, int layer, in
         for (i0 = 0; i0 < tn && to[i0] <= e; i0++) {}
         for (i1 = tn; i1 > i0 && from[i1 - 1] >= e + w; i1--) {}
         if (i0 == i1 || (read && !read[i])) continue;
-        for (y = 0; p->pre && y < w; y++) key[y] = fn ? fn(par, e + y, p->pos[row + y]) : p->pos[row + y];
+        for (y = 0; away && y < w; y++) key[y] = p->pre ? 0 : -p->pos[row + y];
+        for (y = 0; p->pre && !away && y < w; y++) key[y] = fn ? fn(par, e + y, p->pos[row + y]) : p->pos[row + y];
         kvmem__tile_queries(x, c, layer, g, t0, tn, q, at, shift);
-        kvmem__tile_load(x, c, layer, p, row, w, key);
+        kvmem__tile_load(x, c, layer, p, row, w, key, away);
         kvmem__tile_step(x, c, e, w, i0, i1, from, to);
     }
+}
+/* Tokens [t0, t0 + tn) of a block of n, KV head g. read (n_pages) or NULL: pages not read are 0. */
+static void kvmem__tile_unit(kvmem__tile *x, const kvmem_cache *c, int layer, int g, int t0, int tn, int n,
+                             const float *q, float *out, float *lse, const unsigned char *read) {
+    const kvmem_lane *ln = kvmem__lane_at(c, layer, g), *low = kvmem__low_at(c, layer, g);
+    const int r = c->shape.n_heads / c->shape.n_kv_heads;
+    const kvmem_place_fn fn = ((const kvmem_place_entry *)(const void *)c->recipe.stage[KVMEM_PLACE].entry)->fn;
+    const double *par = c->recipe.stage[KVMEM_PLACE].par;
+    const int32_t far = kvmem__far(&c->recipe);
+    int from[KVMEM__TILE_ROWS], near[KVMEM__TILE_ROWS], to[KVMEM__TILE_ROWS], i, e, w;
+    int32_t at[KVMEM__TILE_ROWS];
+    for (i = 0; i < tn; i++) {
+        const int slot = ln->n - n + t0 + i;
+        kvmem__visible(c, layer, ln, slot, c->block_pos[t0 + i], &from[i], &to[i]);
+        near[i] = from[i];
+        if (far) near[i] = KVMEM__MIN(KVMEM__MAX(from[i], kvmem__lane_find(ln, c->block_pos[t0 + i] - far)), to[i]);
+        at[i] = far;
+    }
+    for (i = 0; i < tn * r; i++) { x->m[i] = -INFINITY; x->l[i] = 0; }
+    memset(x->o, 0, (size_t)(tn * r * x->dp) * sizeof(float));
+    if (far && near[tn - 1] > from[0])
+        kvmem__tile_range(x, c, layer, g, t0, tn, q, from, near, at, 1, read);
+    for (i = 0; i < tn; i++) at[i] = fn ? fn(par, ln->n - n + t0 + i, c->block_pos[t0 + i]) : c->block_pos[t0 + i];
+    kvmem__tile_range(x, c, layer, g, t0, tn, q, near, to, at, 0, read);
     for (e = 0; low && e < low->n; e += w) { /* all older than this block; no window, see cpu_attend */
         const int at_page = kvmem__page_at(low, e), row = e - kvmem__page_first(low, at_page);
         const kvmem_page *p = low->pages[at_page];
         w = KVMEM__MIN(low->end[at_page] - e, 64 - row % 64);
         for (i = 0; i < tn; i++) { from[i] = e; to[i] = e + w; }
         kvmem__tile_queries(x, c, layer, g, t0, tn, q, at, 0);
-        kvmem__tile_load(x, c, layer, p, row, w, p->pos + row);
+        kvmem__tile_load(x, c, layer, p, row, w, p->pos + row, 0);
         kvmem__tile_step(x, c, e, w, 0, tn, from, to);
     }
     kvmem__tile_finish(x, c, layer, g, t0, tn, out, lse);
@@ -15490,7 +15973,8 @@ static void kvmem__attend_unit(const kvmem__job *job, int u, kvmem__worker *w, k
     }
     if (!job->parts) {
         kvmem__attend_begin(w, c);
-        kvmem__attend_some(w, c, job->layer, g, t, job->n, 0, INT_MAX, job->q + at, read);
+        if (c->picks && c->picks->on) kvmem__attend_picked(w, c, job->layer, g, t, job->n, job->q + at, read);
+        else kvmem__attend_some(w, c, job->layer, g, t, job->n, 0, INT_MAX, job->q + at, read);
         kvmem__attend_end(w, c, job->layer, g, job->out + at, lse);
     } else {
         float *p = job->parts + (size_t)u * (size_t)(r * (d + 2));
@@ -15523,6 +16007,7 @@ static void kvmem__attend_parts(const kvmem__job *job, kvmem__worker *w) {
 static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const float *q, float *out, float *lse) {
     const int G = c->shape.n_kv_heads, r = c->shape.n_heads / G, d = c->shape.head_dim;
     kvmem__job job;
+    const int picked = c->picks && c->picks->on;
     int units, u, workers, longest = 0, lows = 0, g;
     double work = 0;
     float *f;
@@ -15540,7 +16025,7 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
         longest = KVMEM__MAX(longest, ln->n);
         work += (double)n * (ln->n + kvmem__low_n(c, layer, g)) * 2 * r * d;
     }
-    job.tiles = workers = lows && c->shape.window && c->shape.window[layer]
+    job.tiles = workers = (lows && c->shape.window && c->shape.window[layer]) || picked
                               ? 0 : kvmem__tile_workers(c, c->arena->limit, n, G);
     job.per = job.tiles ? KVMEM__MAX(1, KVMEM__TILE_ROWS / r) : 1;
     job.blocks = (n + job.per - 1) / job.per;
@@ -15548,7 +16033,7 @@ static kvmem_status kvmem__cpu_attend(kvmem_cache *c, int layer, int n, const fl
     if (job.tiles) KVMEM__TRY(kvmem__scratch(c, (size_t)job.tiles * c->tile_bytes));
     else {
         const int threads = kvmem__threads_for(c->threads, work);
-        parts = lows ? 0 : kvmem__split_floats(c, c->arena->limit, n, G, threads, longest);
+        parts = lows || picked ? 0 : kvmem__split_floats(c, c->arena->limit, n, G, threads, longest);
         if (parts) job.chunks = (longest + KVMEM__CHUNK - 1) / KVMEM__CHUNK;
         KVMEM__TRY(kvmem__workers(c, parts * sizeof(float), KVMEM__MIN(threads, G * job.blocks * job.chunks),
                                   &workers));
@@ -15598,6 +16083,7 @@ static void kvmem__observe_one(kvmem__worker *w, kvmem_cache *c, int layer, cons
     int a, b, i, j, x;
     kvmem__visible(c, layer, ln, qslot, c->block_pos[t], &a, &b);
     w->kc = NULL;
+    w->picks = c->picks && c->picks->on && !ln->low ? c->picks : NULL;
     for (i = a < b ? kvmem__page_at(ln, a) : 0; a < b && i < ln->n_pages && kvmem__page_first(ln, i) < b; i++) {
         const kvmem_page *p = ln->pages[i];
         const int first = kvmem__page_first(ln, i);
@@ -15651,6 +16137,7 @@ static kvmem_status kvmem__cpu_observe(kvmem_cache *c, int layer, int n, const f
             for (t = (c->reads & KVMEM_READS_ACC) ? 0 : n - 1; t < n; t++) {
                 const size_t row = (size_t)t * (size_t)H + (size_t)(g * r);
                 const kvmem_lane *low = kvmem__low_at(c, layer, g);
+                w.g = g;
                 kvmem__observe_one(&w, c, layer, kvmem__lane_at(c, layer, g), t, n, q + row * (size_t)d, lse + row,
                                    c->read ? c->read[g] : NULL);
                 if (low) kvmem__observe_one(&w, c, layer, low, t, n, q + row * (size_t)d, lse + row, NULL);
@@ -16147,6 +16634,15 @@ KVMEM_API kvmem_status kvmem_view_set_own(const kvmem_view *v, int g, int t, con
 }
 KVMEM_API float *kvmem_view_state(const kvmem_view *v, int g) {
     return kvmem__lane_at(v->cache, v->layer, g)->state[kvmem__memory_side(v)];
+}
+KVMEM_API void *kvmem_view_index(const kvmem_view *v, int g, size_t bytes, size_t *size, int *fresh) {
+    kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    if (fresh) *fresh = !ln->index || ln->index_stale;
+    if (ln->index && ln->index_stale) memset(ln->index, 0, ln->index_size);
+    if (bytes && kvmem__index_grow(v->cache, ln, bytes) != KVMEM_OK) return NULL;
+    if (bytes || ln->index) ln->index_stale = 0;
+    if (size) *size = ln->index_size;
+    return ln->index;
 }
 KVMEM_API int kvmem_view_pages(const kvmem_view *v, int g) { return kvmem__lane_at(v->cache, v->layer, g)->n_pages; }
 KVMEM_API int kvmem_view_page(const kvmem_view *v, int g, int i, int *first) {
@@ -20532,7 +21028,7 @@ static kvmem_status kvmem__check_recompute(const kvmem_recipe *r, kvmem_error *e
     else if (strcmp(r->stage[KVMEM_BUDGET].entry->word, "uniform"))
         why = "lanes are equal: budget=uniform";
     else if (r->amount.kind == KVMEM_BYTES) why = "the budget is a number of tokens, not bytes";
-    else if (((const kvmem_place_entry *)(const void *)r->stage[KVMEM_PLACE].entry)->fn)
+    else if (kvmem__places_keys(r))
         why = "every token has its own position: place=original";
     else if (((const kvmem_retrieve_entry *)(const void *)r->stage[KVMEM_RETRIEVE].entry)->fn)
         why = "all entries are read: retrieve=all";
@@ -20859,17 +21355,24 @@ static const kvmem_retrieve_entry kvmem__retrieves[] = {
    What was chosen at the end of a prompt by true positions is read so from then on: preset key-rerotation. Code:
    NVIDIA/kvpress key_rerotation_press.py (KeyRerotationPress.compress), which turns kept keys by slot - position once,
    and goes on at position n; here no row is changed.                    test: tests/select.c rerotation_*
-   Needs a cache that applies RoPE itself; kvmem_cache_init says so if the shape has none. */
+   far: at its position, but at a distance of `at` if it is further away (InfLLM, EM-LLM; see >>retrieve): every
+   distance stays inside what the model was trained for, and the order of far entries is not seen.
+   Both need a cache that applies RoPE itself; kvmem_cache_init says so if the shape has none. */
 static int32_t kvmem__place_cache(const double *par, int slot, int32_t pos) {
     (void)par;
     (void)pos;
     return (int32_t)slot;
 }
 
+static const kvmem_param kvmem__params_far[] = {
+    { "at", 4095, 1, 1000000000, NULL, 1, "largest distance in positions" }, KVMEM__END_PARAMS };
+static int32_t kvmem__place_far(const double *par) { return (int32_t)par[0]; }
 static const kvmem_place_entry kvmem__places[] = {
-    { { "original", "at its position in the text", "-", NULL, 0 }, NULL },
+    { { "original", "at its position in the text", "-", NULL, 0 }, NULL, NULL },
     { { "cache", "at its slot in the cache", "Xiao 2023, arXiv 2309.17453", NULL, 0 },
-      kvmem__place_cache } };
+      kvmem__place_cache, NULL },
+    { { "far", "at its position, but never further than a distance from the query", "Xiao 2024, arXiv 2402.04617",
+        kvmem__params_far, 0 }, NULL, kvmem__place_far } };
 
 /* ==== >>commit : the end of a block: segment, score, budget, reduce ===============================
    For each layer:  mean B from the amount  ->  keep[g] by the budget stage  ->  sinks and recent window
@@ -25324,7 +25827,7 @@ static kvmem_status kvmem__check_codecs(const kvmem_recipe *r, kvmem_error *err)
                                m->layer_hi, m->head_lo, m->head_hi);
     }
     KVMEM__TRY(kvmem__check_shared(r, demotes, err));
-    if (demotes && ((const kvmem_place_entry *)(const void *)r->stage[KVMEM_PLACE].entry)->fn)
+    if (demotes && kvmem__places_keys(r))
         return kvmem__fail(err, KVMEM_BAD_RECIPE,
                            "reduce=%s with place=%s: demoted entries have left their slots, so they "
                            "can only be read at place=original",
