@@ -326,7 +326,7 @@ enum {
     KVMEM_READS_PROFILE = 32768, /* budget, score: v->user is the kvmem_profile of the model: the program's, set
                                    as the choice's user, or one that kvmem_cache_init has read from a file */
     KVMEM_WRITES_KEYS   = 65536, /* reduce only: and their K; so may a parameter "keys" above 0 say */
-    KVMEM_WATCHES_ROWS  = 131072 /* score, select: watch works out attention: a byte limit keeps three floats for each
+    KVMEM_WATCHES_ROWS  = 131072 /* score, select, retrieve: works out attention: a byte limit keeps 3 floats for each
                                     entry and head of a group free for it, and an attention worker */
 };
 
@@ -775,6 +775,10 @@ KVMEM_API void kvmem_cache_bytes(const kvmem_cache *c, kvmem_bytes *out);
 /* How many pages attention has read since init or clear, and how many there were to read: summed over lanes and
    blocks. They differ where a retrieve entry leaves pages out. Either may be NULL. */
 KVMEM_API void kvmem_cache_pages(const kvmem_cache *c, int64_t *read, int64_t *there);
+/* Were chosen entries in a faster memory than the others: how many have retrieve entries that count it (arkvale,
+   specontext, ...) chosen since init or clear, and how many of them were not in the choice before and had to be
+   loaded? Summed over KV heads and choices. Either may be NULL. */
+KVMEM_API void kvmem_cache_loads(const kvmem_cache *c, int64_t *chosen, int64_t *loaded);
 /* Bytes after a prompt of n tokens and more_n decoded ones, counted without allocating anything. */
 KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, int64_t decoded,
                                       kvmem_bytes *out, kvmem_error *err);
@@ -1025,7 +1029,7 @@ struct kvmem_cache {
     size_t note;                /* bytes of a page's note */
     unsigned char **read;       /* (n_kv_heads) while a layer attends: pages that are read; NULL: all */
     struct kvmem_picks *picks;  /* and entries, where a retrieve entry picks them */
-    int64_t pages_read, pages_there;
+    int64_t pages_read, pages_there, chosen, loaded;
     const float *const *view_score; /* (n_kv_heads) while a layer is reduced */
     void *scratch;              /* grows on demand, counted */
     size_t scratch_size, worker_bytes, tile_bytes;
@@ -13022,7 +13026,8 @@ static size_t kvmem__view_bytes(int r, size_t n) {
 }
 /* KVMEM_WATCHES_ROWS: what watching may take for a lane of n entries, r heads a group, w1 bytes a worker. */
 static int kvmem__watches(const kvmem_recipe *r) {
-    return ((r->stage[KVMEM_SCORE].entry->reads | r->stage[KVMEM_SELECT].entry->reads) & KVMEM_WATCHES_ROWS) != 0;
+    return ((r->stage[KVMEM_SCORE].entry->reads | r->stage[KVMEM_SELECT].entry->reads |
+             r->stage[KVMEM_RETRIEVE].entry->reads) & KVMEM_WATCHES_ROWS) != 0;
 }
 static size_t kvmem__watch_bytes(int watches, int r, size_t n, size_t w1) {
     return watches ? 3 * (size_t)r * n * sizeof(float) + w1 + 2 : 0;
@@ -14131,7 +14136,7 @@ KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
     if (c->state) memset(c->state, 0, kvmem__state_bytes(c));
     kvmem__scratch_free(c);
     if (c->layer_state) memset(c->layer_state, 0, (size_t)c->shape.n_layers);
-    c->tokens = c->since_reduce = c->pages_read = c->pages_there = 0;
+    c->tokens = c->since_reduce = c->pages_read = c->pages_there = c->chosen = c->loaded = 0;
     c->next_pos = 0;
     c->block_n = c->ring_n = c->ring_at = c->hidden = 0;
 }
@@ -15590,6 +15595,10 @@ static void kvmem__retrieve_end(kvmem_cache *c, int layer) {
 KVMEM_API void kvmem_cache_pages(const kvmem_cache *c, int64_t *read, int64_t *there) {
     if (read) *read = c->pages_read;
     if (there) *there = c->pages_there;
+}
+KVMEM_API void kvmem_cache_loads(const kvmem_cache *c, int64_t *chosen, int64_t *loaded) {
+    if (chosen) *chosen = c->chosen;
+    if (loaded) *loaded = c->loaded;
 }
 /* ==== >>tiles : causal attention of many queries at once =========================================
    A block of prompt tokens reads the same pages again and again, so here a page is decoded once for all
@@ -21058,7 +21067,193 @@ static const kvmem_segment_entry kvmem__segments[] = {
     { { "fixed", "an event every `size` tokens", "-", kvmem__params_fixed, 0 }, kvmem__segment_fixed } };
 
 /* ==== >>retrieve : which stored entries does this query read? ====================================
-   all: every page of the lane (no function: the attention loop asks nobody). */
+   all: every page of the lane (no function: the attention loop asks nobody).
+
+   What the methods below share. A lane holds count entries; the newest n are those of the block, which are read
+   anyway. Sinks (the first), the newest `recent` (the block's counted among them) and the block are always read;
+   the entries [from, to) between them compete. Of n queries that ask at once an entry or a unit (page, cluster,
+   segment) has the largest score. Which queries choose together, GQA's r = H / G heads reading one lane:
+       head   every query head for itself     max    one choice a KV head, by the largest score of its heads
+       mean   one choice a KV head, by the mean
+   The methods begin when the prompt has ended; until then all is read. Ties go to the lower index.
+   A choice of everything is no choice: attention is then that of retrieve=all, bit for bit. */
+KVMEM__UNUSED static int kvmem__read_begun(const kvmem_view *v) { return v->phase != KVMEM_PREFILL; }
+/* [*from, *to) of lane g; pos: of the block. What a sliding window has left behind does not compete. Returns
+   *to - *from >= 0. */
+KVMEM__UNUSED static int kvmem__read_span(const kvmem_view *v, int g, int n, const int32_t *pos, int sinks,
+                                          int recent, int *from, int *to) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    const int past = ln->n - n;
+    int a, b;
+    kvmem__visible(v->cache, v->layer, ln, past, pos[0], &a, &b);
+    *from = KVMEM__MIN(KVMEM__MAX(sinks, a), past);
+    *to = KVMEM__MAX(ln->n - KVMEM__MAX(recent, n), *from);
+    return *to - *from;
+}
+/* The block's queries as they meet the keys of kvmem_view_keys, after RoPE: (n, H, d) in scratch, or NULL. */
+KVMEM__UNUSED static float *kvmem__read_queries(const kvmem_view *v, int n, const float *q, const int32_t *pos) {
+    const kvmem_cache *c = v->cache;
+    const int H = c->shape.n_heads, d = c->shape.head_dim;
+    const size_t floats = (size_t)n * (size_t)H * (size_t)d;
+    float *x = kvmem__view_scratch(v, floats);
+    if (!x) return NULL;
+    memcpy(x, q, floats * sizeof *x);
+    if (c->shape.rope) c->backend->rope(x, x, n, H, d, &c->shape.rope[v->layer], pos, 1, 1);
+    return x;
+}
+/* Exact logits of the r heads of group g for m entries from `from` on, as attention will find them (scale, softcap,
+   biases, places): out (r, m), the largest over the block's queries q (n, H, d); -INFINITY where none looks. */
+KVMEM__UNUSED static kvmem_status kvmem__read_logits(const kvmem_view *v, int g, int n, const float *q,
+                                                     const int32_t *pos, int from, int m, float *out) {
+    const kvmem_cache *c = v->cache;
+    const int H = c->shape.n_heads, d = c->shape.head_dim, r = H / c->shape.n_kv_heads, all = kvmem_view_count(v, g);
+    float *logits = kvmem__view_scratch(v, (size_t)r * (size_t)all + c->worker_bytes / sizeof(float));
+    kvmem__worker w;
+    int i, j, t, a, b;
+    if (!logits) return c->error.status;
+    kvmem__worker_init(&w, c, logits + (size_t)r * (size_t)all);
+    for (i = 0; i < n; i++) {
+        kvmem__view_logits(&w, c, v->layer, g, q + ((size_t)i * (size_t)H + (size_t)(g * r)) * (size_t)d, pos[i],
+                           logits, &a, &b);
+        for (j = 0; j < r; j++) {
+            const float *s = logits + (size_t)j * (size_t)all + from;
+            float *o = out + (size_t)j * (size_t)m;
+            for (t = 0; t < m; t++) {
+                const float x = from + t >= a && from + t < b ? s[t] : -INFINITY;
+                if (!i || x > o[t]) o[t] = x;
+            }
+        }
+    }
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+/* s (m) becomes softmax(scale s); all -INFINITY: zeros. */
+KVMEM__UNUSED static void kvmem__read_softmax(const kvmem_view *v, float *s, int m, float scale) {
+    const kvmem_backend *b = v->cache->backend;
+    float top, sum;
+    b->scale(s, scale, m);
+    top = b->max(s, m);
+    if (!(top > -INFINITY)) {
+        memset(s, 0, (size_t)m * sizeof *s);
+        return;
+    }
+    sum = b->exp_sum(s, s, top, m);
+    b->scale(s, 1.0f / sum, m);
+}
+/* The scores of r heads, s (r, m), become those of their group in row 0. */
+#define KVMEM__READ_BY "head|max|mean"
+enum { KVMEM__READ_HEAD, KVMEM__READ_MAX, KVMEM__READ_MEAN };
+KVMEM__UNUSED static void kvmem__read_join(float *s, int r, int m, int by) {
+    int j, t;
+    for (j = 1; j < r; j++)
+        for (t = 0; t < m; t++) {
+            const float x = s[(size_t)j * (size_t)m + (size_t)t];
+            s[t] = by == KVMEM__READ_MEAN ? s[t] + x : KVMEM__MAX(s[t], x);
+        }
+    for (t = 0; t < m && by == KVMEM__READ_MEAN; t++) s[t] /= (float)r;
+}
+/* Query head h reads the n entries from t0 on; h < 0: all heads of group g do. */
+KVMEM__UNUSED static kvmem_status kvmem__read_pick(const kvmem_view *v, int h, int g, int part, int t0, int n) {
+    if (n < 1) t0 = n = 0; /* says that this layer reads by picks */
+    return h < 0 ? kvmem_view_pick_group(v, g, part, t0, n) : kvmem_view_pick(v, h, part, t0, n);
+}
+/* The same for the entries first + at[i], at (k) rising. */
+KVMEM__UNUSED static kvmem_status kvmem__read_these(const kvmem_view *v, int h, int g, int part, int first,
+                                                    const int *at, int k) {
+    int i, j;
+    for (i = 0; i < k; i = j) { /* runs of neighbours at once */
+        for (j = i + 1; j < k && at[j] == at[j - 1] + 1;) j++;
+        KVMEM__TRY(kvmem__read_pick(v, h, g, part, first + at[i], j - i));
+    }
+    return KVMEM_OK;
+}
+/* The always-on set beside [from, to). */
+KVMEM__UNUSED static kvmem_status kvmem__read_always(const kvmem_view *v, int h, int g, int part, int n, int from,
+                                                     int to) {
+    KVMEM__TRY(kvmem__read_pick(v, h, g, part, 0, from));
+    return kvmem__read_pick(v, h, g, part, to, kvmem_view_count(v, g) - n - to);
+}
+/* The k best of score (m) for the entries from `from` on are read. idx (2 m): scratch; the rising choice is in its
+   first half afterwards. Returns their number, or -1 (c->error). */
+KVMEM__UNUSED static int kvmem__read_best(const kvmem_view *v, int h, int g, int part, const float *score, int from,
+                                          int m, int k, int *idx) {
+    const int got = kvmem__topk(idx, score, m, k, idx + m);
+    return kvmem__read_these(v, h, g, part, from, idx, got) == KVMEM_OK ? got : -1;
+}
+/* Boxes around the keys of a unit. A query's largest product with a point of the box is
+       U = sum_i max(q_i hi_i, q_i lo_i) = <max(q, 0), hi> + <min(q, 0), lo>,
+   one product of 2 d numbers: box (hi, lo) and query (positive part, negative part). */
+KVMEM__UNUSED static void kvmem__read_split(float *out, const float *q, int d) { /* out (2 d) */
+    int i;
+    for (i = 0; i < d; i++) {
+        out[i] = q[i] > 0 ? q[i] : 0;
+        out[d + i] = q[i] > 0 ? 0 : q[i];
+    }
+}
+/* box (2 d) of keys k (n, d), n >= 1. mean 0: their largest and smallest value by channel; 1: the middle of these
+   +- the mean distance of the keys from it. */
+KVMEM__UNUSED static void kvmem__read_box(float *box, const float *k, int n, int d, int mean) {
+    float *hi = box, *lo = box + d;
+    int t, i;
+    for (i = 0; i < d; i++) {
+        double mid, dev = 0;
+        hi[i] = lo[i] = k[i];
+        for (t = 1; t < n; t++) {
+            const float x = k[(size_t)t * (size_t)d + (size_t)i];
+            hi[i] = KVMEM__MAX(hi[i], x);
+            lo[i] = KVMEM__MIN(lo[i], x);
+        }
+        if (!mean) continue;
+        mid = ((double)hi[i] + (double)lo[i]) / 2;
+        for (t = 0; t < n; t++) dev += fabs(mid - (double)k[(size_t)t * (size_t)d + (size_t)i]) / n;
+        hi[i] = (float)(mid + dev);
+        lo[i] = (float)(mid - dev);
+    }
+}
+/* Scores of all pages of lane g by their boxes, which are their notes: s (r, pages), the largest over the block's
+   queries x (n, H, d), after RoPE. Made once a page, and again when it has grown. */
+KVMEM__UNUSED static kvmem_status kvmem__read_boxes(const kvmem_view *v, int g, int n, const float *x, int mean,
+                                                    float *s) {
+    const kvmem_cache *c = v->cache;
+    const int H = c->shape.n_heads, d = c->shape.head_dim, r = H / c->shape.n_kv_heads, m = kvmem_view_pages(v, g);
+    float *key = kvmem__view_scratch(v, (size_t)(c->recipe.page + 2) * (size_t)d), *split;
+    int i, j, t, first, known;
+    if (!key) return c->error.status;
+    split = key + (size_t)c->recipe.page * (size_t)d;
+    for (i = 0; i < m; i++) {
+        const int rows = kvmem_view_page(v, g, i, &first);
+        float *note = kvmem_view_note(v, g, i, &known);
+        if (known) continue;
+        kvmem_view_keys(v, g, first, rows, key);
+        kvmem__read_box(note, key, rows, d, mean);
+    }
+    for (t = 0; t < n; t++)
+        for (j = 0; j < r; j++) {
+            kvmem__read_split(split, x + ((size_t)t * (size_t)H + (size_t)(g * r + j)) * (size_t)d, d);
+            for (i = 0; i < m; i++) {
+                const float u = c->backend->dot(split, kvmem_view_note(v, g, i, &known), 2 * d);
+                float *at = s + (size_t)j * (size_t)m + (size_t)i;
+                if (!t || u > *at) *at = u;
+            }
+        }
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+/* What moves between tiers when a choice replaces another: how many of now (n) are not in was (m), both rising. Each
+   choice says so by kvmem__read_loads; kvmem_cache_loads tells the sums. */
+KVMEM__UNUSED static int kvmem__read_new(const int32_t *now, int n, const int32_t *was, int m) {
+    int i, j = 0, fresh = 0;
+    for (i = 0; i < n; i++) {
+        while (j < m && was[j] < now[i]) j++;
+        fresh += !(j < m && was[j] == now[i]);
+    }
+    return fresh;
+}
+KVMEM__UNUSED static void kvmem__read_loads(const kvmem_view *v, int64_t chosen, int64_t loaded) {
+    v->cache->chosen += chosen;
+    v->cache->loaded += loaded;
+}
+
 /* ==== >>retrieve_actqkv : the pages nearest to an activation-aware probe of the queries. stage: retrieve ====
    Xiao et al. Activation-aware Probe-Query: Effective Key-Value Retrieval for Long-Context LLMs Inference. 2025.
    arXiv 2502.13542.   Code: MrXiaoaa/ActQKV context_manager_activate_3_dev.py (ContextManager.activate,
