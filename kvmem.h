@@ -56,10 +56,12 @@
      >>api_profile        what is known of a model's heads and layers
      >>api_cache          the memory layer
      >>api_diffusion      masked diffusion with cached layers
+     >>api_recall         what is forgotten, what is believed, where it is found
      >>api_gguf           tensors and the GGUF container
      >>api_tokenizer      text to token ids and back
      >>api_model          model files
      >>api_session        decoder, sampling
+     >>api_embed          a text as one vector
      >>api_flash          neurons of a feed-forward layer on flash
      >>api_train          training
      >>platform           compiler, libc, SIMD detection
@@ -180,6 +182,10 @@
      >>stream             a cache in a few bits a value, in chunks, at three levels
      >>stream_plan        which level of which chunk comes in time
      >>elastic_dllm       a window of masks runs, and layers run again when what is watched drifts
+     >>forget             what may go when memory is full or old
+     >>guard              do recalled memories agree?
+     >>sdr                vectors found by the winners they share
+     >>bag                a text as the counts of its tokens
      >>recipes            one line of text composes the seven stages
      >>gguf               the GGUF container
      >>unicode            UTF-8 and general categories
@@ -192,6 +198,7 @@
      >>decoder            the forward pass and the session
      >>direct             a session that makes evicted keys and values again
      >>flash              neurons of a ReLU layer read when they fire
+     >>embed              a text as one vector
      >>sampling           from logits to a token
      >>train              the llama family learns
 
@@ -1120,6 +1127,167 @@ KVMEM_API kvmem_status kvmem_diffusion_forward(kvmem_diffusion *d);
 KVMEM_API kvmem_status kvmem_diffusion_set(kvmem_diffusion *d, int pos, int id);
 KVMEM_API kvmem_status kvmem_diffusion_unmask(kvmem_diffusion *d);
 
+/* ==== >>api_recall : what is forgotten, what is believed, where it is found ======================= */
+
+/* What forgetting knows of one remembered thing, an episode of a store or anything else. Times are in any unit that
+   rises: turns, questions, decode steps, days. */
+typedef struct kvmem_item {
+    uint64_t id;             /* chance depends on it, so that order and number of items do not matter */
+    double born, used;       /* when it was stored and last recalled; born if never */
+    double strength;         /* 1 at first, one more for each recall */
+    int place;               /* topic, speaker, file: any small number >= 0 */
+    int recalled;            /* how often */
+    int pinned;              /* 1: never forgotten, as a summary is */
+} kvmem_item;
+KVMEM_API kvmem_item kvmem_item_new(uint64_t id, double now, int place);
+/* It was recalled: strength + 1, used = now (memorybank step 4). */
+KVMEM_API void kvmem_item_recall(kvmem_item *it, double now);
+
+/* memorybank. The share of memory that is left at time t after the last recall: exp(-t / (unit strength)).
+   bug_compat 1: the released expression, exp(-(t / unit) strength), in which what is strong fades faster. */
+typedef struct kvmem_fade {
+    double unit;             /* 5: time scale of the released code */
+    int bug_compat;
+    double theta;            /* forgotten is what is left with less than this; below 0: by chance, kept with
+                                probability exp(...), default -1 */
+    uint64_t seed;
+} kvmem_fade;
+KVMEM_API kvmem_fade kvmem_fade_default(void);
+KVMEM_API double kvmem_retention(const kvmem_fade *f, double t, double strength);
+/* gone (n) is filled: 1, forgotten. Returns how many. now also counts sweeps: another time, another draw. Pure. */
+KVMEM_API int kvmem_forget_fade(const kvmem_fade *f, const kvmem_item *item, int n, double now,
+                                unsigned char *gone);
+
+/* hema. w = lambda exp(-gamma age) + beta delta, delta 1 if recalled within the last `recent` turns. printed 1: the
+   formula as printed, beta (1 - delta). */
+typedef struct kvmem_salience {
+    double lambda, gamma, beta; /* 1, 0.002, 0.5 */
+    double recent;              /* 100 */
+    int printed;
+    double share;               /* of the items that a pruning deletes, those of least w: 0.005, rounded down */
+    int least_of;               /* from so many items on a pruning deletes at least one: 200 */
+    int every;                  /* turns between prunings: 100 */
+} kvmem_salience;
+KVMEM_API kvmem_salience kvmem_salience_default(void);
+KVMEM_API double kvmem_salience_of(const kvmem_salience *s, const kvmem_item *it, double turn);
+/* One pruning. gone (n) is filled, 1 for what is deleted; of equal w the older, then the lower index goes. scratch:
+   (n) doubles. Pinned items do not count and stay. Returns how many. Pure. */
+KVMEM_API int kvmem_forget_salience(const kvmem_salience *s, const kvmem_item *item, int n, double turn,
+                                    unsigned char *gone, double *scratch);
+/* Is a pruning due after this turn (1, 2, ...)? */
+KVMEM_API int kvmem_salience_due(const kvmem_salience *s, int64_t turn);
+
+/* hema's compact memory: after each turn a new summary of the old one and the turn; every `every` turns a summary of
+   the summary and those before takes their place. fn writes at most cap token ids to out, *n_out of them; old and turn
+   are its input. The summaries are the caller's to show the model; pruning never touches them. */
+typedef kvmem_status (*kvmem_summarise_fn)(void *user, const int *old, int n_old, const int *turn, int n_turn, int *out,
+                                           int cap, int *n_out);
+#define KVMEM_SUMMARY 60
+typedef struct kvmem_summary {
+    kvmem_summarise_fn fn;
+    void *user;
+    int every;                  /* 100 */
+    int64_t turns;
+    int now[KVMEM_SUMMARY], n_now;       /* of the turns since the last summary of summaries */
+    int before[KVMEM_SUMMARY], n_before; /* of all turns before */
+} kvmem_summary;
+KVMEM_API void kvmem_summary_init(kvmem_summary *s, kvmem_summarise_fn fn, void *user);
+/* On failure (fn's status; KVMEM_BAD_VALUE if it wrote too many) s is as before. */
+KVMEM_API kvmem_status kvmem_summary_turn(kvmem_summary *s, const int *turn, int n);
+
+/* sat. Who goes when a memory of fixed size is full? place (n): of the things there, in the order in which they came.
+   coming 1: one more is about to come. Returns its index; n: the one that is coming is not taken; -1: nothing there. */
+typedef enum kvmem_place_rule {
+    KVMEM_PLACE_FIFO,        /* the oldest */
+    KVMEM_PLACE_LIFO,        /* the newest: what came first stays */
+    KVMEM_PLACE_LVFO,        /* the oldest of the place that has the fewest here now */
+    KVMEM_PLACE_MVFO,        /* the oldest of the place that has the most: rare places survive */
+    KVMEM_N_PLACE_RULES
+} kvmem_place_rule;
+KVMEM_API const char *kvmem_place_rule_name(kvmem_place_rule rule); /* "fifo"; NULL past the last */
+KVMEM_API int kvmem_place_victim(kvmem_place_rule rule, const int *place, int n, int coming);
+/* The same until no more than cap are left: gone (n) is filled. Pinned ones stay and count. Returns how many went. */
+KVMEM_API int kvmem_forget_places(kvmem_place_rule rule, const kvmem_item *item, int n, int cap,
+                                  unsigned char *gone);
+/* sat's allocator, as a table: which policy serves which kind of task? q, tried (tasks, policies) are the caller's,
+   zeros at first. */
+typedef struct kvmem_bandit {
+    int tasks, policies;
+    double *q;
+    int *tried;
+    double eta;                 /* Q += eta (reward - Q): 0.1 */
+    double from, to;            /* epsilon, the share of random choices: 1 to 0.2 ... */
+    int64_t over, steps;        /* ... linearly over so many choices: 200000; choices so far */
+    uint64_t seed;
+} kvmem_bandit;
+KVMEM_API kvmem_bandit kvmem_bandit_make(int tasks, int policies, double *q, int *tried);
+/* With chance epsilon any policy, else the one of largest Q, the lower on a tie. */
+KVMEM_API int kvmem_bandit_choose(kvmem_bandit *b, int task);
+KVMEM_API void kvmem_bandit_reward(kvmem_bandit *b, int task, int policy, double reward);
+
+/* memguard. DBSCAN by cosine distance: label (n) is filled with clusters 0, 1, ... in the order of their lowest core
+   row, -1: outside all. x (n, d). A row of zeros is at distance 1 from every other. Returns the number of clusters. */
+KVMEM_API int kvmem_dbscan(const float *x, int n, int d, double eps, int min_samples, int *label);
+/* What is consistent among n outcomes x (n, d), one of each recalled memory: the largest cluster; of equal ones the
+   one with the lowest member. believed (n) is filled, label (n) is scratch. No cluster: nothing is believed, or with
+   fail_open everything. Returns how many are. */
+typedef struct kvmem_guard { double eps; int min_samples, fail_open; } kvmem_guard;
+KVMEM_API kvmem_guard kvmem_guard_default(void); /* 0.5, 2, 0 */
+KVMEM_API int kvmem_consensus(const kvmem_guard *g, const float *x, int n, int d, unsigned char *believed, int *label);
+/* Lessons: which memory has misled a question like this one? A ring of (question's vector, id); sign (cap, d), id (cap)
+   are the caller's; the oldest is overwritten. */
+typedef struct kvmem_lessons { float *sign; uint64_t *id; int cap, d, n, at; } kvmem_lessons;
+KVMEM_API void kvmem_lessons_learn(kvmem_lessons *l, const float *question, uint64_t id);
+/* 1 if some lesson names this id and its question has at least this cosine with the question. */
+KVMEM_API int kvmem_lessons_warn(const kvmem_lessons *l, const float *question, uint64_t id, double cosine);
+
+/* sdr. An index of vectors: `modules` winner-take-all groups of `units` each give every vector a code, one winner a
+   module; inverted lists say who shares a winner with the question; the best of those are compared exactly. */
+typedef struct kvmem_sdr {
+    kvmem_error error;
+    kvmem_allocator allocator;
+    int dim, modules, units, n, cap;
+    float *matrix;              /* (modules, units, dim) normal numbers of the seed */
+    float *x;                   /* (cap, dim) */
+    int *next;                  /* (cap, modules) lists: 1 + an earlier vector with the same winner; 0 ends */
+    int *head;                  /* (modules, units) */
+    unsigned short *code;       /* (cap, modules) */
+} kvmem_sdr;
+typedef struct kvmem_hit { int index; float score; } kvmem_hit;
+/* modules, units 0: 16 each. allocator NULL: malloc. */
+KVMEM_API kvmem_status kvmem_sdr_init(kvmem_sdr *s, int dim, int modules, int units, uint64_t seed,
+                                      const kvmem_allocator *allocator);
+KVMEM_API void kvmem_sdr_free(kvmem_sdr *s);
+/* Vectors get the indices 0, 1, ...; x (dim) is copied. */
+KVMEM_API kvmem_status kvmem_sdr_add(kvmem_sdr *s, const float *x);
+KVMEM_API void kvmem_sdr_code(const kvmem_sdr *s, const float *x, unsigned short *code); /* (modules) */
+/* The `top` of largest inner product with q among the `candidates` of most shared winners (0: 4 top; at least n: all
+   vectors, an exact search). hit (top) falls by score, ties to the lower index; *n_hits of them. *scanned (may be
+   NULL): vectors that were compared. */
+KVMEM_API kvmem_status kvmem_sdr_search(kvmem_sdr *s, const float *q, int top, int candidates, kvmem_hit *hit,
+                                        int *n_hits, int *scanned);
+
+/* A text as the counts of its tokens, and how rare they are: BM25 (Robertson, Zaragoza 2009). Token t falls into
+   bucket t mod dim after mixing; with dim >= 2^20 collisions are rare, with a small one the vectors are short. */
+typedef struct kvmem_bag {
+    kvmem_allocator allocator;
+    int dim;
+    double k1, b;               /* 1.2, 0.75 */
+    uint32_t *df;               /* (dim) documents with a token of that bucket */
+    int64_t docs, tokens;       /* all documents, their tokens */
+} kvmem_bag;
+KVMEM_API kvmem_status kvmem_bag_init(kvmem_bag *b, int dim, const kvmem_allocator *allocator);
+KVMEM_API void kvmem_bag_free(kvmem_bag *b);
+/* A document of n tokens comes (sign 1) or goes (-1). Time n^2 / 2 at worst: documents are short. */
+KVMEM_API void kvmem_bag_count(kvmem_bag *b, const int *ids, int n, int sign);
+/* out (dim): as a document (question 0), f (k1 + 1) / (f + k1 (1 - b + b n / mean n)) for each bucket of count f; as a
+   question, f ln(1 + (docs - df + 1/2) / (df + 1/2)). The inner product of the two is the BM25 score. */
+KVMEM_API void kvmem_bag_vector(const kvmem_bag *b, const int *ids, int n, int question, float *out);
+/* That score without vectors. */
+KVMEM_API double kvmem_bag_score(const kvmem_bag *b, const int *doc, int n, const int *question, int n_question);
+/* x (n) to Euclidean length 1; zeros stay. */
+KVMEM_API void kvmem_normalise(float *x, int n);
+
 #ifndef KVMEM_NO_DECODER
 /* ==== >>api_gguf : tensors and the GGUF container ================================================ */
 
@@ -1486,6 +1654,34 @@ KVMEM_API void kvmem_sampler_free(kvmem_sampler *s);
 KVMEM_API void kvmem_sampler_accept(kvmem_sampler *s, int id);
 /* Choose from logits (n_vocab). -INFINITY is never chosen; NaN is KVMEM_BAD_VALUE. Does not accept. */
 KVMEM_API kvmem_status kvmem_sample(kvmem_sampler *s, const float *logits, int *id);
+
+/* ==== >>api_embed : a text as one vector ========================================================== */
+
+typedef enum kvmem_embed_kind {
+    KVMEM_EMBED_INPUT,       /* mean of the model's input embeddings: (n_embd), no forward pass */
+    KVMEM_EMBED_HIDDEN,      /* mean of the residual stream after `layer` layers: (n_embd) */
+    KVMEM_EMBED_KEYS,        /* mean of the keys of layer `layer` before RoPE: (n_kv_heads * head_dim) */
+    KVMEM_EMBED_BAG,         /* kvmem_bag_vector: (bag->dim) */
+    KVMEM_EMBED_USER,        /* fn: (dim) */
+    KVMEM_N_EMBEDS
+} kvmem_embed_kind;
+typedef kvmem_status (*kvmem_embed_fn)(void *user, const int *ids, int n, float *out);
+typedef struct kvmem_embedder {
+    kvmem_embed_kind kind;
+    int layer;               /* HIDDEN: 0..n_layers, KEYS: 0..n_layers - 1; below 0 from the end, -1 the last */
+    int question;            /* BAG: 1, the text is a question */
+    const kvmem_bag *bag;
+    int dim;                 /* USER */
+    kvmem_embed_fn fn;
+    void *user;
+    int raw;                 /* 1: not normalised */
+} kvmem_embedder;
+KVMEM_API const char *kvmem_embed_name(kvmem_embed_kind kind); /* "input"; NULL past the last */
+KVMEM_API int kvmem_embed_dim(const kvmem_model *m, const kvmem_embedder *e); /* 0: e is not usable */
+/* The vector of n >= 1 tokens: out (kvmem_embed_dim), of length 1. HIDDEN and KEYS read the text through the first
+   layers on top of what s remembers (nothing: by itself) and leave s as it was; of more tokens than one block may
+   have, each block is read by itself. The others only look at s->model. */
+KVMEM_API kvmem_status kvmem_embed(kvmem_session *s, const kvmem_embedder *e, const int *ids, int n, float *out);
 
 /* ==== >>api_flash : neurons of a feed-forward layer on flash ===================================== */
 
@@ -24917,6 +25113,567 @@ KVMEM_API kvmem_status kvmem_diffusion_step(kvmem_diffusion *d) {
     return kvmem_diffusion_unmask(d);
 }
 
+/* ==== >>forget : what may go when memory is full or old ============================================
+   Pure functions over what is known of remembered things (kvmem_item): a store's episodes, a tool's notes.
+   They say who goes; whose bytes they are removes them.
+
+   memorybank (W. Zhong 2023, arXiv 2305.10250; code: zhongwanjun/MemoryBank-SiliconFriend, forget_memory.py). The
+   forgetting curve of Ebbinghaus, flattened by every recall:
+       R = exp(-t / (u S)),   t since the last recall, S = 1 + number of recalls.
+   The released line exp(-t / 5 * S) is exp(-(t / 5) S) by the order of operations: what was recalled often goes first,
+   against the paper. bug_compat=1 is that. On a sweep each item stays with probability R (as released), or, ours, while
+   R >= theta. The draw depends on seed, id and time alone.
+   Example u = 5, t = 5: S = 1 gives 0.367879, S = 2 gives 0.606531 (bug_compat 0.135335).
+
+   hema (K. Ahn 2025, arXiv 2504.16754; code: none found). Salience of chunk i at turn t:
+       w = lambda exp(-gamma (t - i)) + beta delta,   delta = 1 if recalled within the last 100 turns.
+   The text calls the second term a bonus for what was recalled, the printed formula has beta (1 - delta): printed=1.
+   Every 100 turns the 0.5 % of least w go (floor; ours: at least 1 from 200 chunks on). The running summary
+   (kvmem_summary) is no chunk and stays.
+   Examples: age 0, 100, 1000 give a first term of 1, 0.818731, 0.135335.
+
+   sat (J. Cho 2024, arXiv 2402.15160; code: junmokane/spatially-aware-transformer, ballet_environment_v2.py). Things
+   have a place; when the memory is full, FIFO, LIFO, or the oldest thing of the place with the fewest (LVFO) or the
+   most (MVFO) things here now goes, ties to the lowest place. In the paper a small network learns which policy serves
+   which task from reward -cross-entropy of the answer, by epsilon-greedy choice; here a table (ours): Q += eta (r - Q).
+   Example: capacity 3, places A A B, then B comes: LVFO keeps things 0 1 3, MVFO and FIFO 1 2 3, LIFO 0 1 2.
+   cost: O(n) a sweep; O(n log n) hema; O(n^2) a victim by place.
+   test: tests/forget.c */
+KVMEM_API kvmem_item kvmem_item_new(uint64_t id, double now, int place) {
+    kvmem_item it;
+    memset(&it, 0, sizeof it);
+    it.id = id;
+    it.born = it.used = now;
+    it.strength = 1;
+    it.place = place;
+    return it;
+}
+KVMEM_API void kvmem_item_recall(kvmem_item *it, double now) {
+    it->strength += 1;
+    it->recalled++;
+    it->used = now;
+}
+
+KVMEM_API kvmem_fade kvmem_fade_default(void) {
+    kvmem_fade f;
+    memset(&f, 0, sizeof f);
+    f.unit = 5;
+    f.theta = -1;
+    f.seed = 1;
+    return f;
+}
+KVMEM_API double kvmem_retention(const kvmem_fade *f, double t, double strength) {
+    if (!(t > 0)) return 1;
+    if (f->bug_compat) return exp(-(t / f->unit) * strength);
+    return strength > 0 ? exp(-t / (f->unit * strength)) : 0;
+}
+KVMEM_API int kvmem_forget_fade(const kvmem_fade *f, const kvmem_item *item, int n, double now,
+                                unsigned char *gone) {
+    uint64_t when;
+    int i, count = 0;
+    memcpy(&when, &now, sizeof when);
+    for (i = 0; i < n; i++) {
+        const double left = kvmem_retention(f, now - item[i].used, item[i].strength);
+        const double least = f->theta >= 0 ? f->theta : kvmem__unit(kvmem__random(f->seed, item[i].id, when, 0));
+        gone[i] = !item[i].pinned && (f->theta >= 0 ? left < least : !(least <= left));
+        count += gone[i];
+    }
+    return count;
+}
+
+KVMEM_API kvmem_salience kvmem_salience_default(void) {
+    kvmem_salience s;
+    memset(&s, 0, sizeof s);
+    s.lambda = 1;
+    s.gamma = 0.002;
+    s.beta = 0.5;
+    s.recent = 100;
+    s.share = 0.005;
+    s.least_of = 200;
+    s.every = 100;
+    return s;
+}
+KVMEM_API double kvmem_salience_of(const kvmem_salience *s, const kvmem_item *it, double turn) {
+    const int delta = it->recalled > 0 && turn - it->used <= s->recent;
+    const double age = turn > it->born ? turn - it->born : 0;
+    return s->lambda * exp(-s->gamma * age) + s->beta * (s->printed ? !delta : delta);
+}
+KVMEM_API int kvmem_salience_due(const kvmem_salience *s, int64_t turn) {
+    return s->every > 0 && turn > 0 && turn % s->every == 0;
+}
+/* Does a leave before b? */
+static int kvmem__leaves(const double *w, const kvmem_item *item, int a, int b) {
+    if (w[a] < w[b] || w[a] > w[b]) return w[a] < w[b];
+    if (item[a].born < item[b].born || item[a].born > item[b].born) return item[a].born < item[b].born;
+    return a < b;
+}
+KVMEM_API int kvmem_forget_salience(const kvmem_salience *s, const kvmem_item *item, int n, double turn,
+                                    unsigned char *gone, double *scratch) {
+    int i, there = 0, go, count;
+    for (i = 0; i < n; i++) {
+        scratch[i] = kvmem_salience_of(s, item + i, turn);
+        gone[i] = 0;
+        there += !item[i].pinned;
+    }
+    go = (int)floor((double)there * s->share + 1e-9);
+    if (go < 1 && s->share > 0 && there >= s->least_of) go = 1;
+    go = KVMEM__MIN(go, there);
+    for (count = 0; count < go; count++) {
+        int best = -1;
+        for (i = 0; i < n; i++)
+            if (!gone[i] && !item[i].pinned && (best < 0 || kvmem__leaves(scratch, item, i, best))) best = i;
+        gone[best] = 1;
+    }
+    return count;
+}
+
+KVMEM_API void kvmem_summary_init(kvmem_summary *s, kvmem_summarise_fn fn, void *user) {
+    memset(s, 0, sizeof *s);
+    s->fn = fn;
+    s->user = user;
+    s->every = 100;
+}
+KVMEM_API kvmem_status kvmem_summary_turn(kvmem_summary *s, const int *turn, int n) {
+    int fresh[KVMEM_SUMMARY], all[KVMEM_SUMMARY], n_fresh = 0, n_all = 0;
+    const int whole = s->every > 0 && (s->turns + 1) % s->every == 0;
+    if (!s->fn || n < 0 || (n && !turn)) return KVMEM_BAD_ARGUMENT;
+    KVMEM__TRY(s->fn(s->user, s->now, s->n_now, turn, n, fresh, KVMEM_SUMMARY, &n_fresh));
+    if (n_fresh < 0 || n_fresh > KVMEM_SUMMARY) return KVMEM_BAD_VALUE;
+    if (whole) {
+        KVMEM__TRY(s->fn(s->user, s->before, s->n_before, fresh, n_fresh, all, KVMEM_SUMMARY, &n_all));
+        if (n_all < 0 || n_all > KVMEM_SUMMARY) return KVMEM_BAD_VALUE;
+        memcpy(s->before, all, (size_t)n_all * sizeof *all);
+        s->n_before = n_all;
+        n_fresh = 0;
+    }
+    memcpy(s->now, fresh, (size_t)n_fresh * sizeof *fresh);
+    s->n_now = n_fresh;
+    s->turns++;
+    return KVMEM_OK;
+}
+
+KVMEM_API const char *kvmem_place_rule_name(kvmem_place_rule rule) {
+    static const char *const names[KVMEM_N_PLACE_RULES] = { "fifo", "lifo", "lvfo", "mvfo" };
+    return (unsigned)rule < KVMEM_N_PLACE_RULES ? names[(int)rule] : NULL;
+}
+/* How many of place p there are. */
+static int kvmem__at_place(const int *place, int n, int p) {
+    int i, count = 0;
+    for (i = 0; i < n; i++) count += place[i] == p;
+    return count;
+}
+KVMEM_API int kvmem_place_victim(kvmem_place_rule rule, const int *place, int n, int coming) {
+    int i, best = 0, most;
+    if (n < 1) return -1;
+    if (rule == KVMEM_PLACE_FIFO) return 0;
+    if (rule == KVMEM_PLACE_LIFO) return coming ? n : n - 1;
+    most = kvmem__at_place(place, n, place[0]);
+    for (i = 1; i < n; i++) { /* the first of its place comes first, so it is the oldest */
+        int count;
+        if (place[i] == place[best]) continue;
+        count = kvmem__at_place(place, n, place[i]);
+        if (count == most ? place[i] < place[best] : (count > most) == (rule == KVMEM_PLACE_MVFO)) {
+            best = i;
+            most = count;
+        }
+    }
+    for (i = 0; place[i] != place[best]; i++) {}
+    return i;
+}
+/* One more that goes, of those not yet gone; the same rule without an array of places. */
+static int kvmem__place_next(kvmem_place_rule rule, const kvmem_item *item, int n, const unsigned char *gone) {
+    int i, j, best = -1, most = 0;
+    for (i = 0; i < n; i++) {
+        int count = 0;
+        if (gone[i] || item[i].pinned) continue;
+        if (rule == KVMEM_PLACE_FIFO) return i;
+        if (rule == KVMEM_PLACE_LIFO) { best = i; continue; }
+        if (best >= 0 && item[i].place == item[best].place) continue;
+        for (j = 0; j < n; j++) count += !gone[j] && !item[j].pinned && item[j].place == item[i].place;
+        if (best < 0 || (count == most ? item[i].place < item[best].place
+                                       : (count > most) == (rule == KVMEM_PLACE_MVFO))) {
+            best = i;
+            most = count;
+        }
+    }
+    for (i = 0; rule > KVMEM_PLACE_LIFO && i < best; i++)
+        if (!gone[i] && !item[i].pinned && item[i].place == item[best].place) return i;
+    return best;
+}
+KVMEM_API int kvmem_forget_places(kvmem_place_rule rule, const kvmem_item *item, int n, int cap,
+                                  unsigned char *gone) {
+    int count = 0, i;
+    if (n > 0) memset(gone, 0, (size_t)n);
+    while (n - count > cap) {
+        i = kvmem__place_next(rule, item, n, gone);
+        if (i < 0) break;
+        gone[i] = 1;
+        count++;
+    }
+    return count;
+}
+
+KVMEM_API kvmem_bandit kvmem_bandit_make(int tasks, int policies, double *q, int *tried) {
+    kvmem_bandit b;
+    memset(&b, 0, sizeof b);
+    b.tasks = tasks;
+    b.policies = policies;
+    b.q = q;
+    b.tried = tried;
+    b.eta = 0.1;
+    b.from = 1;
+    b.to = 0.2;
+    b.over = 200000;
+    b.seed = 1;
+    return b;
+}
+KVMEM_API int kvmem_bandit_choose(kvmem_bandit *b, int task) {
+    const double part = b->over > 0 && b->steps < b->over ? (double)b->steps / (double)b->over : 1;
+    const double eps = b->from + (b->to - b->from) * part;
+    const uint64_t step = (uint64_t)b->steps++;
+    const double *q = b->q + (size_t)task * (size_t)b->policies;
+    int i, best = 0;
+    if (kvmem__unit(kvmem__random(b->seed, step, 0, 0)) < eps)
+        return (int)(kvmem__unit(kvmem__random(b->seed, step, 1, 0)) * b->policies);
+    for (i = 1; i < b->policies; i++) if (q[i] > q[best]) best = i;
+    return best;
+}
+KVMEM_API void kvmem_bandit_reward(kvmem_bandit *b, int task, int policy, double reward) {
+    const size_t at = (size_t)task * (size_t)b->policies + (size_t)policy;
+    b->q[at] += b->eta * (reward - b->q[at]);
+    b->tried[at]++;
+}
+
+/* ==== >>guard : do recalled memories agree? ========================================================
+   memguard (A-MemGuard, Q. Wei 2025, arXiv 2510.02373; code: TangciuYueng/AMemGuard, ReAct/consistency.py). No single
+   recalled memory is trusted: what each of them alone leads to (there a chain of reasoning, here any vector:
+   attention's output, the next token's distribution) is clustered by DBSCAN (Ester 1996), cosine distance 1 - cos <=
+   eps, min_samples counting the row itself. The largest cluster is consistent, the rest is not used for this question;
+   no cluster: nothing is (the code's choice; fail_open: everything). What misled is kept as a lesson beside the
+   question and passed over when a similar one comes.
+   DBSCAN: a row with min_samples rows within eps is a core; cores within eps of each other are one cluster, with all
+   rows within eps of a core; such a row between two clusters belongs to the first that reaches it.
+   ties: of clusters of equal size the one with the lowest member (ours).
+   reads: the vectors. cost: O(n^2 d), no memory. defaults: eps 0.5, min_samples 2, closed.
+   test: tests/guard.c */
+static int kvmem__near_cosine(const float *a, const float *b, int d, double eps) {
+    double aa = 0, bb = 0, ab = 0;
+    int i;
+    if (a == b) return 1;
+    for (i = 0; i < d; i++) {
+        aa += (double)a[i] * (double)a[i];
+        bb += (double)b[i] * (double)b[i];
+        ab += (double)a[i] * (double)b[i];
+    }
+    return 1 - (aa > 0 && bb > 0 ? ab / sqrt(aa * bb) : 0) <= eps + 1e-12;
+}
+enum { KVMEM__ALONE = -1, KVMEM__CORE = -2, KVMEM__GROWING = -3 }; /* labels on the way */
+KVMEM_API int kvmem_dbscan(const float *x, int n, int d, double eps, int min_samples, int *label) {
+    const size_t row = (size_t)d;
+    int i, j, clusters = 0;
+    for (i = 0; i < n; i++) {
+        int near = 0;
+        for (j = 0; j < n; j++) near += kvmem__near_cosine(x + (size_t)i * row, x + (size_t)j * row, d, eps);
+        label[i] = near >= min_samples ? KVMEM__CORE : KVMEM__ALONE;
+    }
+    for (i = 0; i < n; i++) {
+        int at = i;
+        if (label[i] != KVMEM__CORE) continue;
+        label[i] = KVMEM__GROWING;
+        while (at < n) { /* each core once: its neighbours join */
+            if (label[at] != KVMEM__GROWING) { at++; continue; }
+            label[at] = clusters;
+            for (j = 0; j < n; j++) {
+                if (label[j] != KVMEM__CORE && label[j] != KVMEM__ALONE) continue;
+                if (!kvmem__near_cosine(x + (size_t)at * row, x + (size_t)j * row, d, eps)) continue;
+                label[j] = label[j] == KVMEM__CORE ? KVMEM__GROWING : clusters;
+            }
+            at = i;
+        }
+        clusters++;
+    }
+    return clusters;
+}
+KVMEM_API kvmem_guard kvmem_guard_default(void) {
+    kvmem_guard g;
+    g.eps = 0.5;
+    g.min_samples = 2;
+    g.fail_open = 0;
+    return g;
+}
+KVMEM_API int kvmem_consensus(const kvmem_guard *g, const float *x, int n, int d, unsigned char *believed, int *label) {
+    int i, j, best = -1, most = 0, count = 0;
+    (void)kvmem_dbscan(x, n, d, g->eps, g->min_samples, label);
+    for (i = 0; i < n; i++) { /* by rising lowest member */
+        int size = 0;
+        for (j = 0; j < n && label[i] >= 0; j++) size += label[j] == label[i];
+        if (size > most) { most = size; best = label[i]; }
+    }
+    for (i = 0; i < n; i++) {
+        believed[i] = best >= 0 ? label[i] == best : g->fail_open != 0;
+        count += believed[i];
+    }
+    return count;
+}
+KVMEM_API void kvmem_lessons_learn(kvmem_lessons *l, const float *question, uint64_t id) {
+    if (l->cap < 1) return;
+    memcpy(l->sign + (size_t)l->at * (size_t)l->d, question, (size_t)l->d * sizeof(float));
+    l->id[l->at] = id;
+    l->at = (l->at + 1) % l->cap;
+    if (l->n < l->cap) l->n++;
+}
+KVMEM_API int kvmem_lessons_warn(const kvmem_lessons *l, const float *question, uint64_t id, double cosine) {
+    int i;
+    for (i = 0; i < l->n; i++)
+        if (l->id[i] == id && kvmem__near_cosine(l->sign + (size_t)i * (size_t)l->d, question, l->d, 1 - cosine))
+            return 1;
+    return 0;
+}
+
+/* ==== >>sdr : vectors found by the winners they share ==============================================
+   sdr (Sparsey, G. Rinkus and J. Leveille 2017; code: none found). A sparse code has one winner in each of Q modules of
+   K units; like inputs share winners, and one look at the lists of the question's winners says how familiar everything
+   stored is. Ours: winner of module m is argmax_k <P_m[k], x> with fixed normal P (a cross-polytope hash when P is
+   square), no noise; the 4 top vectors of most shared winners are compared exactly, so the index only decides who is
+   looked at. Scaling x by a positive number leaves its code.
+   state: Q numbers a vector and lists. cost: Q K dim a code, about Q n / K list entries a search.
+   defaults: Q = K = 16. ties: lower unit, lower index.
+   departs: Sparsey draws winners with noise when an input is novel; exact comparison has no use for it.
+   test: tests/guard.c */
+static void kvmem__sdr_sizes(const kvmem_sdr *s, int cap, size_t *matrix, size_t *head, size_t *x, size_t *next,
+                             size_t *code) {
+    const size_t q = (size_t)s->modules, k = (size_t)s->units, dim = (size_t)s->dim, n = (size_t)cap;
+    *matrix = q * k * dim * sizeof(float);
+    *head = q * k * sizeof(int);
+    *x = n * dim * sizeof(float);
+    *next = n * q * sizeof(int);
+    *code = n * q * sizeof(unsigned short);
+}
+/* A normal number (Box, Muller). */
+static float kvmem__normal(uint64_t seed, uint64_t i) {
+    const double u = 1 - kvmem__unit(kvmem__random(seed, i, 0, 0)), v = kvmem__unit(kvmem__random(seed, i, 1, 0));
+    return (float)(sqrt(-2 * log(u)) * cos(6.283185307179586 * v));
+}
+KVMEM_API kvmem_status kvmem_sdr_init(kvmem_sdr *s, int dim, int modules, int units, uint64_t seed,
+                                      const kvmem_allocator *allocator) {
+    size_t matrix, head, x, next, code, i;
+    memset(s, 0, sizeof *s);
+    s->allocator = kvmem__allocator(allocator);
+    s->dim = dim;
+    s->modules = modules ? modules : 16;
+    s->units = units ? units : 16;
+    if (dim < 1 || dim > 1 << 20 || s->modules < 1 || s->modules > 1024 || s->units < 1 || s->units > 1024) {
+        const kvmem_status bad = kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "sdr: dim %d, %d modules of %d units: dim "
+                                             "is 1 to 2^20, the others 1 to 1024", dim, s->modules, s->units);
+        s->dim = 0;
+        return bad;
+    }
+    kvmem__sdr_sizes(s, 0, &matrix, &head, &x, &next, &code);
+    s->matrix = (float *)kvmem__alloc(&s->allocator, matrix);
+    s->head = (int *)kvmem__alloc(&s->allocator, head);
+    if (!s->matrix || !s->head) {
+        kvmem_sdr_free(s);
+        return kvmem__fail(&s->error, KVMEM_NO_MEMORY, "sdr: no memory for %zu bytes", matrix + head);
+    }
+    memset(s->head, 0, head);
+    for (i = 0; i < matrix / sizeof(float); i++) s->matrix[i] = kvmem__normal(seed, i);
+    return KVMEM_OK;
+}
+KVMEM_API void kvmem_sdr_free(kvmem_sdr *s) {
+    size_t matrix, head, x, next, code;
+    kvmem_error e;
+    if (!s) return;
+    kvmem__sdr_sizes(s, s->cap, &matrix, &head, &x, &next, &code);
+    kvmem__release(&s->allocator, s->matrix, matrix);
+    kvmem__release(&s->allocator, s->head, head);
+    kvmem__release(&s->allocator, s->x, x);
+    kvmem__release(&s->allocator, s->next, next);
+    kvmem__release(&s->allocator, s->code, code);
+    e = s->error;
+    memset(s, 0, sizeof *s);
+    s->error = e;
+}
+KVMEM_API void kvmem_sdr_code(const kvmem_sdr *s, const float *x, unsigned short *code) {
+    const float *p = s->matrix;
+    int m, k;
+    for (m = 0; m < s->modules; m++) {
+        float best = -INFINITY;
+        code[m] = 0;
+        for (k = 0; k < s->units; k++, p += s->dim) {
+            const float y = kvmem__dot_plain(p, x, s->dim);
+            if (y > best) { best = y; code[m] = (unsigned short)k; }
+        }
+    }
+}
+static kvmem_status kvmem__sdr_grow(kvmem_sdr *s) {
+    const int cap = s->cap ? 2 * s->cap : 64;
+    size_t matrix, head, was[3], now[3];
+    void *old[3], *fresh[3];
+    int i;
+    if (s->cap > INT_MAX / 2 / KVMEM__MAX(s->dim, s->modules))
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "sdr: too many vectors");
+    kvmem__sdr_sizes(s, s->cap, &matrix, &head, &was[0], &was[1], &was[2]);
+    kvmem__sdr_sizes(s, cap, &matrix, &head, &now[0], &now[1], &now[2]);
+    old[0] = s->x;
+    old[1] = s->next;
+    old[2] = s->code;
+    for (i = 0; i < 3; i++) {
+        fresh[i] = kvmem__alloc(&s->allocator, now[i]);
+        if (fresh[i]) continue;
+        while (i-- > 0) kvmem__release(&s->allocator, fresh[i], now[i]);
+        return kvmem__fail(&s->error, KVMEM_NO_MEMORY, "sdr: no memory for %d vectors", cap);
+    }
+    for (i = 0; i < 3; i++) {
+        if (was[i]) memcpy(fresh[i], old[i], was[i]);
+        kvmem__release(&s->allocator, old[i], was[i]);
+    }
+    s->x = (float *)fresh[0];
+    s->next = (int *)fresh[1];
+    s->code = (unsigned short *)fresh[2];
+    s->cap = cap;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_sdr_add(kvmem_sdr *s, const float *x) {
+    unsigned short *code;
+    int m;
+    if (!s->matrix) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "sdr: not initialized");
+    for (m = 0; m < s->dim; m++)
+        if (!(x[m] - x[m] == 0)) return kvmem__fail(&s->error, KVMEM_BAD_VALUE, "sdr: value %d is not finite", m);
+    if (s->n == s->cap) KVMEM__TRY(kvmem__sdr_grow(s));
+    code = s->code + (size_t)s->n * (size_t)s->modules;
+    memcpy(s->x + (size_t)s->n * (size_t)s->dim, x, (size_t)s->dim * sizeof(float));
+    kvmem_sdr_code(s, x, code);
+    for (m = 0; m < s->modules; m++) {
+        int *first = s->head + m * s->units + code[m];
+        s->next[(size_t)s->n * (size_t)s->modules + (size_t)m] = *first;
+        *first = s->n + 1;
+    }
+    s->n++;
+    return KVMEM_OK;
+}
+/* Put (index, score) into the falling list hit of at most top, *n there; lower index first on a tie. */
+static void kvmem__hit_put(kvmem_hit *hit, int *n, int top, int index, float score) {
+    int i;
+    for (i = *n; i > 0 && (hit[i - 1].score < score || (!(hit[i - 1].score > score) && hit[i - 1].index > index)); i--)
+        if (i < top) hit[i] = hit[i - 1];
+    if (i >= top) return;
+    hit[i].index = index;
+    hit[i].score = score;
+    if (*n < top) (*n)++;
+}
+KVMEM_API kvmem_status kvmem_sdr_search(kvmem_sdr *s, const float *q, int top, int candidates, kvmem_hit *hit,
+                                        int *n_hits, int *scanned) {
+    const size_t size = (size_t)s->n * (2 * sizeof(int) + sizeof(float)) + (size_t)s->modules * sizeof(unsigned short);
+    int *look, *index, i, m, n = s->n;
+    unsigned short *code;
+    float *shared;
+    *n_hits = 0;
+    if (scanned) *scanned = 0;
+    if (!s->matrix || top < 0 || candidates < 0)
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "sdr: top %d or candidates %d below 0, or no index", top,
+                           candidates);
+    if (!candidates) candidates = top > INT_MAX / 4 ? INT_MAX : 4 * top;
+    if (!n || !top) return KVMEM_OK;
+    look = (int *)kvmem__alloc(&s->allocator, size);
+    if (!look) return kvmem__fail(&s->error, KVMEM_NO_MEMORY, "sdr: no memory for %zu bytes", size);
+    index = look + n;
+    shared = (float *)(void *)(index + n);
+    code = (unsigned short *)(void *)(shared + n);
+    for (i = 0; i < n; i++) { shared[i] = 0; look[i] = i; }
+    if (candidates < n) {
+        kvmem_sdr_code(s, q, code);
+        for (m = 0; m < s->modules; m++)
+            for (i = s->head[m * s->units + code[m]]; i; i = s->next[(size_t)(i - 1) * (size_t)s->modules + (size_t)m])
+                shared[i - 1] += 1;
+        n = kvmem__topk(look, shared, n, candidates, index);
+    }
+    for (i = 0; i < n; i++)
+        kvmem__hit_put(hit, n_hits, top, look[i], kvmem__dot_plain(q, s->x + (size_t)look[i] * (size_t)s->dim, s->dim));
+    if (scanned) *scanned = n;
+    kvmem__release(&s->allocator, look, size);
+    return KVMEM_OK;
+}
+
+/* ==== >>bag : a text as the counts of its tokens ===================================================
+   BM25 (Robertson, Zaragoza 2009): a question's tokens count by how rare they are among the documents (here: episodes),
+   a document's by how often they stand in it, less and less, and less in a long document:
+       score = sum over the question's tokens of  idf(t) f (k1 + 1) / (f + k1 (1 - b + b n / mean n)),
+       idf(t) = ln(1 + (N - df + 1/2) / (df + 1/2)) > 0.
+   Tokens are hashed into `dim` buckets, so that a bag is a vector of fixed length that can be stored beside others.
+   Example: documents "a b" and "a c c", question "c": N = 2, df = 1, idf = ln 2; second document f = 2, n = 3,
+   mean 2.5: 2 * 2.2 / (2 + 1.2 * (0.25 + 0.75 * 1.2)) = 1.301775, times 0.693147 = 0.902322; first document 0.
+   test: tests/embed.c */
+static size_t kvmem__bucket(const kvmem_bag *b, int id) {
+    return (size_t)(kvmem__mix((uint64_t)(uint32_t)id) % (uint64_t)b->dim);
+}
+KVMEM_API kvmem_status kvmem_bag_init(kvmem_bag *b, int dim, const kvmem_allocator *allocator) {
+    memset(b, 0, sizeof *b);
+    if (dim < 1 || dim > 1 << 24) return KVMEM_BAD_ARGUMENT;
+    b->allocator = kvmem__allocator(allocator);
+    b->df = (uint32_t *)kvmem__alloc(&b->allocator, (size_t)dim * sizeof *b->df);
+    if (!b->df) return KVMEM_NO_MEMORY;
+    memset(b->df, 0, (size_t)dim * sizeof *b->df);
+    b->dim = dim;
+    b->k1 = 1.2;
+    b->b = 0.75;
+    return KVMEM_OK;
+}
+KVMEM_API void kvmem_bag_free(kvmem_bag *b) {
+    if (!b) return;
+    kvmem__release(&b->allocator, b->df, (size_t)b->dim * sizeof *b->df);
+    memset(b, 0, sizeof *b);
+}
+KVMEM_API void kvmem_bag_count(kvmem_bag *b, const int *ids, int n, int sign) {
+    int i, j;
+    for (i = 0; i < n; i++) {
+        const size_t at = kvmem__bucket(b, ids[i]);
+        for (j = 0; j < i && kvmem__bucket(b, ids[j]) != at; j++) {}
+        if (j < i) continue; /* counted already */
+        if (sign > 0) b->df[at]++;
+        else if (b->df[at]) b->df[at]--;
+    }
+    b->docs += sign > 0 ? 1 : -1;
+    b->tokens += sign > 0 ? n : -n;
+}
+static double kvmem__bag_idf(const kvmem_bag *b, size_t bucket) {
+    const double df = (double)b->df[bucket], docs = (double)KVMEM__MAX(b->docs, (int64_t)b->df[bucket]);
+    return log(1 + (docs - df + 0.5) / (df + 0.5));
+}
+/* What f occurrences in a document of n tokens weigh. */
+static double kvmem__bag_weight(const kvmem_bag *b, double f, int n) {
+    const double mean = b->docs > 0 && b->tokens > 0 ? (double)b->tokens / (double)b->docs : n > 0 ? n : 1;
+    return f > 0 ? f * (b->k1 + 1) / (f + b->k1 * (1 - b->b + b->b * n / mean)) : 0;
+}
+KVMEM_API void kvmem_bag_vector(const kvmem_bag *b, const int *ids, int n, int question, float *out) {
+    int i;
+    for (i = 0; i < b->dim; i++) out[i] = 0;
+    for (i = 0; i < n; i++) out[kvmem__bucket(b, ids[i])] += 1;
+    for (i = 0; i < b->dim; i++) {
+        if (!(out[i] > 0)) continue;
+        out[i] = (float)(question ? (double)out[i] * kvmem__bag_idf(b, (size_t)i)
+                                  : kvmem__bag_weight(b, (double)out[i], n));
+    }
+}
+KVMEM_API double kvmem_bag_score(const kvmem_bag *b, const int *doc, int n, const int *question, int n_question) {
+    double sum = 0;
+    int i, j;
+    for (i = 0; i < n_question; i++) {
+        const size_t at = kvmem__bucket(b, question[i]);
+        int f = 0;
+        for (j = 0; j < n; j++) f += kvmem__bucket(b, doc[j]) == at;
+        if (f) sum += kvmem__bag_idf(b, at) * kvmem__bag_weight(b, f, n);
+    }
+    return sum;
+}
+KVMEM_API void kvmem_normalise(float *x, int n) {
+    double sum = 0;
+    int i;
+    for (i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    if (!(sum > 0)) return;
+    sum = 1 / sqrt(sum);
+    for (i = 0; i < n; i++) x[i] = (float)((double)x[i] * sum);
+}
+
 /* ==== >>recipes : one line of text composes the seven stages =====================================
    recipe  = [preset] { term }                       words are separated by white space
    term    = stage "=" entry                         segment score budget select reduce codec retrieve place
@@ -25162,6 +25919,16 @@ KVMEM_API const kvmem_preset *kvmem_preset_at(int i) {
 
 KVMEM_API const kvmem_method *kvmem_method_at(int i) {
     static const kvmem_method methods[] = {
+        { "hema", "forgetting", "an age-weighted salience decides what is pruned; a running summary stays",
+          "Ahn 2025, arXiv 2504.16754", "kvmem_forget_salience, kvmem_summary_turn; ./kvmem memory forget" },
+        { "memorybank", "forgetting", "a forgetting curve that every recall flattens",
+          "Zhong 2023, arXiv 2305.10250", "kvmem_forget_fade; ./kvmem memory forget" },
+        { "sat", "forgetting", "quotas by place: first, last, least and most visited out; a bandit chooses",
+          "Cho 2024, arXiv 2402.15160", "kvmem_forget_places, kvmem_bandit_choose; ./kvmem memory forget" },
+        { "sdr", "index", "winner-take-all codes choose whom a search compares exactly",
+          "Rinkus 2017, Sparsey", "kvmem_sdr_search" },
+        { "memguard", "check", "recalled memories whose outcome disagrees with most are not used",
+          "Wei 2025, arXiv 2510.02373", "kvmem_consensus, kvmem_lessons_warn; ./kvmem memory ask --guard" },
         { "cachegen", "saving", "a cache at three levels of loss, in arithmetic-coded chunks that decode alone",
           "Liu 2023, arXiv 2310.07240", "kvmem_cache_save_level, kvmem_cache_load; ./kvmem cache" },
         { "llmflash", "weights", "feed-forward neurons read from a file when they are about to fire",
@@ -30253,6 +31020,102 @@ KVMEM_API int kvmem_flash_best_window(const kvmem_flash_config *cfg, const kvmem
         kvmem_flash_free(&f);
     }
     return best;
+}
+
+/* ==== >>embed : a text as one vector ===============================================================
+   What an episode is found by. input: the mean of the embeddings by which the model itself takes the tokens (EpiCache's
+   `llm` option, arXiv 2509.17396): no forward pass, no order. hidden: the mean of the residual stream after some
+   layers, which knows the context. keys: the mean of a layer's keys before RoPE, all KV heads side by side, so that a
+   query's own vectors may be compared with it. bag: counts of tokens by rarity (section bag). All of them end on the
+   unit sphere, where inner product is cosine.
+   A text is run through the first layers on top of what the session remembers and taken back by kvmem_cache_truncate
+   before anything is committed: the cache ends as it was.
+   test: tests/embed.c */
+KVMEM_API const char *kvmem_embed_name(kvmem_embed_kind kind) {
+    static const char *const names[KVMEM_N_EMBEDS] = { "input", "hidden", "keys", "bag", "user" };
+    return (unsigned)kind < KVMEM_N_EMBEDS ? names[(int)kind] : NULL;
+}
+/* The layer meant, or -1. */
+static int kvmem__embed_layer(const kvmem_model *m, const kvmem_embedder *e) {
+    const int end = m->n_layers + (e->kind == KVMEM_EMBED_HIDDEN), l = e->layer < 0 ? end + e->layer : e->layer;
+    return l >= 0 && l < end ? l : -1;
+}
+KVMEM_API int kvmem_embed_dim(const kvmem_model *m, const kvmem_embedder *e) {
+    switch (e->kind) {
+    case KVMEM_EMBED_INPUT: return m->n_embd;
+    case KVMEM_EMBED_HIDDEN: return kvmem__embed_layer(m, e) < 0 ? 0 : m->n_embd;
+    case KVMEM_EMBED_KEYS: return kvmem__embed_layer(m, e) < 0 ? 0 : m->n_kv_heads * m->head_dim;
+    case KVMEM_EMBED_BAG: return e->bag && e->bag->df ? e->bag->dim : 0;
+    case KVMEM_EMBED_USER: return e->fn && e->dim > 0 ? e->dim : 0;
+    case KVMEM_N_EMBEDS: break;
+    }
+    return 0;
+}
+/* out (d) += rows x (n, d), by rising row. */
+static void kvmem__add_rows(kvmem_session *s, float *out, const float *x, int n, int d) {
+    int i;
+    for (i = 0; i < n; i++) s->backend->add(out, x + (size_t)i * (size_t)d, (size_t)d);
+}
+/* n tokens of one block through the first layers; rows are summed into out. Nothing is committed. */
+static kvmem_status kvmem__embed_block(kvmem_session *s, const kvmem_embedder *e, int last, const int *ids, int n,
+                                       float *out) {
+    const kvmem_model *m = s->model;
+    const kvmem_backend *b = s->backend;
+    int l;
+    b->rows(b, s->x, &m->embd, ids, n, s->threads);
+    for (l = 0; l < n && m->embd_scale > 1.0f; l++)
+        b->scale(s->x + (size_t)l * (size_t)m->n_embd, m->embd_scale, m->n_embd);
+    for (l = 0; l < last; l++) {
+        b->rmsnorm(s->h, s->x, m->layer[l].attn_norm, n, m->n_embd, m->norm_eps, s->threads);
+        KVMEM__TRY(kvmem__attention_part(s, l, n, 0, KVMEM_PREFILL));
+        kvmem__mixing_part(s, l, n, s->x, s->att);
+    }
+    if (e->kind == KVMEM_EMBED_KEYS) {
+        b->rmsnorm(s->h, s->x, m->layer[last].attn_norm, n, m->n_embd, m->norm_eps, s->threads);
+        kvmem__project(s, last, n, 0);
+        kvmem__add_rows(s, out, s->k, n, m->n_kv_heads * m->head_dim);
+    } else kvmem__add_rows(s, out, s->x, n, m->n_embd);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__embed_run(kvmem_session *s, const kvmem_embedder *e, const int *ids, int n, float *out) {
+    const int last = e->kind == KVMEM_EMBED_INPUT ? 0 : kvmem__embed_layer(s->model, e);
+    const int64_t before = s->cache.tokens;
+    int at = 0, c;
+    if (s->direct)
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "embed: not with a recipe whose reduce is recompute");
+    for (; at < n; at += c) {
+        kvmem_status status;
+        const int room = last ? kvmem_cache_room(&s->cache) : s->max_block, fit = KVMEM__MIN(room, s->max_block);
+        c = KVMEM__MIN(fit, n - at);
+        if (c < 1) return kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "embed: the byte limit leaves no room to read");
+        status = kvmem__embed_block(s, e, last, ids + at, c, out);
+        if (status != KVMEM_OK) (void)kvmem__from_cache(s, status);
+        if (last) (void)kvmem_cache_truncate(&s->cache, before);
+        if (status != KVMEM_OK) return status;
+    }
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_embed(kvmem_session *s, const kvmem_embedder *e, const int *ids, int n, float *out) {
+    int dim, i;
+    if (!s || !s->model || !e || !out) return KVMEM_BAD_ARGUMENT;
+    dim = kvmem_embed_dim(s->model, e);
+    if (!dim)
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "embed: kind %d with layer %d is not usable (a model of %d "
+                           "layers; bag needs one, user needs fn and dim)", (int)e->kind, e->layer, s->model->n_layers);
+    if (n < 1 || !ids) return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "embed: a text of %d tokens", n);
+    for (i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= s->model->n_vocab)
+            return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "embed: token id %d at index %d is outside the "
+                               "vocabulary of %d", ids[i], i, s->model->n_vocab);
+    for (i = 0; i < dim; i++) out[i] = 0;
+    if (e->kind == KVMEM_EMBED_BAG) kvmem_bag_vector(e->bag, ids, n, e->question, out);
+    else if (e->kind == KVMEM_EMBED_USER) KVMEM__TRY(e->fn(e->user, ids, n, out));
+    else {
+        KVMEM__TRY(kvmem__embed_run(s, e, ids, n, out));
+        s->backend->scale(out, 1 / (float)n, dim);
+    }
+    if (!e->raw) kvmem_normalise(out, dim);
+    return KVMEM_OK;
 }
 
 /* ==== >>sampling : from logits to a token =========================================================
