@@ -15261,17 +15261,33 @@ KVMEM_API kvmem_status kvmem_view_stand_in(const kvmem_view *v, int h, int i, in
     p->stand[p->n_stand++].value = value;
     return KVMEM_OK;
 }
-static int kvmem__pick_order(const void *x, const void *y) {
-    const kvmem__pick *a = (const kvmem__pick *)x, *b = (const kvmem__pick *)y;
-    if (a->h != b->h) return a->h < b->h ? -1 : 1;
-    if (a->a != b->a) return a->a < b->a ? -1 : 1;
-    if (a->part != b->part) return a->part < b->part ? -1 : 1;
-    return a->b < b->b ? -1 : a->b > b->b;
+static int kvmem__pick_before(const kvmem__pick *a, const kvmem__pick *b) {
+    if (a->h != b->h) return a->h < b->h;
+    if (a->a != b->a) return a->a < b->a;
+    if (a->part != b->part) return a->part < b->part;
+    return a->b < b->b;
+}
+static void kvmem__sort_picks(kvmem__pick *a, size_t n) { /* heap sort, rising; at once where they rise already */
+    size_t i = 1, end = n;
+    while (i < n && !kvmem__pick_before(&a[i], &a[i - 1])) i++;
+    if (i >= n) return;
+    for (i = n / 2; end > 1;) { /* the next i to sift down is i - 1 */
+        size_t root = 0, child;
+        kvmem__pick v;
+        if (i) root = --i;
+        else { end--; v = a[0]; a[0] = a[end]; a[end] = v; }
+        for (v = a[root]; (child = 2 * root + 1) < end; root = child) {
+            if (child + 1 < end && kvmem__pick_before(&a[child], &a[child + 1])) child++;
+            if (!kvmem__pick_before(&v, &a[child])) break;
+            a[root] = a[child];
+        }
+        a[root] = v;
+    }
 }
 /* Picks [from, n_pick), of rising heads, sorted: ranges of a head made disjoint; neighbours of one part joined. */
 static void kvmem__pick_merge(kvmem_picks *p, size_t from) {
     size_t i, out = from;
-    if (p->n_pick > from) qsort(p->pick + from, p->n_pick - from, sizeof *p->pick, kvmem__pick_order);
+    if (p->n_pick > from) kvmem__sort_picks(p->pick + from, p->n_pick - from);
     for (i = from; i < p->n_pick; i++) {
         kvmem__pick x = p->pick[i], *last = out > from ? &p->pick[out - 1] : NULL;
         if (last && last->h == x.h && x.a < last->b) x.a = last->b;

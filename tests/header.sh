@@ -1,7 +1,7 @@
 #!/bin/sh
 # Every way to include the header: alone, twice, in two units, as C and C++, static twice, each option
-# alone and all together, silent under the strict warnings. FULL=1 (make check) takes every standard and
-# both compilers; else one of each kind, and tests/projects.sh does the linking.
+# alone and all together, silent under the strict warnings. FULL=1 (make check) takes every standard, every
+# option and both compilers; else C99 and C++11, few options, and tests/projects.sh does the linking.
 . tests/test.sh
 WARN="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wcast-qual -Wdouble-promotion -Wvla -Wundef -Wsign-conversion -Werror"
 WARN_C="$WARN -Wstrict-prototypes -Wmissing-prototypes"
@@ -30,7 +30,8 @@ runs() { # compiler, flags, sources: build and run
     "$@" -I. -lm -o "$TMP/a.out" && "$TMP/a.out"
 }
 only_kvmem_symbols() { # no global name without the prefix, none with two underscores
-    $CC -O1 -fno-pic -DKVMEM_TRAIN -I. -c "$TMP/impl.c" -o "$TMP/impl.o" || return 1
+    # shellcheck disable=SC2086
+    $CC $SYMBOLS -fno-pic -DKVMEM_TRAIN -I. -c "$TMP/impl.c" -o "$TMP/impl.o" || return 1
     nm -g --defined-only "$TMP/impl.o" | awk '{print $NF}' | grep -v -E '^_?kvmem_[a-z]' && return 1
     return 0
 }
@@ -50,11 +51,23 @@ plain_text() { # ASCII, no tabs, at most 120 columns, no marker left
     grep -nE '<<(IMPL|api_|sample|contents)' kvmem.h && return 1
     return 0
 }
+columns_hold() { # what tools/split.awk relies on: a function's head and its last brace stand in column 1
+    awk -v part=face -f tools/split.awk kvmem.h > "$TMP/face.h"
+    [ "$(wc -l < "$TMP/face.h")" -gt "$(wc -l < kvmem.h)" ] || return 1
+    awk '/^#if.*KVMEM_IMPLEMENTATION/ { on = 1 }
+        within && /^(static|KVMEM_|typedef|struct|enum)/ { print FNR ": inside a function? " $0; bad = 1 }
+        /^}/ { within = 0 }
+        on && /^(KVMEM__[A-Z0-9]+ )*(static|KVMEM_API) [^={]*\) *\{/ && !/\\$/ && !/}[^}]*$/ { within = 1 }
+        END { exit bad || !on }' kvmem.h || return 1
+    printf '#define KVMEM_IMPLEMENTATION\n#include "face.h"\n' > "$TMP/face.c"
+    $CC -std=c99 -Werror=implicit-function-declaration -fsyntax-only -I"$TMP" "$TMP/face.c"
+}
 
 if [ -n "$FULL" ]; then
-    std_c="c99 c11 c17" std_cxx="c++11 c++17" compilers="gcc clang"
+    std_c="c99 c11 c17" std_cxx="c++11 c++17" compilers="gcc clang" options=$OPTIONS SMALL=$WARN_C SYMBOLS=-O1
 else
-    std_c="c99" std_cxx="c++11" compilers=$CC
+    std_c="c99" std_cxx="c++11" compilers=$CC options=
+    SMALL="-DKVMEM_NO_DECODER -DKVMEM_REFERENCE" SYMBOLS="-O0 -DKVMEM_REFERENCE"
 fi
 for cc in $compilers; do
     if ! have "$cc"; then skip "silent_with_$cc" "no $cc here"; continue; fi
@@ -64,15 +77,18 @@ for cc in $compilers; do
         check "${name}_${s}_is_silent" compiles $cc -std=$s -O1 $WARN_C -I. "$TMP/impl.c"
         check "${name}_${s}_without_implementation" compiles $cc -std=$s $WARN_C -I. "$TMP/user.c"
     done
-    [ -z "$FULL" ] || check "${name}_twice_in_one_file" runs $cc -std=c99 $WARN_C "$TMP/twice.c"
-    [ -z "$FULL" ] || check "${name}_two_units" two_units $cc c -std=c99 $WARN_C
-    check "${name}_static_twice_in_one_program" runs $cc -std=c99 $WARN_C "$TMP/static1.c" "$TMP/static2.c"
-    for o in $OPTIONS; do
+    # shellcheck disable=SC2086
+    check "${name}_static_twice_in_one_program" runs $cc -std=c99 $SMALL "$TMP/static1.c" "$TMP/static2.c"
+    for o in $options; do
         check "${name}_${o}_is_silent" compiles $cc -std=c99 -O1 $WARN_C -D$o -I. "$TMP/impl.c"
     done
     check "${name}_all_options_are_silent" compiles $cc -std=c99 -O1 $WARN_C $ALL -I. "$TMP/impl.c"
-    check "${name}_openmp_is_silent" compiles $cc -std=c99 -O1 $WARN_C -fopenmp -DKVMEM_TRAIN -I. "$TMP/impl.c"
-    check "${name}_unsigned_char_is_silent" compiles $cc -std=c99 -O1 $WARN_C -funsigned-char -I. "$TMP/impl.c"
+    if [ -n "$FULL" ]; then
+        check "${name}_openmp_is_silent" compiles $cc -std=c99 -O1 $WARN_C -fopenmp -DKVMEM_TRAIN -I. "$TMP/impl.c"
+        check "${name}_twice_in_one_file" runs $cc -std=c99 $WARN_C "$TMP/twice.c"
+        check "${name}_two_units" two_units $cc c -std=c99 $WARN_C
+        check "${name}_unsigned_char_is_silent" compiles $cc -std=c99 -O1 $WARN_C -funsigned-char -I. "$TMP/impl.c"
+    fi
     case $cc in *gcc) cxx=g++ ;; *clang) cxx=clang++ ;; *) cxx=c++ ;; esac
     if ! have $cxx; then skip "silent_with_$cxx" "no $cxx here"; continue; fi
     for s in $std_cxx; do
@@ -88,4 +104,5 @@ check only_kvmem_symbols_are_global only_kvmem_symbols
 check no_mutable_globals no_changing_globals
 check contents_name_every_section contents_match
 check sources_are_plain_text plain_text
+check functions_stand_where_split_awk_looks columns_hold
 finish header

@@ -4,6 +4,7 @@
 # exist. MODEL: examples/models/tiny.gguf if it is there, else ../shared/models/stories260K.bin.
 . tests/test.sh
 SHARED=../shared/models
+[ -n "$FULL" ] && QUICK=-O1 || QUICK="-O0 -DKVMEM_REFERENCE"
 cut_c_block() { awk '/^```c$/ { on = 1; next } /^```$/ { on = 0 } on' README.md; }
 cut_header_sample() { sed -n '/^   SAMPLE/,/^   DOES NOT/p' kvmem.h | sed '1d;$d' | sed 's/^     //'; }
 cut_minimal() { sed -n '/---- sample ----/,/---- end of sample ----/p' examples/minimal.c | sed '1d;$d'; }
@@ -18,7 +19,8 @@ same_sample() { # README's block and the header's text are the example's, blank 
 }
 build_sample() { # the cut text with the rest of minimal.c behind it
     (cut_c_block; sed '1,/---- end of sample ----/d' examples/minimal.c) > "$TMP/sample.c"
-    $CC -O1 -std=c99 -Wall -Wextra -Wpedantic -Werror -I. "$TMP/sample.c" -lm -o "$TMP/sample"
+    # shellcheck disable=SC2086
+    $CC $QUICK -std=c99 -Wall -Wextra -Wpedantic -Werror -I. "$TMP/sample.c" -lm -o "$TMP/sample"
 }
 tells() { # program model [tokenizer]: begins with the prompt and goes on
     prog=$1 model=$2
