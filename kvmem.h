@@ -55,6 +55,7 @@
      >>api_recipe         stages, entries and the one line of text that composes them
      >>api_profile        what is known of a model's heads and layers
      >>api_cache          the memory layer
+     >>api_store          episodes, kept in RAM and in a file
      >>api_diffusion      masked diffusion with cached layers
      >>api_recall         what is forgotten, what is believed, where it is found
      >>api_gguf           tensors and the GGUF container
@@ -178,6 +179,7 @@
      >>place              at which RoPE position is a kept key read?
      >>commit             the end of a block: segment, score, budget, reduce
      >>persistence        save, load, inspect
+     >>store              episodes, kept in RAM and in a file
      >>entropy            arithmetic coding of symbols under 16-bit models
      >>stream             a cache in a few bits a value, in chunks, at three levels
      >>stream_plan        which level of which chunk comes in time
@@ -1049,6 +1051,215 @@ struct kvmem_cache {
     kvmem_trace_fn trace;       /* kvmem_cache_trace; NULL: none */
     void *trace_user;
 };
+
+/* ==== >>api_store : episodes, kept in RAM and in a file =========================================== */
+
+/* KVMEM_EXPERIMENTAL: a store of episodes. An episode is a stretch of a stream: its text and token ids, K and V of its
+   entries in all lanes (keys before RoPE, so that they can be read at any position), vectors to find it by, and where
+   it comes from. Episodes live in three tiers: entries of a cache (kvmem_store_load), records in RAM, records in a
+   file. RAM and file have hard byte limits; what does not fit in RAM is read from the file again, least recently used
+   leaves first. Without a file RAM is all there is, and what does not fit is refused.
+   The file is a journal that only grows (until kvmem_store_compact): a call that has returned KVMEM_OK is in the file
+   and flushed to disk. A program that is killed loses nothing that was acknowledged and leaves nothing half-written
+   that could be read. One program writes at a time; others may open the file read_only and see what was there when
+   they opened it. On unix the writer holds a lock that the system releases when it dies. The plain C build (no unix)
+   has no lock and flushes to the system only: there the caller keeps a second writer away.
+   Times are the caller's numbers, in any unit: this library reads no clock. Section >>store has the format. */
+typedef enum kvmem_origin {
+    KVMEM_FROM_PROMPT, KVMEM_FROM_TOOL, KVMEM_FROM_USER, KVMEM_FROM_GENERATED, KVMEM_N_ORIGINS
+} kvmem_origin;
+enum {
+    KVMEM_ACCESS_FROZEN = 1,  /* read only: update, rollback and delete are refused */
+    KVMEM_ACCESS_ARCHIVED = 2 /* kept, but never found by search */
+    /* bits 8 and above are the caller's: see kvmem_store_query.access */
+};
+#define KVMEM_MAX_SOURCE 64
+#define KVMEM_MAX_PARENTS 4
+#define KVMEM_MAX_VECTORS 4
+
+/* What is known of an episode beside its content. The first part is the caller's, with zeros as defaults; what the
+   store knows follows and is ignored where the caller gives an episode. */
+typedef struct kvmem_episode {
+    kvmem_origin origin;
+    char source[KVMEM_MAX_SOURCE]; /* file, tool, speaker; NUL-terminated */
+    int32_t first;                 /* span in its stream: n tokens from position first. Taken from the */
+    int n;                         /* cache's positions where K and V come from a cache */
+    int64_t created, last_used, expires; /* the caller's time; expires 0: never; at or after it: never found */
+    int uses;
+    float strength;                /* of a forgetting curve, or any weight; finite */
+    int place;                     /* topic, cluster, speaker: any number >= 0 */
+    int priority;
+    unsigned access;               /* KVMEM_ACCESS_* */
+    int quarantine;                /* how often it was found suspicious; see kvmem_store_options.quarantine */
+    int n_parents;                 /* episodes that it was merged or derived from; they stay as they are */
+    uint64_t parent[KVMEM_MAX_PARENTS];
+    /* the store's */
+    uint64_t id;                   /* 1, 2, 3, ...: never given twice */
+    int version, n_versions;       /* 1, 2, ...; how many of them can be read */
+    int n_ids, n_vectors;
+    size_t text_bytes;
+    uint64_t text_hash;            /* FNV-1a of the text */
+    uint64_t bytes, row_bytes;     /* of its record; of K and V in it, 0: text only */
+    int resident;                  /* 1: its text, 2: its K and V are in RAM (bits) */
+    int damaged;                   /* 1: a checksum does not fit; it is shown by kvmem_store_at and refused otherwise */
+} kvmem_episode;
+
+typedef struct kvmem_vector {
+    char name[16];                 /* what made it: "mean", "bm25"; NUL-terminated */
+    int dim;                       /* 1..65536 */
+    const float *x;                /* (dim) finite; borrowed */
+} kvmem_vector;
+typedef struct kvmem_content {     /* all borrowed, all optional */
+    const int *ids;                /* (n_ids) token ids */
+    int n_ids;
+    const char *text;              /* (text_bytes) any bytes */
+    size_t text_bytes;
+    const kvmem_vector *vector;    /* (n_vectors) of different names */
+    int n_vectors;
+} kvmem_content;
+
+typedef struct kvmem_store_options {
+    uint64_t model_id;             /* a store belongs to one model */
+    const kvmem_shape *shape;      /* and shape (copied); NULL: as the file says (then nothing can be added from or
+                                      loaded into a cache that stores keys after RoPE without rotating them itself) */
+    const char *codec_k, *codec_v; /* of new records: any codec that stores single rows ("f32" is exact); NULL: f16 */
+    size_t ram_bytes;              /* hard ceiling of everything the store allocates; 0: none */
+    uint64_t file_bytes;           /* hard ceiling of the file; 0: none */
+    int read_only;                 /* 1: no lock, no change; what others add later is not seen */
+    int quarantine;                /* episodes whose counter is at least this are never found; default 1 */
+    const void *bytes;             /* path NULL: a store file's bytes (borrowed), read only; NULL: an empty store */
+    size_t size;
+    kvmem_allocator allocator;
+} kvmem_store_options;
+
+typedef struct kvmem_store_usage {
+    size_t index, text, rows, scratch, total; /* allocated now: metadata and vectors; texts; K and V */
+    size_t peak, limit;            /* of total; 0: no limit */
+    uint64_t file, file_limit;     /* the journal's bytes */
+    uint64_t live;                 /* of these: records of the episodes as they are now */
+} kvmem_store_usage;
+
+/* All fields are read-only for users. */
+typedef struct kvmem_store {
+    kvmem_error error;             /* of the last failed call */
+    int n;                         /* episodes */
+    uint64_t model_id;
+    int n_layers, n_heads, n_kv_heads, head_dim;
+    int read_only;
+    uint64_t torn;                 /* bytes of a torn tail that were dropped when it was opened */
+    uint64_t lost;                 /* bytes inside that belong to no record that can be recognised */
+    int damaged;                   /* episodes and changes that were found damaged when it was opened */
+    /* private */
+    kvmem_allocator a;
+    kvmem_shape shape;             /* arrays owned */
+    int has_shape;
+    void *shape_block;
+    size_t shape_bytes;
+    uint64_t hash, plain_hash;     /* of the shape, with its RoPE and without */
+    const kvmem_backend *backend;
+    struct kvmem__kept *kept;      /* (n) rising ids */
+    int cap;
+    struct kvmem__store_codec *codec; /* all in use; the first two are those of new records */
+    char codec_text[2][KVMEM_MAX_TEXT];
+    size_t live[4], total, peak, limit;
+    uint64_t file_limit, tick, next_id;
+    int quarantine;
+    /* the journal */
+    int backed, fd;                /* 1: records can be read again; -1: no file */
+    void *stream;                  /* FILE, where there is no unix */
+    const uint8_t *bytes;
+    char *path;
+    size_t path_bytes;
+    uint64_t size, end, seq;       /* of the file when opened; behind its last record; of that */
+    uint32_t chain, epoch;
+    int broken;                    /* 1: a compaction has failed half-way, nothing more is written */
+} kvmem_store;
+
+KVMEM_API kvmem_store_options kvmem_store_options_default(void);
+/* The options for episodes of this cache: its model_id and shape (borrowed). */
+KVMEM_API kvmem_store_options kvmem_store_options_of(const kvmem_cache *c);
+/* Open or begin a store. path NULL: in RAM only, or options->bytes. A store of another model, shape or version, a
+   file that is no store, one that another program writes: refused, s->error tells why, and s is zeroed otherwise.
+   A torn tail is dropped (s->torn), a damaged record is refused when it is asked for, the others can be read. */
+KVMEM_API kvmem_status kvmem_store_open(kvmem_store *s, const char *path, const kvmem_store_options *options);
+KVMEM_API void kvmem_store_close(kvmem_store *s); /* NULL and zeroed structs are fine */
+
+/* A new episode: *id (may be NULL). meta NULL: all zero. c: K and V of its entries at positions [from, to), whatever of
+   them each lane holds (an evicted cache gives what it kept); the cache must not be inside a block. c NULL: text only.
+   Keys that the cache stores before RoPE are taken as they are; others are turned back. Entries that stand for several
+   (KVMEM_WRITES_BIAS) are refused. On failure the store is as before. */
+KVMEM_API kvmem_status kvmem_store_add(kvmem_store *s, const kvmem_episode *meta, const kvmem_content *content,
+                                       const kvmem_cache *c, int32_t from, int32_t to, uint64_t *id);
+/* The same from rows: k (before RoPE), v (n_layers, meta->n, n_kv_heads, head_dim). */
+KVMEM_API kvmem_status kvmem_store_add_rows(kvmem_store *s, const kvmem_episode *meta, const kvmem_content *content,
+                                            const float *k, const float *v, uint64_t *id);
+/* A new version of an episode; older ones stay until kvmem_store_compact. meta NULL, content NULL, c NULL: that part
+   as in the version before. */
+KVMEM_API kvmem_status kvmem_store_update(kvmem_store *s, uint64_t id, const kvmem_episode *meta,
+                                          const kvmem_content *content, const kvmem_cache *c, int32_t from, int32_t to);
+/* An older version is the present one again, content and all, but for last_used, uses, strength and quarantine. */
+KVMEM_API kvmem_status kvmem_store_rollback(kvmem_store *s, uint64_t id, int version);
+/* Change what the caller says of an episode (the first part of kvmem_episode but first and n); no new version. */
+KVMEM_API kvmem_status kvmem_store_set(kvmem_store *s, uint64_t id, const kvmem_episode *meta);
+/* n episodes were used: uses + 1, last_used = now. They are flushed to disk together. */
+KVMEM_API kvmem_status kvmem_store_touch(kvmem_store *s, const uint64_t *ids, int n, int64_t now);
+KVMEM_API kvmem_status kvmem_store_delete(kvmem_store *s, uint64_t id);
+
+/* Metadata of an episode, or of its version (0: the present one); of the i-th of s->n by rising id. */
+KVMEM_API kvmem_status kvmem_store_get(kvmem_store *s, uint64_t id, int version, kvmem_episode *out);
+KVMEM_API kvmem_status kvmem_store_at(kvmem_store *s, int i, kvmem_episode *out);
+/* Its text, as snprintf: at most cap bytes and a NUL within cap, *n (may be NULL) the bytes of all. Its token ids: at
+   most cap, *n of all. A vector by name (NULL: the first): *dim (may be NULL); out NULL: the number only. */
+KVMEM_API kvmem_status kvmem_store_text(kvmem_store *s, uint64_t id, int version, char *out, size_t cap, size_t *n);
+KVMEM_API kvmem_status kvmem_store_ids(kvmem_store *s, uint64_t id, int version, int *out, int cap, int *n);
+KVMEM_API kvmem_status kvmem_store_vector(kvmem_store *s, uint64_t id, int version, const char *name, float *out,
+                                          int cap, int *dim);
+/* Rows of lane (layer, g): *n entries; k (before RoPE), v (n, head_dim), pos (n), each may be NULL; cap: entries that
+   they have room for. */
+KVMEM_API kvmem_status kvmem_store_rows(kvmem_store *s, uint64_t id, int version, int layer, int g, float *k, float *v,
+                                        int32_t *pos, int cap, int *n);
+/* Put an episode's entries behind those of a cache, through the cache's own codecs, with statistics of zero; as if
+   its n tokens had been read there. KVMEM_STORE_ORIGINAL: at their own positions, which must not be below the cache's
+   next one; KVMEM_STORE_PACKED: its first token at the cache's next position. *first (may be NULL) is where it begins.
+   Clear the cache first to assemble a new working set. On failure the cache's entries are as before. */
+typedef enum kvmem_store_place { KVMEM_STORE_ORIGINAL, KVMEM_STORE_PACKED } kvmem_store_place;
+KVMEM_API kvmem_status kvmem_store_load(kvmem_store *s, uint64_t id, kvmem_cache *c, kvmem_store_place place,
+                                        int32_t *first);
+
+/* Search: the k episodes whose vector `name` is nearest to x (dim), by dot product or cosine (0 for a zero vector);
+   best first, equal ones by rising id. Expired, archived, quarantined, damaged ones, those without such a vector of dim
+   floats and those that lack a bit of `access` are never found. *n: how many were. Flat: reads every vector. */
+typedef struct kvmem_store_query {
+    const char *name;              /* NULL: the first vector of each */
+    const float *x;
+    int dim, cosine;               /* default cosine 1 */
+    int64_t now;                   /* for expires */
+    int place;                     /* only of this place; default -1: any */
+    unsigned access;               /* bits that an episode must have; default 0 */
+} kvmem_store_query;
+typedef struct kvmem_store_hit { uint64_t id; float score; } kvmem_store_hit;
+KVMEM_API kvmem_store_query kvmem_store_query_default(void);
+KVMEM_API kvmem_status kvmem_store_search(kvmem_store *s, const kvmem_store_query *q, kvmem_store_hit *hits, int k,
+                                          int *n);
+KVMEM_API int kvmem_store_findable(const kvmem_store *s, const kvmem_episode *e, int64_t now); /* expired, ...: 0 */
+
+/* One episode as bytes (a store file of its own), and back under a new id, with version 1 and without parents. */
+KVMEM_API kvmem_status kvmem_store_export(kvmem_store *s, uint64_t id, kvmem_write_fn write, void *user);
+KVMEM_API kvmem_status kvmem_store_import(kvmem_store *s, const void *bytes, size_t size, uint64_t *id);
+/* All episodes as the bytes of a store file; history 0: their present versions only. Same store, same bytes. */
+KVMEM_API kvmem_status kvmem_store_save(kvmem_store *s, int history, kvmem_write_fn write, void *user);
+/* Write such a file beside the store's and put it in its place. Killed at any moment, one of the two is there. */
+KVMEM_API kvmem_status kvmem_store_compact(kvmem_store *s, int history);
+
+/* Read everything: every checksum and header, and that what they guard can be decoded. tell (may be NULL) gets a
+   sentence for each fault. KVMEM_OK if there is none, else KVMEM_BAD_FILE. */
+typedef struct kvmem_store_check {
+    int episodes, versions, faults;
+    uint64_t bytes, torn, lost;    /* read; as in kvmem_store */
+} kvmem_store_check;
+KVMEM_API kvmem_status kvmem_store_verify(kvmem_store *s, kvmem_store_check *out,
+                                          void (*tell)(void *user, uint64_t id, const char *fault), void *user);
+KVMEM_API void kvmem_store_bytes(const kvmem_store *s, kvmem_store_usage *out); /* counted bytes */
 
 /* ==== >>api_diffusion : masked diffusion with cached layers ====================================== */
 
@@ -23105,6 +23316,2214 @@ KVMEM_API kvmem_status kvmem_cache_load_file(kvmem_cache *c, const char *path) {
 }
 #endif
 
+/* ==== >>store : episodes, kept in RAM and in a file ===============================================
+   MemOS: A Memory OS for AI System, Li 2025, arXiv 2507.03724 (MemCube: what is known of a unit of memory). Code: the
+   items of MemTensor/MemOS, which hold K and V with their positions in them and are concatenated as they are; here
+   keys are kept before RoPE, so that episodes can be put one behind the other.
+
+   A journal, little-endian, whatever the host:
+
+       file     head  head (again)  record  record  ...
+       head     "kvmem-e\n"  u32 version  u32 layers  u32 heads  u32 kv_heads  u32 head_dim  u32 0  u64 model_id
+                u64 hash of the shape  u64 the same without RoPE  u64 first id that was never given  u32 CRC-32 of it
+       record   mark  part A  part B  part C  mark (again, as "kvef")
+       mark     "kver"  u32 type  u64 number  u64 offset of the record in the file  u64 id  u32 version  u32 epoch
+                u32 bytes of A  u32 of B  u64 of C  u32 CRC-32 of A  of B  of C  u32 chain
+                u32 CRC-32 of the mark from type on
+       A        metadata (kvmem__meta_put), then vectors: u32 name bytes  name  u32 dim  f32s
+       B        u32 n_ids  u32 ids...  text
+       C        u32 text bytes of K's codec  text  the same of V's  i32 first  u32 n  u32 flags (1: every lane has all
+                n; 2: keys as they were read)  (lanes) u32 entries and their positions u32, unless flag 1
+                (lanes) coded rows of K, then of V
+       types    1 episode: version of id;  2 set: A replaces the metadata;  3 delete;  4 rollback to version, A as in 2
+
+   chain is the CRC of the mark before, number is one more than there, epoch never falls and is one more for every
+   program that writes and after every failed write: so bytes that an overwritten tail has left behind cannot pass for
+   a record, even where they once were one. A record counts if its first mark does and its last, or if one of them and
+   all its parts do: one changed byte in a mark costs nothing, one in a part costs that part, and what comes behind is
+   found in any case. A tail in which no record is complete is dropped: the next record is written over it.
+   Parts B and C come into RAM when they are asked for, checked, and leave again, least recently used first.
+   Head and metadata of an episode with a source name of 63 bytes and four parents have 255 bytes.
+   Uses: errors, numerics, codecs, cache, persistence, recipes. */
+#define KVMEM__STORE_VERSION 1u
+#define KVMEM__STORE_HEAD 68u
+#define KVMEM__STORE_BEGIN (2u * KVMEM__STORE_HEAD)
+#define KVMEM__MARK 76u
+#define KVMEM__META 84u /* bytes before parents and source */
+#define KVMEM__STORE_TOKENS (1 << 24) /* most tokens of an episode */
+enum { KVMEM__REC_EPISODE = 1, KVMEM__REC_SET, KVMEM__REC_DELETE, KVMEM__REC_ROLLBACK };
+
+typedef struct kvmem__record {
+    int type;
+    uint64_t seq, at, id, size[3];
+    uint32_t version, epoch, crc[3], chain, crc_mark;
+} kvmem__record;
+typedef struct kvmem__ep_part { uint8_t *p; size_t size; uint64_t at, tick; uint32_t crc; int pinned; } kvmem__ep_part;
+typedef struct kvmem__ep_version { int version, damaged; kvmem__ep_part part[3]; uint64_t record; } kvmem__ep_version;
+typedef struct kvmem__kept {
+    kvmem_episode meta;
+    kvmem__ep_version *ver; /* (n_ver) as they were written */
+    int n_ver, cap_ver, cur;
+} kvmem__kept;
+typedef struct kvmem__store_codec {
+    kvmem_codec_use use;
+    kvmem_choice choice;
+    size_t bytes;
+    struct kvmem__store_codec *next;
+} kvmem__store_codec;
+
+/* --- memory: kinds are 0 index, 1 text, 2 rows, 3 scratch --- */
+static const char *kvmem__store_name(const kvmem_store *s) { return s->path ? s->path : "store"; }
+/* The least recently used part that can be read again leaves. 0: there is none. */
+static int kvmem__store_evict(kvmem_store *s) {
+    kvmem__ep_part *least = NULL;
+    int i, v, k, kind = 0;
+    for (i = 0; s->backed && i < s->n; i++)
+        for (v = 0; v < s->kept[i].n_ver; v++)
+            for (k = 0; k < 3; k++) {
+                kvmem__ep_part *p = &s->kept[i].ver[v].part[k];
+                if (!p->p || p->pinned || (k == 0 && v == s->kept[i].cur)) continue;
+                if (least && least->tick <= p->tick) continue;
+                least = p;
+                kind = k;
+            }
+    if (!least) return 0;
+    kvmem__release(&s->a, least->p, least->size);
+    s->live[kind] -= least->size;
+    s->total -= least->size;
+    least->p = NULL;
+    return 1;
+}
+static void *kvmem__store_take(kvmem_store *s, int kind, size_t size, const char *what) {
+    void *p;
+    while (s->limit && (size > s->limit || s->total > s->limit - size))
+        if (size > s->limit || !kvmem__store_evict(s)) {
+            kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "%s needs %zu bytes more; %zu of the limit of %zu bytes are in "
+                        "use", what, size, s->total, s->limit);
+            return NULL;
+        }
+    p = kvmem__alloc(&s->a, size);
+    if (!p) {
+        kvmem__fail(&s->error, KVMEM_NO_MEMORY, "%s: the allocator gave no %zu bytes", what, size);
+        return NULL;
+    }
+    s->live[kind] += size;
+    s->total += size;
+    s->peak = KVMEM__MAX(s->peak, s->total);
+    return p;
+}
+static void kvmem__store_give(kvmem_store *s, int kind, void *p, size_t size) {
+    if (!p) return;
+    kvmem__release(&s->a, p, size);
+    s->live[kind] -= size;
+    s->total -= size;
+}
+/* Room for one more element of an array of *cap elements, n of them used. */
+static void *kvmem__store_grow(kvmem_store *s, void *old, int n, int *cap, size_t each, const char *what) {
+    const int more = n < 4 ? 4 : n > INT_MAX / 2 ? 0 : n + n / 2;
+    size_t size;
+    void *p;
+    if (n < *cap) return old;
+    if (!more || !kvmem__mul((size_t)more, each, &size)) {
+        kvmem__fail(&s->error, KVMEM_NO_MEMORY, "%s: too many", what);
+        return NULL;
+    }
+    p = kvmem__store_take(s, 0, size, what);
+    if (!p) return NULL;
+    if (n) memcpy(p, old, (size_t)n * each);
+    kvmem__store_give(s, 0, old, (size_t)*cap * each);
+    *cap = more;
+    return p;
+}
+
+/* --- the file: plain reads and writes at offsets --- */
+#ifndef KVMEM_NO_STDIO
+#if defined(__unix__) || (defined(__APPLE__) && defined(__MACH__))
+#define KVMEM__UNIX 1
+#else
+#define KVMEM__UNIX 0
+#endif
+#else
+#define KVMEM__UNIX 0
+#endif
+#if KVMEM__UNIX
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+#if defined(__STRICT_ANSI__) && !defined(__cplusplus)
+extern int fsync(int fd); /* strict C headers do not show it */
+#endif
+#if !defined(F_OFD_SETLK) && defined(__linux__)
+#define KVMEM__SETLK 37   /* F_OFD_SETLK: the lock belongs to this opening of the file, not to the process */
+#elif defined(F_OFD_SETLK)
+#define KVMEM__SETLK F_OFD_SETLK
+#else
+#define KVMEM__SETLK F_SETLK
+#endif
+static int kvmem__file_lock(int fd) { /* 0: locked */
+    struct flock l;
+    memset(&l, 0, sizeof l);
+    l.l_type = F_WRLCK;
+    l.l_whence = SEEK_SET;
+    if (fcntl(fd, KVMEM__SETLK, &l) == 0) return 0;
+    return errno == EINVAL ? fcntl(fd, F_SETLK, &l) : -1;
+}
+static int kvmem__file_open(kvmem_store *s, const char *path, int writes, int fresh) {
+    const int flags = (writes ? O_RDWR | O_CREAT : O_RDONLY) | (fresh ? O_TRUNC : 0);
+    s->fd = open(path, flags, 0666);
+    return s->fd >= 0;
+}
+static void kvmem__file_close(kvmem_store *s) {
+    if (s->fd >= 0) close(s->fd);
+    s->fd = -1;
+}
+static int kvmem__file_size(kvmem_store *s, uint64_t *size) {
+    const off_t end = lseek(s->fd, 0, SEEK_END);
+    if (end < 0) return 0;
+    *size = (uint64_t)end;
+    return 1;
+}
+static int kvmem__file_seek(kvmem_store *s, uint64_t at) {
+    const off_t to = (off_t)at;
+    return to >= 0 && (uint64_t)to == at && lseek(s->fd, to, SEEK_SET) == to;
+}
+static int kvmem__file_read(kvmem_store *s, uint64_t at, void *out, size_t n) {
+    uint8_t *p = (uint8_t *)out;
+    if (!kvmem__file_seek(s, at)) return 0;
+    while (n) {
+        const ssize_t got = read(s->fd, p, n < ((size_t)1 << 30) ? n : (size_t)1 << 30);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) return 0;
+        p += got;
+        n -= (size_t)got;
+    }
+    return 1;
+}
+static int kvmem__file_write(kvmem_store *s, const void *bytes, size_t n) {
+    const uint8_t *p = (const uint8_t *)bytes;
+    while (n) {
+        const ssize_t put = write(s->fd, p, n < ((size_t)1 << 30) ? n : (size_t)1 << 30);
+        if (put < 0 && errno == EINTR) continue;
+        if (put <= 0) return 0;
+        p += put;
+        n -= (size_t)put;
+    }
+    return 1;
+}
+static int kvmem__file_flush(kvmem_store *s) {
+    int r;
+    do r = fsync(s->fd); while (r < 0 && errno == EINTR);
+    return r == 0 || errno == EINVAL; /* a device that cannot */
+}
+/* Is what lies at path the file that is open? It may have been replaced before the lock was there. */
+static int kvmem__file_same(kvmem_store *s, const char *path) {
+    struct stat a, b;
+    return fstat(s->fd, &a) == 0 && stat(path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+#elif !defined(KVMEM_NO_STDIO)
+static int kvmem__file_lock(int fd) { (void)fd; return 0; }
+static int kvmem__file_open(kvmem_store *s, const char *path, int writes, int fresh) {
+    FILE *f = fresh ? fopen(path, "w+b") : fopen(path, writes ? "r+b" : "rb");
+    if (!f && writes && !fresh) f = fopen(path, "w+b");
+    s->stream = f;
+    return f != NULL;
+}
+static void kvmem__file_close(kvmem_store *s) {
+    if (s->stream) fclose((FILE *)s->stream);
+    s->stream = NULL;
+}
+static int kvmem__file_size(kvmem_store *s, uint64_t *size) {
+    FILE *f = (FILE *)s->stream;
+    const long end = fseek(f, 0, SEEK_END) ? -1 : ftell(f);
+    if (end < 0) return 0;
+    *size = (uint64_t)end;
+    return 1;
+}
+static int kvmem__file_seek(kvmem_store *s, uint64_t at) {
+    return at <= LONG_MAX && fseek((FILE *)s->stream, (long)at, SEEK_SET) == 0;
+}
+static int kvmem__file_read(kvmem_store *s, uint64_t at, void *out, size_t n) {
+    return kvmem__file_seek(s, at) && fread(out, 1, n, (FILE *)s->stream) == n;
+}
+static int kvmem__file_write(kvmem_store *s, const void *bytes, size_t n) {
+    return fwrite(bytes, 1, n, (FILE *)s->stream) == n;
+}
+static int kvmem__file_flush(kvmem_store *s) { return fflush((FILE *)s->stream) == 0; }
+static int kvmem__file_same(kvmem_store *s, const char *path) { (void)s; (void)path; return 1; }
+#endif
+/* n bytes of the journal; they lie inside its size. */
+static kvmem_status kvmem__store_read(kvmem_store *s, uint64_t at, void *out, size_t n) {
+    if (s->bytes) {
+        if (at > s->size || n > s->size - at) return KVMEM_BAD_FILE;
+        memcpy(out, s->bytes + at, n);
+        return KVMEM_OK;
+    }
+#ifndef KVMEM_NO_STDIO
+    if (kvmem__file_read(s, at, out, n)) return KVMEM_OK;
+#endif
+    return kvmem__fail(&s->error, KVMEM_IO, "%s: reading %zu bytes failed", kvmem__store_name(s), n);
+}
+
+/* --- marks and heads --- */
+static void kvmem__mark_put(uint8_t *b, const kvmem__record *r, int last) {
+    int i;
+    memcpy(b, last ? "kvef" : "kver", 4);
+    kvmem__put32(b + 4, (uint32_t)r->type);
+    kvmem__put64(b + 8, r->seq);
+    kvmem__put64(b + 16, r->at);
+    kvmem__put64(b + 24, r->id);
+    kvmem__put32(b + 32, r->version);
+    kvmem__put32(b + 36, r->epoch);
+    kvmem__put32(b + 40, (uint32_t)r->size[0]);
+    kvmem__put32(b + 44, (uint32_t)r->size[1]);
+    kvmem__put64(b + 48, r->size[2]);
+    for (i = 0; i < 3; i++) kvmem__put32(b + 56 + 4 * i, r->crc[i]);
+    kvmem__put32(b + 68, r->chain);
+    kvmem__put32(b + 72, kvmem__crc32(0, b + 4, 68));
+}
+static int kvmem__mark_get(const uint8_t *b, kvmem__record *r, int last) {
+    int i;
+    if (memcmp(b, last ? "kvef" : "kver", 4) || kvmem__crc32(0, b + 4, 68) != kvmem__le32(b + 72)) return 0;
+    r->type = (int)(kvmem__le32(b + 4) & 0x7fffffffu);
+    r->seq = kvmem__le64(b + 8);
+    r->at = kvmem__le64(b + 16);
+    r->id = kvmem__le64(b + 24);
+    r->version = kvmem__le32(b + 32);
+    r->epoch = kvmem__le32(b + 36);
+    r->size[0] = kvmem__le32(b + 40);
+    r->size[1] = kvmem__le32(b + 44);
+    r->size[2] = kvmem__le64(b + 48);
+    for (i = 0; i < 3; i++) r->crc[i] = kvmem__le32(b + 56 + 4 * i);
+    r->chain = kvmem__le32(b + 68);
+    r->crc_mark = kvmem__le32(b + 72);
+    return r->type >= KVMEM__REC_EPISODE && r->type <= KVMEM__REC_ROLLBACK && r->id >= 1 && r->id < UINT64_MAX &&
+           r->version >= 1 && r->version < 0x7fffffffu && r->size[2] < (uint64_t)1 << 62;
+}
+static uint64_t kvmem__record_size(const kvmem__record *r) {
+    return 2 * KVMEM__MARK + r->size[0] + r->size[1] + r->size[2];
+}
+static void kvmem__store_head(const kvmem_store *s, uint8_t *b) {
+    memcpy(b, "kvmem-e\n", 8);
+    kvmem__put32(b + 8, KVMEM__STORE_VERSION);
+    kvmem__put32(b + 12, (uint32_t)s->n_layers);
+    kvmem__put32(b + 16, (uint32_t)s->n_heads);
+    kvmem__put32(b + 20, (uint32_t)s->n_kv_heads);
+    kvmem__put32(b + 24, (uint32_t)s->head_dim);
+    kvmem__put32(b + 28, 0);
+    kvmem__put64(b + 32, s->model_id);
+    kvmem__put64(b + 40, s->hash);
+    kvmem__put64(b + 48, s->plain_hash);
+    kvmem__put64(b + 56, s->next_id);
+    kvmem__put32(b + 64, kvmem__crc32(0, b, 64));
+}
+
+/* --- codecs of rows --- */
+static void kvmem__put_choice(kvmem__text *t, const kvmem_choice *c, const kvmem_amount *amount);
+/* The codec of this text for K (side 0) or V, made if it is new. */
+static kvmem__store_codec *kvmem__store_use(kvmem_store *s, int side, const char *text) {
+    kvmem__store_codec *u;
+    kvmem_choice ch;
+    const kvmem_codec *codec;
+    kvmem_codec_use use;
+    size_t bytes;
+    if (kvmem__parse_choice(&ch, (kvmem_stage)(KVMEM_CODEC_K + side), text, &s->error) != KVMEM_OK) return NULL;
+    for (u = s->codec; u; u = u->next)
+        if (kvmem__same_choice(&u->choice, &ch)) return u;
+    codec = (const kvmem_codec *)(const void *)ch.entry;
+    kvmem__resolve_codec(&use, &ch, s->backend, s->head_dim);
+    if (kvmem__waits(&use) || (codec->flags & (KVMEM_CODEC_SHARED | (side ? KVMEM_CODEC_KEYS : KVMEM_CODEC_VALUES)))) {
+        kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "codec.%c=%s: episodes are stored by codecs that code single rows, "
+                    "as f32, f16, q8_0, q4_0 do", side ? 'v' : 'k', text);
+        return NULL;
+    }
+    bytes = KVMEM__ALIGN16(sizeof *u) + use.table_bytes;
+    u = (kvmem__store_codec *)kvmem__store_take(s, 0, bytes, "a codec");
+    if (!u) return NULL;
+    memset(u, 0, bytes);
+    u->use = use;
+    u->choice = ch;
+    u->bytes = bytes;
+    if (use.table_bytes) {
+        u->use.table = (uint8_t *)(void *)u + KVMEM__ALIGN16(sizeof *u);
+        u->use.fn.build(u->use.par, u->use.d, u->use.table);
+    }
+    u->next = s->codec;
+    s->codec = u;
+    return u;
+}
+
+/* --- part A: metadata and vectors --- */
+/* Bytes of the metadata; to b unless it is NULL. */
+static size_t kvmem__meta_put(uint8_t *b, const kvmem_episode *e) {
+    const size_t source = strlen(e->source);
+    int i;
+    if (!b) return KVMEM__META + 8 * (size_t)e->n_parents + source;
+    kvmem__put32(b, (uint32_t)e->first);
+    kvmem__put32(b + 4, (uint32_t)e->n);
+    kvmem__put64(b + 8, (uint64_t)e->created);
+    kvmem__put64(b + 16, (uint64_t)e->last_used);
+    kvmem__put64(b + 24, (uint64_t)e->expires);
+    kvmem__put32(b + 32, (uint32_t)e->uses);
+    kvmem__putf32(b + 36, e->strength);
+    kvmem__put32(b + 40, (uint32_t)e->place);
+    kvmem__put32(b + 44, (uint32_t)e->priority);
+    kvmem__put32(b + 48, (uint32_t)e->origin);
+    kvmem__put32(b + 52, (uint32_t)e->access);
+    kvmem__put32(b + 56, (uint32_t)e->quarantine);
+    kvmem__put64(b + 60, e->text_hash);
+    kvmem__put32(b + 68, (uint32_t)e->n_ids);
+    kvmem__put32(b + 72, (uint32_t)e->text_bytes);
+    kvmem__put16(b + 76, (uint16_t)e->n_parents);
+    kvmem__put16(b + 78, (uint16_t)source);
+    kvmem__put32(b + 80, (uint32_t)e->n_vectors);
+    for (i = 0; i < e->n_parents; i++) kvmem__put64(b + KVMEM__META + 8 * i, e->parent[i]);
+    memcpy(b + KVMEM__META + 8 * e->n_parents, e->source, source);
+    return KVMEM__META + 8 * (size_t)e->n_parents + source;
+}
+static const char *kvmem__meta_fault(const kvmem_episode *e) { /* NULL: none */
+    if (e->n < 0 || e->n > KVMEM__STORE_TOKENS || e->first < 0 || e->first > INT32_MAX - 1 - e->n) return "token span";
+    if ((unsigned)e->origin >= (unsigned)KVMEM_N_ORIGINS) return "origin";
+    if (e->uses < 0 || e->quarantine < 0 || e->place < 0) return "uses, place or quarantine";
+    if (!(e->strength - e->strength == 0.0f)) return "strength";
+    if (e->n_parents < 0 || e->n_parents > KVMEM_MAX_PARENTS) return "number of parents";
+    if (!memchr(e->source, 0, sizeof e->source)) return "source name";
+    return NULL;
+}
+/* The metadata at the front of part A (n bytes); *used: theirs. 0: they cannot be. */
+static int kvmem__meta_get(const uint8_t *b, size_t n, kvmem_episode *e, size_t *used) {
+    unsigned source, i;
+    memset(e, 0, sizeof *e);
+    if (n < KVMEM__META) return 0;
+    e->first = (int32_t)kvmem__le32(b);
+    e->n = (int)kvmem__le32(b + 4);
+    e->created = (int64_t)kvmem__le64(b + 8);
+    e->last_used = (int64_t)kvmem__le64(b + 16);
+    e->expires = (int64_t)kvmem__le64(b + 24);
+    e->uses = (int)kvmem__le32(b + 32);
+    e->strength = kvmem__lef32(b + 36);
+    e->place = (int)kvmem__le32(b + 40);
+    e->priority = (int)kvmem__le32(b + 44);
+    if (kvmem__le32(b + 48) >= (uint32_t)KVMEM_N_ORIGINS) return 0;
+    e->origin = (kvmem_origin)kvmem__le32(b + 48);
+    e->access = (unsigned)kvmem__le32(b + 52);
+    e->quarantine = (int)kvmem__le32(b + 56);
+    e->text_hash = kvmem__le64(b + 60);
+    e->n_ids = (int)kvmem__le32(b + 68);
+    e->text_bytes = kvmem__le32(b + 72);
+    e->n_parents = kvmem__le16(b + 76);
+    source = kvmem__le16(b + 78);
+    e->n_vectors = (int)kvmem__le32(b + 80);
+    if (e->n_ids < 0 || e->n_vectors < 0 || e->n_vectors > KVMEM_MAX_VECTORS || e->n_parents > KVMEM_MAX_PARENTS ||
+        source >= KVMEM_MAX_SOURCE || n < KVMEM__META + 8 * (size_t)e->n_parents + source)
+        return 0;
+    for (i = 0; i < (unsigned)e->n_parents; i++) e->parent[i] = kvmem__le64(b + KVMEM__META + 8 * i);
+    memcpy(e->source, b + KVMEM__META + 8 * e->n_parents, source);
+    *used = KVMEM__META + 8 * (size_t)e->n_parents + source;
+    return !kvmem__meta_fault(e) && strlen(e->source) == source;
+}
+/* Vector i of part A, or the one of this name (i < 0; NULL: the first): where its floats begin. NULL: none. */
+static const uint8_t *kvmem__vector_at(const uint8_t *a, size_t size, int i, const char *name, size_t *dim) {
+    kvmem_episode e;
+    kvmem__in in;
+    size_t used;
+    int v;
+    if (!a || !kvmem__meta_get(a, size, &e, &used)) return NULL;
+    in.p = a + used;
+    in.left = size - used;
+    in.bad = 0;
+    for (v = 0; v < e.n_vectors; v++) {
+        const size_t len = kvmem__in_u32(&in);
+        const uint8_t *word = kvmem__in_bytes(&in, len), *x;
+        *dim = kvmem__in_u32(&in);
+        x = *dim <= in.left / 4 ? kvmem__in_bytes(&in, 4 * *dim) : NULL;
+        if (!word || !x || len >= 16 || *dim < 1 || *dim > 65536) return NULL;
+        if (i < 0 ? !name || (strlen(name) == len && !memcmp(name, word, len)) : v == i) return x;
+    }
+    return NULL;
+}
+static kvmem_status kvmem__check_content(kvmem_store *s, const kvmem_content *x) {
+    int i, j;
+    if (x->n_ids < 0 || (x->n_ids && !x->ids) || (x->text_bytes && !x->text) || x->n_ids > KVMEM__STORE_TOKENS ||
+        x->text_bytes > (size_t)1 << 30)
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "an episode of %d token ids and %zu bytes of text: missing "
+                           "or too many", x->n_ids, x->text_bytes);
+    if (x->n_vectors < 0 || x->n_vectors > KVMEM_MAX_VECTORS || (x->n_vectors && !x->vector))
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "an episode has 0..%d vectors, not %d", KVMEM_MAX_VECTORS,
+                           x->n_vectors);
+    for (i = 0; i < x->n_vectors; i++) {
+        const kvmem_vector *v = &x->vector[i];
+        if (!memchr(v->name, 0, sizeof v->name) || v->dim < 1 || v->dim > 65536 || !v->x)
+            return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "vector %d of an episode: a name of at most 15 bytes and "
+                               "1..65536 numbers", i);
+        for (j = 0; j < i; j++)
+            if (!strcmp(v->name, x->vector[j].name))
+                return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "two vectors of an episode are called %s", v->name);
+        for (j = 0; j < v->dim; j++)
+            if (!(v->x[j] - v->x[j] == 0.0f))
+                return kvmem__fail(&s->error, KVMEM_BAD_VALUE, "vector %s of an episode: number %d is not finite",
+                                   v->name, j);
+    }
+    return KVMEM_OK;
+}
+/* Part A of an episode with these vectors, or with the n_vectors whose bytes stand at old. */
+static kvmem_status kvmem__make_a(kvmem_store *s, const kvmem_episode *e, const kvmem_content *x, const uint8_t *old,
+                                  size_t old_bytes, kvmem__ep_part *out) {
+    size_t size = kvmem__meta_put(NULL, e) + old_bytes;
+    uint8_t *b;
+    int i, j;
+    for (i = 0; x && i < x->n_vectors; i++) size += 8 + strlen(x->vector[i].name) + 4 * (size_t)x->vector[i].dim;
+    out->p = b = (uint8_t *)kvmem__store_take(s, 0, size, "an episode's metadata");
+    out->size = size;
+    if (!b) return s->error.status;
+    b += kvmem__meta_put(b, e);
+    if (old_bytes) memcpy(b, old, old_bytes);
+    for (i = 0; x && i < x->n_vectors; i++) {
+        const kvmem_vector *v = &x->vector[i];
+        const size_t len = strlen(v->name);
+        kvmem__put32(b, (uint32_t)len);
+        memcpy(b + 4, v->name, len);
+        kvmem__put32(b + 4 + len, (uint32_t)v->dim);
+        b += 8 + len;
+        for (j = 0; j < v->dim; j++, b += 4) kvmem__putf32(b, v->x[j]);
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__make_b(kvmem_store *s, const kvmem_content *x, kvmem__ep_part *out) {
+    uint8_t *b;
+    int i;
+    out->size = 4 + 4 * (size_t)x->n_ids + x->text_bytes;
+    out->p = b = (uint8_t *)kvmem__store_take(s, 1, out->size, "an episode's text");
+    if (!b) return s->error.status;
+    kvmem__put32(b, (uint32_t)x->n_ids);
+    for (i = 0; i < x->n_ids; i++) kvmem__put32(b + 4 + 4 * i, (uint32_t)x->ids[i]);
+    if (x->text_bytes) memcpy(b + 4 + 4 * (size_t)x->n_ids, x->text, x->text_bytes);
+    return KVMEM_OK;
+}
+
+/* --- part C: rows --- */
+typedef struct kvmem__ep_rows { /* part C, opened */
+    const kvmem__store_codec *codec[2];
+    int32_t first;
+    int n, flags, lanes;
+    const uint8_t *counts, *pos, *rows; /* counts and pos NULL with flag 1 */
+} kvmem__ep_rows;
+static int kvmem__rows_count(const kvmem__ep_rows *r, int lane) {
+    return r->counts ? (int)kvmem__le32(r->counts + 4 * (size_t)lane) : r->n;
+}
+/* Where lane's positions and rows begin: entries before it. */
+static size_t kvmem__rows_before(const kvmem__ep_rows *r, int lane) {
+    size_t sum = 0;
+    int i;
+    if (!r->counts) return (size_t)lane * (size_t)r->n;
+    for (i = 0; i < lane; i++) sum += kvmem__le32(r->counts + 4 * (size_t)i);
+    return sum;
+}
+static int32_t kvmem__rows_pos(const kvmem__ep_rows *r, size_t before, int t) {
+    return r->counts ? (int32_t)kvmem__le32(r->pos + 4 * (before + (size_t)t)) : r->first + t;
+}
+static kvmem_coded kvmem__rows_coded(const kvmem__ep_rows *r, size_t before, int count, int side) {
+    const size_t k = r->codec[0]->use.row_bytes, v = r->codec[1]->use.row_bytes;
+    union { const uint8_t *c; uint8_t *p; } at; /* only read */
+    at.c = r->rows + before * (k + v) + (side ? (size_t)count * k : 0);
+    return kvmem__coded_of(&r->codec[side]->use, NULL, NULL, 0, at.p, count);
+}
+static kvmem_status kvmem__rows_fault(kvmem_store *s, uint64_t id, const char *what) {
+    return kvmem__fail(&s->error, KVMEM_BAD_FILE, "%s: K and V of episode %llu: %s", kvmem__store_name(s),
+                       (unsigned long long)id, what);
+}
+/* Are the lanes' counts and positions what they may be? *entries of all. */
+static int kvmem__rows_places(const kvmem__ep_rows *r, kvmem__in *in, size_t *entries) {
+    size_t before = 0;
+    int i, t;
+    *entries = 0;
+    for (i = 0; i < r->lanes; i++) {
+        const uint32_t n = kvmem__le32(r->counts + 4 * (size_t)i);
+        if (n > (uint32_t)r->n) return 0;
+        *entries += n;
+    }
+    if (*entries > in->left / 4 || !kvmem__in_bytes(in, 4 * *entries)) return 0;
+    for (i = 0; i < r->lanes; i++) {
+        const int n = kvmem__rows_count(r, i);
+        int64_t last = (int64_t)r->first - 1;
+        for (t = 0; t < n; t++) {
+            const int64_t pos = kvmem__le32(r->pos + 4 * (before + (size_t)t));
+            if (pos <= last || pos >= (int64_t)r->first + r->n) return 0;
+            last = pos;
+        }
+        before += (size_t)n;
+    }
+    return 1;
+}
+static kvmem_status kvmem__rows_open(kvmem_store *s, uint64_t id, const uint8_t *p, size_t size, kvmem__ep_rows *r) {
+    char text[KVMEM_MAX_TEXT];
+    size_t entries = 0, total = 0, row, before = 0;
+    kvmem__in in;
+    int i, side;
+    memset(r, 0, sizeof *r);
+    in.p = p;
+    in.left = size;
+    in.bad = 0;
+    for (side = 0; side < 2; side++) {
+        const size_t len = kvmem__in_u32(&in);
+        const uint8_t *word = len < sizeof text ? kvmem__in_bytes(&in, len) : NULL;
+        if (!word) return kvmem__rows_fault(s, id, "no codec is named");
+        memcpy(text, word, len);
+        text[len] = 0;
+        if (strlen(text) != len) return kvmem__rows_fault(s, id, "no codec is named");
+        r->codec[side] = kvmem__store_use(s, side, text);
+        if (!r->codec[side]) return s->error.status;
+    }
+    r->first = (int32_t)kvmem__in_u32(&in);
+    r->n = (int)kvmem__in_u32(&in);
+    r->flags = (int)(kvmem__in_u32(&in) & 0x7fffffffu);
+    r->lanes = s->n_layers * s->n_kv_heads;
+    if (in.bad || r->flags > 3 || r->n < 1 || r->n > KVMEM__STORE_TOKENS || r->first < 0 ||
+        r->first > INT32_MAX - 1 - r->n)
+        return kvmem__rows_fault(s, id, "a span that cannot be");
+    if (!(r->flags & 1)) {
+        r->counts = kvmem__in_bytes(&in, 4 * (size_t)r->lanes);
+        r->pos = in.p;
+        if (!r->counts || !kvmem__rows_places(r, &in, &entries))
+            return kvmem__rows_fault(s, id, "positions that do not rise in its span");
+    } else if (!kvmem__mul((size_t)r->lanes, (size_t)r->n, &entries)) entries = SIZE_MAX;
+    row = r->codec[0]->use.row_bytes + r->codec[1]->use.row_bytes;
+    r->rows = in.p;
+    if (!kvmem__mul(entries, row, &total) || total != in.left) return kvmem__rows_fault(s, id, "rows cut or too many");
+    for (i = 0; i < r->lanes; before += (size_t)kvmem__rows_count(r, i), i++)
+        for (side = 0; side < 2; side++) {
+            const kvmem_coded b = kvmem__rows_coded(r, before, kvmem__rows_count(r, i), side);
+            if (b.n && r->codec[side]->use.fn.valid && !r->codec[side]->use.fn.valid(&b))
+                return kvmem__rows_fault(s, id, "rows with numbers that are out of range");
+        }
+    return KVMEM_OK;
+}
+/* Turn keys x (n, d) of a layer to their positions by the store's RoPE, or back. */
+static void kvmem__store_turn(const kvmem_store *s, int layer, float *x, int n, const int32_t *pos, int back) {
+    const kvmem_rope *r = &s->shape.rope[layer];
+    int t, i;
+    for (t = 0; t < n; t++, x += s->head_dim) {
+        const int32_t at = back ? -pos[t] : pos[t];
+        s->backend->rope(x, x, 1, 1, s->head_dim, r, &at, !back, 1);
+        for (i = 0; back && i < r->n_rot; i++) x[i] /= r->mscale;
+    }
+}
+/* Where rows come from: entries of a cache at [from, from + n), or arrays. */
+typedef struct kvmem__ep_source {
+    const kvmem_cache *c;
+    const float *k, *v;
+    int32_t from;
+    int n, bound; /* 1: keys stay as they are read, for nobody knows their RoPE */
+} kvmem__ep_source;
+static int kvmem__in_span(int32_t pos, const kvmem__ep_source *from) {
+    return pos >= from->from && pos - from->from < from->n;
+}
+/* Entries of lane i of the source; *place (n) their positions if it is given, rising. */
+static int kvmem__source_count(const kvmem__ep_source *from, int i) {
+    const kvmem_cache *c = from->c;
+    const int all = c->shape.n_layers * c->shape.n_kv_heads;
+    const kvmem_lane *ln = &c->lane[i];
+    int t, n = kvmem__lane_find(ln, from->from + from->n) - kvmem__lane_find(ln, from->from);
+    if (c->n_lanes > all)
+        for (ln += all, t = 0; t < ln->n; t++) n += kvmem__in_span(kvmem__lane_pos(ln, t), from);
+    return n;
+}
+static int kvmem__source_biased(const kvmem__ep_source *from) {
+    const kvmem_cache *c = from->c;
+    int i, j, t;
+    for (i = 0; (c->reads & KVMEM_WRITES_BIAS) && i < c->n_lanes; i++)
+        for (j = 0; j < c->lane[i].n_pages; j++)
+            for (t = 0; t < kvmem__page_rows(&c->lane[i], j); t++)
+                if (kvmem__in_span(c->lane[i].pages[j]->pos[t], from) &&
+                    kvmem__page_bias(c, c->lane[i].pages[j])[t] != 0) return 1;
+    return 0;
+}
+/* The entry at position pos of lane i: its key before RoPE, its value. */
+static void kvmem__source_row(const kvmem_store *s, const kvmem__ep_source *from, int i, int32_t pos, float *k,
+                              float *v) {
+    const kvmem_cache *c = from->c;
+    const int all = s->n_layers * s->n_kv_heads, layer = i / s->n_kv_heads;
+    const kvmem_lane *ln;
+    const kvmem_page *p;
+    int t, at;
+    if (!c) {
+        const int T = from->n, G = s->n_kv_heads, d = s->head_dim;
+        const size_t row = (((size_t)layer * (size_t)T + (size_t)(pos - from->from)) * (size_t)G +
+                            (size_t)(i % G)) * (size_t)d;
+        memcpy(k, from->k + row, (size_t)d * sizeof *k);
+        memcpy(v, from->v + row, (size_t)d * sizeof *v);
+        return;
+    }
+    ln = &c->lane[i];
+    t = kvmem__lane_find(ln, pos);
+    if (t == ln->n || kvmem__lane_pos(ln, t) != pos) /* it has been demoted */
+        for (ln += all, t = 0; t + 1 < ln->n && kvmem__lane_pos(ln, t) != pos; t++) {}
+    at = kvmem__page_at(ln, t);
+    p = ln->pages[at];
+    kvmem__side_decode(&p->side[0], k, t - kvmem__page_first(ln, at), 1);
+    kvmem__side_decode(&p->side[1], v, t - kvmem__page_first(ln, at), 1);
+    if (p->pre || from->bound) return;
+    if (c->shape.rope) kvmem__unrope_rows(c, layer, k, 1, &pos);
+    else if (s->shape.rope) kvmem__store_turn(s, layer, k, 1, &pos, 1);
+}
+/* Is there an entry of lane i at this position? */
+static int kvmem__source_has(const kvmem_store *s, const kvmem__ep_source *from, int i, int32_t pos) {
+    const kvmem_cache *c = from->c;
+    const int all = s->n_layers * s->n_kv_heads;
+    const kvmem_lane *ln;
+    int t;
+    if (!c) return 1;
+    ln = &c->lane[i];
+    t = kvmem__lane_find(ln, pos);
+    if (t < ln->n && kvmem__lane_pos(ln, t) == pos) return 1;
+    for (ln += all, t = 0; c->n_lanes > all && t < ln->n; t++)
+        if (kvmem__lane_pos(ln, t) == pos) return 1;
+    return 0;
+}
+/* Does this cache belong to the store? */
+static kvmem_status kvmem__store_match(kvmem_store *s, const kvmem_cache *c, const char *call) {
+    const kvmem_shape *x = &c->shape;
+    kvmem_shape plain = *x;
+    uint64_t hash;
+    if (!c->arena) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "%s: the cache is not initialized", call);
+    if (c->block_n || c->awaits)
+        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "%s: the cache is in the middle of a block or waits for "
+                           "kvmem_cache_reduce", call);
+    if (x->n_layers != s->n_layers || x->n_heads != s->n_heads || x->n_kv_heads != s->n_kv_heads ||
+        x->head_dim != s->head_dim)
+        return kvmem__fail(&s->error, KVMEM_MISMATCH, "%s: the cache has %d layers, %d heads, %d KV heads of %d; this "
+                           "store %d, %d, %d of %d", call, x->n_layers, x->n_heads, x->n_kv_heads, x->head_dim,
+                           s->n_layers, s->n_heads, s->n_kv_heads, s->head_dim);
+    if (c->model_id != s->model_id)
+        return kvmem__fail(&s->error, KVMEM_MISMATCH, "%s: the cache belongs to another model than the store", call);
+    plain.rope = NULL;
+    hash = kvmem__shape_hash(x->rope ? x : &plain);
+    if (hash != (x->rope ? s->hash : s->plain_hash))
+        return kvmem__fail(&s->error, KVMEM_MISMATCH, "%s: scale, windows or RoPE of the cache differ from the store's",
+                           call);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__check_source(kvmem_store *s, kvmem__ep_source *from) {
+    const kvmem_cache *c = from->c;
+    const size_t d = (size_t)s->head_dim;
+    size_t i, all;
+    if (from->n < 1 || from->n > KVMEM__STORE_TOKENS || from->from < 0 || from->from > INT32_MAX - 1 - from->n)
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "an episode of %d tokens from position %d on: 1..%d tokens "
+                           "at positions of at least 0", from->n, (int)from->from, KVMEM__STORE_TOKENS);
+    if (c) {
+        KVMEM__TRY(kvmem__store_match(s, c, "add"));
+        if (from->from + from->n > c->next_pos)
+            return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "add: positions up to %d; the cache ends before %d",
+                               (int)(from->from + from->n - 1), (int)c->next_pos);
+        if (kvmem__source_biased(from))
+            return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "add: entries that stand for several others cannot be "
+                               "stored as an episode");
+        from->bound = !c->shape.rope && !s->shape.rope;
+        return KVMEM_OK;
+    }
+    if (!from->v) return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "add: k without v");
+    all = (size_t)s->n_layers * (size_t)from->n * (size_t)s->n_kv_heads * d;
+    for (i = 0; i < all; i++)
+        if (!(from->k[i] - from->k[i] == 0.0f) || !(from->v[i] - from->v[i] == 0.0f))
+            return kvmem__fail(&s->error, KVMEM_BAD_VALUE, "add: number %zu of k or v is not finite", i);
+    return KVMEM_OK;
+}
+/* The rows of lane i, K then V, coded to b; x: scratch of 2 d floats and what the codecs want. */
+static uint8_t *kvmem__pack_lane(const kvmem_store *s, const kvmem__ep_source *from, const kvmem__ep_rows *r, int i,
+                                 size_t before, float *x) {
+    const int n = kvmem__rows_count(r, i), d = s->head_dim;
+    kvmem_coded b[2];
+    int t, side;
+    for (side = 0; side < 2; side++) {
+        b[side] = kvmem__rows_coded(r, before, n, side);
+        b[side].scratch = x + 2 * (size_t)d;
+    }
+    for (t = 0; t < n; t++) {
+        kvmem__source_row(s, from, i, kvmem__rows_pos(r, before, t), x, x + d);
+        for (side = 0; side < 2; side++) r->codec[side]->use.fn.encode(&b[side], side ? x + d : x, t, 1);
+    }
+    return b[1].rows + (size_t)n * b[1].row_bytes;
+}
+/* Counts and positions of the lanes to p, where they are not all there. */
+static uint8_t *kvmem__pack_places(const kvmem_store *s, const kvmem__ep_source *from, uint8_t *p) {
+    const int lanes = s->n_layers * s->n_kv_heads;
+    int i, t;
+    for (i = 0; i < lanes; i++, p += 4) kvmem__put32(p, (uint32_t)kvmem__source_count(from, i));
+    for (i = 0; i < lanes; i++)
+        for (t = 0; t < from->n; t++)
+            if (kvmem__source_has(s, from, i, from->from + t)) {
+                kvmem__put32(p, (uint32_t)(from->from + t));
+                p += 4;
+            }
+    return p;
+}
+/* Part C of what the source holds. */
+static kvmem_status kvmem__make_c(kvmem_store *s, const kvmem__ep_source *from, kvmem__ep_part *out) {
+    const int lanes = s->n_layers * s->n_kv_heads;
+    size_t entries = 0, head = 20 + strlen(s->codec_text[0]) + strlen(s->codec_text[1]), rows, x_bytes, before = 0;
+    kvmem__ep_rows r;
+    int i, full = 1, side;
+    uint8_t *p;
+    float *x;
+    memset(&r, 0, sizeof r);
+    for (side = 0; side < 2; side++)
+        if (!(r.codec[side] = kvmem__store_use(s, side, s->codec_text[side]))) return s->error.status;
+    for (i = 0; i < lanes; i++) {
+        const int n = from->c ? kvmem__source_count(from, i) : from->n;
+        full = full && n == from->n;
+        entries += (size_t)n;
+    }
+    if (!full) head += 4 * (size_t)lanes + 4 * entries;
+    if (!kvmem__mul(entries, r.codec[0]->use.row_bytes + r.codec[1]->use.row_bytes, &rows) ||
+        !kvmem__add(rows, head, &out->size))
+        return kvmem__fail(&s->error, KVMEM_NO_MEMORY, "add: K and V are too large");
+    x_bytes = sizeof(float) * (2 * (size_t)s->head_dim + (size_t)KVMEM__MAX(kvmem__code_floats(&r.codec[0]->use),
+                                                                            kvmem__code_floats(&r.codec[1]->use)));
+    x = (float *)kvmem__store_take(s, 3, x_bytes, "rows of an episode");
+    if (!x) return s->error.status;
+    out->p = p = (uint8_t *)kvmem__store_take(s, 2, out->size, "K and V of an episode");
+    if (p) {
+        for (side = 0; side < 2; side++) {
+            const size_t len = strlen(s->codec_text[side]);
+            kvmem__put32(p, (uint32_t)len);
+            memcpy(p + 4, s->codec_text[side], len);
+            p += 4 + len;
+        }
+        kvmem__put32(p, (uint32_t)from->from);
+        kvmem__put32(p + 4, (uint32_t)from->n);
+        kvmem__put32(p + 8, (full ? 1u : 0u) | (from->bound ? 2u : 0u));
+        p += 12;
+        r.first = from->from;
+        r.n = from->n;
+        if (!full) {
+            r.counts = p;
+            r.pos = p + 4 * (size_t)lanes;
+            p = kvmem__pack_places(s, from, p);
+        }
+        r.rows = p;
+        for (i = 0; i < lanes; before += (size_t)kvmem__rows_count(&r, i), i++)
+            p = kvmem__pack_lane(s, from, &r, i, before, x);
+    }
+    kvmem__store_give(s, 3, x, x_bytes);
+    return p ? KVMEM_OK : s->error.status;
+}
+
+/* --- records --- */
+static void kvmem__part_free(kvmem_store *s, int kind, kvmem__ep_part *p) {
+    kvmem__store_give(s, kind, p->p, p->size);
+    p->p = NULL;
+}
+static void kvmem__ver_free(kvmem_store *s, kvmem__ep_version *v) {
+    int i;
+    for (i = 0; i < 3; i++) kvmem__part_free(s, i, &v->part[i]);
+}
+static void kvmem__kept_free(kvmem_store *s, kvmem__kept *k) {
+    int v;
+    for (v = 0; v < k->n_ver; v++) kvmem__ver_free(s, &k->ver[v]);
+    kvmem__store_give(s, 0, k->ver, (size_t)k->cap_ver * sizeof *k->ver);
+}
+/* The first of s->kept whose id is at least this. */
+static int kvmem__store_find(const kvmem_store *s, uint64_t id) {
+    int lo = 0, hi = s->n;
+    while (lo < hi) {
+        const int mid = lo + (hi - lo) / 2;
+        if (s->kept[mid].meta.id < id) lo = mid + 1;
+        else hi = mid;
+    }
+    return lo;
+}
+static kvmem__kept *kvmem__store_has(const kvmem_store *s, uint64_t id) {
+    const int i = kvmem__store_find(s, id);
+    return i < s->n && s->kept[i].meta.id == id ? &s->kept[i] : NULL;
+}
+static kvmem_status kvmem__store_missing(kvmem_store *s, uint64_t id) {
+    return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "there is no episode %llu", (unsigned long long)id);
+}
+static kvmem__ep_version *kvmem__version_of(kvmem__kept *k, int version) {
+    int i;
+    if (!version) return &k->ver[k->cur];
+    for (i = 0; i < k->n_ver; i++)
+        if (k->ver[i].version == version) return &k->ver[i];
+    return NULL;
+}
+static kvmem_status kvmem__store_damaged(kvmem_store *s, uint64_t id, int version, int part) {
+    static const char *const what[3] = { "metadata", "text", "K and V" };
+    return kvmem__fail(&s->error, KVMEM_BAD_FILE, "%s: episode %llu, version %d: the checksum of its %s does not "
+                       "fit; it is refused", kvmem__store_name(s), (unsigned long long)id, version, what[part]);
+}
+/* Have part i of a version in RAM, checked. */
+static kvmem_status kvmem__store_fetch(kvmem_store *s, uint64_t id, kvmem__ep_version *v, int i) {
+    static const char *const what[3] = { "metadata", "a text", "K and V" };
+    kvmem__ep_part *p = &v->part[i];
+    kvmem_status st;
+    p->tick = ++s->tick;
+    if (p->p || !p->size) return KVMEM_OK;
+    if (v->damaged) return kvmem__store_damaged(s, id, v->version, v->damaged - 1);
+    if (!s->backed) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "the store is closed");
+    p->p = (uint8_t *)kvmem__store_take(s, i, p->size, what[i]);
+    if (!p->p) return s->error.status;
+    st = kvmem__store_read(s, p->at, p->p, p->size);
+    if (st == KVMEM_OK && kvmem__crc32(0, p->p, p->size) != p->crc) {
+        st = kvmem__store_damaged(s, id, v->version, i);
+        v->damaged = i + 1;
+    }
+    if (st != KVMEM_OK) kvmem__part_free(s, i, p);
+    return st;
+}
+/* The sink of a file that is written from its beginning. */
+typedef struct kvmem__sink { kvmem_write_fn write; void *user; uint64_t at, seq; uint32_t chain, epoch; } kvmem__sink;
+/* One record; r->at and what it is chained by are filled in. 0: the sink refused bytes. */
+static int kvmem__sink_record(kvmem__sink *o, kvmem__record *r, uint8_t *const *part) {
+    uint8_t mark[KVMEM__MARK];
+    int i, ok;
+    r->at = o->at;
+    r->seq = o->seq + 1;
+    r->chain = o->chain;
+    r->epoch = o->epoch;
+    kvmem__mark_put(mark, r, 0);
+    ok = !o->write(o->user, mark, sizeof mark);
+    for (i = 0; ok && i < 3; i++)
+        if (r->size[i]) ok = !o->write(o->user, part[i], (size_t)r->size[i]);
+    if (ok) {
+        r->crc_mark = kvmem__le32(mark + 72);
+        kvmem__mark_put(mark, r, 1);
+        ok = !o->write(o->user, mark, sizeof mark);
+    }
+    if (!ok) return 0;
+    o->at += kvmem__record_size(r);
+    o->seq = r->seq;
+    o->chain = r->crc_mark;
+    return 1;
+}
+static int kvmem__journal_write(void *user, const void *bytes, size_t n) {
+#ifndef KVMEM_NO_STDIO
+    return !kvmem__file_write((kvmem_store *)user, bytes, n);
+#else
+    (void)user; (void)bytes; (void)n;
+    return 1;
+#endif
+}
+static int kvmem__has_file(const kvmem_store *s) { return s->fd >= 0 || s->stream != NULL; }
+/* Append a record to the journal; flush 1: and to disk. A store in RAM only counts it. */
+static kvmem_status kvmem__journal(kvmem_store *s, kvmem__record *r, const kvmem__ep_part *part, int flush) {
+    uint8_t *bytes[3] = { NULL, NULL, NULL };
+    kvmem__sink o;
+    int i, ok = 1;
+    (void)flush;
+    for (i = 0; i < 3; i++) {
+        r->size[i] = part ? part[i].size : 0;
+        if (part) bytes[i] = part[i].p;
+        r->crc[i] = kvmem__crc32(0, bytes[i], (size_t)r->size[i]);
+    }
+    if (r->size[0] > UINT32_MAX || r->size[1] > UINT32_MAX)
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "an episode's text or vectors are too large");
+    if (!kvmem__has_file(s)) {
+        s->seq++;
+        return KVMEM_OK;
+    }
+    if (s->file_limit && (kvmem__record_size(r) > s->file_limit || s->end > s->file_limit - kvmem__record_size(r)))
+        return kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "%s: a record of %llu bytes would pass its limit of %llu "
+                           "bytes", kvmem__store_name(s), (unsigned long long)kvmem__record_size(r),
+                           (unsigned long long)s->file_limit);
+    o.write = kvmem__journal_write;
+    o.user = s;
+    o.at = s->end;
+    o.seq = s->seq;
+    o.chain = s->chain;
+    o.epoch = s->epoch;
+#ifndef KVMEM_NO_STDIO
+    ok = kvmem__file_seek(s, s->end) && kvmem__sink_record(&o, r, bytes) && (!flush || kvmem__file_flush(s));
+#endif
+    if (!ok) { /* what it has left behind is no part of this chain */
+        s->epoch++;
+        return kvmem__fail(&s->error, KVMEM_IO, "%s: writing %llu bytes failed (disk full?); nothing is lost of "
+                           "what was there", kvmem__store_name(s), (unsigned long long)kvmem__record_size(r));
+    }
+    s->end = o.at;
+    s->size = KVMEM__MAX(s->size, s->end);
+    s->seq = o.seq;
+    s->chain = o.chain;
+    return KVMEM_OK;
+}
+/* Room for a version of episode id, which may be new: before anything is written. */
+static kvmem__kept *kvmem__store_room(kvmem_store *s, uint64_t id) {
+    const int i = kvmem__store_find(s, id), is_new = i == s->n || s->kept[i].meta.id != id;
+    kvmem__ep_version *ver;
+    kvmem__kept *k, fresh;
+    memset(&fresh, 0, sizeof fresh);
+    if (is_new) {
+        k = (kvmem__kept *)kvmem__store_grow(s, s->kept, s->n, &s->cap, sizeof *k, "the index of the store");
+        if (!k) return NULL;
+        s->kept = k;
+    }
+    k = is_new ? &fresh : &s->kept[i];
+    ver = (kvmem__ep_version *)kvmem__store_grow(s, k->ver, k->n_ver, &k->cap_ver, sizeof *ver,
+                                                 "versions of an episode");
+    if (!ver) return NULL;
+    k->ver = ver;
+    if (!is_new) return k;
+    memmove(s->kept + i + 1, s->kept + i, (size_t)(s->n - i) * sizeof *k);
+    fresh.meta.id = id;
+    s->kept[i] = fresh;
+    s->n++;
+    return &s->kept[i];
+}
+static void kvmem__store_drop(kvmem_store *s, uint64_t id) {
+    const int i = kvmem__store_find(s, id);
+    kvmem__kept_free(s, &s->kept[i]);
+    memmove(s->kept + i, s->kept + i + 1, (size_t)(s->n - i - 1) * sizeof *s->kept);
+    s->n--;
+}
+/* A version that record r holds becomes the present one; meta NULL: it is damaged. */
+static void kvmem__store_install(kvmem__kept *k, const kvmem__record *r, const kvmem_episode *meta,
+                                 const kvmem__ep_part *part) {
+    kvmem__ep_version *v = &k->ver[k->n_ver];
+    uint64_t at = r->at + KVMEM__MARK;
+    int i;
+    memset(v, 0, sizeof *v);
+    v->version = (int)r->version;
+    v->damaged = !meta;
+    v->record = kvmem__record_size(r);
+    for (i = 0; i < 3; i++) {
+        if (part) v->part[i] = part[i];
+        v->part[i].size = (size_t)r->size[i];
+        v->part[i].at = at;
+        v->part[i].crc = r->crc[i];
+        v->part[i].pinned = 0;
+        at += r->size[i];
+    }
+    k->cur = k->n_ver++;
+    if (meta) {
+        const uint64_t id = k->meta.id;
+        k->meta = *meta;
+        k->meta.id = id;
+    }
+}
+
+/* --- opening --- */
+/* Does the mark of record r, read at `at`, go on where the store stands? strict: it is the very next one. */
+static int kvmem__record_fits(const kvmem_store *s, const kvmem__record *r, uint64_t at, int strict) {
+    if (r->at != at || r->epoch < s->epoch || r->seq <= s->seq) return 0;
+    if (strict && (r->seq != s->seq + 1 || r->chain != s->chain)) return 0;
+    return kvmem__record_size(r) <= s->size - at;
+}
+/* Do all parts of a record have their checksums? -1: reading failed. */
+static int kvmem__record_whole(kvmem_store *s, const kvmem__record *r) {
+    uint8_t b[4096];
+    uint64_t at = r->at + KVMEM__MARK;
+    int i;
+    for (i = 0; i < 3; i++) {
+        uint64_t left = r->size[i];
+        uint32_t crc = 0;
+        for (; left; left -= KVMEM__MIN(left, sizeof b), at += sizeof b) {
+            const size_t m = (size_t)KVMEM__MIN(left, (uint64_t)sizeof b);
+            if (kvmem__store_read(s, at, b, m) != KVMEM_OK) return -1;
+            crc = kvmem__crc32(crc, b, m);
+            if (m < sizeof b) at -= sizeof b - m;
+        }
+        if (crc != r->crc[i]) return 0;
+    }
+    return 1;
+}
+/* Search [at, size) for the next mark: a last mark of the record that should begin at `from` (its first mark is
+   damaged), or a first mark of a later one. 0: none; -1: reading failed. */
+static int kvmem__record_search(kvmem_store *s, uint64_t from, kvmem__record *r) {
+    uint8_t b[4096 + KVMEM__MARK];
+    uint64_t at = from + 1;
+    for (; s->size - at >= KVMEM__MARK; at += 4096) {
+        const size_t m = (size_t)KVMEM__MIN(s->size - at, (uint64_t)sizeof b);
+        size_t i;
+        if (kvmem__store_read(s, at, b, m) != KVMEM_OK) return -1;
+        for (i = 0; i < 4096 && i + KVMEM__MARK <= m; i++) {
+            if (b[i] != 'k' || b[i + 1] != 'v' || b[i + 2] != 'e') continue;
+            if (kvmem__mark_get(b + i, r, 1) && kvmem__record_fits(s, r, from, 1) &&
+                from + kvmem__record_size(r) == at + i + KVMEM__MARK) return 1;
+            if (kvmem__mark_get(b + i, r, 0) && kvmem__record_fits(s, r, at + i, 0)) return 1;
+        }
+        if (s->size - at <= 4096) break;
+    }
+    return 0;
+}
+/* The next record at or behind s->end: 1, and the store stands behind it; 0: there is none; -1: reading failed. */
+static int kvmem__record_next(kvmem_store *s, kvmem__record *r) {
+    uint8_t b[KVMEM__MARK];
+    kvmem__record last, later;
+    kvmem_store after;
+    int found;
+    if (s->size - s->end < 2 * KVMEM__MARK) return 0;
+    if (kvmem__store_read(s, s->end, b, sizeof b) != KVMEM_OK) return -1;
+    found = kvmem__mark_get(b, r, 0) && kvmem__record_fits(s, r, s->end, 1);
+    if (!found && (found = kvmem__record_search(s, s->end, r)) <= 0) return found;
+    if (kvmem__store_read(s, r->at + kvmem__record_size(r) - KVMEM__MARK, b, sizeof b) != KVMEM_OK) return -1;
+    if (!kvmem__mark_get(b, &last, 1) || last.crc_mark != r->crc_mark) {
+        found = kvmem__record_whole(s, r); /* its last mark is not there: torn, unless all the rest is */
+        if (found < 0) return found;
+        if (!found) { /* or damaged twice, if others come behind */
+            after = *s;
+            after.end = r->at + kvmem__record_size(r);
+            after.seq = r->seq;
+            after.chain = r->crc_mark;
+            after.epoch = r->epoch;
+            found = after.size - after.end < KVMEM__MARK ? 0 : kvmem__record_search(&after, after.end - 1, &later);
+            if (found <= 0) return found;
+        }
+    }
+    s->lost += r->at - s->end;
+    s->end = r->at + kvmem__record_size(r);
+    s->seq = r->seq;
+    s->chain = r->crc_mark;
+    s->epoch = r->epoch;
+    return 1;
+}
+/* What a record says becomes so. Damage is counted, not an error. */
+static kvmem_status kvmem__record_apply(kvmem_store *s, const kvmem__record *r) {
+    kvmem__kept *k = kvmem__store_has(s, r->id);
+    kvmem__ep_part part[3];
+    kvmem_episode e;
+    kvmem__ep_version *v;
+    kvmem_status st = KVMEM_OK;
+    size_t used = 0;
+    int good = 1;
+    memset(part, 0, sizeof part);
+    memset(&e, 0, sizeof e);
+    if (r->id >= s->next_id) s->next_id = r->id + 1;
+    if (r->type == KVMEM__REC_DELETE) {
+        if (k) kvmem__store_drop(s, r->id);
+        return KVMEM_OK;
+    }
+    if (r->size[0] > SIZE_MAX / 2 || r->size[2] > SIZE_MAX / 2)
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "%s: a record of %llu bytes is too large for this machine",
+                           kvmem__store_name(s), (unsigned long long)r->size[2]);
+    part[0].size = (size_t)r->size[0];
+    part[0].p = (uint8_t *)kvmem__store_take(s, 0, part[0].size, "an episode's metadata");
+    if (!part[0].p) return s->error.status;
+    st = kvmem__store_read(s, r->at + KVMEM__MARK, part[0].p, part[0].size);
+    if (st == KVMEM_OK)
+        good = kvmem__crc32(0, part[0].p, part[0].size) == r->crc[0] &&
+               kvmem__meta_get(part[0].p, part[0].size, &e, &used);
+    if (st != KVMEM_OK || !good || r->type != KVMEM__REC_EPISODE) kvmem__part_free(s, 0, &part[0]);
+    if (st != KVMEM_OK) return st;
+    if (!good) s->damaged++;
+    if (r->type == KVMEM__REC_EPISODE) {
+        k = kvmem__store_room(s, r->id);
+        if (!k) {
+            kvmem__part_free(s, 0, &part[0]);
+            return s->error.status;
+        }
+        kvmem__store_install(k, r, good ? &e : NULL, part);
+        return KVMEM_OK;
+    }
+    v = k ? kvmem__version_of(k, r->type == KVMEM__REC_ROLLBACK ? (int)r->version : 0) : NULL;
+    if (!good || !v) return KVMEM_OK; /* of an episode that is not there any more, or that could not be found */
+    k->cur = (int)(v - k->ver);
+    e.id = r->id;
+    k->meta = e;
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__store_scan(kvmem_store *s) {
+    kvmem__record r;
+    int more;
+    s->end = KVMEM__STORE_BEGIN;
+    while ((more = kvmem__record_next(s, &r)) > 0) {
+        const kvmem_status st = kvmem__record_apply(s, &r);
+        if (st != KVMEM_OK) return st;
+    }
+    if (more < 0) return s->error.status;
+    s->torn = s->size - s->end;
+    return KVMEM_OK;
+}
+
+KVMEM_API kvmem_store_options kvmem_store_options_default(void) {
+    kvmem_store_options o;
+    memset(&o, 0, sizeof o);
+    o.quarantine = 1;
+    return o;
+}
+KVMEM_API kvmem_store_options kvmem_store_options_of(const kvmem_cache *c) {
+    kvmem_store_options o = kvmem_store_options_default();
+    o.model_id = c->model_id;
+    o.shape = c->arena ? &c->shape : NULL;
+    return o;
+}
+/* A copy of the shape; its scale as a cache has it, and the hashes. */
+static kvmem_status kvmem__store_shape(kvmem_store *s, const kvmem_shape *x) {
+    const int L = x->n_layers;
+    kvmem_recipe full = kvmem_recipe_default();
+    kvmem_shape *to = &s->shape;
+    size_t rot = 0;
+    uint8_t *m;
+    float *f;
+    int l;
+    KVMEM__TRY(kvmem__check_shape(x, &full, &s->error));
+    for (l = 0; x->rope && l < L; l++) rot += (size_t)x->rope[l].n_rot / 2;
+    s->shape_bytes = KVMEM__ALIGN16((size_t)L * sizeof *x->rope) + rot * sizeof(float);
+    *to = *x;
+    to->window = NULL;
+    to->sink_bias = NULL;
+    to->rope = NULL;
+    if (!(to->scale > 0)) to->scale = (float)(1.0 / sqrt((double)x->head_dim));
+    if (x->rope) {
+        kvmem_rope *rope;
+        m = (uint8_t *)kvmem__store_take(s, 0, s->shape_bytes, "the store's shape");
+        if (!m) return s->error.status;
+        s->shape_block = m;
+        rope = (kvmem_rope *)(void *)m;
+        f = (float *)(void *)(m + KVMEM__ALIGN16((size_t)L * sizeof *rope));
+        for (l = 0; l < L; l++) {
+            rope[l] = x->rope[l];
+            rope[l].inv_freq = f;
+            if (rope[l].n_rot) memcpy(f, x->rope[l].inv_freq, (size_t)(rope[l].n_rot / 2) * sizeof *f);
+            f += rope[l].n_rot / 2;
+        }
+        to->rope = rope;
+    }
+    {
+        kvmem_shape all = *x;
+        all.scale = to->scale;
+        s->hash = kvmem__shape_hash(&all);
+        all.rope = NULL;
+        s->plain_hash = kvmem__shape_hash(&all);
+    }
+    s->n_layers = L;
+    s->n_heads = x->n_heads;
+    s->n_kv_heads = x->n_kv_heads;
+    s->head_dim = x->head_dim;
+    s->has_shape = 1;
+    return KVMEM_OK;
+}
+/* The file's head against what was asked for; without a shape it says what the store is. */
+static kvmem_status kvmem__store_read_head(kvmem_store *s) {
+    uint8_t b[KVMEM__STORE_HEAD];
+    const char *const name = kvmem__store_name(s);
+    uint32_t x[4];
+    int i, good = 0;
+    for (i = 0; i < 2 && !good; i++) { /* one of the two is enough */
+        if (s->size < (uint64_t)(i + 1) * KVMEM__STORE_HEAD) break;
+        KVMEM__TRY(kvmem__store_read(s, (uint64_t)i * KVMEM__STORE_HEAD, b, sizeof b));
+        good = !memcmp(b, "kvmem-e\n", 8) && kvmem__crc32(0, b, 64) == kvmem__le32(b + 64);
+    }
+    if (!good)
+        return kvmem__fail(&s->error, KVMEM_BAD_FILE, "%s: not a store of episodes, or its head is damaged", name);
+    if (kvmem__le32(b + 8) != KVMEM__STORE_VERSION)
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "%s: format version %u, this library reads %u", name,
+                           (unsigned)kvmem__le32(b + 8), KVMEM__STORE_VERSION);
+    for (i = 0; i < 4; i++) x[i] = kvmem__le32(b + 12 + 4 * i);
+    if (x[0] < 1 || x[0] > 4096 || x[1] < 1 || x[1] > 65536 || x[2] < 1 || x[2] > 4096 || x[1] % x[2] || x[3] < 1 ||
+        x[3] > 4096 || kvmem__le64(b + 56) < 1)
+        return kvmem__fail(&s->error, KVMEM_BAD_FILE, "%s: a model shape that cannot be", name);
+    if (s->has_shape && (x[0] != (uint32_t)s->n_layers || x[1] != (uint32_t)s->n_heads ||
+                         x[2] != (uint32_t)s->n_kv_heads || x[3] != (uint32_t)s->head_dim))
+        return kvmem__fail(&s->error, KVMEM_MISMATCH, "%s: made for %u layers, %u heads, %u KV heads of %u; the model has "
+                           "%d, %d, %d of %d", name, (unsigned)x[0], (unsigned)x[1], (unsigned)x[2], (unsigned)x[3],
+                           s->n_layers, s->n_heads, s->n_kv_heads, s->head_dim);
+    if (s->has_shape && kvmem__le64(b + 32) != s->model_id)
+        return kvmem__fail(&s->error, KVMEM_MISMATCH, "%s: made with another model", name);
+    if (s->has_shape && (kvmem__le64(b + 40) != s->hash || kvmem__le64(b + 48) != s->plain_hash))
+        return kvmem__fail(&s->error, KVMEM_MISMATCH, "%s: made with other scale, windows or RoPE", name);
+    s->n_layers = (int)x[0];
+    s->n_heads = (int)x[1];
+    s->n_kv_heads = (int)x[2];
+    s->head_dim = (int)x[3];
+    s->model_id = kvmem__le64(b + 32);
+    s->hash = kvmem__le64(b + 40);
+    s->plain_hash = kvmem__le64(b + 48);
+    s->next_id = kvmem__le64(b + 56);
+    return KVMEM_OK;
+}
+#ifndef KVMEM_NO_STDIO
+/* A file that is not there yet, or whose first writer was killed while it wrote the head: begin it. */
+static kvmem_status kvmem__store_begin(kvmem_store *s) {
+    uint8_t head[KVMEM__STORE_BEGIN], b[KVMEM__STORE_BEGIN];
+    if (!s->has_shape)
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "%s: no store yet; to begin one its model's shape is needed",
+                           kvmem__store_name(s));
+    kvmem__store_head(s, head);
+    memcpy(head + KVMEM__STORE_HEAD, head, KVMEM__STORE_HEAD);
+    KVMEM__TRY(kvmem__store_read(s, 0, b, (size_t)s->size));
+    if (memcmp(b, head, (size_t)s->size))
+        return kvmem__fail(&s->error, KVMEM_BAD_FILE, "%s: not a store of episodes", kvmem__store_name(s));
+    if (s->file_limit && s->file_limit < sizeof head)
+        return kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "%s: a store has at least %zu bytes", kvmem__store_name(s),
+                           sizeof head);
+    if (!kvmem__file_seek(s, 0) || !kvmem__file_write(s, head, sizeof head) || !kvmem__file_flush(s))
+        return kvmem__fail(&s->error, KVMEM_IO, "%s: writing failed (disk full?)", kvmem__store_name(s));
+    s->size = sizeof head;
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__store_open_file(kvmem_store *s, const char *path) {
+    const char *why = "cannot be opened";
+    s->path_bytes = strlen(path) + 1;
+    s->path = (char *)kvmem__store_take(s, 0, s->path_bytes, "the store's path");
+    if (!s->path) return s->error.status;
+    memcpy(s->path, path, s->path_bytes);
+    if (!kvmem__file_open(s, path, !s->read_only, 0)) {
+#if KVMEM__UNIX
+        if (errno == ENOENT) why = s->read_only ? "there is no such store" : "there is no such directory";
+        if (errno == EACCES || errno == EROFS) why = "no permission; a store can be opened read_only";
+#endif
+        return kvmem__fail(&s->error, KVMEM_IO, "%s: %s", path, why);
+    }
+    if (!s->read_only && kvmem__file_lock(s->fd) != 0)
+        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "%s: another program writes to it; it can be opened read_only",
+                           path);
+    if (!s->read_only && !kvmem__file_same(s, path))
+        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "%s: it was replaced just now; open it again", path);
+    if (!kvmem__file_size(s, &s->size)) return kvmem__fail(&s->error, KVMEM_IO, "%s: its size cannot be read", path);
+    if (!s->read_only && s->size < KVMEM__STORE_BEGIN) KVMEM__TRY(kvmem__store_begin(s));
+    return KVMEM_OK;
+}
+#endif
+static kvmem_status kvmem__store_start(kvmem_store *s, const char *path, const kvmem_store_options *o) {
+    const char *const text[2] = { o->codec_k ? o->codec_k : "f16", o->codec_v ? o->codec_v : "f16" };
+    int side;
+    (void)path;
+    if (o->shape) KVMEM__TRY(kvmem__store_shape(s, o->shape));
+    if (path) {
+#ifndef KVMEM_NO_STDIO
+        KVMEM__TRY(kvmem__store_open_file(s, path));
+#else
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "this build has no files (KVMEM_NO_STDIO)");
+#endif
+    } else if (o->bytes) {
+        s->bytes = (const uint8_t *)o->bytes;
+        s->size = o->size;
+        s->read_only = 1;
+    } else if (!o->shape) return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "a store in RAM needs its model's shape");
+    s->backed = path || o->bytes;
+    if (s->backed) KVMEM__TRY(kvmem__store_read_head(s));
+    for (side = 0; side < 2; side++) {
+        const kvmem__store_codec *u = kvmem__store_use(s, side, text[side]);
+        kvmem__text t;
+        if (!u) return s->error.status;
+        t.out = s->codec_text[side];
+        t.size = sizeof s->codec_text[side];
+        t.len = 0;
+        kvmem__put_choice(&t, &u->choice, NULL);
+        if (t.len >= t.size) return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "the codec's text is too long");
+    }
+    if (s->backed) KVMEM__TRY(kvmem__store_scan(s));
+    s->epoch++;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_store_open(kvmem_store *s, const char *path, const kvmem_store_options *options) {
+    kvmem_store_options o = options ? *options : kvmem_store_options_default();
+    kvmem_error e;
+    memset(s, 0, sizeof *s);
+    s->fd = -1;
+    s->a = kvmem__allocator(&o.allocator);
+    s->backend = kvmem_backend_cpu(NULL);
+    s->limit = o.ram_bytes;
+    s->file_limit = o.file_bytes;
+    s->model_id = o.model_id;
+    s->quarantine = o.quarantine;
+    s->read_only = o.read_only != 0;
+    s->next_id = 1;
+    if (kvmem__store_start(s, path, &o) == KVMEM_OK) return KVMEM_OK;
+    e = s->error;
+    kvmem_store_close(s);
+    s->error = e;
+    return e.status;
+}
+KVMEM_API void kvmem_store_close(kvmem_store *s) {
+    kvmem__store_codec *u;
+    int i;
+    if (!s || !s->backend) return;
+    for (i = 0; i < s->n; i++) kvmem__kept_free(s, &s->kept[i]);
+    kvmem__store_give(s, 0, s->kept, (size_t)s->cap * sizeof *s->kept);
+    while ((u = s->codec) != NULL) {
+        s->codec = u->next;
+        kvmem__store_give(s, 0, u, u->bytes);
+    }
+    kvmem__store_give(s, 0, s->shape_block, s->shape_bytes);
+    kvmem__store_give(s, 0, s->path, s->path_bytes);
+#ifndef KVMEM_NO_STDIO
+    kvmem__file_close(s);
+#endif
+    memset(s, 0, sizeof *s);
+    s->fd = -1;
+}
+
+/* --- changing --- */
+static kvmem_status kvmem__store_writable(kvmem_store *s, const char *call) {
+    if (!s->backend) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "%s: the store is not open", call);
+    if (s->read_only) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "%s: the store is open read_only", call);
+    if (s->broken)
+        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "%s: a compaction has failed half-way; open the store again", call);
+    return KVMEM_OK;
+}
+/* The caller's part of meta over what is there; span too if it is asked for. */
+static kvmem_status kvmem__store_meta(kvmem_store *s, kvmem_episode *to, const kvmem_episode *meta, int span) {
+    const char *why;
+    kvmem_episode e = *to;
+    if (!meta) return KVMEM_OK;
+    e.origin = meta->origin;
+    memcpy(e.source, meta->source, sizeof e.source);
+    if (span) {
+        e.first = meta->first;
+        e.n = meta->n;
+    }
+    e.created = meta->created;
+    e.last_used = meta->last_used;
+    e.expires = meta->expires;
+    e.uses = meta->uses;
+    e.strength = meta->strength;
+    e.place = meta->place;
+    e.priority = meta->priority;
+    e.access = meta->access;
+    e.quarantine = meta->quarantine;
+    e.n_parents = meta->n_parents;
+    memcpy(e.parent, meta->parent, sizeof e.parent);
+    why = kvmem__meta_fault(&e);
+    if (why) return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "an episode's %s is out of range", why);
+    *to = e;
+    return KVMEM_OK;
+}
+/* Parts A, B, C of a new version of k (NULL: of a new episode) with metadata e; what is not given is k's. */
+static kvmem_status kvmem__store_parts(kvmem_store *s, kvmem__kept *k, kvmem_episode *e, const kvmem_content *x,
+                                       kvmem__ep_source *from, kvmem__ep_part *part) {
+    static const kvmem_content nothing = { NULL, 0, NULL, 0, NULL, 0 };
+    kvmem__ep_version *old = k ? &k->ver[k->cur] : NULL;
+    const int rows = from->c || from->k;
+    size_t used = 0;
+    kvmem_episode was;
+    int i;
+    if (!x && !k) x = &nothing;
+    if (x) {
+        e->n_ids = x->n_ids;
+        e->n_vectors = x->n_vectors;
+        e->text_bytes = x->text_bytes;
+        e->text_hash = kvmem__fnv(0xcbf29ce484222325u, x->text, x->text_bytes);
+        KVMEM__TRY(kvmem__make_a(s, e, x, NULL, 0, &part[0]));
+        KVMEM__TRY(kvmem__make_b(s, x, &part[1]));
+    } else {
+        KVMEM__TRY(kvmem__store_fetch(s, k->meta.id, old, 0));
+        if (!kvmem__meta_get(old->part[0].p, old->part[0].size, &was, &used)) return kvmem__store_damaged(s, k->meta.id,
+                                                                                                    old->version, 0);
+        KVMEM__TRY(kvmem__make_a(s, e, NULL, old->part[0].p + used, old->part[0].size - used, &part[0]));
+    }
+    if (rows) KVMEM__TRY(kvmem__make_c(s, from, &part[2]));
+    for (i = x ? 2 : 1; k && i < (rows ? 2 : 3); i++) { /* copied from the version before */
+        kvmem__ep_part *was_part = &old->part[i];
+        if (!was_part->size) continue;
+        KVMEM__TRY(kvmem__store_fetch(s, k->meta.id, old, i));
+        was_part->pinned = 1;
+        part[i].size = was_part->size;
+        part[i].p = (uint8_t *)kvmem__store_take(s, i, part[i].size, "a new version of an episode");
+        was_part->pinned = 0;
+        if (!part[i].p) return s->error.status;
+        memcpy(part[i].p, was_part->p, part[i].size);
+    }
+    return KVMEM_OK;
+}
+/* Write a version of episode id and make it the present one. */
+static kvmem_status kvmem__store_version(kvmem_store *s, uint64_t id, int version, kvmem_episode *e,
+                                         const kvmem_content *x, kvmem__ep_source *from) {
+    kvmem__kept *k = kvmem__store_has(s, id);
+    const int is_new = k == NULL;
+    kvmem__ep_part part[3];
+    kvmem__record r;
+    kvmem_status st;
+    int i;
+    memset(part, 0, sizeof part);
+    memset(&r, 0, sizeof r);
+    r.type = KVMEM__REC_EPISODE;
+    r.id = id;
+    r.version = (uint32_t)version;
+    r.at = s->end;
+    st = kvmem__store_parts(s, k, e, x, from, part);
+    if (st == KVMEM_OK) {
+        k = kvmem__store_room(s, id);
+        if (!k) st = s->error.status;
+        else {
+            st = kvmem__journal(s, &r, part, 1);
+            if (st != KVMEM_OK && is_new) kvmem__store_drop(s, id);
+        }
+    }
+    if (st != KVMEM_OK) {
+        for (i = 0; i < 3; i++) kvmem__part_free(s, i, &part[i]);
+        return st;
+    }
+    for (i = 0; i < 3; i++) part[i].tick = ++s->tick;
+    kvmem__store_install(k, &r, e, part);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__store_add_from(kvmem_store *s, const kvmem_episode *meta, const kvmem_content *content,
+                                          kvmem__ep_source *from, uint64_t *id) {
+    kvmem_episode e;
+    KVMEM__TRY(kvmem__store_writable(s, "add"));
+    if (s->next_id == UINT64_MAX) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "add: no ids are left");
+    memset(&e, 0, sizeof e);
+    if (content) KVMEM__TRY(kvmem__check_content(s, content));
+    KVMEM__TRY(kvmem__store_meta(s, &e, meta, !from->c));
+    if (from->k) {
+        from->from = e.first;
+        from->n = e.n;
+        from->bound = s->hash == s->plain_hash;
+    }
+    if (from->c || from->k) KVMEM__TRY(kvmem__check_source(s, from));
+    if (from->c) {
+        e.first = from->from;
+        e.n = from->n;
+    }
+    KVMEM__TRY(kvmem__store_version(s, s->next_id, 1, &e, content, from));
+    if (id) *id = s->next_id;
+    s->next_id++;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_store_add(kvmem_store *s, const kvmem_episode *meta, const kvmem_content *content,
+                                       const kvmem_cache *c, int32_t from, int32_t to, uint64_t *id) {
+    kvmem__ep_source x;
+    memset(&x, 0, sizeof x);
+    x.c = c;
+    x.from = from;
+    x.n = from >= 0 && to > from ? to - from : 0;
+    return kvmem__store_add_from(s, meta, content, &x, id);
+}
+KVMEM_API kvmem_status kvmem_store_add_rows(kvmem_store *s, const kvmem_episode *meta, const kvmem_content *content,
+                                            const float *k, const float *v, uint64_t *id) {
+    kvmem__ep_source x;
+    memset(&x, 0, sizeof x);
+    x.k = k;
+    x.v = v;
+    if (!k || !v || !meta) return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "add: k, v or the token span is missing");
+    return kvmem__store_add_from(s, meta, content, &x, id);
+}
+/* The episode to change, or NULL. */
+static kvmem__kept *kvmem__store_change(kvmem_store *s, uint64_t id, const char *call, int thaw) {
+    kvmem__kept *k;
+    if (kvmem__store_writable(s, call) != KVMEM_OK) return NULL;
+    k = kvmem__store_has(s, id);
+    if (!k) kvmem__store_missing(s, id);
+    else if (!thaw && (k->meta.access & KVMEM_ACCESS_FROZEN)) {
+        kvmem__fail(&s->error, KVMEM_BAD_STATE, "%s: episode %llu is frozen", call, (unsigned long long)id);
+        k = NULL;
+    }
+    return k;
+}
+KVMEM_API kvmem_status kvmem_store_update(kvmem_store *s, uint64_t id, const kvmem_episode *meta,
+                                          const kvmem_content *content, const kvmem_cache *c, int32_t from, int32_t to) {
+    kvmem__kept *k = kvmem__store_change(s, id, "update", 0);
+    kvmem__ep_source x;
+    kvmem_episode e;
+    int i, version = 0;
+    if (!k) return s->error.status;
+    for (i = 0; i < k->n_ver; i++) version = KVMEM__MAX(version, k->ver[i].version);
+    if (version >= INT_MAX - 1) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "update: no versions are left");
+    memset(&x, 0, sizeof x);
+    x.c = c;
+    x.from = from;
+    x.n = from >= 0 && to > from ? to - from : 0;
+    e = k->meta;
+    if (content) KVMEM__TRY(kvmem__check_content(s, content));
+    KVMEM__TRY(kvmem__store_meta(s, &e, meta, !c && !k->ver[k->cur].part[2].size));
+    if (c) {
+        KVMEM__TRY(kvmem__check_source(s, &x));
+        e.first = x.from;
+        e.n = x.n;
+    }
+    return kvmem__store_version(s, id, version + 1, &e, content, &x);
+}
+/* Metadata e of an episode replaces what there is: a record of its own. */
+static kvmem_status kvmem__store_replace(kvmem_store *s, kvmem__kept *k, int type, int cur, const kvmem_episode *e,
+                                         int flush) {
+    kvmem__ep_part part[3];
+    kvmem__record r;
+    kvmem_status st;
+    const uint64_t id = k->meta.id;
+    memset(part, 0, sizeof part);
+    memset(&r, 0, sizeof r);
+    r.type = type;
+    r.id = id;
+    r.version = (uint32_t)k->ver[cur].version;
+    st = kvmem__make_a(s, e, NULL, NULL, 0, &part[0]);
+    if (st == KVMEM_OK) st = kvmem__journal(s, &r, part, flush);
+    kvmem__part_free(s, 0, &part[0]);
+    if (st != KVMEM_OK) return st;
+    k->cur = cur;
+    k->meta = *e;
+    k->meta.id = id;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_store_set(kvmem_store *s, uint64_t id, const kvmem_episode *meta) {
+    kvmem__kept *k = kvmem__store_change(s, id, "set", 1);
+    kvmem_episode e;
+    if (!k) return s->error.status;
+    if (!meta) return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "set: no metadata");
+    e = k->meta;
+    KVMEM__TRY(kvmem__store_meta(s, &e, meta, 0));
+    return kvmem__store_replace(s, k, KVMEM__REC_SET, k->cur, &e, 1);
+}
+KVMEM_API kvmem_status kvmem_store_touch(kvmem_store *s, const uint64_t *ids, int n, int64_t now) {
+    int i;
+    KVMEM__TRY(kvmem__store_writable(s, "touch"));
+    for (i = 0; i < n; i++)
+        if (!kvmem__store_has(s, ids[i])) return kvmem__store_missing(s, ids[i]);
+    for (i = 0; i < n; i++) {
+        kvmem__kept *k = kvmem__store_has(s, ids[i]);
+        kvmem_episode e = k->meta;
+        if (e.uses < INT_MAX) e.uses++;
+        e.last_used = now;
+        KVMEM__TRY(kvmem__store_replace(s, k, KVMEM__REC_SET, k->cur, &e, i + 1 == n));
+    }
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_store_rollback(kvmem_store *s, uint64_t id, int version) {
+    kvmem__kept *k = kvmem__store_change(s, id, "rollback", 0);
+    kvmem__ep_version *v;
+    kvmem_episode e;
+    size_t used;
+    if (!k) return s->error.status;
+    v = kvmem__version_of(k, version);
+    if (version < 1 || !v)
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "rollback: episode %llu has no version %d",
+                           (unsigned long long)id, version);
+    KVMEM__TRY(kvmem__store_fetch(s, id, v, 0));
+    if (!kvmem__meta_get(v->part[0].p, v->part[0].size, &e, &used)) return kvmem__store_damaged(s, id, version, 0);
+    e.last_used = k->meta.last_used;
+    e.uses = k->meta.uses;
+    e.strength = k->meta.strength;
+    e.quarantine = k->meta.quarantine;
+    return kvmem__store_replace(s, k, KVMEM__REC_ROLLBACK, (int)(v - k->ver), &e, 1);
+}
+KVMEM_API kvmem_status kvmem_store_delete(kvmem_store *s, uint64_t id) {
+    kvmem__kept *k = kvmem__store_change(s, id, "delete", 0);
+    kvmem__record r;
+    if (!k) return s->error.status;
+    memset(&r, 0, sizeof r);
+    r.type = KVMEM__REC_DELETE;
+    r.id = id;
+    r.version = (uint32_t)k->ver[k->cur].version;
+    KVMEM__TRY(kvmem__journal(s, &r, NULL, 1));
+    kvmem__store_drop(s, id);
+    return KVMEM_OK;
+}
+
+/* --- reading --- */
+static void kvmem__store_describe(const kvmem__kept *k, const kvmem__ep_version *v, kvmem_episode *out) {
+    out->id = k->meta.id;
+    out->version = v->version;
+    out->n_versions = k->n_ver;
+    out->bytes = v->record;
+    out->row_bytes = v->part[2].size;
+    out->resident = (v->part[1].p ? 1 : 0) | (v->part[2].p ? 2 : 0);
+    out->damaged = v->damaged != 0;
+}
+/* The version asked for; NULL: s->error says why. */
+static kvmem__ep_version *kvmem__store_ask(kvmem_store *s, uint64_t id, int version, kvmem__kept **kept) {
+    kvmem__kept *k = s->backend ? kvmem__store_has(s, id) : NULL;
+    kvmem__ep_version *v = k ? kvmem__version_of(k, version) : NULL;
+    if (kept) *kept = k;
+    if (!k) kvmem__store_missing(s, id);
+    else if (!v)
+        kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "episode %llu has no version %d", (unsigned long long)id, version);
+    return v;
+}
+KVMEM_API kvmem_status kvmem_store_get(kvmem_store *s, uint64_t id, int version, kvmem_episode *out) {
+    kvmem__kept *k;
+    kvmem__ep_version *v = kvmem__store_ask(s, id, version, &k);
+    kvmem_episode e;
+    size_t used;
+    if (!v) return s->error.status;
+    if (v->damaged) return kvmem__store_damaged(s, id, v->version, v->damaged - 1);
+    e = k->meta;
+    if (v != &k->ver[k->cur]) {
+        KVMEM__TRY(kvmem__store_fetch(s, id, v, 0));
+        if (!kvmem__meta_get(v->part[0].p, v->part[0].size, &e, &used)) return kvmem__store_damaged(s, id, v->version, 0);
+    }
+    kvmem__store_describe(k, v, &e);
+    *out = e;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_store_at(kvmem_store *s, int i, kvmem_episode *out) {
+    if (i < 0 || i >= s->n)
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "there are %d episodes, not %d", s->n, i);
+    *out = s->kept[i].meta;
+    kvmem__store_describe(&s->kept[i], &s->kept[i].ver[s->kept[i].cur], out);
+    return KVMEM_OK;
+}
+/* Part B: where its n token ids stand, and its text. */
+static kvmem_status kvmem__store_b(kvmem_store *s, uint64_t id, int version, const uint8_t **ids, size_t *n,
+                                   const uint8_t **text, size_t *bytes) {
+    kvmem__ep_version *v = kvmem__store_ask(s, id, version, NULL);
+    const kvmem__ep_part *p;
+    if (!v) return s->error.status;
+    p = &v->part[1];
+    KVMEM__TRY(kvmem__store_fetch(s, id, v, 1));
+    if (p->size < 4 || kvmem__le32(p->p) > (p->size - 4) / 4) return kvmem__store_damaged(s, id, v->version, 1);
+    *n = kvmem__le32(p->p);
+    *ids = p->p + 4;
+    *text = p->p + 4 + 4 * *n;
+    *bytes = p->size - 4 - 4 * *n;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_store_text(kvmem_store *s, uint64_t id, int version, char *out, size_t cap, size_t *n) {
+    const uint8_t *ids, *text;
+    size_t n_ids, bytes, m;
+    KVMEM__TRY(kvmem__store_b(s, id, version, &ids, &n_ids, &text, &bytes));
+    m = cap ? KVMEM__MIN(cap - 1, bytes) : 0;
+    if (cap) {
+        memcpy(out, text, m);
+        out[m] = 0;
+    }
+    if (n) *n = bytes;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_store_ids(kvmem_store *s, uint64_t id, int version, int *out, int cap, int *n) {
+    const uint8_t *ids, *text;
+    size_t n_ids, bytes;
+    int i;
+    KVMEM__TRY(kvmem__store_b(s, id, version, &ids, &n_ids, &text, &bytes));
+    if (n_ids > (size_t)KVMEM__STORE_TOKENS)
+        return kvmem__fail(&s->error, KVMEM_BAD_FILE, "episode %llu has %zu token ids", (unsigned long long)id, n_ids);
+    for (i = 0; i < cap && i < (int)n_ids; i++) out[i] = (int)(int32_t)kvmem__le32(ids + 4 * (size_t)i);
+    if (n) *n = (int)n_ids;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_store_vector(kvmem_store *s, uint64_t id, int version, const char *name, float *out,
+                                          int cap, int *dim) {
+    kvmem__ep_version *v = kvmem__store_ask(s, id, version, NULL);
+    const uint8_t *x;
+    size_t n = 0;
+    int i;
+    if (!v) return s->error.status;
+    KVMEM__TRY(kvmem__store_fetch(s, id, v, 0));
+    x = kvmem__vector_at(v->part[0].p, v->part[0].size, -1, name, &n);
+    if (!x) return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "episode %llu has no vector %s", (unsigned long long)id,
+                               name ? name : "at all");
+    for (i = 0; out && i < cap && i < (int)n; i++) out[i] = kvmem__lef32(x + 4 * (size_t)i);
+    if (dim) *dim = (int)n;
+    return KVMEM_OK;
+}
+/* Part C, fetched and opened. */
+static kvmem__ep_version *kvmem__store_c(kvmem_store *s, uint64_t id, int version, kvmem__ep_rows *r) {
+    kvmem__ep_version *v = kvmem__store_ask(s, id, version, NULL);
+    if (!v) return NULL;
+    if (!v->part[2].size) {
+        kvmem__fail(&s->error, KVMEM_BAD_STATE, "episode %llu is text only: it has no K and V", (unsigned long long)id);
+        return NULL;
+    }
+    if (kvmem__store_fetch(s, id, v, 2) != KVMEM_OK) return NULL;
+    v->part[2].pinned = 1; /* its codecs may need memory */
+    if (kvmem__rows_open(s, id, v->part[2].p, v->part[2].size, r) == KVMEM_OK) return v;
+    v->part[2].pinned = 0;
+    return NULL;
+}
+KVMEM_API kvmem_status kvmem_store_rows(kvmem_store *s, uint64_t id, int version, int layer, int g, float *k, float *v,
+                                        int32_t *pos, int cap, int *n) {
+    kvmem__ep_rows r;
+    kvmem__ep_version *ver;
+    float *const out[2] = { k, v };
+    size_t before;
+    int lane, count, side, t;
+    if (layer < 0 || layer >= s->n_layers || g < 0 || g >= s->n_kv_heads)
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "rows: layer %d, KV head %d: there are %d and %d", layer, g,
+                           s->n_layers, s->n_kv_heads);
+    ver = kvmem__store_c(s, id, version, &r);
+    if (!ver) return s->error.status;
+    lane = layer * s->n_kv_heads + g;
+    count = kvmem__rows_count(&r, lane);
+    before = kvmem__rows_before(&r, lane);
+    for (side = 0; side < 2; side++) {
+        const kvmem_coded b = kvmem__rows_coded(&r, before, count, side);
+        if (out[side] && count && cap > 0)
+            kvmem__coded_decode(&r.codec[side]->use, &b, out[side], 0, KVMEM__MIN(count, cap));
+    }
+    for (t = 0; pos && t < count && t < cap; t++) pos[t] = kvmem__rows_pos(&r, before, t);
+    ver->part[2].pinned = 0;
+    if (n) *n = count;
+    return KVMEM_OK;
+}
+/* Rows of lane i behind the cache's lane, moved by `shift` positions; x: scratch of d floats. */
+static kvmem_status kvmem__load_rows(kvmem_store *s, kvmem_cache *c, const kvmem__ep_rows *r, int i, size_t before,
+                                     int32_t shift, float *x) {
+    kvmem_lane *ln = &c->lane[i];
+    const int n = kvmem__rows_count(r, i), layer = i / s->n_kv_heads;
+    int t, side, k, page, row;
+    if (!n) return KVMEM_OK;
+    KVMEM__TRY(kvmem__scratch(c, (size_t)c->code * sizeof(float)));
+    KVMEM__TRY(kvmem__lane_grow(c, ln, n));
+    kvmem__lane_start(c, ln, &page, &row);
+    for (t = 0; t < n; t++, row++) {
+        const int32_t pos = kvmem__rows_pos(r, before, t) + shift;
+        kvmem_page *p;
+        if (row == c->recipe.page) { page++; row = 0; }
+        p = ln->pages[page];
+        p->pos[row] = pos;
+        for (k = 0; k < c->n_stats; k++) p->stats[k * p->cap + row] = 0;
+        for (side = 0; side < 2; side++) {
+            const kvmem_coded from = kvmem__rows_coded(r, before, n, side);
+            kvmem_coded to = kvmem__side_coded(&p->side[side]);
+            kvmem__coded_decode(&r->codec[side]->use, &from, x, t, 1);
+            if (side == 0 && (r->flags & 2)) { /* as read, at the position where it was */
+                if (p->pre && c->shape.rope) kvmem__unrope_rows(c, layer, x, 1, &pos);
+            } else if (side == 0 && !p->pre) {
+                if (c->shape.rope) kvmem__rope_rows(c, layer, x, 1, &pos);
+                else if (s->shape.rope) kvmem__store_turn(s, layer, x, 1, &pos, 0);
+            }
+            for (k = 0; k < s->head_dim; k++)
+                if (!(x[k] - x[k] == 0.0f))
+                    return kvmem__fail(&c->error, KVMEM_BAD_VALUE, "load: a number of K or V is not finite");
+            to.scratch = (float *)c->scratch;
+            p->side[side].use->fn.encode(&to, x, row, 1);
+        }
+    }
+    kvmem__lane_add(c, ln, n);
+    return KVMEM_OK;
+}
+/* Can the rows be put into the cache at this place? *shift: from their positions to those there. */
+static kvmem_status kvmem__load_place(kvmem_store *s, uint64_t id, const kvmem_cache *c, const kvmem__ep_rows *r,
+                                      kvmem_store_place place, int32_t *shift) {
+    int i;
+    KVMEM__TRY(kvmem__store_match(s, c, "load"));
+    if (c->reads & KVMEM_READS_HIDDEN)
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "load: the cache's recipe reads norms of hidden states, which "
+                           "episodes do not have");
+    if ((kvmem__lane_at(c, 0, 0)->use[1]->fn.flags & KVMEM_CODEC_SHARED))
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "load: codec.v=key has no values of its own");
+    if (place == KVMEM_STORE_ORIGINAL && r->first < c->next_pos)
+        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "load: episode %llu begins at position %d, the cache goes on at %d: "
+                           "load episodes by rising position, or packed", (unsigned long long)id, (int)r->first,
+                           (int)c->next_pos);
+    *shift = place == KVMEM_STORE_PACKED ? c->next_pos - r->first : 0;
+    if (c->next_pos > INT32_MAX - 1 - r->n)
+        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "load: positions pass %d", (int)INT32_MAX);
+    if (*shift && (r->flags & 2))
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "load: the keys of episode %llu were stored as they were read, for "
+                           "the store did not know their RoPE: they fit at position %d only", (unsigned long long)id,
+                           (int)r->first);
+    if (!(r->flags & 2) && !c->shape.rope && !s->shape.rope)
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "load: keys before RoPE into a cache that does not rotate: open "
+                           "the store with the shape of the model, RoPE included");
+    for (i = 0; c->lane_cap && i < r->lanes; i++)
+        if (kvmem__rows_count(r, i) > c->lane_cap - c->lane[i].n)
+            return kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "load: %d entries more in a lane; under its byte limit the "
+                               "cache has %d of at most %d", kvmem__rows_count(r, i), c->lane[i].n, c->lane_cap);
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_store_load(kvmem_store *s, uint64_t id, kvmem_cache *c, kvmem_store_place place,
+                                        int32_t *first) {
+    kvmem__ep_rows r;
+    kvmem__ep_version *v = kvmem__store_c(s, id, 0, &r);
+    const size_t d = (size_t)s->head_dim;
+    kvmem_status st;
+    int32_t shift = 0;
+    size_t before = 0;
+    float *x = NULL;
+    int i, done = 0;
+    if (!v) return s->error.status;
+    st = kvmem__load_place(s, id, c, &r, place, &shift);
+    if (st == KVMEM_OK) {
+        x = (float *)kvmem__store_take(s, 3, d * sizeof *x, "a row");
+        if (!x) st = s->error.status;
+    }
+    for (; st == KVMEM_OK && done < r.lanes; before += (size_t)kvmem__rows_count(&r, done), done++) {
+        const int was = c->lane[done].n;
+        st = kvmem__load_rows(s, c, &r, done, before, shift, x);
+        if (st != KVMEM_OK) {
+            s->error = c->error;
+            kvmem__lane_cut(c, &c->lane[done], was);
+            break;
+        }
+    }
+    for (i = 0; i < done; i++) {
+        const int was = c->lane[i].n - kvmem__rows_count(&r, i);
+        if (st != KVMEM_OK) kvmem__lane_cut(c, &c->lane[i], was);
+        else if (c->trace) kvmem__tell(c, i, was, c->lane[i].n, KVMEM_FATE_KEPT);
+    }
+    kvmem__store_give(s, 3, x, d * sizeof *x);
+    v->part[2].pinned = 0;
+    if (st != KVMEM_OK) return st;
+    c->tokens += r.n;
+    c->since_reduce += r.n;
+    c->next_pos = r.first + shift + r.n;
+    if (first) *first = r.first + shift;
+    return KVMEM_OK;
+}
+
+/* --- searching --- */
+KVMEM_API int kvmem_store_findable(const kvmem_store *s, const kvmem_episode *e, int64_t now) {
+    return !e->damaged && !(e->expires && e->expires <= now) && !(e->access & KVMEM_ACCESS_ARCHIVED) &&
+           !(s->quarantine > 0 && e->quarantine >= s->quarantine);
+}
+KVMEM_API kvmem_store_query kvmem_store_query_default(void) {
+    kvmem_store_query q;
+    memset(&q, 0, sizeof q);
+    q.cosine = 1;
+    q.place = -1;
+    return q;
+}
+static float kvmem__store_score(const kvmem_store_query *q, const uint8_t *x) {
+    double dot = 0, a = 0, b = 0;
+    int i;
+    for (i = 0; i < q->dim; i++) {
+        const double y = (double)kvmem__lef32(x + 4 * (size_t)i), z = (double)q->x[i];
+        dot += y * z;
+        a += y * y;
+        b += z * z;
+    }
+    if (!q->cosine) return (float)dot;
+    return a > 0 && b > 0 ? (float)(dot / sqrt(a) / sqrt(b)) : 0.0f;
+}
+KVMEM_API kvmem_status kvmem_store_search(kvmem_store *s, const kvmem_store_query *q, kvmem_store_hit *hits, int k,
+                                          int *n) {
+    int i, j, m = 0;
+    if (!q || !q->x || q->dim < 1 || k < 0 || (k && !hits))
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "search: a vector of %d numbers, %d hits", q ? q->dim : 0, k);
+    for (i = 0; i < q->dim; i++)
+        if (!(q->x[i] - q->x[i] == 0.0f))
+            return kvmem__fail(&s->error, KVMEM_BAD_VALUE, "search: number %d of the vector is not finite", i);
+    for (i = 0; i < s->n && k; i++) {
+        const kvmem__ep_version *v = &s->kept[i].ver[s->kept[i].cur];
+        kvmem_episode e = s->kept[i].meta;
+        kvmem_store_hit hit;
+        const uint8_t *x;
+        size_t dim = 0;
+        kvmem__store_describe(&s->kept[i], v, &e);
+        if (!kvmem_store_findable(s, &e, q->now) || (q->place >= 0 && e.place != q->place) ||
+            (q->access & ~e.access)) continue;
+        if (!v->part[0].p && kvmem__store_fetch(s, e.id, &s->kept[i].ver[s->kept[i].cur], 0) != KVMEM_OK) continue;
+        x = kvmem__vector_at(v->part[0].p, v->part[0].size, -1, q->name, &dim);
+        if (!x || dim != (size_t)q->dim) continue;
+        hit.id = e.id;
+        hit.score = kvmem__store_score(q, x);
+        if (m == k && !(hit.score > hits[m - 1].score)) continue;
+        for (j = m < k ? m++ : k - 1; j > 0 && hits[j - 1].score < hit.score; j--) hits[j] = hits[j - 1];
+        hits[j] = hit;
+    }
+    if (n) *n = m;
+    return KVMEM_OK;
+}
+
+/* --- whole stores as bytes --- */
+/* Version v of k as a record of the sink; meta: its metadata now, or NULL: as it was written. */
+static kvmem_status kvmem__save_version(kvmem_store *s, kvmem__sink *o, uint64_t id, kvmem__ep_version *v,
+                                        const kvmem_episode *meta) {
+    kvmem__ep_part a;
+    kvmem__record r;
+    uint8_t *bytes[3];
+    kvmem_episode e;
+    kvmem_status st = KVMEM_OK;
+    size_t used = 0;
+    int i, ok = 0;
+    memset(&a, 0, sizeof a);
+    memset(&r, 0, sizeof r);
+    for (i = 0; i < 3 && st == KVMEM_OK; i++) {
+        st = kvmem__store_fetch(s, id, v, i);
+        v->part[i].pinned = st == KVMEM_OK;
+    }
+    if (st == KVMEM_OK && !kvmem__meta_get(v->part[0].p, v->part[0].size, &e, &used))
+        st = kvmem__store_damaged(s, id, v->version, 0);
+    if (st == KVMEM_OK)
+        st = kvmem__make_a(s, meta ? meta : &e, NULL, v->part[0].p + used, v->part[0].size - used, &a);
+    if (st == KVMEM_OK) {
+        r.type = KVMEM__REC_EPISODE;
+        r.id = id;
+        r.version = (uint32_t)v->version;
+        for (i = 0; i < 3; i++) {
+            bytes[i] = i ? v->part[i].p : a.p;
+            r.size[i] = i ? v->part[i].size : a.size;
+            r.crc[i] = i ? v->part[i].crc : kvmem__crc32(0, a.p, a.size);
+        }
+        ok = kvmem__sink_record(o, &r, bytes);
+        if (!ok) st = kvmem__fail(&s->error, KVMEM_IO, "writing the store failed (disk full?)");
+    }
+    for (i = 0; i < 3; i++) v->part[i].pinned = 0;
+    kvmem__part_free(s, 0, &a);
+    return st;
+}
+/* The versions of an episode, the present one last or, if it is not the newest, named behind them. */
+static kvmem_status kvmem__save_kept(kvmem_store *s, kvmem__sink *o, kvmem__kept *k, int history) {
+    kvmem__ep_part a;
+    kvmem__record r;
+    uint8_t *bytes[3] = { NULL, NULL, NULL };
+    kvmem_status st;
+    int i, ok;
+    for (i = 0; i < k->n_ver; i++) {
+        if (i != k->cur && (!history || k->ver[i].damaged)) continue;
+        KVMEM__TRY(kvmem__save_version(s, o, k->meta.id, &k->ver[i], i == k->cur ? &k->meta : NULL));
+    }
+    if (!history || k->cur == k->n_ver - 1) return KVMEM_OK;
+    memset(&a, 0, sizeof a);
+    memset(&r, 0, sizeof r);
+    st = kvmem__make_a(s, &k->meta, NULL, NULL, 0, &a);
+    if (st == KVMEM_OK) {
+        r.type = KVMEM__REC_ROLLBACK;
+        r.id = k->meta.id;
+        r.version = (uint32_t)k->ver[k->cur].version;
+        r.size[0] = a.size;
+        r.crc[0] = kvmem__crc32(0, a.p, a.size);
+        bytes[0] = a.p;
+        ok = kvmem__sink_record(o, &r, bytes);
+        if (!ok) st = kvmem__fail(&s->error, KVMEM_IO, "writing the store failed (disk full?)");
+    }
+    kvmem__part_free(s, 0, &a);
+    return st;
+}
+/* Head and episode `only`, or all (0), to a sink; o (may be NULL) is where it ended. Damaged ones are left out. */
+static kvmem_status kvmem__store_write(kvmem_store *s, uint64_t only, int history, kvmem_write_fn write, void *user,
+                                       kvmem__sink *end) {
+    uint8_t head[KVMEM__STORE_BEGIN];
+    kvmem__sink o;
+    int i;
+    if (!s->backend) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "save: the store is not open");
+    if (!write) return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "save: no function to write with");
+    kvmem__store_head(s, head);
+    memcpy(head + KVMEM__STORE_HEAD, head, KVMEM__STORE_HEAD);
+    if (write(user, head, sizeof head)) return kvmem__fail(&s->error, KVMEM_IO, "writing the store failed (disk full?)");
+    o.write = write;
+    o.user = user;
+    o.at = sizeof head;
+    o.seq = 0;
+    o.chain = 0;
+    o.epoch = 1;
+    for (i = 0; i < s->n; i++) {
+        kvmem__kept *k = &s->kept[i];
+        kvmem_status st;
+        if ((only && k->meta.id != only) || k->ver[k->cur].damaged) continue;
+        st = kvmem__save_kept(s, &o, k, history);
+        if (st == KVMEM_BAD_FILE && !only && k->ver[k->cur].damaged) continue; /* found just now */
+        if (st != KVMEM_OK) return st;
+    }
+    if (end) *end = o;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_store_save(kvmem_store *s, int history, kvmem_write_fn write, void *user) {
+    return kvmem__store_write(s, 0, history, write, user, NULL);
+}
+KVMEM_API kvmem_status kvmem_store_export(kvmem_store *s, uint64_t id, kvmem_write_fn write, void *user) {
+    kvmem_episode e;
+    KVMEM__TRY(kvmem_store_get(s, id, 0, &e));
+    return kvmem__store_write(s, id, 0, write, user, NULL);
+}
+KVMEM_API kvmem_status kvmem_store_import(kvmem_store *s, const void *bytes, size_t size, uint64_t *id) {
+    kvmem_store_options o = kvmem_store_options_default();
+    kvmem_store from;
+    kvmem__ep_part part[3];
+    kvmem__ep_version *v = NULL;
+    kvmem__ep_rows rows;
+    kvmem__record r;
+    kvmem_episode e;
+    kvmem_status st;
+    size_t used = 0;
+    int i;
+    KVMEM__TRY(kvmem__store_writable(s, "import"));
+    if (s->next_id == UINT64_MAX) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "import: no ids are left");
+    o.bytes = bytes ? bytes : "";
+    o.size = bytes ? size : 0;
+    o.allocator = s->a;
+    if (s->limit) o.ram_bytes = s->limit > s->total ? s->limit - s->total : 1;
+    if (kvmem_store_open(&from, NULL, &o) != KVMEM_OK) {
+        s->error = from.error;
+        return s->error.status;
+    }
+    memset(part, 0, sizeof part);
+    memset(&r, 0, sizeof r);
+    st = KVMEM_OK;
+    if (from.model_id != s->model_id || from.hash != s->hash || from.plain_hash != s->plain_hash ||
+        from.n_layers != s->n_layers || from.n_kv_heads != s->n_kv_heads || from.head_dim != s->head_dim ||
+        from.n_heads != s->n_heads)
+        st = kvmem__fail(&s->error, KVMEM_MISMATCH, "import: the episode belongs to another model");
+    else if (from.n != 1)
+        st = kvmem__fail(&s->error, KVMEM_BAD_FILE, "import: %d episodes where one was expected", from.n);
+    else v = &from.kept[0].ver[from.kept[0].cur];
+    for (i = 0; st == KVMEM_OK && i < 3; i++)
+        if ((st = kvmem__store_fetch(&from, from.kept[0].meta.id, v, i)) != KVMEM_OK) s->error = from.error;
+    if (st == KVMEM_OK && v->part[2].size &&
+        (st = kvmem__rows_open(&from, from.kept[0].meta.id, v->part[2].p, v->part[2].size, &rows)) != KVMEM_OK)
+        s->error = from.error;
+    if (st == KVMEM_OK && !kvmem__meta_get(v->part[0].p, v->part[0].size, &e, &used))
+        st = kvmem__fail(&s->error, KVMEM_BAD_FILE, "import: the episode's metadata is damaged");
+    if (st == KVMEM_OK) {
+        e = from.kept[0].meta;
+        e.n_parents = 0;
+        st = kvmem__make_a(s, &e, NULL, v->part[0].p + used, v->part[0].size - used, &part[0]);
+    }
+    for (i = 1; st == KVMEM_OK && i < 3; i++) {
+        part[i].size = v->part[i].size;
+        if (!part[i].size) continue;
+        part[i].p = (uint8_t *)kvmem__store_take(s, i, part[i].size, "an imported episode");
+        if (!part[i].p) st = s->error.status;
+        else memcpy(part[i].p, v->part[i].p, part[i].size);
+    }
+    if (st == KVMEM_OK) {
+        kvmem__kept *k = kvmem__store_room(s, s->next_id);
+        r.type = KVMEM__REC_EPISODE;
+        r.id = s->next_id;
+        r.version = 1;
+        r.at = s->end;
+        st = k ? kvmem__journal(s, &r, part, 1) : s->error.status;
+        if (st == KVMEM_OK) {
+            for (i = 0; i < 3; i++) part[i].tick = ++s->tick;
+            kvmem__store_install(k, &r, &e, part);
+            if (id) *id = s->next_id;
+            s->next_id++;
+            memset(part, 0, sizeof part);
+        } else if (k) kvmem__store_drop(s, s->next_id);
+    }
+    for (i = 0; i < 3; i++) kvmem__part_free(s, i, &part[i]);
+    kvmem_store_close(&from);
+    return st;
+}
+/* Forget what is known of the journal's records. */
+static void kvmem__store_forget(kvmem_store *s) {
+    int i;
+    for (i = 0; i < s->n; i++) kvmem__kept_free(s, &s->kept[i]);
+    kvmem__store_give(s, 0, s->kept, (size_t)s->cap * sizeof *s->kept);
+    s->kept = NULL;
+    s->n = s->cap = s->damaged = 0;
+    s->end = s->seq = s->lost = s->torn = 0;
+    s->chain = s->epoch = 0;
+}
+#ifndef KVMEM_NO_STDIO
+/* The open file `to` at path takes the place of the journal. */
+static kvmem_status kvmem__compact_swap(kvmem_store *s, kvmem_store *to, const char *path) {
+#if KVMEM__UNIX
+    if (rename(path, s->path) != 0)
+        return kvmem__fail(&s->error, KVMEM_IO, "%s cannot take the place of %s", path, s->path);
+    kvmem__file_close(s);
+    s->fd = to->fd;
+    to->fd = -1;
+#else
+    kvmem__file_close(to);
+    kvmem__file_close(s);
+    if (remove(s->path) != 0 || rename(path, s->path) != 0 || !kvmem__file_open(s, s->path, 1, 0)) {
+        s->broken = 1;
+        return kvmem__fail(&s->error, KVMEM_IO, "%s cannot take the place of %s", path, s->path);
+    }
+#endif
+    kvmem__store_forget(s);
+    s->broken = !kvmem__file_size(s, &s->size) || kvmem__store_scan(s) != KVMEM_OK;
+    s->epoch++;
+    return s->broken ? kvmem__fail(&s->error, KVMEM_IO, "%s: cannot be read after compaction", s->path) : KVMEM_OK;
+}
+static kvmem_status kvmem__compact_file(kvmem_store *s, int history) {
+    const size_t n = strlen(s->path);
+    kvmem_store to;
+    kvmem_status st;
+    char *path = (char *)kvmem__store_take(s, 3, n + 5, "a path");
+    if (!path) return s->error.status;
+    memcpy(path, s->path, n);
+    memcpy(path + n, ".new", 5);
+    memset(&to, 0, sizeof to);
+    to.fd = -1;
+    if (!kvmem__file_open(&to, path, 1, 1) || kvmem__file_lock(to.fd) != 0)
+        st = kvmem__fail(&s->error, KVMEM_IO, "%s: cannot be opened for writing", path);
+    else st = kvmem__store_write(s, 0, history, kvmem__journal_write, &to, NULL);
+    if (st == KVMEM_OK && !kvmem__file_flush(&to)) st = kvmem__fail(&s->error, KVMEM_IO, "%s: writing failed", path);
+    if (st == KVMEM_OK) st = kvmem__compact_swap(s, &to, path);
+    else remove(path);
+    kvmem__file_close(&to);
+    kvmem__store_give(s, 3, path, n + 5);
+    return st;
+}
+#endif
+KVMEM_API kvmem_status kvmem_store_compact(kvmem_store *s, int history) {
+    int i, v;
+    KVMEM__TRY(kvmem__store_writable(s, "compact"));
+#ifndef KVMEM_NO_STDIO
+    if (kvmem__has_file(s)) return kvmem__compact_file(s, history);
+#endif
+    for (i = 0; i < s->n && !history; i++) {
+        kvmem__kept *k = &s->kept[i];
+        const kvmem__ep_version now = k->ver[k->cur];
+        for (v = 0; v < k->n_ver; v++)
+            if (v != k->cur) kvmem__ver_free(s, &k->ver[v]);
+        k->ver[0] = now;
+        k->n_ver = 1;
+        k->cur = 0;
+    }
+    return KVMEM_OK;
+}
+
+/* --- checking --- */
+typedef struct kvmem__telling {
+    kvmem_store_check *out;
+    void (*tell)(void *user, uint64_t id, const char *fault);
+    void *user;
+} kvmem__telling;
+static void kvmem__verify_tell(const kvmem__telling *t, uint64_t id, const char *fault) {
+    t->out->faults++;
+    if (t->tell) t->tell(t->user, id, fault);
+}
+/* Everything of a version: checksums, vectors, ids, rows. */
+static kvmem_status kvmem__verify_version(kvmem_store *s, uint64_t id, kvmem__ep_version *v) {
+    kvmem_episode e;
+    kvmem__ep_rows rows;
+    size_t used, dim, n, bytes;
+    const uint8_t *ids, *text;
+    int i;
+    for (i = 0; i < 3; i++) {
+        if (v->damaged) return kvmem__store_damaged(s, id, v->version, v->damaged - 1);
+        KVMEM__TRY(kvmem__store_fetch(s, id, v, i));
+        if (i == 0) {
+            if (!kvmem__meta_get(v->part[0].p, v->part[0].size, &e, &used))
+                return kvmem__store_damaged(s, id, v->version, 0);
+            for (used = 0; used < (size_t)e.n_vectors; used++)
+                if (!kvmem__vector_at(v->part[0].p, v->part[0].size, (int)used, NULL, &dim))
+                    return kvmem__fail(&s->error, KVMEM_BAD_FILE, "episode %llu: its vectors do not add up",
+                                       (unsigned long long)id);
+        }
+        if (i == 1) {
+            KVMEM__TRY(kvmem__store_b(s, id, v->version, &ids, &n, &text, &bytes));
+            if (n != (size_t)e.n_ids || bytes != e.text_bytes ||
+                kvmem__fnv(0xcbf29ce484222325u, text, bytes) != e.text_hash)
+                return kvmem__fail(&s->error, KVMEM_BAD_FILE, "episode %llu: its text is not the one that its metadata "
+                                   "describe", (unsigned long long)id);
+        }
+    }
+    if (!v->part[2].size) return KVMEM_OK;
+    if (!kvmem__store_c(s, id, v->version, &rows)) return s->error.status;
+    v->part[2].pinned = 0;
+    if (rows.first != e.first || rows.n != e.n)
+        return kvmem__fail(&s->error, KVMEM_BAD_FILE, "episode %llu: its rows are not those of its span",
+                           (unsigned long long)id);
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_store_verify(kvmem_store *s, kvmem_store_check *out,
+                                          void (*tell)(void *user, uint64_t id, const char *fault), void *user) {
+    kvmem_store_check local;
+    kvmem__telling t;
+    int i, j, p;
+    t.out = out ? out : &local;
+    t.tell = tell;
+    t.user = user;
+    memset(t.out, 0, sizeof *t.out);
+    if (!s->backend) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "verify: the store is not open");
+    t.out->torn = s->torn;
+    t.out->lost = s->lost;
+    if (s->lost) kvmem__verify_tell(&t, 0, "there are bytes that belong to no record");
+    for (i = 0; i < s->n; i++) {
+        kvmem__kept *k = &s->kept[i];
+        for (j = 0; j < k->n_ver; j++) {
+            kvmem_status st = kvmem__verify_version(s, k->meta.id, &k->ver[j]);
+            if (st == KVMEM_NO_MEMORY || st == KVMEM_OVER_BUDGET) return st; /* not a fault of the store */
+            if (st != KVMEM_OK) kvmem__verify_tell(&t, k->meta.id, s->error.text);
+            for (p = 0; p < 3; p++) t.out->bytes += k->ver[j].part[p].size;
+            t.out->versions++;
+        }
+        for (j = 0; j < k->meta.n_parents; j++)
+            if (k->meta.parent[j] >= s->next_id) kvmem__verify_tell(&t, k->meta.id, "a parent that never was");
+        t.out->episodes++;
+    }
+    if (!t.out->faults) return KVMEM_OK;
+    return kvmem__fail(&s->error, KVMEM_BAD_FILE, "%s: %d faults", kvmem__store_name(s), t.out->faults);
+}
+KVMEM_API void kvmem_store_bytes(const kvmem_store *s, kvmem_store_usage *out) {
+    int i;
+    memset(out, 0, sizeof *out);
+    out->index = s->live[0];
+    out->text = s->live[1];
+    out->rows = s->live[2];
+    out->scratch = s->live[3];
+    out->total = s->total;
+    out->peak = s->peak;
+    out->limit = s->limit;
+    out->file = kvmem__has_file(s) ? s->end : 0;
+    out->file_limit = s->file_limit;
+    for (i = 0; i < s->n; i++) out->live += s->kept[i].ver[s->kept[i].cur].record;
+}
+
 /* ==== >>entropy : arithmetic coding of symbols under 16-bit models ===============================
    A coder narrows an interval [low, high] of 32-bit numbers, once a symbol, to the part that the
    model gives it; bits on which both ends agree are written and the interval is widened again. A
@@ -25947,6 +28366,8 @@ KVMEM_API const kvmem_method *kvmem_method_at(int i) {
           "Wei 2025, arXiv 2510.02373", "kvmem_consensus, kvmem_lessons_warn; ./kvmem memory ask --guard" },
         { "cachegen", "saving", "a cache at three levels of loss, in arithmetic-coded chunks that decode alone",
           "Liu 2023, arXiv 2310.07240", "kvmem_cache_save_level, kvmem_cache_load; ./kvmem cache" },
+        { "memcube", "store", "episodes with provenance, rights, life cycle and versions, in a cache, RAM and a file",
+          "Li 2025, arXiv 2507.03724", "kvmem_store_open, _add, _load, _update, _rollback, _verify; ./kvmem memory" },
         { "llmflash", "weights", "feed-forward neurons read from a file when they are about to fire",
           "Alizadeh 2023, arXiv 2312.11514", "kvmem_flash_*" },
         { "kvheads_svd", "model", "groups of KV heads merged into one by the SVD of calibration keys and values",
