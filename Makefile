@@ -97,7 +97,7 @@ TAKEN = $(if $(SPLIT),$(B)/face/kvmem.h $(B)/body/fast.o $(B)/body/plain.o)
 PLAIN = corpus eval gguf mkgguf model oom sampling tokenizer flash npy numerics recipes report picture \
         stages stream peer calibrate merge budgets select profile \
         scores cost hack elastic_dllm forget guard embed store probe transform codec_tool score_tool universal \
-        streaming
+        streaming episodes
 $(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(B)/mkgguf $(B)/corpus $(B)/picture $(B)/transform: \
     BODY = $(if $(SPLIT),$(B)/body/plain.o)
 $(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus $(B)/picture $(B)/transform: \

@@ -176,6 +176,11 @@
      >>segment_fixed      an event every `size` tokens
      >>retrieve           which stored entries does this query read?
      >>retrieve_actqkv    the pages nearest to an activation-aware probe of the queries
+     >>spans              stretches of a lane that are found by a representative key, shared by retrieve entries
+     >>retrieve_infllm    the blocks whose most watched keys are near the mean query
+     >>retrieve_em_llm    events near the mean query, and their neighbours in time
+     >>retrieve_hcam      summaries first, then attention inside the best chunks
+     >>retrieve_longmem   a bank of small chunks, read beside the window through a gate
      >>place              at which RoPE position is a kept key read?
      >>commit             the end of a block: segment, score, budget, reduce
      >>persistence        save, load, inspect
@@ -21960,11 +21965,670 @@ static kvmem_status kvmem__retrieve_actqkv(const kvmem_view *v, int n, const flo
 }
 static const kvmem_memory kvmem__memory_actqkv = { 1, kvmem__act_floats, NULL, kvmem__act_update, NULL };
 
+/* ==== >>spans : stretches of a lane that are found by a representative key, shared by retrieve entries ====
+   For infllm, em-llm, hcam and longmem. What leaves the newest `local` entries of a lane (the first `init` apart) is
+   divided into spans, at the end of each block. Pieces are `block` entries long, or end where an event begins (stage
+   segment):
+     from the end of the last span on, at every event start: while the piece has `block` entries, a span of so many is
+     cut off; what is left is a span if it has `least` entries, else it goes on with the next event. The last piece
+     waits for its end, but it, too, is cut while it has `block` entries.
+   Events at 3, 9 and 20 of 25 entries, block=8, least=4: spans of 8, 8 and 4 entries; 5 wait.
+   A span is represented by the mean of its `repr` keys that received most attention until then (ties: the lower index),
+   0: of all keys; always before RoPE. All of it is written into the entries, one number each: 0 in no span, else twice
+   the number of the span, plus 1 if it represents it. So it is saved, copied, and follows entries wherever they go; the
+   index of a lane (kvmem_view_index) holds starts, lengths and representatives, and is made again from it at need.
+   Queries for a choice over all heads are the mean of the block's; their rotation to one position is that of the mean,
+   for rotations are linear.                                             test: tests/episodes.c spans_* */
+typedef struct kvmem__span_rule { int init, local, block, least, repr, events; } kvmem__span_rule;
+static int kvmem__span_of(const kvmem_view *v, int g, int t) {
+    float own;
+    kvmem_view_own(v, g, t, &own);
+    return (int)own / 2;
+}
+/* Where the last span of a lane ends: the first number of its state, unless entries have left since. */
+static int kvmem__spans_end(const kvmem_view *v, int g) {
+    float *state = kvmem_view_state(v, g);
+    const int n = kvmem_view_count(v, g);
+    int t = (int)*state;
+    if (t < 1) return 0;
+    if (t <= n && kvmem__span_of(v, g, t - 1) && (t == n || !kvmem__span_of(v, g, t))) return t;
+    for (t = n; t > 0 && !kvmem__span_of(v, g, t - 1);) t--;
+    *state = (float)t;
+    return t;
+}
+/* Entries [from, from + n) become the next span. */
+static kvmem_status kvmem__span_make(const kvmem_view *v, int g, int from, int n, int repr) {
+    const int best = repr < n ? repr : 0, before = from ? kvmem__spans_end(v, g) : 0;
+    const int number = 1 + (before ? kvmem__span_of(v, g, before - 1) : 0);
+    float *acc = kvmem__view_scratch(v, 3 * (size_t)n), own = 2 * (float)number;
+    int *out = (int *)(void *)(acc + n), t, m;
+    if (!acc) return v->cache->error.status;
+    for (t = 0; t < n; t++) {
+        if (best) acc[t] = *kvmem__stat_at(v->cache, kvmem__lane_at(v->cache, v->layer, g), KVMEM_READS_ACC, from + t);
+        KVMEM__TRY(kvmem_view_set_own(v, g, from + t, &own));
+    }
+    own++;
+    for (m = best ? kvmem__topk(out, acc, n, best, out + n) : 0; m > 0; m--)
+        KVMEM__TRY(kvmem_view_set_own(v, g, from + out[m - 1], &own));
+    kvmem__view_scratch_back(v->cache);
+    *kvmem_view_state(v, g) = (float)(from + n);
+    return KVMEM_OK;
+}
+/* A lane whose block has just been read: the spans that are complete now. */
+static kvmem_status kvmem__spans_update(const kvmem_view *v, int g, const kvmem__span_rule *r) {
+    const kvmem_cache *c = v->cache;
+    const kvmem_lane *ln = kvmem__lane_at(c, v->layer, g);
+    const int limit = ln->n - KVMEM__MIN(r->local, ln->n);
+    int from = KVMEM__MAX(kvmem__spans_end(v, g), r->init), lo = 0, hi = c->n_events;
+    while (r->events && from < limit && lo < hi) { /* the first event that starts behind `from` */
+        const int mid = lo + (hi - lo) / 2;
+        if (c->event[mid] <= (int64_t)kvmem__lane_pos(ln, from)) lo = mid + 1;
+        else hi = mid;
+    }
+    while (from < limit) {
+        int at = limit, more = 0;
+        if (r->events && lo < c->n_events && c->event[lo] <= INT32_MAX) {
+            at = kvmem__lane_find(ln, (int32_t)c->event[lo++]);
+            more = at < limit;
+            if (!more) at = limit;
+        }
+        for (; at - from >= r->block; from += r->block) KVMEM__TRY(kvmem__span_make(v, g, from, r->block, r->repr));
+        if (!more) break;
+        if (at - from < r->least) continue;
+        KVMEM__TRY(kvmem__span_make(v, g, from, at - from, r->repr));
+        from = at;
+    }
+    return KVMEM_OK;
+}
+/* Mean of the keys before RoPE of those of n entries that represent their span; of all, if none does. */
+static kvmem_status kvmem__span_represent(const kvmem_view *v, int g, int from, int n, float *out) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    const int d = v->cache->shape.head_dim;
+    float *key = kvmem__view_scratch(v, (size_t)d), own;
+    int t, x, m = 0, all = 1;
+    if (!key) return v->cache->error.status;
+    for (x = 0; x < d; x++) out[x] = 0;
+    for (t = from; all && t < from + n; t++) {
+        kvmem_view_own(v, g, t, &own);
+        all = (int)own % 2 == 0;
+    }
+    for (t = from; t < from + n; t++) {
+        const int32_t pos = kvmem__lane_pos(ln, t);
+        kvmem_view_own(v, g, t, &own);
+        if (!all && (int)own % 2 == 0) continue;
+        kvmem_view_keys(v, g, t, 1, key);
+        kvmem__unrope_rows(v->cache, v->layer, key, 1, &pos);
+        for (x = 0; x < d; x++) out[x] += key[x];
+        m++;
+    }
+    for (x = 0; x < d && m; x++) out[x] /= (float)m;
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+/* The spans of one lane, as its index holds them: a head of 16 bytes (how many, up to where), then for each its first
+   entry, its length and d floats. */
+typedef struct kvmem__spans { int n; const unsigned char *at; size_t each; } kvmem__spans;
+static int kvmem__span_start(const kvmem__spans *u, int i) {
+    int x;
+    memcpy(&x, u->at + 16 + (size_t)i * u->each, sizeof x);
+    return x;
+}
+static int kvmem__span_len(const kvmem__spans *u, int i) {
+    int x;
+    memcpy(&x, u->at + 16 + (size_t)i * u->each + sizeof x, sizeof x);
+    return x;
+}
+static const float *kvmem__span_key(const kvmem__spans *u, int i) {
+    return (const float *)(const void *)(u->at + 16 + (size_t)i * u->each + 2 * sizeof(int));
+}
+static kvmem_status kvmem__spans_read(const kvmem_view *v, int g, kvmem__spans *u) {
+    const int end = kvmem__spans_end(v, g);
+    size_t size;
+    int head[2], span[2];
+    unsigned char *at = (unsigned char *)kvmem_view_index(v, g, 16, &size, NULL);
+    u->each = 2 * sizeof(int) + (size_t)v->cache->shape.head_dim * sizeof(float);
+    if (!at) return v->cache->error.status;
+    for (memcpy(head, at, sizeof head); head[1] < end; memcpy(at, head, sizeof head)) {
+        const int number = kvmem__span_of(v, g, head[1]);
+        const size_t to = 16 + (size_t)head[0] * u->each;
+        span[0] = head[1];
+        for (head[1]++; head[1] < end && kvmem__span_of(v, g, head[1]) == number;) head[1]++;
+        if (!number) continue;
+        span[1] = head[1] - span[0];
+        if (to + u->each > size) {
+            at = (unsigned char *)kvmem_view_index(v, g, to + to / 2 + 4 * u->each, &size, NULL);
+            if (!at) return v->cache->error.status;
+        }
+        memcpy(at + to, span, sizeof span);
+        KVMEM__TRY(kvmem__span_represent(v, g, span[0], span[1], (float *)(void *)(at + to + sizeof span)));
+        head[0]++;
+    }
+    u->n = head[0];
+    u->at = at;
+    return KVMEM_OK;
+}
+/* The spans of all lanes of a layer; same: they must be the same stretches. NULL: the cache's error is set. */
+static kvmem__spans *kvmem__spans_open(const kvmem_view *v, int same) {
+    const int G = v->cache->shape.n_kv_heads;
+    kvmem__spans *u = (kvmem__spans *)(void *)kvmem__view_scratch(v, (size_t)G * sizeof *u / sizeof(float) + 1);
+    int g, i;
+    for (g = 0; u && g < G; g++) {
+        if (kvmem__spans_read(v, g, &u[g]) != KVMEM_OK) return NULL;
+        for (i = 0; same && i < u[g].n && u[g].n == u[0].n; i++)
+            if (kvmem__span_start(&u[g], i) != kvmem__span_start(&u[0], i) ||
+                kvmem__span_len(&u[g], i) != kvmem__span_len(&u[0], i)) break;
+        if (same && i < KVMEM__MAX(u[g].n, u[0].n)) {
+            kvmem__fail(&v->cache->error, KVMEM_UNSUPPORTED, "retrieve=%s: the KV heads of a layer must hold the same "
+                        "entries; those of layer %d differ (perhead=1 lets every head choose)",
+                        v->cache->recipe.stage[KVMEM_RETRIEVE].entry->word, v->layer);
+            return NULL;
+        }
+    }
+    return u;
+}
+/* The mean of the block's queries, rotated to position `at` if that is not negative: out (rows, d), row i the sum of
+   H / rows heads. */
+static void kvmem__spans_query(const kvmem_view *v, int n, const float *q, int rows, int32_t at, float *out) {
+    const kvmem_cache *c = v->cache;
+    const int H = c->shape.n_heads, d = c->shape.head_dim, r = H / rows;
+    int i, x, t, h;
+    for (i = 0; i < rows; i++)
+        for (x = 0; x < d; x++) {
+            double sum = 0;
+            for (t = 0; t < n; t++)
+                for (h = i * r; h < (i + 1) * r; h++) sum += (double)q[((size_t)t * (size_t)H + (size_t)h) *
+                                                                      (size_t)d + (size_t)x];
+            out[(size_t)i * (size_t)d + (size_t)x] = (float)(sum / n);
+        }
+    if (c->shape.rope && at >= 0) c->backend->rope(out, out, 1, rows, d, &c->shape.rope[v->layer], &at, 0, 1);
+}
+/* score (n) = sum over `lanes` of <x_g, representative in lane g>. */
+static void kvmem__spans_score(const kvmem_view *v, const kvmem__spans *u, int lanes, const float *x, float *score) {
+    const int d = v->cache->shape.head_dim;
+    int i, g;
+    for (i = 0; i < u->n; i++) {
+        double sum = 0;
+        for (g = 0; g < lanes; g++)
+            sum += (double)v->cache->backend->dot(x + (size_t)g * (size_t)d, kvmem__span_key(&u[g], i), d);
+        score[i] = (float)sum;
+    }
+}
+/* Put list (n) into the order of falling score, equal ones by rising number: heap sort. */
+static void kvmem__spans_rank(int *list, int n, const float *score) {
+    int i, end;
+    for (i = n / 2 - 1, end = n; end > 1;) {
+        int root, child, x;
+        if (i >= 0) root = i--;
+        else { end--; x = list[0]; list[0] = list[end]; list[end] = x; root = 0; }
+        for (x = list[root]; (child = 2 * root + 1) < end; root = child) {
+            if (child + 1 < end && kvmem__before(score, list[child], list[child + 1])) child++;
+            if (!kvmem__before(score, x, list[child])) break;
+            list[root] = list[child];
+        }
+        list[root] = x;
+    }
+}
+/* One step of filling a budget of `cap` tokens: span i of `size` tokens joins the list (*n, *sum tokens). When the sum
+   reaches the cap, it goes again if the sum was as near to the cap before; the return value says that the list is full.
+   Cap 10: sizes 4 4 4 give 8 tokens, 4 4 3 give 11. */
+static int kvmem__fill_add(int *list, int *n, int *sum, int i, int size, int cap) {
+    const int before = *sum;
+    list[(*n)++] = i;
+    *sum += size;
+    if (*sum < cap) return 0;
+    if (cap - before <= *sum - cap) {
+        (*n)--;
+        *sum = before;
+    }
+    return 1;
+}
+/* Query heads [h0, h1) read what lies in spans list (n), which is sorted: neighbours in one piece. */
+static kvmem_status kvmem__spans_pick(const kvmem_view *v, int h0, int h1, int part, const kvmem__spans *u, int *list,
+                                      int n) {
+    int i, e, h;
+    kvmem__sort_ints(list, n);
+    for (i = 0; i < n; i = e) {
+        const int from = kvmem__span_start(u, list[i]);
+        int to = from + kvmem__span_len(u, list[i]);
+        for (e = i + 1; e < n && kvmem__span_start(u, list[e]) <= to; e++)
+            to = KVMEM__MAX(to, kvmem__span_start(u, list[e]) + kvmem__span_len(u, list[e]));
+        for (h = h0; h < h1; h++) KVMEM__TRY(kvmem_view_pick(v, h, part, from, to - from));
+    }
+    return KVMEM_OK;
+}
+/* They also read the first `init` entries and everything from `rest` on. */
+static kvmem_status kvmem__spans_pick_rest(const kvmem_view *v, int h0, int h1, int init, int rest) {
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
+    int h;
+    for (h = h0; h < h1; h++) {
+        const int n = kvmem_view_count(v, h / r), from = KVMEM__MIN(rest, n);
+        if (KVMEM__MIN(init, n)) KVMEM__TRY(kvmem_view_pick(v, h, 0, 0, KVMEM__MIN(init, n)));
+        if (n > from) KVMEM__TRY(kvmem_view_pick(v, h, 0, from, n - from));
+    }
+    return KVMEM_OK;
+}
+
+/* A method's own choice among the spans of a lane: fills list (at most u->n) with their numbers and returns how many.
+   score, len, scratch (u->n); n tokens of the block. Ranking j: of query head j with perhead=1, else 0. */
+typedef int (*kvmem__spans_take)(const kvmem_view *v, int n, int g, int j, const kvmem__spans *u, const float *score,
+                                 const int *len, int *list, int *scratch);
+/* InfLLM and EM-LLM: rank the spans by the mean query, read what `take` chooses, the first init entries and all that is
+   in no span. */
+static kvmem_status kvmem__spans_retrieve(const kvmem_view *v, int n, const float *q, const kvmem__span_rule *r,
+                                          int perhead, kvmem__spans_take take) {
+    const kvmem_shape *s = &v->cache->shape;
+    const int H = s->n_heads, G = s->n_kv_heads, d = s->head_dim, rows = perhead ? H : G;
+    kvmem__spans *u = kvmem__spans_open(v, !perhead);
+    int j, i, g, m, most = 0, *len;
+    float *x, *score;
+    for (g = 0; u && g < G; g++) most = KVMEM__MAX(most, u[g].n);
+    if (!u || !most) return u ? KVMEM_OK : v->cache->error.status;
+    x = kvmem__view_scratch(v, (size_t)rows * (size_t)d);
+    score = x ? kvmem__view_scratch(v, 4 * (size_t)most) : NULL;
+    if (!score) return v->cache->error.status;
+    len = (int *)(void *)(score + most);
+    kvmem__spans_query(v, n, q, rows, (int32_t)(r->local - 1), x);
+    for (j = 0; j < (perhead ? H : 1); j++) {
+        g = perhead ? j / (H / G) : 0;
+        for (i = 0; i < u[g].n; i++) len[i] = kvmem__span_len(&u[g], i);
+        kvmem__spans_score(v, u + g, perhead ? 1 : G, x + (size_t)j * (size_t)d, score);
+        m = take(v, n, g, j, &u[g], score, len, len + most, len + 2 * most);
+        if (m < 0) return v->cache->error.status;
+        KVMEM__TRY(kvmem__spans_pick(v, j, perhead ? j + 1 : H, 0, &u[g], len + most, m));
+        KVMEM__TRY(kvmem__spans_pick_rest(v, j, perhead ? j + 1 : H, r->init, kvmem__spans_end(v, g)));
+    }
+    return KVMEM_OK;
+}
+
+/* ==== >>retrieve_infllm : the blocks whose most watched keys are near the mean query. stage: retrieve ====
+   Xiao et al. InfLLM: Training-Free Long-Context Extrapolation for LLMs with an Efficient Context Memory. 2024. arXiv
+   2402.04617.   Code: thunlp/InfLLM inf_llm/attention/context_manager.py (ContextManager.append, get_block_k,
+   calc_block_topk).
+   A model that knows contexts of n_local tokens reads a stream of any length: every token attends to the n_init first
+   entries, the newest n_local, and between them topk of the blocks of `block` entries, anew for each block of T tokens
+   and each layer.
+     1 block b that has left the window: r_b^h = mean of the `repr` keys, before RoPE, that received most attention
+     2 u^h = mean_t R(q_t^h, n_local - 1),   score(b) = sum_h <u^h, r_b^h>;   the topk best, all if there are no more
+     3 one softmax over window, first entries and blocks; what is further away than n_local - 1 is read as if it were
+       that far: place=far(at=n_local - 1)
+   reads: KEYS, ACC.   state: a float an entry; index: d floats and 8 bytes a block and lane.
+   cost: attention O(n_init + n_local + topk block) a token, O(n/block G d) a layer and block to choose.
+   defaults: init=128 local=4096 block=128 topk=16 repr=4, T at most 512 (max_block).   ties: lower index.
+   perhead=1: every query head has a ranking of its own.
+   departs: representatives are a KV head's, by the mean attention of its group (the code: a query head's; the paper
+   scores a key by q.k of the queries that follow). A block leaves when the T tokens have been read. Everything stays in
+   memory, so there is no cache of blocks (max_cached_block, lru-s).           test: tests/episodes.c infllm_* */
+enum { KVMEM__INF_INIT, KVMEM__INF_LOCAL, KVMEM__INF_BLOCK, KVMEM__INF_TOPK, KVMEM__INF_REPR, KVMEM__INF_PERHEAD };
+static const kvmem_param kvmem__params_infllm[] = {
+    { "init", 128, 0, 1000000000, NULL, 1, "first entries that are always read" },
+    { "local", 4096, 1, 1000000000, NULL, 1, "newest entries that are always read" },
+    { "block", 128, 1, 65536, NULL, 1, "entries of a block" },
+    { "topk", 16, 0, 1000000, NULL, 1, "blocks that are read" },
+    { "repr", 4, 0, 65536, NULL, 1, "keys that represent a block; 0: all" },
+    { "perhead", 0, 0, 1, NULL, 1, "1: every query head ranks the blocks for itself" },
+    KVMEM__END_PARAMS };
+static kvmem__span_rule kvmem__infllm_rule(const kvmem_view *v) {
+    kvmem__span_rule r;
+    r.init = (int)v->par[KVMEM__INF_INIT];
+    r.local = (int)v->par[KVMEM__INF_LOCAL];
+    r.block = r.least = (int)v->par[KVMEM__INF_BLOCK];
+    r.repr = (int)v->par[KVMEM__INF_REPR];
+    r.events = 0;
+    return r;
+}
+static int kvmem__infllm_take(const kvmem_view *v, int n, int g, int j, const kvmem__spans *u, const float *score,
+                              const int *len, int *list, int *scratch) {
+    (void)n;
+    (void)g;
+    (void)j;
+    (void)len;
+    return kvmem__topk(list, score, u->n, (int)v->par[KVMEM__INF_TOPK], scratch);
+}
+static kvmem_status kvmem__infllm_update(const kvmem_view *v, int g) {
+    const kvmem__span_rule r = kvmem__infllm_rule(v);
+    return kvmem__spans_update(v, g, &r);
+}
+static kvmem_status kvmem__retrieve_infllm(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                           unsigned char *const *read) {
+    const kvmem__span_rule r = kvmem__infllm_rule(v);
+    (void)pos;
+    (void)read;
+    return kvmem__spans_retrieve(v, n, q, &r, v->par[KVMEM__INF_PERHEAD] > 0, kvmem__infllm_take);
+}
+static int kvmem__span_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par;
+    (void)n_heads;
+    (void)n_kv_heads;
+    (void)d;
+    return 1;
+}
+static const kvmem_memory kvmem__memory_infllm = { 1, kvmem__span_floats, NULL, kvmem__infllm_update, NULL };
+
+/* ==== >>retrieve_em_llm : events near the mean query, and their neighbours in time. stage: retrieve ====
+   Fountas et al. Human-inspired Episodic Memory for Infinite Context LLMs. 2024. arXiv 2407.09450 (ICLR 2025).
+   Code: em-llm/EM-LLM-model em_llm/attention/context_manager.py (update_memory, get_block_k, _calc_topk_blocks,
+   _update_contiguity_buffer, _get_global_hidden_and_mask).
+   InfLLM whose blocks are events: they begin where the segment stage says (surprise), have min_len to max_len entries,
+   and are read until n_mem tokens are full. As in free recall, an event brings its neighbours.
+     1 C = n_init + T_max + n_mem - (tokens in no event, older than the window) - (first tokens that have left it)
+       C_c = floor(f C + 1) of them are for the contiguity buffer (f >= 1: f tokens; f = 0: none), C_s = C - C_c
+     2 similarity: score(e) = sum_h <u^h, r_e^h> as in infllm; in falling order until C_s tokens: the event at which
+       the sum reaches C_s is kept only if that is nearer to C_s than without. If all fit, all are read.
+     3 contiguity: for every similar event e in falling order e + 1, then e - 1, what is not there yet, until C_c tokens
+       by the same rule; the list is turned round. It replaces the buffer if it is full or the buffer empty; is appended
+       if both have fewer than C_c tokens; else stands behind what still fits of the old ones, the newest of them first.
+   Example C = 10: events of 4 4 4 tokens give 8, of 4 4 3 give 11.
+   reads: KEYS, ACC.   state: a float an entry, the buffer of a layer; index: d floats and 8 bytes an event and lane.
+   cost: O(n_init + n_local + n_mem) a token, O(#events G d) a layer and block to choose.
+   defaults: init=128 local=4096 mem=2048 chunk=512 least=8 most=128 repr=4, contiguity=0 (as shipped; the paper's +C:
+   0.3), one ranking a layer; perhead=1: one for every query head.   ties: lower index.
+   departs: representatives are a KV head's, by the mean attention of its group (the code: a query head's). An event
+   that the old buffer and the new similarity both name is read once and counted once in the buffer. A token in no event
+   is far for a query exactly if it is n_local or more away, where the code shows some of them twice.
+                                                                               test: tests/episodes.c em_* */
+enum { KVMEM__EM_INIT, KVMEM__EM_LOCAL, KVMEM__EM_MEM, KVMEM__EM_CHUNK, KVMEM__EM_LEAST, KVMEM__EM_MOST, KVMEM__EM_REPR,
+       KVMEM__EM_NEAR, KVMEM__EM_PERHEAD };
+static const kvmem_param kvmem__params_em[] = {
+    { "init", 128, 0, 1000000, NULL, 1, "first entries that are always read" },
+    { "local", 4096, 1, 1000000000, NULL, 1, "newest entries that are always read" },
+    { "mem", 2048, 0, 100000000, NULL, 1, "n_mem: tokens of events that are read" },
+    { "chunk", 512, 0, 65536, NULL, 1, "tokens that are added to them, for what waits to become an event" },
+    { "least", 8, 1, 65536, NULL, 1, "entries that an event has at least" },
+    { "most", 128, 1, 65536, NULL, 1, "and at most" },
+    { "repr", 4, 0, 65536, NULL, 1, "keys that represent an event; 0: all" },
+    { "contiguity", 0, 0, 1000000, NULL, 0, "share of these tokens for neighbours in time; from 1 on: so many tokens" },
+    { "perhead", 0, 0, 1, NULL, 1, "1: every query head ranks the events for itself" },
+    KVMEM__END_PARAMS };
+static kvmem__span_rule kvmem__em_rule(const kvmem_view *v) {
+    kvmem__span_rule r;
+    r.init = (int)v->par[KVMEM__EM_INIT];
+    r.local = (int)v->par[KVMEM__EM_LOCAL];
+    r.block = (int)v->par[KVMEM__EM_MOST];
+    r.least = (int)KVMEM__MIN(v->par[KVMEM__EM_LEAST], v->par[KVMEM__EM_MOST]);
+    r.repr = (int)v->par[KVMEM__EM_REPR];
+    r.events = 1;
+    return r;
+}
+/* Tokens for neighbours out of C. */
+static int kvmem__em_near(const double *par, int C) {
+    const double f = par[KVMEM__EM_NEAR];
+    return f <= 0 ? 0 : f < 1 ? KVMEM__MAX((int)(f * C + 1), 0) : (int)f;
+}
+/* Most events in a contiguity buffer. */
+static int kvmem__em_slots(const double *par) {
+    const int C = (int)(par[KVMEM__EM_INIT] + par[KVMEM__EM_CHUNK] + par[KVMEM__EM_MEM]);
+    return kvmem__em_near(par, C) / (int)KVMEM__MIN(par[KVMEM__EM_LEAST], par[KVMEM__EM_MOST]) + 2;
+}
+/* Behind the end of the lane's spans: for every ranking of the lane a buffer: how many, which. */
+static int kvmem__em_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)d;
+    if (par[KVMEM__EM_NEAR] <= 0) return 1;
+    return 1 + (par[KVMEM__EM_PERHEAD] > 0 ? n_heads / n_kv_heads : 1) * (1 + kvmem__em_slots(par));
+}
+static int kvmem__listed(const int *list, int n, int x) {
+    int i;
+    for (i = 0; i < n && list[i] != x;) i++;
+    return i < n;
+}
+/* Step 3. buf (most) holds nb events, sim (ns) the similar ones in falling order, len (spans); now (most + 1) scratch.
+   Returns how many events the buffer has now. */
+static int kvmem__contiguity(int *buf, int nb, int most, const int *sim, int ns, const int *len, int spans, int cap,
+                             int *now) {
+    int i, s, n = 0, sum = 0, full = 0, old = 0, x;
+    for (i = 0; i < 2 * ns && !full && n < most; i++) {
+        x = sim[i / 2] + (i % 2 ? -1 : 1);
+        if (x >= 0 && x < spans && !kvmem__listed(now, n, x) && !kvmem__listed(sim, ns, x))
+            full = kvmem__fill_add(now, &n, &sum, x, len[x], cap);
+    }
+    if (!n) return nb;
+    for (i = 0; i < n / 2; i++) { x = now[i]; now[i] = now[n - 1 - i]; now[n - 1 - i] = x; }
+    for (i = 0; i < nb; i++) old += buf[i] < spans ? len[buf[i]] : 0;
+    if (nb && !full && old + sum < cap) { /* both fit */
+        for (i = 0; i < n && nb < most; i++)
+            if (!kvmem__listed(buf, nb, now[i])) buf[nb++] = now[i];
+        return nb;
+    }
+    for (i = nb - 1; i >= 0 && !full && n < most; i--) {
+        const int had = n;
+        x = buf[i];
+        if (x >= spans || kvmem__listed(now, n, x) || kvmem__listed(sim, ns, x)) continue;
+        full = kvmem__fill_add(now, &n, &sum, x, len[x], cap);
+        for (s = had; n > had && s > 0; s--) now[s] = now[s - 1]; /* to the front */
+        if (n > had) now[0] = x;
+    }
+    memcpy(buf, now, (size_t)n * sizeof *buf);
+    return n;
+}
+/* The contiguity buffer of ranking j, brought up to date, behind the ns similar events of list. Returns their sum. */
+static int kvmem__em_neighbours(const kvmem_view *v, int g, int j, const kvmem__spans *u, const int *len, int *list,
+                                int ns, int cap) {
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads, most = kvmem__em_slots(v->par);
+    float *held = kvmem_view_state(v, g) + 1 + (size_t)(v->par[KVMEM__EM_PERHEAD] > 0 ? j % r : 0) * (size_t)(1 + most);
+    int *buf = (int *)(void *)kvmem__view_scratch(v, 2 * (size_t)most + 1), i, nb = (int)held[0], n = ns;
+    if (!buf) return -1;
+    for (i = 0; i < nb; i++) buf[i] = (int)held[1 + i];
+    nb = kvmem__contiguity(buf, nb, most, list, ns, len, u->n, cap, buf + most);
+    held[0] = (float)nb;
+    for (i = 0; i < nb; i++) {
+        held[1 + i] = (float)buf[i];
+        if (buf[i] < u->n && !kvmem__listed(list, n, buf[i])) list[n++] = buf[i];
+    }
+    kvmem__view_scratch_back(v->cache);
+    return n;
+}
+/* C of step 1, n tokens of the block included in the lane. */
+static int kvmem__em_cap(const kvmem_view *v, int g, int n) {
+    const int init = (int)v->par[KVMEM__EM_INIT], local = (int)v->par[KVMEM__EM_LOCAL], all = kvmem_view_count(v, g);
+    const int gone = KVMEM__MIN(KVMEM__MAX(all - n - local, 0), init); /* first tokens that have left the window */
+    const int older = KVMEM__MAX(all - KVMEM__MAX(kvmem__spans_end(v, g), gone) - local, 0);
+    return init + (int)v->par[KVMEM__EM_CHUNK] + (int)v->par[KVMEM__EM_MEM] - older - gone;
+}
+static int kvmem__em_take(const kvmem_view *v, int n, int g, int j, const kvmem__spans *u, const float *score,
+                          const int *len, int *list, int *scratch) {
+    const int C = kvmem__em_cap(v, g, n), near = kvmem__em_near(v->par, C), cap = C - near;
+    int64_t all = 0;
+    int i, m = 0, k, sum = 0, least = INT_MAX;
+    for (i = 0; i < u->n; i++) {
+        all += len[i];
+        least = KVMEM__MIN(least, len[i]);
+        list[i] = i;
+    }
+    if (all <= cap) return u->n;
+    k = kvmem__topk(list, score, u->n, KVMEM__MAX(cap, 0) / KVMEM__MAX(least, 1) + 1, scratch);
+    kvmem__spans_rank(list, k, score);
+    for (i = 0; i < k; i++)
+        if (kvmem__fill_add(list, &m, &sum, list[i], len[list[i]], cap)) break;
+    return near > 0 ? kvmem__em_neighbours(v, g, j, u, len, list, m, near) : m;
+}
+static kvmem_status kvmem__em_update(const kvmem_view *v, int g) {
+    const kvmem__span_rule r = kvmem__em_rule(v);
+    return kvmem__spans_update(v, g, &r);
+}
+static kvmem_status kvmem__retrieve_em(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                       unsigned char *const *read) {
+    const kvmem__span_rule r = kvmem__em_rule(v);
+    (void)pos;
+    (void)read;
+    return kvmem__spans_retrieve(v, n, q, &r, v->par[KVMEM__EM_PERHEAD] > 0, kvmem__em_take);
+}
+static const kvmem_memory kvmem__memory_em = { 1, kvmem__em_floats, NULL, kvmem__em_update, NULL };
+
+/* ==== >>retrieve_hcam : summaries first, then attention inside the best chunks. stage: retrieve; decode ====
+   Lampinen et al. Towards mental time travel: a hierarchical memory for reinforcement learning agents. 2021. arXiv
+   2105.14039.   Code: lucidrains/HTM-pytorch htm_pytorch/htm_pytorch.py; junmokane/spatially-aware-transformer
+   htm/hcam.py (two re-implementations; the authors' was not compared).
+   A chunk of memory is known by the mean of its vectors. A query looks at these summaries, opens the k best chunks and
+   attends inside each of them alone; what it finds there is mixed by the weights of the summaries.
+     l_j = <q, s_j> / sqrt(d),  s_j = mean of the chunk's keys before RoPE, q = mean of the group's queries, for each
+     KV head;   w = softmax of the k largest l_j;   o_j = attention inside chunk j (all heads of the group)
+     mix=hcam: sum_j w_j o_j;   mix=lse: all chosen chunks in one softmax, which is exact attention over them
+   Here this memory stands beside what is always read: the first `init`, the newest `local` entries and what has not
+   filled a chunk. The two parts are joined by what they weigh in one softmax.
+   reads: KEYS.   state: a float an entry; index: d floats and 8 bytes a chunk and lane.   cost: O((n/C + k C) d).
+   defaults: chunk=32 topk=2; init and local are ours, 0 (preset 4, 128); chunk=0: the events of the segment stage.
+   ties: lower index.   departs: no projections W_q, W_s, which the paper trains; positions inside a chunk are RoPE's;
+   the part that is not full is the newest, not the oldest. While the first prompt is read all is read. The queries of
+   one block share their chunks, chosen by the largest logit.                test: tests/episodes.c hcam_* */
+enum { KVMEM__HCAM_CHUNK, KVMEM__HCAM_TOPK, KVMEM__HCAM_INIT, KVMEM__HCAM_LOCAL, KVMEM__HCAM_MIX };
+static const kvmem_param kvmem__params_hcam[] = {
+    { "chunk", 32, 0, 65536, NULL, 1, "entries of a chunk; 0: the events of the segment stage, up to 65536 entries" },
+    { "topk", 2, 1, 64, NULL, 1, "chunks that are opened" },
+    { "init", 0, 0, 1000000000, NULL, 1, "first entries that are always read" },
+    { "local", 0, 0, 1000000000, NULL, 1, "newest entries that are always read" },
+    { "mix", 0, 0, 1, "hcam|lse", 1, "by the summaries' weights; or in one softmax" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__hcam_update(const kvmem_view *v, int g) {
+    const int chunk = (int)v->par[KVMEM__HCAM_CHUNK];
+    kvmem__span_rule r;
+    r.init = (int)v->par[KVMEM__HCAM_INIT];
+    r.local = (int)v->par[KVMEM__HCAM_LOCAL];
+    r.block = chunk ? chunk : 65536;
+    r.least = 1;
+    r.repr = 0;
+    r.events = !chunk;
+    return kvmem__spans_update(v, g, &r);
+}
+/* Of the spans [from, u->n) the k largest <query, representative>, over the n queries of a block: list, and score by
+   number. Each query is the mean of r heads. x (d), scratch (u->n). Returns how many. */
+static int kvmem__spans_best(const kvmem_view *v, int n, const float *q, int head, int r, const kvmem__spans *u,
+                             int from, int k, float *x, float *score, int *list, int *scratch) {
+    const int H = v->cache->shape.n_heads, d = v->cache->shape.head_dim, m = u->n - from;
+    int t, i, h, c;
+    for (t = 0; t < n && m > 0; t++) {
+        const float *row = q + ((size_t)t * (size_t)H + (size_t)head) * (size_t)d;
+        for (c = 0; c < d; c++) {
+            for (h = 0, x[c] = 0; h < r; h++) x[c] += row[h * d + c];
+            x[c] /= (float)r;
+        }
+        for (i = from; i < u->n; i++) {
+            const float s = v->cache->backend->dot(x, kvmem__span_key(u, i), d);
+            score[i] = t && score[i] > s ? score[i] : s;
+        }
+    }
+    k = m > 0 ? kvmem__topk(list, score + from, m, k, scratch) : 0;
+    for (i = 0; i < k; i++) list[i] += from;
+    return k;
+}
+/* KV head g reads each chunk of list (k) in a part of its own, from 1 on, with the softmax of its logit as share. */
+static kvmem_status kvmem__hcam_open(const kvmem_view *v, int g, const kvmem__spans *u, const float *score,
+                                     const int *list, int k) {
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
+    const double f = 1 / sqrt((double)v->cache->shape.head_dim);
+    double top = -HUGE_VAL;
+    int i, h;
+    for (i = 0; i < k; i++) top = KVMEM__MAX(top, f * (double)score[list[i]]);
+    for (i = 0; i < k; i++)
+        for (h = g * r; h < (g + 1) * r; h++) {
+            KVMEM__TRY(kvmem_view_pick(v, h, 1 + i, kvmem__span_start(u, list[i]), kvmem__span_len(u, list[i])));
+            KVMEM__TRY(kvmem_view_share(v, h, 1 + i, exp(f * (double)score[list[i]] - top)));
+        }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__retrieve_hcam(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                         unsigned char *const *read) {
+    const int G = v->cache->shape.n_kv_heads, r = v->cache->shape.n_heads / G, d = v->cache->shape.head_dim;
+    kvmem__spans *u;
+    int g, k, most = 0, *list;
+    float *x, *score;
+    (void)pos;
+    (void)read;
+    if (v->phase == (int)KVMEM_PREFILL) return KVMEM_OK;
+    u = kvmem__spans_open(v, 0);
+    for (g = 0; u && g < G; g++) most = KVMEM__MAX(most, u[g].n);
+    if (!u || !most) return u ? KVMEM_OK : v->cache->error.status;
+    x = kvmem__view_scratch(v, (size_t)d + 3 * (size_t)most);
+    if (!x) return v->cache->error.status;
+    score = x + d;
+    list = (int *)(void *)(score + most);
+    for (g = 0; g < G; g++) {
+        k = kvmem__spans_best(v, n, q, g * r, r, &u[g], 0, (int)v->par[KVMEM__HCAM_TOPK], x, score, list, list + most);
+        if (v->par[KVMEM__HCAM_MIX] > 0) KVMEM__TRY(kvmem__spans_pick(v, g * r, (g + 1) * r, 0, &u[g], list, k));
+        else KVMEM__TRY(kvmem__hcam_open(v, g, &u[g], score, list, k));
+        KVMEM__TRY(kvmem__spans_pick_rest(v, g * r, (g + 1) * r, (int)v->par[KVMEM__HCAM_INIT],
+                                          kvmem__spans_end(v, g)));
+    }
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_hcam = { 1, kvmem__span_floats, NULL, kvmem__hcam_update, NULL };
+
+/* ==== >>retrieve_longmem : a bank of small chunks, read beside the window through a gate. stage: retrieve ====
+   Wang et al. Augmenting Language Models with Long-Term Memory. 2023. arXiv 2306.07174.   Code: Victorwz/LongMem
+   fairseq/fairseq/modules/dynamic_memory_with_chunk.py, joint_multihead_attention_sum.py.
+   What has left the window of `local` entries lies in a bank of the newest `bank` tokens, in chunks of `chunk`; a chunk
+   is known by the mean of its keys. Every query head takes the k / chunk chunks of largest <q, mean key>, and
+     out = (1 - a) softmax(c q.K_local) V_local + a softmax(c q.K_mem) V_mem          two softmaxes
+   mix=gate: a = gate for every head (the paper learns a_h = sigmoid(b_h), from b = 0: 0.5).   mix=exact:
+   a_h = sigmoid(lse_mem - lse_local), which is one softmax over both; with chunk=1 exact kNN attention.
+   reads: KEYS.   state: a float an entry; index: d floats and 8 bytes a chunk and lane.   cost: O(bank/chunk d) a head.
+   defaults: chunk=4 k=64 bank=65536 gate=0.5; local=1024, layer=-1 (all) are ours. The paper's bank is of one layer (17
+   of 24), read by a side network that it trains; layer=l: only layer l reads the bank, the others their window.
+   ties: lower index.   departs: keys are read at their own positions (or the place stage's), where the paper's have
+   none; the choice is by keys and queries before RoPE. The queries of one block share their chunks, chosen by the
+   largest product: feed single tokens for a choice a token. The bank loses its oldest chunk for every new one (the
+   code: two batches at once), and what it has lost stays in the cache unread.  test: tests/episodes.c longmem_* */
+enum { KVMEM__LM_CHUNK, KVMEM__LM_K, KVMEM__LM_LOCAL, KVMEM__LM_BANK, KVMEM__LM_GATE, KVMEM__LM_MIX, KVMEM__LM_LAYER };
+static const kvmem_param kvmem__params_longmem[] = {
+    { "chunk", 4, 1, 65536, NULL, 1, "entries of a chunk" },
+    { "k", 64, 1, 1000000, NULL, 1, "entries that a query head reads of the bank" },
+    { "local", 1024, 1, 1000000000, NULL, 1, "newest entries that are always read" },
+    { "bank", 65536, 0, 1000000000, NULL, 1, "entries in the bank: the newest that have left the window" },
+    { "gate", 0.5, 0, 1, NULL, 0, "share of the bank in the output" },
+    { "mix", 0, 0, 1, "gate|exact", 1, "by the gate; or window and bank in one softmax" },
+    { "layer", -1, -1, 65535, NULL, 1, "the layer that reads the bank; -1: all" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__longmem_update(const kvmem_view *v, int g) {
+    kvmem__span_rule r;
+    r.init = r.repr = r.events = 0;
+    r.local = (int)v->par[KVMEM__LM_LOCAL];
+    r.block = r.least = (int)v->par[KVMEM__LM_CHUNK];
+    return kvmem__spans_update(v, g, &r);
+}
+static kvmem_status kvmem__retrieve_longmem(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                            unsigned char *const *read) {
+    const int H = v->cache->shape.n_heads, r = H / v->cache->shape.n_kv_heads, d = v->cache->shape.head_dim;
+    const int chunk = (int)v->par[KVMEM__LM_CHUNK], exact = v->par[KVMEM__LM_MIX] > 0;
+    const int reads = v->par[KVMEM__LM_LAYER] < 0 || (int)v->par[KVMEM__LM_LAYER] == v->layer;
+    kvmem__spans *u = kvmem__spans_open(v, 0);
+    int h, k, most = 0, *list;
+    float *x, *score;
+    (void)pos;
+    (void)read;
+    for (h = 0; u && h < H; h++) most = KVMEM__MAX(most, u[h / r].n);
+    if (!u || !most) return u ? KVMEM_OK : v->cache->error.status;
+    x = kvmem__view_scratch(v, (size_t)d + 3 * (size_t)most);
+    if (!x) return v->cache->error.status;
+    score = x + d;
+    list = (int *)(void *)(score + most);
+    for (h = 0; h < H; h++) {
+        const kvmem__spans *bank = &u[h / r];
+        const int from = KVMEM__MAX(bank->n - (int)v->par[KVMEM__LM_BANK] / chunk, 0);
+        k = reads ? kvmem__spans_best(v, n, q, h, 1, bank, from, KVMEM__MAX((int)v->par[KVMEM__LM_K] / chunk, 1), x,
+                                      score, list, list + most) : 0;
+        KVMEM__TRY(kvmem__spans_pick(v, h, h + 1, exact ? 0 : 1, bank, list, k));
+        KVMEM__TRY(kvmem__spans_pick_rest(v, h, h + 1, 0, kvmem__spans_end(v, h / r)));
+        if (exact || !k) continue;
+        KVMEM__TRY(kvmem_view_share(v, h, 0, 1 - v->par[KVMEM__LM_GATE]));
+        KVMEM__TRY(kvmem_view_share(v, h, 1, v->par[KVMEM__LM_GATE]));
+    }
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_longmem = { 1, kvmem__span_floats, NULL, kvmem__longmem_update, NULL };
+
 static const kvmem_retrieve_entry kvmem__retrieves[] = {
     { { "all", "every stored entry", "-", NULL, 0 }, NULL, NULL, NULL },
     { { "actqkv", "pages near a probe made of the block's unusual queries, more of them where they differ little",
         "Xiao 2025, arXiv 2502.13542", kvmem__params_actqkv, KVMEM_READS_KEYS | KVMEM_READS_ACC },
-      kvmem__retrieve_actqkv, &kvmem__memory_actqkv, kvmem__act_note } };
+      kvmem__retrieve_actqkv, &kvmem__memory_actqkv, kvmem__act_note },
+    { { "infllm", "blocks of entries whose most watched keys are near the mean query", "Xiao 2024, arXiv 2402.04617",
+        kvmem__params_infllm, KVMEM_READS_KEYS | KVMEM_READS_ACC },
+      kvmem__retrieve_infllm, &kvmem__memory_infllm, NULL },
+    { { "em-llm", "events of the segment stage near the mean query, and their neighbours in time",
+        "Fountas 2024, arXiv 2407.09450", kvmem__params_em, KVMEM_READS_KEYS | KVMEM_READS_ACC },
+      kvmem__retrieve_em, &kvmem__memory_em, NULL },
+    { { "hcam", "chunks with the best summaries, a softmax in each", "Lampinen 2021, arXiv 2105.14039",
+        kvmem__params_hcam, KVMEM_READS_KEYS }, kvmem__retrieve_hcam, &kvmem__memory_hcam, NULL },
+    { { "longmem", "small chunks of a bank, beside the window through a gate", "Wang 2023, arXiv 2306.07174",
+        kvmem__params_longmem, KVMEM_READS_KEYS }, kvmem__retrieve_longmem, &kvmem__memory_longmem, NULL } };
 
 /* ==== >>place : at which RoPE position is a kept key read? =======================================
    original: at the position that the token had in the text; gaps stay gaps.
@@ -28294,6 +28958,17 @@ static const kvmem_preset kvmem__presets[] = {
     { "actqkv", "retrieve=actqkv(init=64,local=512,topk=46,repr=4,least=32,warmup=1) page=32",
       "everything is kept, each layer reads the pages that a probe of the queries finds",
       "Xiao 2025, arXiv 2502.13542" },
+    { "infllm", "retrieve=infllm(init=128,local=4096,block=128,topk=16,repr=4) place=far(at=4095)",
+      "contexts beyond the trained length: a window, first entries and a few blocks, read as if at the window's end",
+      "Xiao 2024, arXiv 2402.04617" },
+    { "em-llm",
+      "segment=fixed(size=128) "
+      "retrieve=em-llm(init=128,local=4096,mem=2048,chunk=512,least=8,most=128,repr=4,contiguity=0) place=far(at=4095)",
+      "the same with events in place of blocks", "Fountas 2024, arXiv 2407.09450" },
+    { "hcam", "retrieve=hcam(chunk=32,topk=2,init=4,local=128,mix=hcam)",
+      "summaries of chunks tell which of them a query looks into", "Lampinen 2021, arXiv 2105.14039" },
+    { "longmem", "retrieve=longmem(chunk=4,k=64,local=1024,bank=65536,gate=0.5,mix=gate)",
+      "a bank of old keys and values, read beside the window through a gate", "Wang 2023, arXiv 2306.07174" },
     { "finch", "score=finch(window=32,normalize=1) budget=50% when=prompt place=cache",
       "when the prompt ends the question chooses what stays, read at its slots", "Corallo 2024, TACL 12" },
     { "gui-kv",
