@@ -93,11 +93,9 @@ $(B)/body/%.o: $(B)/body/kvmem.h
 	    -c -o $@ $(B)/body/$*.c
 TAKEN = $(if $(SPLIT),$(B)/face/kvmem.h $(B)/body/fast.o $(B)/body/plain.o)
 
-# These do not look at fast paths.
-PLAIN = corpus eval gguf mkgguf model oom sampling tokenizer flash npy numerics recipes report picture \
-        stages stream peer calibrate merge budgets select profile \
-        scores cost hack elastic_dllm forget guard embed store probe transform codec_tool score_tool universal \
-        streaming episodes
+# These do not look at fast paths: those that say so themselves, and others.
+PLAIN = $(sort $(patsubst tests/%.c,%,$(shell grep -l '^.define KVMEM_REFERENCE' tests/*.c)) \
+        corpus mkgguf flash npy report stream peer calibrate transform codec_tool score_tool)
 $(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(B)/mkgguf $(B)/corpus $(B)/picture $(B)/transform: \
     BODY = $(if $(SPLIT),$(B)/body/plain.o)
 $(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus $(B)/picture $(B)/transform: \

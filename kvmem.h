@@ -679,6 +679,22 @@ struct kvmem_backend {
 KVMEM_API const kvmem_backend *kvmem_backend_cpu(const char *name);
 KVMEM_API const char *kvmem_backend_name(const kvmem_backend *b); /* its name; NULL gives the best one's */
 
+/* A second tier: pages of K and V that attention has not read for longest move to a file, or whatever these two
+   calls reach, and come back when a retrieve entry wants them: the same bytes, checked by a CRC. Positions, notes,
+   statistics and indexes stay in memory. Both return 0 when done; at: offset in bytes. For recipes that let no
+   entry leave (budget=all) without max_bytes. */
+typedef struct kvmem_spill {
+    int (*write)(void *user, uint64_t at, const void *bytes, size_t size);
+    int (*read)(void *user, uint64_t at, void *bytes, size_t size);
+    void *user;
+    size_t resident; /* bytes of K and V that stay in memory between calls; the pages that one layer's attention reads
+                        at once, and pages that are not full, come on top */
+} kvmem_spill;
+#ifndef KVMEM_NO_STDIO
+/* Into a FILE * that is open for update ("w+b", tmpfile()); borrowed, one cache a file. */
+KVMEM_API kvmem_spill kvmem_spill_stdio(void *file, size_t resident);
+#endif
+
 typedef struct kvmem_config {
     kvmem_shape shape;
     const kvmem_recipe *recipe;   /* copied; NULL: full */
@@ -689,6 +705,7 @@ typedef struct kvmem_config {
     int max_block;                /* most tokens in one append, 1..65536; default 512 */
     int threads;                  /* 0: as OpenMP decides */
     const kvmem_backend *backend; /* NULL: the best CPU path */
+    const kvmem_spill *spill;     /* copied; NULL: everything stays in memory */
 } kvmem_config;
 
 /* Counted bytes. live: now; peak: at the moment when the total was highest. Equal to what the allocator
@@ -700,6 +717,8 @@ typedef struct kvmem_bytes {
     size_t entries;        /* entries over all lanes now */
     size_t full;           /* K and V of all tokens seen, as float16 without eviction: the yardstick */
     int64_t tokens;        /* tokens seen */
+    size_t spilled;        /* bytes of K and V that are only in the spill file now */
+    uint64_t spill_read, spill_written; /* bytes that have moved since kvmem_cache_init, over all copies */
 } kvmem_bytes;
 
 typedef struct kvmem_cache kvmem_cache;
@@ -992,6 +1011,7 @@ typedef struct kvmem_lane {
     void *index;                /* kvmem_view_index (index_size); stale: entries have left since it was made */
     size_t index_size;
     int index_stale;
+    int listed;                 /* pages that the list of resident pages has seen */
 } kvmem_lane;
 typedef struct kvmem_arena kvmem_arena;
 
@@ -1043,6 +1063,8 @@ struct kvmem_cache {
     size_t note;                /* bytes of a page's note */
     unsigned char **read;       /* (n_kv_heads) while a layer attends: pages that are read; NULL: all */
     struct kvmem_picks *picks;  /* and entries, where a retrieve entry picks them */
+    struct kvmem_resident *resident; /* (n_resident) full pages in memory that may be spilled */
+    size_t n_resident, cap_resident;
     int64_t pages_read, pages_there, chosen, loaded;
     const float *const *view_score; /* (n_kv_heads) while a layer is reduced */
     void *scratch;              /* grows on demand, counted */
@@ -13164,6 +13186,10 @@ struct kvmem_arena {
     struct kvmem__use *uses;    /* codecs in use, freed with the arena */
     struct kvmem__held *held;   /* profiles read from files, likewise */
     size_t held_bytes;          /* of all of them */
+    kvmem_spill spill;          /* write NULL: none */
+    uint64_t spill_end, spill_read, spill_written, tick;
+    struct kvmem__slot *slot;   /* (n_slots) pieces of the spill file that are free */
+    size_t n_slots, cap_slots, spilled;
 };
 typedef struct kvmem__held {
     kvmem_profile profile;
@@ -13195,6 +13221,9 @@ struct kvmem_page {
     float *stats;               /* (n_stats, cap) or NULL */
     float *note;                /* of the retrieve entry, or NULL; it is of the first `noted` rows, 0: not made */
     int noted;
+    int away;                   /* its K and V are in the spill file only */
+    uint32_t crc;               /* of them there */
+    uint64_t slot, used;        /* 1 + where they are there, 0: nowhere; when attention has read the page last */
     kvmem__side side[2];        /* K, V */
 };
 
@@ -13760,6 +13789,11 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
         const size_t lim = r->amount.value >= (double)SIZE_MAX ? SIZE_MAX : (size_t)r->amount.value;
         if (!p->limit || lim < p->limit) p->limit = lim;
     }
+    if (cfg->spill && (!cfg->spill->write || !cfg->spill->read))
+        return kvmem__fail(e, KVMEM_BAD_ARGUMENT, "spill: the calls that write and read are missing");
+    if (cfg->spill && (p->limit || r->amount.kind != KVMEM_ALL || p->codecs.demotes || kvmem__recomputes(r)))
+        return kvmem__fail(e, KVMEM_BAD_RECIPE, "spill: pages come back whole, so nothing may leave them: budget=all, "
+                           "no byte limit (spill.resident is one), reduce=drop");
     for (;;) {
         kvmem__plan_pages(p, s, r);
         p->worker_floats = kvmem__worker_floats(s, r, p->page, p->codecs.q_floats, p->codecs.width, p->codecs.pre);
@@ -13802,9 +13836,21 @@ static void kvmem__lesson_drop(kvmem_cache *c, kvmem_lesson *l) {
         kvmem__arena_give(c->arena, l, &part);
     }
 }
-static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem__side *side, int pre) {
-    const int P = kvmem__page_cap(c->recipe.page, rows);
-    const kvmem_bytes_part part = kvmem__page_part(P, c->n_stats, c->note, side);
+/* Bytes of a page's K and V as they lie in memory and in the spill file. */
+static size_t kvmem__page_data(int P, const kvmem__side *side) {
+    return KVMEM__ALIGN16(kvmem__side_bytes(&side[0], P)) + KVMEM__ALIGN16(kvmem__side_bytes(&side[1], P));
+}
+/* The part that stays in memory when these are away. */
+static kvmem_bytes_part kvmem__page_rest(int P, int n_stats, size_t note, const kvmem__side *side) {
+    kvmem_bytes_part part = kvmem__page_part(P, n_stats, note, side);
+    part.total -= kvmem__page_data(P, side);
+    part.k = part.v = 0;
+    part.meta = part.total - part.stats;
+    return part;
+}
+static kvmem_page *kvmem__page_make(kvmem_cache *c, int P, const kvmem__side *side, int rows, int pre, int away) {
+    const kvmem_bytes_part part = away ? kvmem__page_rest(P, c->n_stats, c->note, side)
+                                       : kvmem__page_part(P, c->n_stats, c->note, side);
     int over, i;
     uint8_t *m = (uint8_t *)kvmem__arena_take(c->arena, &part, &over);
     kvmem_page *p;
@@ -13816,6 +13862,9 @@ static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem__side *
     p->refs = 1;
     p->cap = P;
     p->pre = pre;
+    p->away = away;
+    p->crc = 0;
+    p->slot = p->used = 0;
     m += KVMEM__ALIGN16(sizeof(kvmem_page));
     p->pos = (int32_t *)(void *)m;
     m += KVMEM__ALIGN16((size_t)P * sizeof(int32_t));
@@ -13826,7 +13875,7 @@ static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem__side *
     m += KVMEM__ALIGN16(c->note);
     for (i = 0; i < 2; i++) {
         p->side[i] = side[i];
-        p->side[i].data = m;
+        p->side[i].data = away ? NULL : m;
         p->side[i].n = side[i].use->fn.head_bytes ? rows : P;
         if (side[i].lesson) side[i].lesson->refs++;
         m += KVMEM__ALIGN16(kvmem__side_bytes(&side[i], P));
@@ -13834,10 +13883,16 @@ static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem__side *
     if (side[1].use->fn.flags & KVMEM_CODEC_SHARED) p->side[1].data = p->side[0].data;
     return p;
 }
+static kvmem_page *kvmem__page_new(kvmem_cache *c, int rows, const kvmem__side *side, int pre) {
+    return kvmem__page_make(c, kvmem__page_cap(c->recipe.page, rows), side, rows, pre, 0);
+}
+static void kvmem__slot_give(kvmem_cache *c, const kvmem_page *p);
 static void kvmem__page_drop(kvmem_cache *c, kvmem_page *p) {
     kvmem_bytes_part part;
     if (!p || --p->refs > 0) return;
-    part = kvmem__page_part(p->cap, c->n_stats, c->note, p->side);
+    kvmem__slot_give(c, p);
+    part = p->away ? kvmem__page_rest(p->cap, c->n_stats, c->note, p->side)
+                   : kvmem__page_part(p->cap, c->n_stats, c->note, p->side);
     kvmem__lesson_drop(c, p->side[0].lesson);
     kvmem__lesson_drop(c, p->side[1].lesson);
     kvmem__arena_give(c->arena, p, &part);
@@ -13898,8 +13953,211 @@ static kvmem_status kvmem__page_resize(kvmem_cache *c, kvmem_lane *ln, int i, in
     kvmem__page_drop(c, old);
     return KVMEM_OK;
 }
+/* --- the spill file: pages that are not read for long (kvmem_spill) --- */
+typedef struct kvmem__slot { uint64_t at; size_t size; } kvmem__slot;
+typedef struct kvmem_resident { int lane, page; } kvmem_resident;
+/* A list in the arena, counted as `kind`, with room for one more of `size` bytes. */
+static kvmem_status kvmem__list_room(kvmem_cache *c, void **list, size_t n, size_t *cap, size_t size,
+                                     int kind, const char *what) {
+    const size_t more = *cap ? 2 * *cap : 64;
+    kvmem_bytes_part part = kvmem__part(kind, more * size), old = kvmem__part(kind, *cap * size);
+    void *p;
+    int over;
+    if (n < *cap) return KVMEM_OK;
+    p = kvmem__arena_take(c->arena, &part, &over);
+    if (!p) return kvmem__no_room(c, over, part.total, what);
+    if (n) memcpy(p, *list, n * size);
+    kvmem__arena_give(c->arena, *list, &old);
+    *list = p;
+    *cap = more;
+    return KVMEM_OK;
+}
+/* A page's place in the file is free again. Where there is no memory to note that, it stays unused. */
+static void kvmem__slot_give(kvmem_cache *c, const kvmem_page *p) {
+    kvmem_arena *ar = c->arena;
+    const kvmem_error e = c->error;
+    void *list = ar->slot;
+    if (!p->slot) return;
+    if (p->away) ar->spilled -= kvmem__page_data(p->cap, p->side);
+    if (kvmem__list_room(c, &list, ar->n_slots, &ar->cap_slots, sizeof *ar->slot, 2, "") == KVMEM_OK) {
+        ar->slot = (kvmem__slot *)list;
+        ar->slot[ar->n_slots].at = p->slot - 1;
+        ar->slot[ar->n_slots++].size = kvmem__page_data(p->cap, p->side);
+    }
+    c->error = e;
+}
+static uint64_t kvmem__slot_take(kvmem_arena *ar, size_t size) {
+    uint64_t at;
+    size_t i;
+    for (i = ar->n_slots; i > 0; i--) {
+        if (ar->slot[i - 1].size != size) continue;
+        at = ar->slot[i - 1].at;
+        ar->slot[i - 1] = ar->slot[--ar->n_slots];
+        return at;
+    }
+    at = ar->spill_end;
+    ar->spill_end += size;
+    return at;
+}
+/* Page i of a lane as a new one with or without its K and V in memory; statistics and notes go along. */
+static kvmem_page *kvmem__page_shift(kvmem_cache *c, kvmem_lane *ln, int i, int away) {
+    kvmem_page *old = ln->pages[i], *p = kvmem__page_make(c, old->cap, old->side, old->cap, old->pre, away);
+    int s;
+    if (!p) return NULL;
+    memcpy(p->pos, old->pos, (size_t)old->cap * sizeof *p->pos);
+    if (c->n_stats) memcpy(p->stats, old->stats, (size_t)c->n_stats * (size_t)old->cap * sizeof(float));
+    if (c->note) memcpy(p->note, old->note, c->note);
+    for (s = 0; s < 2; s++) p->side[s].n = old->side[s].n;
+    p->noted = old->noted;
+    p->used = old->used;
+    p->crc = old->crc;
+    return p;
+}
+static kvmem_status kvmem__page_listed(kvmem_cache *c, int lane, int page) {
+    void *list = c->resident;
+    const kvmem_status st = kvmem__list_room(c, &list, c->n_resident, &c->cap_resident, sizeof *c->resident, 2,
+                                             "the list of resident pages");
+    if (st != KVMEM_OK) return st;
+    c->resident = (kvmem_resident *)list;
+    c->resident[c->n_resident].lane = lane;
+    c->resident[c->n_resident++].page = page;
+    return KVMEM_OK;
+}
+/* Bring the K and V of page i of a lane back into memory if they are away. What is in the file stays valid. */
+static kvmem_status kvmem__page_fetch(kvmem_cache *c, kvmem_lane *ln, int i) {
+    kvmem_arena *ar = c->arena;
+    kvmem_page *old = ln->pages[i], *p;
+    const size_t size = kvmem__page_data(old->cap, old->side);
+    if (!old->away) return KVMEM_OK;
+    p = kvmem__page_shift(c, ln, i, 0);
+    if (!p) return c->error.status;
+    if (ar->spill.read(ar->spill.user, old->slot - 1, p->side[0].data, size)) {
+        kvmem__page_drop(c, p);
+        return kvmem__fail(&c->error, KVMEM_IO, "reading a spilled page: %zu bytes at %llu failed", size,
+                           (unsigned long long)(old->slot - 1));
+    }
+    if (kvmem__crc32(0, p->side[0].data, size) != old->crc) {
+        kvmem__page_drop(c, p);
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "a spilled page has come back with other bytes (CRC)");
+    }
+    ar->spill_read += size;
+    if (old->refs == 1) { /* of a shared one the other owners keep the place in the file */
+        p->slot = old->slot;
+        ar->spilled -= size;
+        old->slot = 0;
+    }
+    ln->pages[i] = p;
+    kvmem__page_drop(c, old);
+    return KVMEM_OK;
+}
+/* And let it stay until another has been read later. */
+static kvmem_status kvmem__page_here(kvmem_cache *c, kvmem_lane *ln, int i) {
+    if (!ln->pages[i]->away) return KVMEM_OK;
+    KVMEM__TRY(kvmem__page_fetch(c, ln, i));
+    return i < ln->listed ? kvmem__page_listed(c, (int)(ln - c->lane), i) : KVMEM_OK;
+}
+/* Its K and V leave memory; written first if the file has them not. */
+static kvmem_status kvmem__page_away(kvmem_cache *c, kvmem_lane *ln, int i) {
+    kvmem_arena *ar = c->arena;
+    kvmem_page *old = ln->pages[i], *p;
+    const size_t size = kvmem__page_data(old->cap, old->side);
+    if (!old->slot) {
+        const uint64_t at = kvmem__slot_take(ar, size);
+        old->slot = at + 1;
+        old->crc = kvmem__crc32(0, old->side[0].data, size);
+        if (ar->spill.write(ar->spill.user, at, old->side[0].data, size)) {
+            kvmem__slot_give(c, old);
+            old->slot = 0;
+            return kvmem__fail(&c->error, KVMEM_IO, "spilling a page: writing %zu bytes at %llu failed; it stays in "
+                               "memory", size, (unsigned long long)at);
+        }
+        ar->spill_written += size;
+    }
+    p = kvmem__page_shift(c, ln, i, 1);
+    if (!p) return c->error.status;
+    p->slot = old->slot;
+    old->slot = 0;
+    ar->spilled += size;
+    ln->pages[i] = p;
+    kvmem__page_drop(c, old);
+    return KVMEM_OK;
+}
+/* Pages that have become full since the last time join the list. */
+static kvmem_status kvmem__spill_list(kvmem_cache *c) {
+    int i, s;
+    for (i = 0; i < c->n_lanes; i++) {
+        kvmem_lane *ln = &c->lane[i];
+        for (; ln->listed < ln->n_pages; ln->listed++) {
+            const kvmem_page *p = ln->pages[ln->listed];
+            if (kvmem__page_rows(ln, ln->listed) < p->cap || p->cap < c->recipe.page) break;
+            for (s = 0; s < 2 && p->side[s].use == ln->use[s]; s++) {}
+            if (s < 2) break; /* it waits for its codec */
+            if (!p->away) KVMEM__TRY(kvmem__page_listed(c, i, ln->listed));
+        }
+    }
+    return KVMEM_OK;
+}
+/* Lanes have been cut: what was listed may be gone. */
+static void kvmem__spill_forget(kvmem_cache *c) {
+    int i;
+    for (i = 0; c->lane && i < c->n_lanes; i++) c->lane[i].listed = 0;
+    c->n_resident = 0;
+}
+/* Until K and V in memory are at most spill.resident: the page that was read longest ago leaves. */
+static kvmem_status kvmem__spill_trim(kvmem_cache *c) {
+    kvmem_arena *ar = c->arena;
+    if (!ar->spill.write || ar->live.k + ar->live.v <= ar->spill.resident) return KVMEM_OK;
+    KVMEM__TRY(kvmem__spill_list(c));
+    while (ar->live.k + ar->live.v > ar->spill.resident) {
+        size_t i, best = c->n_resident;
+        kvmem_resident r;
+        for (i = 0; i < c->n_resident; i++) {
+            const kvmem_page *p = c->lane[c->resident[i].lane].pages[c->resident[i].page], *b = NULL;
+            if (p->refs > 1) continue; /* a copy of the cache has it, too */
+            if (best < c->n_resident) b = c->lane[c->resident[best].lane].pages[c->resident[best].page];
+            if (!b || p->used < b->used) best = i;
+        }
+        if (best == c->n_resident) break;
+        r = c->resident[best];
+        KVMEM__TRY(kvmem__page_away(c, &c->lane[r.lane], r.page));
+        c->resident[best] = c->resident[--c->n_resident];
+    }
+    return KVMEM_OK;
+}
+/* All pages of lane (layer, g) that are read come into memory; read (n_pages) or NULL: all. */
+static kvmem_status kvmem__lane_here(kvmem_cache *c, kvmem_lane *ln, const unsigned char *read) {
+    int i;
+    for (i = 0; c->arena->spill.write && i < ln->n_pages; i++) {
+        if (read && !read[i]) continue;
+        KVMEM__TRY(kvmem__page_here(c, ln, i));
+        ln->pages[i]->used = c->arena->tick;
+    }
+    return KVMEM_OK;
+}
+#ifndef KVMEM_NO_STDIO
+static int kvmem__spill_seek(FILE *f, uint64_t at) {
+    if (at > LONG_MAX) return 1;
+    return fseek(f, (long)at, SEEK_SET);
+}
+static int kvmem__spill_fwrite(void *user, uint64_t at, const void *bytes, size_t size) {
+    return kvmem__spill_seek((FILE *)user, at) || fwrite(bytes, 1, size, (FILE *)user) != size || fflush((FILE *)user);
+}
+static int kvmem__spill_fread(void *user, uint64_t at, void *bytes, size_t size) {
+    return kvmem__spill_seek((FILE *)user, at) || fread(bytes, 1, size, (FILE *)user) != size;
+}
+KVMEM_API kvmem_spill kvmem_spill_stdio(void *file, size_t resident) {
+    kvmem_spill s;
+    s.write = kvmem__spill_fwrite;
+    s.read = kvmem__spill_fread;
+    s.user = file;
+    s.resident = resident;
+    return s;
+}
+#endif
 /* Make page i of a lane this cache's own before it is written. */
 static kvmem_status kvmem__page_own(kvmem_cache *c, kvmem_lane *ln, int i) {
+    if (ln->pages[i]->refs == 1) return KVMEM_OK;
+    KVMEM__TRY(kvmem__page_here(c, ln, i));
     if (ln->pages[i]->refs == 1) return KVMEM_OK;
     return kvmem__page_resize(c, ln, i, kvmem__page_rows(ln, i), ln->pages[i]->cap);
 }
@@ -14027,6 +14285,8 @@ static void kvmem__lane_cut(kvmem_cache *c, kvmem_lane *ln, int n) { /* keep the
     while (ln->n_pages && kvmem__page_first(ln, ln->n_pages - 1) >= n)
         kvmem__page_drop(c, ln->pages[--ln->n_pages]);
     if (n < ln->n) ln->index_stale = 1;
+    if (n < ln->n && c->n_resident) kvmem__spill_forget(c);
+    if (n < ln->n) ln->listed = 0;
     ln->n = n;
     if (ln->n_pages) {
         if (ln->end[ln->n_pages - 1] > n) ln->pages[ln->n_pages - 1]->noted = 0;
@@ -14062,6 +14322,7 @@ static kvmem_status kvmem__lane_grow(kvmem_cache *c, kvmem_lane *ln, int n) {
     const int more = KVMEM__MAX(n - (used ? P - used : 0), 0); /* rows in new pages */
     kvmem__side side[2];
     KVMEM__TRY(kvmem__lane_table(c, ln, had + (more + P - 1) / P));
+    if (used) KVMEM__TRY(kvmem__page_here(c, ln, had - 1));
     if (used) {
         const int rows = KVMEM__MIN(P, used + n);
         const kvmem_page *p = ln->pages[had - 1];
@@ -14238,6 +14499,10 @@ static void kvmem__arena_free(kvmem_arena *ar) {
         ar->held = h->next;
         kvmem_profile_free(&h->profile);
         kvmem__arena_give(ar, h, &part);
+    }
+    if (ar->slot) {
+        const kvmem_bytes_part part = kvmem__part(2, ar->cap_slots * sizeof *ar->slot);
+        kvmem__arena_give(ar, ar->slot, &part);
     }
     while (ar->uses) {
         kvmem__use *u = ar->uses;
@@ -14487,6 +14752,7 @@ KVMEM_API kvmem_status kvmem_cache_init(kvmem_cache *c, const kvmem_config *cfg)
         return st;
     }
     ar->limit = plan.limit;
+    if (cfg->spill) ar->spill = *cfg->spill;
     c->recipe.page = c->index_n = plan.page;
     c->n_lanes = plan.lanes * (1 + plan.codecs.demotes);
     c->reads = plan.reads;
@@ -14537,6 +14803,10 @@ KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
         c->lane[i].index_size = 0;
         kvmem__lane_cut(c, &c->lane[i], 0);
     }
+    part = kvmem__part(2, c->cap_resident * sizeof *c->resident);
+    kvmem__arena_give(c->arena, c->resident, &part);
+    c->resident = NULL;
+    c->n_resident = c->cap_resident = 0;
     part = kvmem__part(2, (size_t)c->cap_events * sizeof *c->event);
     kvmem__arena_give(c->arena, c->event, &part);
     c->event = NULL;
@@ -14615,6 +14885,8 @@ static kvmem_status kvmem__copy(kvmem_cache *dst, const kvmem_cache *src, int pr
     dst->state = NULL;
     dst->seen = dst->probe_norm = NULL;
     dst->picks = NULL;
+    dst->resident = NULL;
+    dst->n_resident = dst->cap_resident = 0;
     dst->seen_cap = dst->hidden = 0;
     if (probe) dst->ring = dst->ring_n = dst->ring_at = dst->lane_floats[0] = dst->lane_floats[1] =
         dst->lane_floats[2] = dst->awaits = 0;
@@ -14864,6 +15136,7 @@ static void kvmem__side_fill(kvmem__side *to, const kvmem__fill *f) {
 static kvmem_status kvmem__page_code(kvmem_cache *c, int lane, int page, unsigned which) {
     kvmem_lane *ln = &c->lane[lane];
     int i, s;
+    KVMEM__TRY(kvmem__page_here(c, ln, page));
     for (i = 0; i < 2; i++) {
         kvmem_page *old = ln->pages[page], *p;
         kvmem__side side[2];
@@ -15160,20 +15433,30 @@ KVMEM_API int kvmem_cache_lane_len(const kvmem_cache *c, int layer, int g) {
     if (!c->arena || layer < 0 || layer >= c->shape.n_layers || g < 0 || g >= c->shape.n_kv_heads) return 0;
     return kvmem__lane_at(c, layer, g)->n + kvmem__low_n(c, layer, g);
 }
+/* Bring a spilled page back for a reader that changes nothing, or let it go again. */
+static kvmem_status kvmem__gather_page(const kvmem_cache *c, const kvmem_lane *ln, int i, int away) {
+    kvmem_cache *own = (kvmem_cache *)(uintptr_t)(const void *)c; /* where a page lies is no part of its value */
+    kvmem_lane *lane = &own->lane[ln - c->lane];
+    return away ? kvmem__page_away(own, lane, i) : kvmem__page_fetch(own, lane, i);
+}
 /* Decode entries [i0, i0+n) of a lane, page by page; keys come after RoPE. */
 static kvmem_status kvmem__cpu_gather(const kvmem_cache *c, int layer, const kvmem_lane *ln, int i0, int n, float *k,
                                       float *v) {
     const int d = c->shape.head_dim;
     int t = 0, i = n ? kvmem__page_at(ln, i0) : 0;
     for (; t < n; i++) {
-        const kvmem_page *p = ln->pages[i];
         const int row = i0 + t - kvmem__page_first(ln, i), m = KVMEM__MIN(n - t, ln->end[i] - i0 - t);
         const size_t at = (size_t)t * (size_t)d;
+        const int away = ln->pages[i]->away;
+        const kvmem_page *p;
+        if (away) KVMEM__TRY(kvmem__gather_page(c, ln, i, 0));
+        p = ln->pages[i];
         if (k) {
             kvmem__side_decode(&p->side[0], k + at, row, m);
             if (p->pre) kvmem__rope_rows(c, layer, k + at, m, p->pos + row);
         }
         if (v) kvmem__side_decode(&p->side[1], v + at, row, m);
+        if (away) KVMEM__TRY(kvmem__gather_page(c, ln, i, 1));
         t += m;
     }
     return KVMEM_OK;
@@ -15207,6 +15490,9 @@ KVMEM_API void kvmem_cache_bytes(const kvmem_cache *c, kvmem_bytes *out) {
     out->limit = c->arena->limit;
     for (i = 0; i < c->n_lanes; i++) out->entries += (size_t)c->lane[i].n;
     out->tokens = c->tokens;
+    out->spilled = c->arena->spilled;
+    out->spill_read = c->arena->spill_read;
+    out->spill_written = c->arena->spill_written;
     out->full = (size_t)c->tokens * (size_t)c->shape.n_layers * (size_t)c->shape.n_kv_heads *
                 (size_t)c->shape.head_dim * 4;
 }
@@ -15347,21 +15633,6 @@ typedef struct kvmem_picks {
     int on;        /* this layer reads by picks */
 } kvmem_picks;
 
-/* A list in the arena, with room for one more of `size` bytes. */
-static kvmem_status kvmem__list_room(kvmem_cache *c, void **list, size_t n, size_t *cap, size_t size) {
-    const size_t more = *cap ? 2 * *cap : 64;
-    kvmem_bytes_part part = kvmem__part(4, more * size), old = kvmem__part(4, *cap * size);
-    void *p;
-    int over;
-    if (n < *cap) return KVMEM_OK;
-    p = kvmem__arena_take(c->arena, &part, &over);
-    if (!p) return kvmem__no_room(c, over, part.total, "the list of picked entries");
-    if (n) memcpy(p, *list, n * size);
-    kvmem__arena_give(c->arena, *list, &old);
-    *list = p;
-    *cap = more;
-    return KVMEM_OK;
-}
 static size_t kvmem__picks_bytes(const kvmem_cache *c) {
     return sizeof(kvmem_picks) + (size_t)(c->shape.n_heads + c->shape.n_kv_heads + 1) * sizeof(size_t);
 }
@@ -15408,7 +15679,8 @@ static kvmem_status kvmem__pick_add(kvmem_cache *c, int h, int part, int a, int 
     if (last && last->h == h && last->part == part && last->b == a) { last->b = b; return KVMEM_OK; }
     {
         void *list = p->pick;
-        const kvmem_status st = kvmem__list_room(c, &list, p->n_pick, &p->cap_pick, sizeof *p->pick);
+        const kvmem_status st = kvmem__list_room(c, &list, p->n_pick, &p->cap_pick, sizeof *p->pick, 4,
+                                          "the list of picked entries");
         if (st != KVMEM_OK) return st;
         p->pick = (kvmem__pick *)list;
     }
@@ -15448,7 +15720,8 @@ KVMEM_API kvmem_status kvmem_view_share(const kvmem_view *v, int h, int part, do
     if (!(share >= 0 && share <= DBL_MAX) || part < 0 || part > 65535)
         return kvmem__fail(&c->error, KVMEM_BAD_VALUE, "kvmem_view_share: %g for part %d", share, part);
     list = p->portion;
-    st = kvmem__list_room(c, &list, p->n_portion, &p->cap_portion, sizeof *p->portion);
+    st = kvmem__list_room(c, &list, p->n_portion, &p->cap_portion, sizeof *p->portion, 4,
+                                          "the list of picked entries");
     if (st != KVMEM_OK) return st;
     p->portion = (kvmem__portion *)list;
     p->portion[p->n_portion].h = h;
@@ -15467,7 +15740,8 @@ KVMEM_API kvmem_status kvmem_view_stand_in(const kvmem_view *v, int h, int i, in
         return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "kvmem_view_stand_in: query %d of %d, %d summands", i,
                            c->block_n, n);
     list = p->stand;
-    st = kvmem__list_room(c, &list, p->n_stand, &p->cap_stand, sizeof *p->stand);
+    st = kvmem__list_room(c, &list, p->n_stand, &p->cap_stand, sizeof *p->stand, 4,
+                                          "the list of picked entries");
     if (st != KVMEM_OK) return st;
     p->stand = (kvmem__stand *)list;
     p->stand[p->n_stand].h = h;
@@ -16824,6 +17098,7 @@ static kvmem_status kvmem__attend_observed(kvmem_cache *c, int layer, int n, con
 }
 KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, const float *q, float *out) {
     kvmem_status st;
+    int g;
     KVMEM__TRY(kvmem__check_layer(c, layer, "attend"));
     if (!q || !out) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "attend: q or out is NULL");
     if (c->layer_state[layer] != 1 || n != c->block_n)
@@ -16833,7 +17108,11 @@ KVMEM_API kvmem_status kvmem_cache_attend(kvmem_cache *c, int layer, int n, cons
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "attend: the recipe reads hidden states: call "
                            "kvmem_cache_hidden for layer %d between append and attend", layer);
     KVMEM__TRY(kvmem__check_finite(c, q, n, c->shape.n_heads, "q", layer));
+    KVMEM__TRY(kvmem__spill_trim(c));
     st = kvmem__retrieve(c, layer, n, q);
+    c->arena->tick++;
+    for (g = 0; g < c->shape.n_kv_heads && st == KVMEM_OK; g++)
+        st = kvmem__lane_here(c, kvmem__lane_at(c, layer, g), c->read ? c->read[g] : NULL);
     if (st == KVMEM_OK) st = kvmem__attend_observed(c, layer, n, q, out);
     kvmem__retrieve_end(c, layer);
     KVMEM__TRY(st);
@@ -16979,6 +17258,7 @@ KVMEM_API kvmem_status kvmem_view_attention(const kvmem_view *v, int g, int w, f
     float *parts, *logits, *work;
     if (!c->ring) return kvmem__fail(&c->error, KVMEM_BAD_STATE, "kvmem_view_attention: the entry does not declare "
                                      "KVMEM_READS_QUERIES");
+    KVMEM__TRY(kvmem__lane_here(c, kvmem__lane_at(c, v->layer, g), NULL));
     if (w > have) w = have;
     first = (first + have - w) % c->ring;
     memset(out, 0, (size_t)n * sizeof(float));
@@ -17027,6 +17307,7 @@ KVMEM_API kvmem_status kvmem_view_row(const kvmem_view *v, int g, int i, float *
     const float *q;
     int slot, a, b, j;
     if (!work) return c->error.status;
+    KVMEM__TRY(kvmem__lane_here(c, kvmem__lane_at(c, v->layer, g), NULL));
     kvmem__worker_init(&w, c, work);
     memset(out, 0, (size_t)r * (size_t)n * sizeof(float));
     q = kvmem__ring_row(v, i, &slot);
@@ -23018,7 +23299,7 @@ KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
     c->block_n = 0;
     memset(c->layer_state, 0, (size_t)c->shape.n_layers);
     if (phase == KVMEM_PROMPT_END || c->lane_cap) kvmem__scratch_free(c); /* its size was for this block */
-    return KVMEM_OK;
+    return kvmem__spill_trim(c);
 }
 
 /* --- what fits --- */
@@ -23466,7 +23747,7 @@ static int kvmem__page_saves(const kvmem_lane *ln, const kvmem_page *p) {
         if (p->side[s].lesson && p->side[s].lesson != ln->lesson[s]) return 0;
     return 1;
 }
-static void kvmem__save_lane(const kvmem_cache *c, kvmem__out *o, const kvmem_lane *ln) {
+static kvmem_status kvmem__save_lane(const kvmem_cache *c, kvmem__out *o, const kvmem_lane *ln) {
     int i, t, s;
     for (s = 0; s < 2; s++) {
         const kvmem_lesson *l = ln->lesson[s];
@@ -23477,8 +23758,10 @@ static void kvmem__save_lane(const kvmem_cache *c, kvmem__out *o, const kvmem_la
     }
     kvmem__out_u32(o, (uint32_t)ln->n_pages);
     for (i = 0; i < ln->n_pages; i++) {
-        const kvmem_page *p = ln->pages[i];
-        const int rows = kvmem__page_rows(ln, i);
+        const int rows = kvmem__page_rows(ln, i), away = ln->pages[i]->away;
+        const kvmem_page *p;
+        if (away) KVMEM__TRY(kvmem__gather_page(c, ln, i, 0));
+        p = ln->pages[i];
         kvmem__out_u32(o, (uint32_t)rows);
         kvmem__out_u32(o, (uint32_t)p->pre);
         for (s = 0; s < 2; s++) {
@@ -23492,7 +23775,9 @@ static void kvmem__save_lane(const kvmem_cache *c, kvmem__out *o, const kvmem_la
         for (t = 0; t < rows; t++) kvmem__out_u32(o, (uint32_t)p->pos[t]);
         for (s = 0; s < c->n_stats; s++) kvmem__out_f32s(o, p->stats + s * p->cap, (size_t)rows);
         for (s = 0; s < 2; s++) kvmem__out_bytes(o, p->side[s].data, kvmem__side_bytes(&p->side[s], rows));
+        if (away) KVMEM__TRY(kvmem__gather_page(c, ln, i, 1));
     }
+    return KVMEM_OK;
 }
 #define KVMEM__RECIPE_TEXT 4096
 KVMEM_API kvmem_status kvmem_cache_save(kvmem_cache *c, kvmem_write_fn write, void *user) {
@@ -23529,7 +23814,7 @@ KVMEM_API kvmem_status kvmem_cache_save(kvmem_cache *c, kvmem_write_fn write, vo
     }
     kvmem__out_u32(&o, (uint32_t)kvmem__state_floats(c));
     kvmem__out_f32s(&o, c->state, kvmem__state_bytes(c) / sizeof(float));
-    for (i = 0; i < c->n_lanes; i++) kvmem__save_lane(c, &o, &c->lane[i]);
+    for (i = 0; i < c->n_lanes; i++) KVMEM__TRY(kvmem__save_lane(c, &o, &c->lane[i]));
     kvmem__out_u32(&o, o.crc);
     return o.failed ? kvmem__fail(&c->error, KVMEM_IO, "save: the writer refused bytes") : KVMEM_OK;
 }
