@@ -181,6 +181,9 @@
      >>retrieve_em_llm    events near the mean query, and their neighbours in time
      >>retrieve_hcam      summaries first, then attention inside the best chunks
      >>retrieve_longmem   a bank of small chunks, read beside the window through a gate
+     >>retrieve_units     clusters and segments of a lane's entries, searched by their mean keys; for retro and louiskv
+     >>retrieve_retro     the best clusters are read, the next ones estimated
+     >>retrieve_louiskv   clusters of the prompt and segments of the answer, chosen anew when the query turns
      >>place              at which RoPE position is a kept key read?
      >>commit             the end of a block: segment, score, budget, reduce
      >>persistence        save, load, inspect
@@ -21962,6 +21965,36 @@ KVMEM__UNUSED static void kvmem__read_loads(const kvmem_view *v, int64_t chosen,
     v->cache->chosen += chosen;
     v->cache->loaded += loaded;
 }
+/* a (n), numbers of scores, best first; ties: the lower number first. */
+KVMEM__UNUSED static void kvmem__sort_ranked(int *a, const float *score, int n) {
+    int i, end;
+    for (i = n / 2 - 1, end = n; end > 1;) {
+        int root, child, v;
+        if (i >= 0) root = i--;
+        else { end--; v = a[0]; a[0] = a[end]; a[end] = v; root = 0; }
+        for (v = a[root]; (child = 2 * root + 1) < end; root = child) {
+            if (child + 1 < end && kvmem__before(score, a[child], a[child + 1])) child++;
+            if (kvmem__before(score, a[child], v)) break;
+            a[root] = a[child];
+        }
+        a[root] = v;
+    }
+}
+/* Fill `cap` entries with whole units of `size` (n) entries: by falling score until the sum reaches or passes cap; the
+   unit that did so is left out if the sum without it is as near to cap or nearer. cap 10: sizes 4 4 4 give 8 entries,
+   4 4 3 give 11. order (n): the units taken are its first, best first; their number is returned. */
+KVMEM__UNUSED static int kvmem__fill_nearest(int *order, const float *score, const int *size, int n, int cap) {
+    int64_t sum = 0;
+    int k;
+    for (k = 0; k < n; k++) order[k] = k;
+    kvmem__sort_ranked(order, score, n);
+    for (k = 0; k < n; k++) {
+        const int64_t without = sum;
+        sum += size[order[k]];
+        if (sum >= cap) return cap - without <= sum - cap ? k : k + 1;
+    }
+    return n;
+}
 
 /* ==== >>retrieve_actqkv : the pages nearest to an activation-aware probe of the queries. stage: retrieve ====
    Xiao et al. Activation-aware Probe-Query: Effective Key-Value Retrieval for Long-Context LLMs Inference. 2025.
@@ -22894,6 +22927,573 @@ static kvmem_status kvmem__retrieve_longmem(const kvmem_view *v, int n, const fl
     return KVMEM_OK;
 }
 static const kvmem_memory kvmem__memory_longmem = { 1, kvmem__span_floats, NULL, kvmem__longmem_update, NULL };
+/* ==== >>retrieve_units : clusters and segments of a lane's entries, searched by their mean keys; for retro and louiskv
+   A unit is some entries of a lane, known by the mean of its keys as they are read, after RoPE. The index of a lane
+   (kvmem_view_index) is a head and behind it runs, one for each time that entries [from, to) were divided into units:
+       from, to, n | mean keys (n, d) | mean values (n, d), retro only | chosen (n) | begin (n + 1) | member (to - from)
+   Unit u holds the entries member[begin[u]] ... member[begin[u + 1] - 1], rising. Units without entries are not kept.
+   Score of a unit: softmax over the lane's units of scale q_h . mean, summed over the heads of the group; the largest
+   of the block's queries. Sums in fixed order, plain loops: the choice does not depend on threads.
+   test: tests/clusters.c units_* */
+/* Methods of units choose once the first prompt has ended, and not where a sliding window limits what is read. */
+static int kvmem__units_begun(const kvmem_view *v) {
+    return kvmem__read_begun(v) && !(v->cache->shape.window && v->cache->shape.window[v->layer] > 0);
+}
+typedef struct kvmem__unit_index {
+    int64_t used;            /* bytes, this head among them */
+    int32_t n, to;           /* units; entries from `to` on are in none */
+    int32_t exact, estimate; /* retro: units that are read, and that are estimated */
+    int32_t open, closed;    /* louiskv: where the present segment begins; segments before it that are in no unit yet */
+    int32_t times;           /* louiskv: how often units were chosen */
+    int32_t head, values;    /* bytes before the first run; 1: runs hold mean values, too */
+    int32_t pad;
+} kvmem__unit_index;
+typedef struct kvmem__run {
+    int n, from, to;
+    float *mean, *value;
+    int *chosen, *begin, *member;
+} kvmem__run;
+static size_t kvmem__run_bytes(int n, int m, int d, int values) {
+    const size_t ints = 4 + 2 * (size_t)n + 1 + (size_t)m, floats = (size_t)n * (size_t)d * (values ? 2 : 1);
+    return (ints * sizeof(int) + floats * sizeof(float) + 15) / 16 * 16;
+}
+/* The run at byte `at` of an index; returns where the next one is. */
+static size_t kvmem__run_at(void *index, size_t at, int d, int values, kvmem__run *r) {
+    int *head = (int *)(void *)((char *)index + at);
+    r->from = head[0];
+    r->to = head[1];
+    r->n = head[2];
+    r->mean = (float *)(void *)(head + 4);
+    r->value = values ? r->mean + (size_t)r->n * (size_t)d : NULL;
+    r->chosen = (int *)(void *)(r->mean + (size_t)r->n * (size_t)d * (values ? 2 : 1));
+    r->begin = r->chosen + r->n;
+    r->member = r->begin + r->n + 1;
+    return at + kvmem__run_bytes(r->n, r->to - r->from, d, values);
+}
+/* Means of the units of run r: rows x (to - from, d) to out (n, d). */
+static void kvmem__run_means(const kvmem__run *r, const float *x, int d, float *out) {
+    int u, j, i;
+    for (u = 0; u < r->n; u++) {
+        float *to = out + (size_t)u * (size_t)d;
+        const float many = (float)(r->begin[u + 1] - r->begin[u]);
+        for (i = 0; i < d; i++) to[i] = 0;
+        for (j = r->begin[u]; j < r->begin[u + 1]; j++)
+            kvmem__axpy_plain(to, 1, x + (size_t)(r->member[j] - r->from) * (size_t)d, d);
+        for (i = 0; i < d; i++) to[i] /= many;
+    }
+}
+/* A run of units: entry from + t goes to unit own[t] of k, those without entries are dropped. x (to - from, d): keys;
+   values as much scratch, or NULL. name (k) is scratch. *index, the lane's, may move. */
+static kvmem_status kvmem__units_add(const kvmem_view *v, int g, const int *own, int k, int from, int to,
+                                     const float *x, float *values, int *name) {
+    const int d = v->cache->shape.head_dim, m = to - from;
+    kvmem__unit_index *index = (kvmem__unit_index *)kvmem_view_index(v, g, 0, NULL, NULL);
+    const size_t at = (size_t)index->used;
+    kvmem__run r;
+    int t, u, n = 0, *head;
+    for (u = 0; u < k; u++) name[u] = 0;
+    for (t = 0; t < m; t++) name[own[t]]++;
+    for (u = 0; u < k; u++) n += name[u] > 0;
+    index = (kvmem__unit_index *)kvmem_view_index(v, g, at + kvmem__run_bytes(n, m, d, values != NULL), NULL, NULL);
+    if (!index) return v->cache->error.status;
+    head = (int *)(void *)((char *)index + at);
+    head[0] = from;
+    head[1] = to;
+    head[2] = n;
+    index->used = (int64_t)kvmem__run_at(index, at, d, values != NULL, &r);
+    r.begin[0] = 0;
+    for (u = n = 0; u < k; u++) {
+        if (!name[u]) continue;
+        r.begin[n + 1] = r.begin[n] + name[u];
+        name[u] = r.begin[n++]; /* from here on: where its next member goes */
+    }
+    for (t = 0; t < m; t++) r.member[name[own[t]]++] = from + t;
+    index->n += n;
+    index->to = to;
+    kvmem__run_means(&r, x, d, r.mean);
+    if (!values) return KVMEM_OK;
+    kvmem_view_values(v, g, from, m, values);
+    kvmem__run_means(&r, values, d, r.value);
+    return KVMEM_OK;
+}
+/* Logit of a unit for a query x after RoPE. */
+static float kvmem__units_logit(const kvmem_cache *c, const float *x, const float *key) {
+    const float s = c->shape.scale * kvmem__dot_plain(x, key, c->shape.head_dim), cap = c->shape.softcap;
+    return cap > 0 ? cap * tanhf(s / cap) : s;
+}
+/* Scores of the units of lane g, in the order of their runs: score (units); logit (2 units) is scratch. */
+static void kvmem__units_score(const kvmem_view *v, int g, kvmem__unit_index *index, int n, const float *x,
+                               float *score, float *logit) {
+    const int d = v->cache->shape.head_dim, H = v->cache->shape.n_heads, r = H / v->cache->shape.n_kv_heads;
+    int i, h, u;
+    for (u = 0; u < index->n; u++) score[u] = -INFINITY;
+    for (i = 0; i < n; i++) {
+        float *sum = logit + index->n;
+        for (u = 0; u < index->n; u++) sum[u] = 0;
+        for (h = g * r; h < (g + 1) * r; h++) {
+            size_t at = (size_t)index->head;
+            float top = -INFINITY;
+            double all = 0;
+            int j;
+            for (u = 0; u < index->n; u += j) {
+                kvmem__run run;
+                at = kvmem__run_at(index, at, d, index->values, &run);
+                for (j = 0; j < run.n; j++)
+                    logit[u + j] = kvmem__units_logit(v->cache, x + ((size_t)i * (size_t)H + (size_t)h) * (size_t)d,
+                                                      run.mean + (size_t)j * (size_t)d);
+            }
+            for (u = 0; u < index->n; u++) top = KVMEM__MAX(top, logit[u]);
+            for (u = 0; u < index->n; u++) {
+                logit[u] = expf(logit[u] - top);
+                all += (double)logit[u];
+            }
+            for (u = 0; u < index->n; u++) sum[u] += (float)((double)logit[u] / all);
+        }
+        for (u = 0; u < index->n; u++) score[u] = KVMEM__MAX(score[u], sum[u]);
+    }
+}
+/* The heads of KV head g read the entries t < n with flag[t], run by run. */
+static kvmem_status kvmem__pick_flags(const kvmem_view *v, int g, const unsigned char *flag, int n) {
+    int t, from;
+    for (t = 0; t < n; t++) {
+        if (!flag[t]) continue;
+        for (from = t; t < n && flag[t]; t++) {}
+        KVMEM__TRY(kvmem__read_pick(v, -1, g, 0, from, t - from));
+    }
+    return KVMEM_OK;
+}
+/* The heads of KV head g read everything but the members of units whose `chosen` is not `read`. flag: scratch. */
+static kvmem_status kvmem__units_pick(const kvmem_view *v, int g, kvmem__unit_index *index, int read,
+                                      unsigned char *flag) {
+    const int n = kvmem_view_count(v, g);
+    size_t at = (size_t)index->head;
+    int left = index->n, u, j;
+    memset(flag, 1, (size_t)n);
+    while (left > 0) {
+        kvmem__run r;
+        at = kvmem__run_at(index, at, v->cache->shape.head_dim, index->values, &r);
+        for (u = 0; u < r.n; u++)
+            for (j = r.begin[u]; j < r.begin[u + 1] && r.chosen[u] != read; j++) flag[r.member[j]] = 0;
+        left -= r.n;
+    }
+    return kvmem__pick_flags(v, g, flag, n);
+}
+/* ==== >>retrieve_retro : the best clusters are read, the next ones estimated. stage: retrieve; decode ====
+   RetroInfer: A Vector-Storage Approach for Scalable Long-Context LLM Inference. 2025. arXiv 2505.02922.
+   Code: microsoft/RetrievalAttention cache_hub/kmeans.py (segment_k_means), cache_hub/retroinfer_cache.py
+   (prefill_update_kv_cache, _update_kv_cache, sparse_attention), config/config.py (generate_config).
+   Most of a long context gets little weight, but together it is not nothing: its clusters are summands of their own.
+     1 the first `sink` and the last `window` entries of the prompt are read always; the m others, Omega, less their
+       mean key, form C = m / size clusters: round(m / segment) equal segments of len entries and C' centres, at first
+       the keys (i + 1/2) len / C'; rounds - 1 times inside a segment: every key to the centre with the largest inner
+       product, centre = mean of its keys, scaled to length 1; then every key once more, among the centres of all
+       segments (cross=1)
+     2 of cluster j: s_j entries, mean key m_j, mean value v_j
+     3 score of j: sum over the group's heads h of softmax_j(c q_h . m_j). The best round(read C) clusters, at least
+       one, are read; the next round(estimate C) are estimated: summands of weight s_j exp(c q_h . m_j) and value v_j;
+       the others are left out
+     4 whenever `update` entries have gone out of the window, they are clustered as in 1 (one segment)
+   By Jensen a cluster's estimated weight is never above the true one: members 1 and 3, q = c = 1: 2 e^2 = 14.778112 <=
+   e + e^3 = 22.803819; with values 10, 20 and one key 4 of value 5 read: 7.130140, true 9.068042.
+   reads: keys and values after RoPE.   state: index of 2 d floats a cluster and an integer an entry.
+   cost: index O(rounds m d segment / size), and O(m^2 d / size) with cross=1; a token O(C d) a head.
+   defaults: size=16 segment=8192 rounds=10 read=0.018 estimate=0.232 update=1024 sink=4 window=64 cross=1.
+   ties: lower index.
+   departs: the code rounds C to a multiple of 8 and of the segments, which its kernels need; clusters without entries
+   are not kept (code: they stand in the softmax, masked later); a block of several queries takes the largest score.
+   After loading, and when entries have left, all that is there is clustered anew as in 1.
+   test: tests/clusters.c retro_* */
+enum { KVMEM__RETRO_SIZE, KVMEM__RETRO_SEGMENT, KVMEM__RETRO_ROUNDS, KVMEM__RETRO_READ, KVMEM__RETRO_ESTIMATE,
+       KVMEM__RETRO_UPDATE, KVMEM__RETRO_SINK, KVMEM__RETRO_WINDOW, KVMEM__RETRO_CROSS };
+static const kvmem_param kvmem__params_retro[] = {
+    { "size", 16, 1, 1000000, NULL, 1, "entries of a cluster, on average" },
+    { "segment", 8192, 1, 1000000000, NULL, 1, "entries that are clustered together" },
+    { "rounds", 10, 1, 1000, NULL, 1, "times that keys are assigned to centres" },
+    { "read", 0.018, 0, 1, NULL, 0, "share of the clusters whose entries are read" },
+    { "estimate", 0.232, 0, 1, NULL, 0, "share of the clusters that are estimated by their means" },
+    { "update", 1024, 1, 1000000000, NULL, 1, "entries that are waited for before they are clustered" },
+    { "sink", 4, 0, 1000000000, NULL, 1, "first entries that are always read" },
+    { "window", 64, 0, 1000000000, NULL, 1, "newest entries that are always read" },
+    { "cross", 1, 0, 1, NULL, 1, "1: the last assignment is among the centres of all segments" },
+    KVMEM__END_PARAMS };
+/* Every row x (n, d) to the centre c (k, d) with the largest inner product, the lower one on a tie: own (n), numbered
+   from `first` on. ct (k d), zero (k) scratch. */
+static void kvmem__spherical_assign(int *own, int first, const float *c, int k, const float *x, int n, int d, float *ct,
+                                    float *zero) {
+    int i;
+    kvmem__columns(ct, c, k, d);
+    for (i = 0; i < k; i++) zero[i] = 0;
+    for (i = 0; i < n; i++) own[i] = first + kvmem__nearest_column(ct, zero, k, x + (size_t)i * (size_t)d, d);
+}
+/* Centres c (k, d) = means of their rows scaled to length 1; one without rows, or with mean 0, stays. sum (k d),
+   count (k) scratch. */
+static void kvmem__spherical_move(float *c, int k, const int *own, int first, const float *x, int n, int d, float *sum,
+                                  float *count) {
+    int i, j, u;
+    for (i = 0; i < k * d; i++) sum[i] = 0;
+    for (u = 0; u < k; u++) count[u] = 0;
+    for (i = 0; i < n; i++) {
+        u = own[i] - first;
+        kvmem__axpy_plain(sum + (size_t)u * (size_t)d, 1, x + (size_t)i * (size_t)d, d);
+        count[u]++;
+    }
+    for (u = 0; u < k; u++) {
+        const float *s = sum + (size_t)u * (size_t)d, norm = sqrtf(kvmem__dot_plain(s, s, d));
+        for (j = 0; j < d && count[u] > 0 && norm > 0; j++) c[(size_t)u * (size_t)d + (size_t)j] = s[j] / norm;
+    }
+}
+/* Step 1 for rows x (n, d), already without their mean: k centres c (k, d) in `segments` equal segments, k a multiple
+   of these; own (n). scratch: 2 k d + 2 k floats. */
+static void kvmem__spherical(float *c, int *own, int k, const float *x, int n, int d, int segments, int rounds,
+                             int cross, float *scratch) {
+    const int each = k / segments;
+    float *ct = scratch, *sum = ct + (size_t)k * (size_t)d, *zero = sum + (size_t)k * (size_t)d, *count = zero + k;
+    int s, i, round;
+    for (s = 0; s < segments; s++) {
+        const int from = (int)((int64_t)n * s / segments), len = (int)((int64_t)n * (s + 1) / segments) - from;
+        float *to = c + (size_t)s * (size_t)each * (size_t)d;
+        const float *rows = x + (size_t)from * (size_t)d;
+        for (i = 0; i < each; i++)
+            memcpy(to + (size_t)i * (size_t)d, rows + (size_t)((2 * (int64_t)i + 1) * len / (2 * each)) * (size_t)d,
+                   (size_t)d * sizeof *to);
+        for (round = 1; round < rounds; round++) {
+            kvmem__spherical_assign(own + from, s * each, to, each, rows, len, d, ct, zero);
+            kvmem__spherical_move(to, each, own + from, s * each, rows, len, d, sum, count);
+        }
+        if (!cross) kvmem__spherical_assign(own + from, s * each, to, each, rows, len, d, ct, zero);
+    }
+    if (cross) kvmem__spherical_assign(own, 0, c, k, x, n, d, ct, zero);
+}
+/* Cluster entries [from, to) of lane g: first, or as an update. */
+static kvmem_status kvmem__retro_cluster(const kvmem_view *v, int g, int from, int to, int first) {
+    const int d = v->cache->shape.head_dim, m = to - from;
+    const double size = v->par[KVMEM__RETRO_SIZE], part = v->par[KVMEM__RETRO_SEGMENT];
+    const int segments = first ? KVMEM__MIN(KVMEM__MAX((int)floor(m / part + .5), 1), m) : 1;
+    const int each = KVMEM__MIN(KVMEM__MAX((int)floor(m / (size * segments) + .5), 1), m / segments);
+    const int k = each * segments;
+    const size_t row = (size_t)d, rows = (size_t)m * row, kd = (size_t)k * row;
+    float *x = kvmem__view_scratch(v, 2 * rows + row), *mean = x + 2 * rows;
+    float *c = x ? kvmem__view_scratch(v, 3 * kd + 2 * (size_t)k) : NULL;
+    int *own = c ? (int *)(void *)kvmem__view_scratch(v, (size_t)m + (size_t)k) : NULL;
+    kvmem__unit_index *index;
+    int t, i, read, estimate;
+    if (!own) return v->cache->error.status;
+    kvmem_view_keys(v, g, from, m, x);
+    for (i = 0; i < d; i++) mean[i] = 0;
+    for (t = 0; t < m; t++) kvmem__axpy_plain(mean, 1 / (float)m, x + (size_t)t * row, d);
+    for (t = 0; t < m; t++)
+        for (i = 0; i < d; i++) x[(size_t)t * row + (size_t)i] -= mean[i];
+    kvmem__spherical(c, own, k, x, m, d, segments, (int)v->par[KVMEM__RETRO_ROUNDS], v->par[KVMEM__RETRO_CROSS] != 0,
+                     c + kd);
+    kvmem_view_keys(v, g, from, m, x);
+    KVMEM__TRY(kvmem__units_add(v, g, own, k, from, to, x, x + rows, own + m));
+    index = (kvmem__unit_index *)kvmem_view_index(v, g, 0, NULL, NULL);
+    read = KVMEM__MIN(KVMEM__MAX((int)floor(k * v->par[KVMEM__RETRO_READ] + .5), 1), k);
+    estimate = KVMEM__MIN((int)floor(k * v->par[KVMEM__RETRO_ESTIMATE] + .5), k - read);
+    index->exact += read;
+    index->estimate += estimate;
+    for (i = 0; i < 3; i++) kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+/* The index of lane g with n entries in flight, brought up to date; NULL: the cache's error says why not. */
+static kvmem__unit_index *kvmem__retro_extend(const kvmem_view *v, int g, int n) {
+    const int update = (int)v->par[KVMEM__RETRO_UPDATE], sink = (int)v->par[KVMEM__RETRO_SINK];
+    const double end = (double)kvmem_view_count(v, g) - n - v->par[KVMEM__RETRO_WINDOW];
+    int fresh;
+    kvmem__unit_index *index = (kvmem__unit_index *)kvmem_view_index(v, g, sizeof *index, NULL, &fresh);
+    if (!index) return NULL;
+    if (fresh) {
+        index->used = index->head = (int32_t)sizeof *index;
+        index->to = sink;
+        index->values = 1;
+    }
+    while (end - index->to >= update) {
+        const int to = index->n ? index->to + update : (int)end;
+        if (kvmem__retro_cluster(v, g, index->to, to, !index->n) != KVMEM_OK) return NULL;
+        index = (kvmem__unit_index *)kvmem_view_index(v, g, 0, NULL, NULL);
+    }
+    return index;
+}
+/* Step 3 for lane g: chosen of every unit, 2 read, 1 estimated, 0 left out. */
+static kvmem_status kvmem__retro_choose(const kvmem_view *v, int g, kvmem__unit_index *index, int n, const float *x) {
+    const size_t C = (size_t)index->n;
+    float *score = kvmem__view_scratch(v, 3 * C);
+    int *best = score ? (int *)(void *)kvmem__view_scratch(v, 3 * C) : NULL, *idx = best + C, *zone = idx + C;
+    size_t at = (size_t)index->head;
+    int u, i, k;
+    if (!best) return v->cache->error.status;
+    kvmem__units_score(v, g, index, n, x, score, score + C);
+    for (u = 0; u < index->n; u++) zone[u] = 0;
+    k = kvmem__topk(best, score, index->n, index->exact + index->estimate, idx);
+    while (k > 0) zone[best[--k]] = 1;
+    k = kvmem__topk(best, score, index->n, index->exact, idx);
+    while (k > 0) zone[best[--k]] = 2;
+    for (u = 0; u < index->n; u += i) {
+        kvmem__run r;
+        at = kvmem__run_at(index, at, v->cache->shape.head_dim, 1, &r);
+        for (i = 0; i < r.n; i++) r.chosen[i] = zone[u + i];
+    }
+    kvmem__view_scratch_back(v->cache);
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+/* The estimated units of lane g as summands of every head and query. logit and value: where theirs go, moved on. */
+static kvmem_status kvmem__retro_estimate(const kvmem_view *v, int g, kvmem__unit_index *index, int n, const float *x,
+                                          float **logit, const float ***value) {
+    const int d = v->cache->shape.head_dim, H = v->cache->shape.n_heads, each = H / v->cache->shape.n_kv_heads;
+    const float **values = *value;
+    int m = 0, i, h, u, j;
+    for (i = 0; i < n; i++) {
+        for (h = g * each; h < (g + 1) * each; h++) {
+            const float *query = x + ((size_t)i * (size_t)H + (size_t)h) * (size_t)d;
+            float *out = *logit;
+            size_t at = (size_t)index->head;
+            for (u = m = 0; u < index->n; u += j) {
+                kvmem__run r;
+                at = kvmem__run_at(index, at, d, 1, &r);
+                for (j = 0; j < r.n; j++) {
+                    if (r.chosen[j] != 1) continue;
+                    out[m] = kvmem__units_logit(v->cache, query, r.mean + (size_t)j * (size_t)d) +
+                             logf((float)(r.begin[j + 1] - r.begin[j]));
+                    values[m++] = r.value + (size_t)j * (size_t)d;
+                }
+            }
+            if (m) KVMEM__TRY(kvmem_view_stand_in(v, h, i, m, out, values));
+            *logit += m;
+        }
+    }
+    *value += m;
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__retrieve_retro(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                          unsigned char *const *read) {
+    const kvmem_shape *s = &v->cache->shape;
+    const int G = s->n_kv_heads, each = s->n_heads / G;
+    size_t longest = 1, summands = 0;
+    const float **value;
+    float *x, *logit;
+    unsigned char *flag;
+    int g, units = 0;
+    (void)read;
+    if (!kvmem__units_begun(v)) return KVMEM_OK;
+    for (g = 0; g < G; g++) {
+        const kvmem__unit_index *index = kvmem__retro_extend(v, g, n);
+        if (!index) return v->cache->error.status;
+        units += index->n;
+        summands += (size_t)KVMEM__MIN(index->estimate, index->n);
+        longest = KVMEM__MAX(longest, (size_t)kvmem_view_count(v, g));
+    }
+    if (!units) return KVMEM_OK;
+    x = kvmem__read_queries(v, n, q, pos);
+    logit = x ? kvmem__view_scratch(v, summands * (size_t)n * (size_t)each) : NULL;
+    value = logit ? (const float **)(void *)kvmem__view_scratch(v, summands * sizeof *value / sizeof(float)) : NULL;
+    flag = value ? (unsigned char *)kvmem__view_scratch(v, longest / sizeof(float) + 1) : NULL;
+    if (!flag) return v->cache->error.status;
+    for (g = 0; g < G; g++) {
+        kvmem__unit_index *index = (kvmem__unit_index *)kvmem_view_index(v, g, 0, NULL, NULL);
+        KVMEM__TRY(kvmem__retro_choose(v, g, index, n, x));
+        KVMEM__TRY(kvmem__units_pick(v, g, index, 2, flag));
+        KVMEM__TRY(kvmem__retro_estimate(v, g, index, n, x, &logit, &value));
+    }
+    return KVMEM_OK;
+}
+
+/* ==== >>retrieve_louiskv : clusters of the prompt and segments of the answer, chosen anew when the query turns ====
+   stage: retrieve; decode
+   Wu et al. LouisKV: Efficient KV Cache Retrieval for Long Input-Output Sequences. 2025. arXiv 2510.11292 (ICLR 2026).
+   Code: none found.
+     1 when the prompt has ended, the keys of each KV head, but for the first `sink` and the last `window` entries, are
+       divided into about n / size clusters by k-means; unit = entries and mean key
+     2 a token with queries q_t: r_t = mean over all heads of cos(q_{t-1}^h, q_t^h), after RoPE. r_t >= tau: what was
+       chosen last is read again. r_t < tau, and at the first token after a prompt: a boundary
+     3 at a boundary the segment that began at the last one is closed. While more than `window` entries are in no unit,
+       the oldest closed segment becomes a unit. Then units are chosen: s_u = mean over the group's heads of
+       softmax_u(c q_h . mean_u); the best are taken until `budget` entries are reached, the last one only if the number
+       is then nearer to the budget than without it (ties: without)
+     4 sinks, the chosen units and all that is in no unit yet are read
+   Head cosines .9 and .4: r_t = .65 is a boundary for tau = .7. tau above 1 chooses at every token, below -1 once.
+   reads: queries and keys after RoPE.   state: r d floats a lane; an index of d floats a unit, an integer an entry.
+   cost: index O(rounds n d piece / size); a boundary O(units d) a head, another token O(H d).
+   defaults: tau=0.7 (Qwen3-8B; calibrate it: for another model the 20 % quantile of r_t) size=16 budget=1024 (the
+   paper's for reasoning; LongBench 512, RULER 2048) sink=4 window=64 rounds=10 piece=8192.   ties: lower index.
+   departs: the paper leaves k-means open: k-means++ and Euclid's distance here, at most `piece` entries at a time. A
+   later prompt is clustered when it has ended, the answer before it along with it where that was in no unit. After
+   loading, and when entries have left, all that is there is clustered as in 1 and chosen from at once.
+   test: tests/clusters.c louiskv_* */
+enum { KVMEM__LOUIS_TAU, KVMEM__LOUIS_SIZE, KVMEM__LOUIS_BUDGET, KVMEM__LOUIS_SINK, KVMEM__LOUIS_WINDOW,
+       KVMEM__LOUIS_ROUNDS, KVMEM__LOUIS_PIECE };
+static const kvmem_param kvmem__params_louiskv[] = {
+    { "tau", 0.7, -2, 2, NULL, 0, "a mean cosine of two tokens' queries below this is a boundary" },
+    { "size", 16, 1, 1000000, NULL, 1, "entries of a cluster, on average" },
+    { "budget", 1024, 0, 1000000000, NULL, 1, "entries in the units that are chosen" },
+    { "sink", 4, 0, 1000000000, NULL, 1, "first entries that are always read" },
+    { "window", 64, 0, 65536, NULL, 1, "entries that may wait before they become units, and are read until then" },
+    { "rounds", 10, 1, 1000, NULL, 1, "most rounds of k-means" },
+    { "piece", 8192, 1, 1000000000, NULL, 1, "most entries that are clustered together" },
+    KVMEM__END_PARAMS };
+static int kvmem__louis_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par;
+    return n_heads / n_kv_heads * d;
+}
+/* Closed segments that are in no unit: the first entry of each, behind the head of the index. */
+static int *kvmem__louis_closed(kvmem__unit_index *index) { return (int *)(void *)(index + 1); }
+/* Mean over heads of the cosines of a and b (n, d); 0 with a zero vector. */
+static double kvmem__mean_cosine(const float *a, const float *b, int n, int d) {
+    double sum = 0;
+    int h;
+    for (h = 0; h < n; h++, a += d, b += d) {
+        const double x = (double)kvmem__dot_plain(a, a, d), y = (double)kvmem__dot_plain(b, b, d);
+        if (x > 0 && y > 0) sum += (double)kvmem__dot_plain(a, b, d) / sqrt(x) / sqrt(y) / n;
+    }
+    return sum;
+}
+/* Step 2: is a query of the block, x (n, H, d), a boundary? The last one is remembered. */
+static int kvmem__louis_turns(const kvmem_view *v, int n, const float *x) {
+    const int G = v->cache->shape.n_kv_heads, part = v->cache->shape.n_heads / G * v->cache->shape.head_dim;
+    const size_t row = (size_t)(G * part);
+    int g, t, turns = 0;
+    for (t = 0; t < n; t++) {
+        double r = 0;
+        for (g = 0; g < G; g++) {
+            const float *now = x + (size_t)t * row + (size_t)(g * part);
+            const float *last = t ? now - row : kvmem_view_state(v, g);
+            r += kvmem__mean_cosine(last, now, v->cache->shape.n_heads / G, v->cache->shape.head_dim) / G;
+        }
+        turns |= r < v->par[KVMEM__LOUIS_TAU];
+    }
+    for (g = 0; g < G; g++)
+        memcpy(kvmem_view_state(v, g), x + (size_t)(n - 1) * row + (size_t)(g * part), (size_t)part * sizeof *x);
+    return turns;
+}
+/* Entries [from, to) of lane g become units by k-means, or one unit if whole. */
+static kvmem_status kvmem__louis_cluster(const kvmem_view *v, int g, int from, int to, int whole) {
+    const int d = v->cache->shape.head_dim, m = to - from, k = whole ? 1 : KVMEM__MAX(
+        (int)floor(m / v->par[KVMEM__LOUIS_SIZE] + .5), 1);
+    const size_t row = (size_t)d, work = (size_t)kvmem__kmeans_floats(k, m, d);
+    float *x = kvmem__view_scratch(v, (size_t)m * row);
+    float *c = x ? kvmem__view_scratch(v, (size_t)k * row + work) : NULL;
+    int *own = c ? (int *)(void *)kvmem__view_scratch(v, (size_t)m + (size_t)k) : NULL, t;
+    kvmem_status st;
+    if (!own) return v->cache->error.status;
+    kvmem_view_keys(v, g, from, m, x);
+    for (t = 0; t < m; t++) own[t] = 0;
+    if (!whole) {
+        float *bias = c + (size_t)k * row, *ct = bias + k;
+        kvmem__kmeans(c, k, x, m, d, (int)v->par[KVMEM__LOUIS_ROUNDS],
+                      kvmem__random(v->seed, (uint64_t)v->layer, (uint64_t)g, (uint64_t)from), c + (size_t)k * row);
+        kvmem__columns(ct, c, k, d);
+        for (t = 0; t < k; t++) bias[t] = kvmem__dot_plain(c + (size_t)t * row, c + (size_t)t * row, d);
+        for (t = 0; t < m; t++) own[t] = kvmem__nearest_column(ct, bias, k, x + (size_t)t * row, d);
+    }
+    st = kvmem__units_add(v, g, own, k, from, to, x, NULL, own + m);
+    for (t = 0; t < 3; t++) kvmem__view_scratch_back(v->cache);
+    return st;
+}
+/* Step 1, where the prompt has just ended or there is no index; *anew 1. n entries are in flight. */
+static kvmem_status kvmem__louis_build(const kvmem_view *v, int g, int n, int *anew) {
+    const int window = (int)v->par[KVMEM__LOUIS_WINDOW], sink = (int)v->par[KVMEM__LOUIS_SINK];
+    const size_t head = (sizeof(kvmem__unit_index) + ((size_t)window + 2) * sizeof(int) + 15) / 16 * 16;
+    const int past = kvmem_view_count(v, g) - n, piece = (int)v->par[KVMEM__LOUIS_PIECE];
+    int fresh, pieces, m, i, from;
+    kvmem__unit_index *index = (kvmem__unit_index *)kvmem_view_index(v, g, head, NULL, &fresh);
+    if (!index) return v->cache->error.status;
+    if (fresh) {
+        index->used = index->head = (int32_t)head;
+        index->to = KVMEM__MIN(sink, past);
+    } else if (v->phase != KVMEM_PROMPT_END) return KVMEM_OK;
+    *anew = 1;
+    from = index->to;
+    m = past - window - from;
+    pieces = m > piece ? (m - 1) / piece + 1 : m > 0;
+    for (i = 0; i < pieces; i++)
+        KVMEM__TRY(kvmem__louis_cluster(v, g, from + (int)((int64_t)m * i / pieces),
+                                        from + (int)((int64_t)m * (i + 1) / pieces), 0));
+    index = (kvmem__unit_index *)kvmem_view_index(v, g, 0, NULL, NULL);
+    index->closed = index->to < past;
+    kvmem__louis_closed(index)[0] = index->to;
+    index->open = past;
+    return KVMEM_OK;
+}
+/* Step 3 for lane g: the present segment ends before the block of n. */
+static kvmem_status kvmem__louis_close(const kvmem_view *v, int g, int n) {
+    kvmem__unit_index *index = (kvmem__unit_index *)kvmem_view_index(v, g, 0, NULL, NULL);
+    const int past = kvmem_view_count(v, g) - n;
+    int i;
+    if (index->open < past) kvmem__louis_closed(index)[index->closed++] = index->open;
+    index->open = past;
+    while (index->closed > 0 && past - index->to > v->par[KVMEM__LOUIS_WINDOW]) {
+        int *closed = kvmem__louis_closed(index);
+        KVMEM__TRY(kvmem__louis_cluster(v, g, closed[0], index->closed > 1 ? closed[1] : index->open, 1));
+        index = (kvmem__unit_index *)kvmem_view_index(v, g, 0, NULL, NULL);
+        closed = kvmem__louis_closed(index);
+        for (i = 1; i < index->closed; i++) closed[i - 1] = closed[i];
+        index->closed--;
+    }
+    return KVMEM_OK;
+}
+/* Step 3 for lane g: units are chosen for the queries x (n, H, d). */
+static kvmem_status kvmem__louis_choose(const kvmem_view *v, int g, int n, const float *x) {
+    kvmem__unit_index *index = (kvmem__unit_index *)kvmem_view_index(v, g, 0, NULL, NULL);
+    const size_t C = (size_t)index->n;
+    float *score = kvmem__view_scratch(v, 3 * C);
+    int *size = score ? (int *)(void *)kvmem__view_scratch(v, 3 * C) : NULL, *order = size + C, *now = order + C;
+    int u, j, k, pass;
+    int64_t chosen = 0, loaded = 0;
+    if (!size) return v->cache->error.status;
+    kvmem__units_score(v, g, index, n, x, score, score + C);
+    for (pass = k = 0; pass < 2; pass++) {
+        size_t at = (size_t)index->head;
+        for (u = 0; u < index->n; u += j) {
+            kvmem__run r;
+            at = kvmem__run_at(index, at, v->cache->shape.head_dim, 0, &r);
+            for (j = 0; j < r.n; j++) {
+                size[u + j] = r.begin[j + 1] - r.begin[j];
+                if (!pass) continue;
+                chosen += now[u + j] * size[u + j];
+                loaded += now[u + j] > r.chosen[j] ? size[u + j] : 0;
+                r.chosen[j] = now[u + j];
+            }
+        }
+        if (pass) break;
+        k = kvmem__fill_nearest(order, score, size, index->n, (int)v->par[KVMEM__LOUIS_BUDGET]);
+        for (u = 0; u < index->n; u++) now[u] = 0;
+        for (u = 0; u < k; u++) now[order[u]] = 1;
+    }
+    index->times++;
+    kvmem__read_loads(v, chosen, loaded);
+    kvmem__view_scratch_back(v->cache);
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__retrieve_louiskv(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                            unsigned char *const *read) {
+    const int G = v->cache->shape.n_kv_heads;
+    size_t longest = 1;
+    unsigned char *flag;
+    float *x;
+    int g, turns, units = 0;
+    (void)read;
+    if (!kvmem__units_begun(v)) return KVMEM_OK;
+    x = kvmem__read_queries(v, n, q, pos);
+    if (!x) return v->cache->error.status;
+    turns = kvmem__louis_turns(v, n, x);
+    for (g = 0; g < G; g++) KVMEM__TRY(kvmem__louis_build(v, g, n, &turns));
+    for (g = 0; g < G && turns; g++) {
+        KVMEM__TRY(kvmem__louis_close(v, g, n));
+        KVMEM__TRY(kvmem__louis_choose(v, g, n, x));
+    }
+    for (g = 0; g < G; g++) {
+        units += ((const kvmem__unit_index *)kvmem_view_index(v, g, 0, NULL, NULL))->n;
+        longest = KVMEM__MAX(longest, (size_t)kvmem_view_count(v, g));
+    }
+    if (!units) return KVMEM_OK;
+    flag = (unsigned char *)kvmem__view_scratch(v, longest / sizeof(float) + 1);
+    if (!flag) return v->cache->error.status;
+    for (g = 0; g < G; g++)
+        KVMEM__TRY(kvmem__units_pick(v, g, (kvmem__unit_index *)kvmem_view_index(v, g, 0, NULL, NULL), 1, flag));
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_louiskv = { 0, kvmem__louis_floats, NULL, NULL, NULL };
 
 static const kvmem_retrieve_entry kvmem__retrieves[] = {
     { { "all", "every stored entry", "-", NULL, 0 }, NULL, NULL, NULL },
@@ -22909,7 +23509,13 @@ static const kvmem_retrieve_entry kvmem__retrieves[] = {
     { { "hcam", "chunks with the best summaries, a softmax in each", "Lampinen 2021, arXiv 2105.14039",
         kvmem__params_hcam, KVMEM_READS_KEYS }, kvmem__retrieve_hcam, &kvmem__memory_hcam, NULL },
     { { "longmem", "small chunks of a bank, beside the window through a gate", "Wang 2023, arXiv 2306.07174",
-        kvmem__params_longmem, KVMEM_READS_KEYS }, kvmem__retrieve_longmem, &kvmem__memory_longmem, NULL } };
+        kvmem__params_longmem, KVMEM_READS_KEYS }, kvmem__retrieve_longmem, &kvmem__memory_longmem, NULL },
+    { { "retro", "the entries of the best clusters; the next clusters by their means",
+        "RetroInfer 2025, arXiv 2505.02922", kvmem__params_retro, KVMEM_READS_KEYS | KVMEM_READS_VALUES },
+      kvmem__retrieve_retro, NULL, NULL },
+    { { "louiskv", "clusters of the prompt, segments of the answer, chosen anew when the query turns",
+        "Wu 2025, arXiv 2510.11292", kvmem__params_louiskv, KVMEM_READS_KEYS },
+      kvmem__retrieve_louiskv, &kvmem__memory_louiskv, NULL } };
 
 /* ==== >>place : at which RoPE position is a kept key read? =======================================
    original: at the position that the token had in the text; gaps stay gaps.
@@ -29254,6 +29860,13 @@ static const kvmem_preset kvmem__presets[] = {
       "summaries of chunks tell which of them a query looks into", "Lampinen 2021, arXiv 2105.14039" },
     { "longmem", "retrieve=longmem(chunk=4,k=64,local=1024,bank=65536,gate=0.5,mix=gate)",
       "a bank of old keys and values, read beside the window through a gate", "Wang 2023, arXiv 2306.07174" },
+    { "retro",
+      "retrieve=retro(size=16,segment=8192,rounds=10,read=0.018,estimate=0.232,update=1024,sink=4,window=64,cross=1)",
+      "everything is kept; the best clusters of keys are read, the next ones stand in by their means",
+      "RetroInfer 2025, arXiv 2505.02922" },
+    { "louiskv", "retrieve=louiskv(tau=0.7,size=16,budget=1024,sink=4,window=64,rounds=10,piece=8192)",
+      "everything is kept; where the queries turn, clusters of the prompt and segments of the answer are chosen",
+      "Wu 2025, arXiv 2510.11292" },
     { "finch", "score=finch(window=32,normalize=1) budget=50% when=prompt place=cache",
       "when the prompt ends the question chooses what stays, read at its slots", "Corallo 2024, TACL 12" },
     { "gui-kv",
