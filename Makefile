@@ -79,8 +79,8 @@ clean: ## remove everything that was built
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
 
-# Tests, benches and tools are compiled against kvmem.h taken apart: the bodies of its functions once, with and
-# without fast paths, and each program in a second. `make test SPLIT=` compiles the whole header into each.
+# Tests, benches and tools, ./kvmem too, are compiled against kvmem.h taken apart: the bodies of its functions once,
+# with and without fast paths, and each program in a second. `make SPLIT= ...` compiles the whole header into each.
 SPLIT ?= 1
 FACE = $(if $(SPLIT),-I$(B)/face)
 BODY = $(if $(SPLIT),$(B)/body/fast.o)
@@ -91,22 +91,25 @@ $(B)/body/%.o: $(B)/body/kvmem.h
 	@printf '#define KVMEM_IMPLEMENTATION\n#define KVMEM_TRAIN\n#include "kvmem.h"\n' > $(B)/body/$*.c
 	$(CC) $(CPPFLAGS) $(CFLAGS) $(STD) -w $(OMPFLAGS) -ffp-contract=off $(if $(filter plain,$*),-DKVMEM_REFERENCE) \
 	    -c -o $@ $(B)/body/$*.c
-TAKEN = $(if $(SPLIT),$(B)/face/kvmem.h $(B)/body/fast.o $(B)/body/plain.o)
+TAKEN = $(if $(SPLIT),$(B)/face/kvmem.h)
 
 # These do not look at fast paths: those that say so themselves, and others.
 PLAIN = $(sort $(patsubst tests/%.c,%,$(shell grep -l '^.define KVMEM_REFERENCE' tests/*.c)) \
         corpus mkgguf flash npy report stream peer calibrate transform codec_tool score_tool)
-$(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(B)/mkgguf $(B)/corpus $(B)/picture $(B)/transform: \
-    BODY = $(if $(SPLIT),$(B)/body/plain.o)
-$(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus $(B)/picture $(B)/transform: \
-    CPPFLAGS += -DKVMEM_REFERENCE
-$(filter-out %_train,$(EXAMPLES)): TEST_CFLAGS := $(patsubst -O1,-O0,$(TEST_CFLAGS))
+PLAINS = $(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(B)/mkgguf $(B)/corpus $(B)/picture $(B)/transform $(B)/exchange \
+         $(EXAMPLES)
+$(PLAINS): BODY = $(if $(SPLIT),$(B)/body/plain.o)
+$(PLAINS): CPPFLAGS += -DKVMEM_REFERENCE
+ifneq ($(SPLIT),)
+$(PLAINS): $(B)/body/plain.o
+$(filter-out $(PLAINS),$(TESTS) $(TOOLS) $(BENCHES)): $(B)/body/fast.o
+endif
 $(B)/test_%: tests/%.c $(wildcard tests/*.h) $(wildcard tools/*.h) tools/kvmem.c tools/mkgguf.c tools/transform.c $(TAKEN)
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -ffp-contract=off $(FACE) -I. -o $@ $< $(BODY) $(LDFLAGS) $(LIBS)
-$(B)/example_%: examples/%.c kvmem.h
+$(B)/example_%: examples/%.c $(TAKEN)
 	@mkdir -p $(B)
-	$(COMPILE_TEST) -I. -o $@ $< $(LDFLAGS) $(LIBS)
+	$(COMPILE_TEST) $(FACE) -I. -o $@ $< $(BODY) $(LDFLAGS) $(LIBS)
 $(B)/fuzz_%: tools/fuzz_%.c $(wildcard tools/*.h) $(TAKEN)
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -DKVMEM_FUZZ_MAIN $(FACE) -I. -o $@ $< $(BODY) $(LDFLAGS) $(LIBS)
@@ -114,9 +117,9 @@ $(B)/bench_claims $(B)/bench_codecs $(B)/bench_methods: $(B)/kvmem
 $(B)/bench_%: bench/%.c bench/bench.h $(wildcard tools/*.h) $(TAKEN)
 	@mkdir -p $(B)
 	$(COMPILE) '-DBENCH_FLAGS="$(CFLAGS) $(OMPFLAGS)"' $(FACE) -I. -o $@ $< $(BODY) $(LDFLAGS) $(LIBS)
-$(B)/kvmem $(B)/exchange: $(B)/%: tools/%.c $(wildcard tools/*.h) kvmem.h
+$(B)/kvmem: tools/kvmem.c $(wildcard tools/*.h) $(TAKEN)
 	@mkdir -p $(B)
-	$(COMPILE) -I. -o $@ $< $(LDFLAGS) $(LIBS)
+	$(COMPILE) $(FACE) -I. -o $@ $< $(BODY) $(LDFLAGS) $(LIBS)
 $(B)/%: tools/%.c $(wildcard tools/*.h) $(TAKEN)
 	@mkdir -p $(B)
 	$(COMPILE_TEST) $(FACE) -I. -o $@ $< $(BODY) $(LDFLAGS) $(LIBS)

@@ -9,10 +9,7 @@
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
 #endif
-int kvmem_main(int argc, char **argv);
-#define main kvmem_main
-#include "../tools/kvmem.c"
-#undef main
+#include "../tests/tool.h"
 #include "record.h"
 
 /* ==== >>claims : the rows ===================================================================== */

@@ -22,10 +22,7 @@
 #endif
 #include "bench.h"
 #include "../tests/coded.h"
-int kvmem_main(int argc, char **argv);
-#define main kvmem_main
-#include "../tools/kvmem.c"
-#undef main
+#include "../tests/tool.h"
 #include "record.h"
 
 enum { MAX_ROWS = 160, MODELS = 2, DEPTH = 16384, HEADS = 16, KV = 4, DIM = 128 };

@@ -10,10 +10,7 @@
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
 #endif
-int kvmem_main(int argc, char **argv);
-#define main kvmem_main
-#include "../tools/kvmem.c"
-#undef main
+#include "../tests/tool.h"
 
 enum { RECALL, UPDATE, COPY, ORDER, N_WHAT, CHUNK = 12, MAX_PRESETS = 1024 };
 #define TINY_PROFILE "examples/models/tiny.profile"

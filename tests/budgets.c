@@ -6,10 +6,9 @@
 #endif
 #include "test.h"
 #include "world.h"
+#include "table.h"
 
 /* ---- whole numbers ---- */
-
-static int draw(int n) { return (int)(test_unit() * n); } /* 0..n-1 */
 
 TEST(round_total_gives_the_largest_remainders_and_ties_to_the_lower_index) { /* the LU-KV card's example */
     double q[3] = { 6, 4.5, 2.5 }, ties[4] = { .5, .5, .5, .5 }, noisy[2] = { 2.5 - 1e-12, 2.5 + 1e-12 };
@@ -165,30 +164,8 @@ TEST(global_top_counts_the_best_of_all_lists) {
 
 /* ---- budgets that divide by scores: asked directly, with scores by hand ---- */
 
-static world W;
-static kvmem_cache C;
-static float table[4][4][MAXT]; /* (layer, KV head, position) */
-static kvmem_status score_table(const kvmem_view *v, int g, float *out) {
-    static int32_t pos[MAXT];
-    const int n = kvmem_view_count(v, g);
-    int t;
-    kvmem_view_positions(v, g, pos);
-    for (t = 0; t < n; t++) out[t] = table[v->layer][g][pos[t]];
-    return KVMEM_OK;
-}
-static const kvmem_score_entry table_entry = { { "table", "by hand", "-", NULL, 0 }, score_table, NULL };
 static int start(const char *text, int L, int H, int G, int T, int by_table) {
-    if (!world_init(&W, L, H, G, 8, T, text)) { FAIL_AT("%s", text); return 0; }
-    if (by_table) {
-        W.recipe.stage[KVMEM_SCORE].entry = &table_entry.e;
-        memset(W.recipe.stage[KVMEM_SCORE].par, 0, sizeof W.recipe.stage[KVMEM_SCORE].par);
-    }
-    if (kvmem_cache_init(&C, &W.cfg) != KVMEM_OK) { FAIL_AT("%s: %s", text, C.error.text); return 0; }
-    return 1;
-}
-static void stop(void) {
-    kvmem_cache_free(&C);
-    world_free(&W);
+    return table_start(text, L, H, G, T, by_table, 0);
 }
 /* Ask the budget stage of the cache in hand. */
 static void ask(int layer, int mean, const int *n, const float *const *score, int *keep) {

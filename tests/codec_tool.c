@@ -5,35 +5,8 @@
 #define _POSIX_C_SOURCE 200809L
 #endif
 #include "test.h"
-int kvmem_main(int argc, char **argv);
-#define main kvmem_main
-#include "../tools/kvmem.c"
-#undef main
+#include "tool.h"
 
-static char folder[256];
-static const char *at(const char *name) { /* up to eight paths at a time */
-    static char path[8][320];
-    static int i;
-    snprintf(path[i = (i + 1) % 8], sizeof *path, "%s%s", folder, name);
-    return path[i];
-}
-/* One command; its stdout stays in `out`. */
-static int tool(int argc, const char *const *argv) {
-    const command *c = commands;
-    args a;
-    int status;
-    char *copy[32];
-    for (status = 0; status < argc; status++) copy[status] = (char *)(uintptr_t)argv[status];
-    while (strcmp(c->name, argv[0])) c++;
-    out.len = 0;
-    js.depth = 0;
-    command_name = c->name;
-    status = parse_args(c, &a, argc - 1, copy + 1);
-    if (status == OK) status = c->run(&a);
-    free(a.word);
-    put("%c", 0);
-    return status;
-}
 static void save(const char *name, const float *x, int rows, int cols) {
     REQUIRE(array_write(at(name), "<f4", x, rows, cols) == OK);
 }
@@ -239,9 +212,7 @@ TEST(the_matrix_says_what_the_check_says) {
 }
 
 int main(int argc, char **argv) {
-    const char *end = strrchr(argv[0], '/');
-    snprintf(folder, sizeof folder, "%.*s/codec_tool_", end ? (int)(end - argv[0]) : 1,
-             end ? argv[0] : ".");
+    tool_begin(argv[0], "codec_tool");
     test_begin(argc, argv, "codec_tool");
     RUN(every_codec_scores_its_own_rows);
     RUN(f32_gives_every_bit_back_and_f16_half_the_bytes);

@@ -7,30 +7,17 @@
 #define _POSIX_C_SOURCE 200809L
 #endif
 #include "test.h"
-int kvmem_main(int argc, char **argv);
-#define main kvmem_main
-#include "../tools/kvmem.c"
-#undef main
+#include "tool.h"
 
 static const cost_model yi = { 60, 8, 128, 4096, 34e9, 68e9, 2 };
 static const cost_job usual = { 250, 20, 5 };
 
-/* One command; its stdout stays in `out`, its complaint goes nowhere. */
-static int tool(const char *const *argv, int argc) {
-    char *copy[40];
-    args a;
-    const command *c = commands;
-    int status;
-    for (status = 0; status < argc; status++) copy[status] = (char *)(uintptr_t)argv[status];
-    while (strcmp(c->name, "cost")) c++;
-    out.len = 0;
-    js.depth = 0;
-    command_name = c->name;
-    status = parse_args(c, &a, argc, copy);
-    if (status == OK) status = c->run(&a);
-    free(a.word);
-    put("%c", 0);
-    return status;
+/* `kvmem cost` with these options. */
+static int ask(const char *const *more, int n) {
+    const char *all[40] = { "cost" };
+    int i;
+    for (i = 0; i < n; i++) all[1 + i] = more[i];
+    return tool(1 + n, all);
 }
 static const char *const shape[] = { "--layers", "60", "--kv-heads", "8", "--head-dim", "128", "--hidden", "4096",
                                      "--params", "34e9" };
@@ -39,7 +26,7 @@ static int with_shape(const char *const *more, int n) {
     int i;
     for (i = 0; i < 10; i++) all[i] = shape[i];
     for (i = 0; i < n; i++) all[10 + i] = more[i];
-    return tool(all, 10 + n);
+    return ask(all, 10 + n);
 }
 /* The i-th number under that key of the JSON in `out`, from 0 on. */
 static double told(const char *key, int i) {
@@ -166,7 +153,7 @@ TEST(a_model_file_gives_shape_and_weights_and_can_be_measured) {
     FILE *f = fopen(DEFAULT_MODEL, "rb");
     if (!f) SKIP("no " DEFAULT_MODEL);
     fclose(f);
-    REQUIRE(tool(asked, 4) == OK);
+    REQUIRE(ask(asked, 4) == OK);
     CHECK(told("layers", 0) == 4 && told("kv_heads", 0) == 2 && told("hidden", 0) == 256);
     CHECK(told("params", 0) == 768 * 256 + 4 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 512));
     CHECK(told("token_bytes", 0) == 4096 && told("read_bandwidth", 0) > 0 && told("predicted_slope", 0) > 0);
@@ -178,10 +165,10 @@ TEST(misuse_is_named) {
     const char *bad_ctx[] = { "--ctx", "12,x" }, *range[] = { "--share", "2" },
                *falls[] = { "--measure", "--ctx", "40,30" };
     if (!freopen("/dev/null", "w", stderr)) SKIP("no /dev/null");
-    CHECK(tool(NULL, 0) == MISUSED && tool(no_hidden, 8) == MISUSED);
+    CHECK(ask(NULL, 0) == MISUSED && ask(no_hidden, 8) == MISUSED);
     CHECK(with_shape(wrong, 2) == MISUSED && with_shape(both, 4) == MISUSED);
     CHECK(with_shape(bad_ctx, 2) == MISUSED && with_shape(range, 2) == MISUSED);
-    CHECK(tool(falls, 3) == MISUSED);
+    CHECK(ask(falls, 3) == MISUSED);
 }
 
 int main(int argc, char **argv) {

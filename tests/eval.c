@@ -9,10 +9,7 @@
 #include "test.h"
 #define MKGGUF_NO_MAIN
 #include "../tools/mkgguf.c"
-int kvmem_main(int argc, char **argv);
-#define main kvmem_main
-#include "../tools/kvmem.c"
-#undef main
+#include "tool.h"
 
 /* --- statistics --- */
 

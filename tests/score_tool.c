@@ -7,38 +7,11 @@
 #define KVMEM_REFERENCE /* the plain twins: compiles faster */
 #endif
 #include "test.h"
-int kvmem_main(int argc, char **argv);
-#define main kvmem_main
-#include "../tools/kvmem.c"
-#undef main
+#include "tool.h"
 
 enum { N = 40, H = 4, G = 2, D = 8, WIDTH = 12 };
 static float q[N * H * D], k[N * G * D], v[N * G * D], x[N * WIDTH], wo[WIDTH * H * D];
-static char folder[256];
 
-static const char *at(const char *name) { /* up to sixteen paths at a time */
-    static char path[16][320];
-    static int i;
-    snprintf(path[i = (i + 1) % 16], sizeof *path, "%s%s", folder, name);
-    return path[i];
-}
-/* One command; its stdout stays in `out`. */
-static int tool(int argc, const char *const *argv) {
-    const command *c = commands;
-    args a;
-    int status;
-    char *copy[48];
-    for (status = 0; status < argc; status++) copy[status] = (char *)(uintptr_t)argv[status];
-    while (strcmp(c->name, argv[0])) c++;
-    out.len = 0;
-    js.depth = 0;
-    command_name = c->name;
-    status = parse_args(c, &a, argc - 1, copy + 1);
-    if (status == OK) status = c->run(&a);
-    free(a.word);
-    put("%c", 0);
-    return status;
-}
 static void save(const char *name, const float *rows, size_t n, size_t heads, size_t d) { /* heads 0: (n, d) */
     FILE *f = fopen(at(name), "wb");
     size_t dim[3];
@@ -315,8 +288,7 @@ TEST(what_cannot_be_done_is_said) {
 }
 
 int main(int argc, char **argv) {
-    const char *end = strrchr(argv[0], '/');
-    snprintf(folder, sizeof folder, "%.*s/score_tool_", end ? (int)(end - argv[0]) : 1, end ? argv[0] : ".");
+    tool_begin(argv[0], "score_tool");
     test_begin(argc, argv, "score_tool");
     RUN(scores_are_what_the_formula_says);
     RUN(kept_are_the_best_scores_and_the_window);

@@ -1,7 +1,7 @@
 /* corpus.c - shows the synthetic language of long conversations that kvmem is trained and judged
    on: as text, as token ids, as numbers. The language itself is explained in corpus.h.
 
-       cc -O2 -o corpus tools/corpus.c
+       cc -O2 -I. -o corpus tools/corpus.c
        ./corpus                                      a stream as text
        ./corpus --length 300 --filler 0 --persons 4  a dense drill: facts and questions only
        ./corpus --suite conv --ctx 1024              an evaluation: context, questions, answers

@@ -12,7 +12,7 @@ rc=0
 for src in tools/fuzz_*.c; do
     name=$(basename "$src" .c | sed 's/fuzz_//')
     echo "== $name"
-    $CLANG -g -O1 -std=c99 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined "$src" -lm \
+    $CLANG -g -O1 -std=c99 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -I. "$src" -lm \
         -o "build/libfuzz_$name" || exit 1
     mkdir -p "build/corpus/$name"
     if [ -x "build/fuzz_$name" ]; then (cd "build/corpus/$name" && "../../fuzz_$name" --seeds . > /dev/null); fi

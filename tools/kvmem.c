@@ -6,7 +6,7 @@
    stream instead), so a failure leaves stdout empty, one sentence on stderr and a status of 1, or 2
    for wrong usage.
 
-   Build: cc -O2 -fopenmp -o kvmem tools/kvmem.c -lm */
+   Build: cc -O2 -fopenmp -I. -o kvmem tools/kvmem.c -lm */
 #if (defined(__unix__) || defined(__APPLE__)) && !defined(KVMEM_TOOL_PLAIN)
 #define POSIX 1 /* mmap, stat, a monotonic clock, isatty; without them: read, clock() */
 #ifndef _POSIX_C_SOURCE

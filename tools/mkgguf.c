@@ -2,7 +2,7 @@
    type that kvmem reads, a small working tokenizer. For tests, benchmarks and comparisons with
    other programs; the text that such a model writes is noise.
 
-       cc -O2 -fopenmp -o mkgguf tools/mkgguf.c -lm
+       cc -O2 -fopenmp -I. -o mkgguf tools/mkgguf.c -lm
        ./mkgguf --arch llama --preset llama-3.2-1b --type q8_0 -o /tmp/llama1b-q8_0.gguf
        ./mkgguf --from a.gguf --type f32 -o b.gguf      the same model, its matrices in another type
        ./mkgguf --help

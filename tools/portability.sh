@@ -35,7 +35,7 @@ int main(void) { return sqrt((double)rand()) < 0; }' > $B/probe.c && "$@" $B/pro
         out=$B/$name/test_$(basename "$t" .c)
         if [ ! -e "$out" ] || [ kvmem.h -nt "$out" ] || [ "$t" -nt "$out" ]; then
             # shellcheck disable=SC2086
-            "$@" -std=c99 $WARN "$t" -o "$out" -lm || { rc=1; echo "FAIL $name: $t does not compile"; continue; }
+            "$@" -std=c99 $WARN -I. "$t" -o "$out" -lm || { rc=1; echo "FAIL $name: $t does not compile"; continue; }
         fi
         bins="$bins $out"
     done
@@ -53,8 +53,8 @@ exchange() { # caches saved here, loaded and continued on a big-endian machine, 
     echo "== exchange: saved here, loaded by s390x; saved by s390x, loaded here"
     rm -rf $B/here $B/there
     mkdir -p $B/here $B/there
-    gcc -std=c99 -O1 $WARN tools/exchange.c -o $B/exchange -lm &&
-        s390x-linux-gnu-gcc -std=c99 -O1 -static tools/exchange.c -o $B/exchange390 -lm &&
+    gcc -std=c99 -O1 $WARN -I. tools/exchange.c -o $B/exchange -lm &&
+        s390x-linux-gnu-gcc -std=c99 -O1 -static -I. tools/exchange.c -o $B/exchange390 -lm &&
         $B/exchange save $B/here > /dev/null && $QEMU_S390X $B/exchange390 load $B/here &&
         $QEMU_S390X $B/exchange390 save $B/there > /dev/null && $B/exchange load $B/there || rc=1
     done_parts=$((done_parts + 1))

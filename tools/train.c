@@ -10,7 +10,6 @@
 #if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
 #define _POSIX_C_SOURCE 200809L /* fsync, fileno, isatty, clock_gettime */
 #endif
-#define KVMEM_STATIC
 #define KVMEM_TRAIN
 #define KVMEM_IMPLEMENTATION
 #include "kvmem.h"
