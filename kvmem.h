@@ -184,6 +184,9 @@
      >>retrieve_units     clusters and segments of a lane's entries, searched by their mean keys; for retro and louiskv
      >>retrieve_retro     the best clusters are read, the next ones estimated
      >>retrieve_louiskv   clusters of the prompt and segments of the answer, chosen anew when the query turns
+     >>near_graph         a graph of keys made from the side of the queries, for retrieve=nearest
+     >>retrieve_nearest   the keys with the largest products with the query
+     >>retrieve_icecache  pages of keys that are alike, found by a tree
      >>place              at which RoPE position is a kept key read?
      >>commit             the end of a block: segment, score, budget, reduce
      >>persistence        save, load, inspect
@@ -23494,6 +23497,991 @@ static kvmem_status kvmem__retrieve_louiskv(const kvmem_view *v, int n, const fl
     return KVMEM_OK;
 }
 static const kvmem_memory kvmem__memory_louiskv = { 0, kvmem__louis_floats, NULL, NULL, NULL };
+/* ==== >>near_graph : a graph of keys made from the side of the queries, for retrieve=nearest ====
+   Chen et al. RoarGraph: A Projected Bipartite Graph for Efficient Cross-Modal Approximate Nearest Neighbor Search.
+   VLDB 2024. arXiv 2408.08933.   Code: matchyc/RoarGraph src/index_bipartite.cpp.
+   Keys x_0 .. x_{n-1} (d), sampled queries t; the larger a . b, the nearer are a and b. Queries are no keys: their N
+   nearest keys lie far apart from each other, and a graph that joins keys that are near to keys finds them late. So
+     1 every t finds its N nearest keys, all of them looked at; the first is the pivot p
+     2 p's list = the others thinned out: nearest to p first, one is taken unless a taken y has y . x > p . x; stop at
+       M; too few: fill up with the nearest that were not taken. A later query with the same pivot makes the list
+       anew. Each y of the list gets p in return, thinned when it has more than M; in the end every key does so again
+     3 entry = the key nearest (Euclid) to the mean key
+     4 every key x is searched for from the entry with a queue of Lq; what was met, thinned, makes a second list, with
+       returns as in 2 (up to 2M before it is thinned to M); both lists together: at most 2M edges out of a key
+     5 a key that no way leads to from the entry gets one from its nearest key that has one; see kvmem__graph_link
+     6 search: a queue of the L best; the best that is still open is opened, its neighbours are looked at; the end when
+       none is open. With L >= n it has met everything.
+   cost: building O(queries n d) and thinning; searching L M d at most.   ties: lower index.
+   departs: step 5 is ours. What step 4 met = the Lq best.    test: tests/graph.c graph_* */
+/* Rows to look at: x (n, d) in memory, or NULL: the keys of a lane from entry `first` on, one at a time. */
+typedef struct kvmem__rowset {
+    const float *x;
+    const kvmem_view *v;
+    int g, first, d;
+    float *row; /* (d) a decoded one */
+    float (*dot)(const float *a, const float *b, int n);
+} kvmem__rowset;
+static const float *kvmem__key_row(const kvmem__rowset *s, int i) {
+    if (s->x) return s->x + (size_t)i * (size_t)s->d;
+    kvmem_view_keys(s->v, s->g, s->first + i, 1, s->row);
+    return s->row;
+}
+/* Best first: a rows's product with what is looked for; open: its neighbours have not been looked at. */
+typedef struct kvmem__found { float dot; int id, open; } kvmem__found;
+/* Put a row among the best `cap`, *n of them; its place, or cap. Equal ones: lower id first. */
+static int kvmem__found_add(kvmem__found *f, int *n, int cap, int id, float dot) {
+    int lo = 0, hi = *n;
+    while (lo < hi) {
+        const int mid = lo + (hi - lo) / 2;
+        if (f[mid].dot > dot || (f[mid].dot == dot && f[mid].id < id)) lo = mid + 1;
+        else hi = mid;
+    }
+    if (lo >= cap) return cap;
+    if (*n < cap) ++*n;
+    memmove(f + lo + 1, f + lo, (size_t)(*n - lo - 1) * sizeof *f);
+    f[lo].dot = dot;
+    f[lo].id = id;
+    f[lo].open = 1;
+    return lo;
+}
+/* A graph over the rows: node i's edges are edge[i * step] .. , at most `most`, -1 behind the last. */
+typedef struct kvmem__graph { int32_t *edge; int n, most, step, entry; } kvmem__graph;
+/* Step 6: the best cap of what was met in f; returns how many. mark (n) tells by the number `stamp` who was met. */
+static int kvmem__graph_search(const kvmem__graph *gr, const kvmem__rowset *s, const float *q, kvmem__found *f, int cap,
+                               int *mark, int stamp, int *scanned) {
+    int n = 0, i, j, next;
+    if (gr->n < 1 || cap < 1) return 0;
+    mark[gr->entry] = stamp;
+    kvmem__found_add(f, &n, cap, gr->entry, s->dot(q, kvmem__key_row(s, gr->entry), s->d));
+    ++*scanned;
+    for (i = 0; i < n; i = next) {
+        const int32_t *e = gr->edge + (size_t)f[i].id * (size_t)gr->step;
+        next = i + 1;
+        if (!f[i].open) continue;
+        f[i].open = 0;
+        for (j = 0; j < gr->most && e[j] >= 0; j++) {
+            int at;
+            if (mark[e[j]] == stamp) continue;
+            mark[e[j]] = stamp;
+            ++*scanned;
+            at = kvmem__found_add(f, &n, cap, e[j], s->dot(q, kvmem__key_row(s, e[j]), s->d));
+            next = KVMEM__MIN(next, at);
+        }
+    }
+    return n;
+}
+/* Step 2: thin candidates out, nearest to row p first (dot: their product with p): edges in out, at most M; their
+   number. p itself does not count. x: rows in memory. */
+static int kvmem__graph_thin(const kvmem__rowset *s, int p, kvmem__found *c, int n, int M, int32_t *out) {
+    int i, j, m = 0;
+    for (i = 0; i < n && m < M; i++) {
+        c[i].open = 1; /* not taken */
+        if (c[i].id == p) continue;
+        for (j = 0; j < m; j++)
+            if (s->dot(s->x + (size_t)out[j] * (size_t)s->d, s->x + (size_t)c[i].id * (size_t)s->d, s->d) > c[i].dot)
+                break;
+        if (j < m) continue;
+        c[i].open = 0;
+        out[m++] = c[i].id;
+    }
+    for (i = 0; i < n && m < M; i++)
+        if (c[i].open && c[i].id != p) out[m++] = c[i].id;
+    return m;
+}
+/* Lists of edges while a graph is built: row i's are at [i * step], count[i] of them. */
+typedef struct kvmem__lists { int32_t *edge; int *count; int step, most, keep; kvmem__found *room; } kvmem__lists;
+/* Add edge y -> p; a list that would have more than `most` is thinned to `keep`. */
+static void kvmem__lists_add(const kvmem__lists *l, const kvmem__rowset *s, int y, int p) {
+    int32_t *e = l->edge + (size_t)y * (size_t)l->step;
+    const float *row = s->x + (size_t)y * (size_t)s->d;
+    int i, n = 0;
+    for (i = 0; i < l->count[y]; i++) if (e[i] == p) return;
+    if (y == p) return;
+    if (l->count[y] < l->most) {
+        e[l->count[y]++] = p;
+        return;
+    }
+    for (i = 0; i <= l->count[y]; i++) {
+        const int id = i < l->count[y] ? e[i] : p;
+        kvmem__found_add(l->room, &n, l->most + 1, id, s->dot(row, s->x + (size_t)id * (size_t)s->d, s->d));
+    }
+    l->count[y] = kvmem__graph_thin(s, y, l->room, n, l->keep, e);
+}
+/* Steps 1 and 2 for query q: score, idx, top (n). */
+static void kvmem__graph_query(const kvmem__lists *l, const kvmem__rowset *s, int n, const float *q, int N,
+                               float *score, int *top, int *idx) {
+    int i, p = 0, m, c = 0;
+    for (i = 0; i < n; i++) score[i] = s->dot(q, s->x + (size_t)i * (size_t)s->d, s->d);
+    m = kvmem__topk(top, score, n, N, idx);
+    for (i = 1; i < m; i++) if (score[top[i]] > score[top[p]]) p = i;
+    p = top[p];
+    for (i = 0; i < m; i++)
+        if (top[i] != p)
+            kvmem__found_add(l->room, &c, m, top[i], s->dot(s->x + (size_t)p * (size_t)s->d,
+                                                            s->x + (size_t)top[i] * (size_t)s->d, s->d));
+    l->count[p] = kvmem__graph_thin(s, p, l->room, c, l->keep, l->edge + (size_t)p * (size_t)l->step);
+    for (i = 0; i < l->count[p]; i++) kvmem__lists_add(l, s, l->edge[(size_t)p * (size_t)l->step + (size_t)i], p);
+}
+/* Step 3: the row nearest to the mean. */
+static int kvmem__graph_entry(const kvmem__rowset *s, int n) {
+    double mean[KVMEM_MAX_WIDTH], best = HUGE_VAL;
+    int i, c, at = 0;
+    for (c = 0; c < s->d; c++) mean[c] = 0;
+    for (i = 0; i < n; i++)
+        for (c = 0; c < s->d; c++) mean[c] += (double)s->x[(size_t)i * (size_t)s->d + (size_t)c] / n;
+    for (i = 0; i < n; i++) {
+        double far = 0;
+        for (c = 0; c < s->d; c++) {
+            const double off = (double)s->x[(size_t)i * (size_t)s->d + (size_t)c] - mean[c];
+            far += off * off;
+        }
+        if (far < best) { best = far; at = i; }
+    }
+    return at;
+}
+static int kvmem__graph_degree(const kvmem__graph *gr, int i) {
+    const int32_t *e = gr->edge + (size_t)i * (size_t)gr->step;
+    int m = 0;
+    while (m < gr->most && e[m] >= 0) m++;
+    return m;
+}
+/* An edge y -> i to a row that no way leads to. If y has no room, i takes the place of y's last neighbour and leads
+   there itself: whatever could be reached stays so. */
+static void kvmem__graph_link(const kvmem__graph *gr, int y, int i) {
+    int32_t *from = gr->edge + (size_t)y * (size_t)gr->step, *to = gr->edge + (size_t)i * (size_t)gr->step;
+    const int m = kvmem__graph_degree(gr, y), k = kvmem__graph_degree(gr, i);
+    int j;
+    if (m < gr->most) {
+        from[m] = i;
+        if (m + 1 < gr->most) from[m + 1] = -1;
+        return;
+    }
+    for (j = 0; j < k && to[j] != from[m - 1]; j++) {}
+    if (j == k && k < gr->most) {
+        to[k] = from[m - 1];
+        if (k + 1 < gr->most) to[k + 1] = -1;
+    } else if (j == k) to[k - 1] = from[m - 1];
+    from[m - 1] = i;
+}
+/* Mark what can be reached from row `from` by `stamp`; todo (n). */
+static void kvmem__graph_walk(const kvmem__graph *gr, int from, int *mark, int stamp, int *todo) {
+    int have = 0, j;
+    mark[from] = stamp;
+    todo[have++] = from;
+    while (have) {
+        const int i = todo[--have];
+        const int32_t *e = gr->edge + (size_t)i * (size_t)gr->step;
+        for (j = 0; j < gr->most && e[j] >= 0; j++)
+            if (mark[e[j]] != stamp) {
+                mark[e[j]] = stamp;
+                todo[have++] = e[j];
+            }
+    }
+}
+/* Step 5. Returns how many rows had no way. mark, todo (n). */
+static int kvmem__graph_mend(const kvmem__graph *gr, const kvmem__rowset *s, int *mark, int *todo) {
+    int i, j, lost = 0;
+    for (i = 0; i < gr->n; i++) mark[i] = 0;
+    kvmem__graph_walk(gr, gr->entry, mark, 1, todo);
+    for (i = 0; i < gr->n; i++) {
+        const float *row = s->x + (size_t)i * (size_t)s->d;
+        float best = -INFINITY;
+        int at = gr->entry;
+        if (mark[i]) continue;
+        lost++;
+        for (j = 0; j < gr->n; j++) {
+            float dot;
+            if (!mark[j]) continue;
+            dot = s->dot(row, s->x + (size_t)j * (size_t)s->d, s->d);
+            if (dot > best) { best = dot; at = j; }
+        }
+        kvmem__graph_link(gr, at, i);
+        kvmem__graph_walk(gr, i, mark, 1, todo);
+    }
+    return lost;
+}
+/* Step 4 for every row: second lists from what a search on the first ones meets. mark (n). */
+static void kvmem__graph_second(const kvmem__graph *first, const kvmem__lists *two, const kvmem__rowset *s, int Lq,
+                                int *mark) {
+    int i, j, m, none = 0;
+    for (i = 0; i < first->n; i++) mark[i] = 0;
+    for (i = 0; i < first->n; i++) {
+        const float *row = s->x + (size_t)i * (size_t)s->d;
+        int32_t *e = two->edge + (size_t)i * (size_t)two->step;
+        m = kvmem__graph_search(first, s, row, two->room, Lq, mark, i + 1, &none);
+        for (j = 0; j < two->count[i]; j++) { /* and what others have put there; a second copy does no harm */
+            int k = 0;
+            while (k < m && two->room[k].id != e[j]) k++;
+            if (k == m)
+                kvmem__found_add(two->room, &m, Lq + two->most, e[j],
+                                 s->dot(row, s->x + (size_t)e[j] * (size_t)s->d, s->d));
+        }
+        two->count[i] = kvmem__graph_thin(s, i, two->room, m, two->keep, e);
+        for (j = 0, m = two->count[i]; j < m; j++) kvmem__lists_add(two, s, e[j], i);
+    }
+    for (i = 0; i < first->n; i++) {
+        int32_t *e = two->edge + (size_t)i * (size_t)two->step;
+        if (two->count[i] <= two->keep) continue;
+        for (j = m = 0; j < two->count[i]; j++)
+            kvmem__found_add(two->room, &m, two->count[i], e[j],
+                             s->dot(s->x + (size_t)i * (size_t)s->d, s->x + (size_t)e[j] * (size_t)s->d, s->d));
+        two->count[i] = kvmem__graph_thin(s, i, two->room, m, two->keep, e);
+    }
+}
+/* Sizes of scratch in floats: kvmem__graph_build. */
+static size_t kvmem__graph_floats(int n, int N, int M, int Lq) {
+    const size_t room = (size_t)KVMEM__MIN(N, n) + (size_t)Lq + 4 * (size_t)M + 4;
+    return (size_t)n * (5 + 3 * (size_t)M) + room * (sizeof(kvmem__found) / sizeof(float));
+}
+/* Steps 1 to 5: edges of n >= 1 rows x in memory into gr (most = 2M), from nt queries t, `t_step` floats apart. */
+static void kvmem__graph_build(kvmem__graph *gr, const kvmem__rowset *s, const float *t, int nt, size_t t_step, int N,
+                               int M, int Lq, float *scratch) {
+    const int n = gr->n;
+    float *score = scratch;
+    int *top = (int *)(void *)(score + n), *idx = top + n, *count = idx + n;
+    kvmem__lists one, two;
+    kvmem__graph first;
+    int i, j, k;
+    one.count = count;
+    one.edge = (int32_t *)(void *)(count + 2 * n);
+    one.step = one.most = one.keep = M;
+    two = one;
+    two.count = count + n;
+    two.edge = one.edge + (size_t)n * (size_t)M;
+    two.step = two.most = 2 * M;
+    one.room = two.room = (kvmem__found *)(void *)(two.edge + 2 * (size_t)n * (size_t)M);
+    for (i = 0; i < 2 * n; i++) count[i] = 0;
+    for (i = 0; i < nt; i++) kvmem__graph_query(&one, s, n, t + (size_t)i * t_step, N, score, top, idx);
+    for (i = 0; i < n; i++)
+        for (j = 0; j < one.count[i]; j++) kvmem__lists_add(&one, s, one.edge[(size_t)i * (size_t)M + (size_t)j], i);
+    for (i = 0; i < n; i++)
+        for (j = one.count[i]; j < M; j++) one.edge[(size_t)i * (size_t)M + (size_t)j] = -1;
+    first.edge = one.edge;
+    first.n = n;
+    first.most = first.step = M;
+    first.entry = gr->entry = kvmem__graph_entry(s, n);
+    kvmem__graph_second(&first, &two, s, Lq, top);
+    for (i = 0; i < n; i++) {
+        int32_t *e = gr->edge + (size_t)i * (size_t)gr->step;
+        const int32_t *more = two.edge + (size_t)i * (size_t)two.step;
+        int m = one.count[i];
+        memcpy(e, one.edge + (size_t)i * (size_t)M, (size_t)m * sizeof *e);
+        for (j = 0; j < two.count[i]; j++) {
+            for (k = 0; k < m && e[k] != more[j]; k++) {}
+            if (k == m && m < gr->most) e[m++] = more[j];
+        }
+        for (; m < gr->most; m++) e[m] = -1;
+    }
+    kvmem__graph_mend(gr, s, top, idx);
+}
+/* One row more, the last, which gr->n counts already and whose place for edges is free: found by a search with a queue
+   of Lq, joined with the nearest `join`. mark (n) holds no number `stamp`; f (Lq), row (d). */
+static void kvmem__graph_insert(kvmem__graph *gr, const kvmem__rowset *s, const float *row, int join, kvmem__found *f,
+                                int Lq, int *mark, int stamp) {
+    const int i = gr->n - 1;
+    int32_t *e = gr->edge + (size_t)i * (size_t)gr->step;
+    int j, m, none = 0;
+    for (j = 0; j < gr->most; j++) e[j] = -1;
+    if (!i) {
+        gr->entry = 0;
+        return;
+    }
+    gr->n--;
+    m = KVMEM__MIN(kvmem__graph_search(gr, s, row, f, Lq, mark, stamp, &none), join);
+    gr->n++;
+    for (j = 0; j < m; j++) e[j] = f[j].id;
+    kvmem__graph_link(gr, f[0].id, i);
+    for (j = 1; j < m; j++)
+        if (kvmem__graph_degree(gr, f[j].id) < gr->most) kvmem__graph_link(gr, f[j].id, i);
+}
+/* ==== >>retrieve_nearest : the keys with the largest products with the query. stage: retrieve; decode ====
+   Liu et al. RetrievalAttention: Accelerating Long-Context LLM Inference via Vector Retrieval. 2024. arXiv 2409.10516.
+   Code: microsoft/MInference minference/modules/retr_attn.py (the flat index); graph: section near_graph.
+   W = the first s and the last w entries, and what was generated since; Omega = those between. Query head h reads W
+   and R = the topk entries of Omega with the largest q_h . k (after RoPE), in one softmax:
+       o = gW oW + gR oR,   gW = e^lseW / (e^lseW + e^lseR),  gR = 1 - gW
+   which is what one attention over both together gives. The rest of Omega weighs nothing.
+   index=flat looks at all of Omega; graph searches a graph of its keys, one a query head, made of the prompt's queries;
+   keygraph makes it of the keys alone, for comparison.
+   With |Omega| <= topk nothing is chosen.
+   reads: KEYS, queries of the prompt.   state: an index a lane, not saved: 4 * 2M bytes an entry of Omega and query
+   head; until it is built a float a value of the sampled queries.
+   cost: building O(queries |Omega| d) once a head; a token O(L M d) at most a head, flat O(|Omega| d).
+   defaults: first=128 last=512 topk=100 (2000 for key-value tasks), graph as small: near=32 (100) edges=16 (35)
+   build=64 (500) queries=4096; where there are more, every 2nd, every 4th and so on. insert=0: Omega grows at the end
+   of a prompt only; 1: a token enters when it leaves the last w (MInference insert_db).   ties: lower index.
+   departs: everything is built when the first token after the prompt comes, after reductions. Where entries have left,
+   or after loading, the index is made anew; the prompt's queries are gone then, and index=graph looks at all of Omega
+   until it has seen 64 queries. Queries are not collected while there are no more than s + w entries. A block of
+   several queries reads what has the largest product with any of them. Layers with a sliding window are read whole,
+   and so is everything where a byte limit leaves no room for the index.
+   test: tests/graph.c nearest_* */
+enum { KVMEM__NEAR_INDEX, KVMEM__NEAR_FIRST, KVMEM__NEAR_LAST, KVMEM__NEAR_TOPK, KVMEM__NEAR_QUEUE, KVMEM__NEAR_NEAR,
+       KVMEM__NEAR_EDGES, KVMEM__NEAR_BUILD, KVMEM__NEAR_QUERIES, KVMEM__NEAR_INSERT };
+enum { KVMEM__NEAR_FLAT, KVMEM__NEAR_GRAPH, KVMEM__NEAR_KEYS, KVMEM__NEAR_LEAST = 64 };
+static const kvmem_param kvmem__params_nearest[] = {
+    { "index", 1, 0, 2, "flat|graph|keygraph", 0, "how they are found" },
+    { "first", 128, 0, 1000000000, NULL, 1, "first entries that are always read" },
+    { "last", 512, 0, 1000000000, NULL, 1, "newest entries of the prompt that are always read" },
+    { "topk", 100, 1, 1000000000, NULL, 1, "entries a query head reads of the others" },
+    { "queue", 128, 1, 1000000000, NULL, 1, "length of the search's queue; at least topk" },
+    { "near", 32, 1, 100000, NULL, 1, "nearest keys of a query of the prompt, to build with" },
+    { "edges", 16, 1, 1000, NULL, 1, "half of the edges that may leave a key" },
+    { "build", 64, 1, 100000, NULL, 1, "length of the search's queue while building" },
+    { "queries", 4096, 16, 1000000, NULL, 1, "most queries of the prompt to build with" },
+    { "insert", 0, 0, 1, NULL, 1, "1: tokens that leave the newest enter the index" },
+    KVMEM__END_PARAMS };
+/* The index of a lane: this head, entry points of the r graphs; then queries (samples, r, d), or edges (n, r, 2M). */
+typedef struct kvmem__near { int32_t built, n, grow, stride, seen, samples, entry, unused; } kvmem__near;
+static size_t kvmem__near_head(const kvmem_view *v) {
+    return KVMEM__ALIGN16(sizeof(kvmem__near) +
+                          (size_t)(v->cache->shape.n_heads / v->cache->shape.n_kv_heads) * sizeof(int32_t));
+}
+/* The index with room for so many queries or rows behind its head; NULL: no memory, the error is set. */
+static kvmem__near *kvmem__near_at(const kvmem_view *v, int g, int queries, int rows, void **body) {
+    const kvmem_shape *s = &v->cache->shape;
+    const size_t r = (size_t)(s->n_heads / s->n_kv_heads), head = kvmem__near_head(v);
+    const size_t edges = 2 * (size_t)v->par[KVMEM__NEAR_EDGES];
+    int fresh;
+    char *p = (char *)kvmem_view_index(v, g, head + (size_t)queries * r * (size_t)s->head_dim * sizeof(float) +
+                                       (size_t)rows * r * edges * sizeof(int32_t), NULL, &fresh);
+    kvmem__near *x = (kvmem__near *)(void *)p;
+    if (!p) return NULL;
+    if (fresh) { x->grow = 1; x->stride = 1; }
+    if (body) *body = p + head;
+    return x;
+}
+/* The error there was; where it is the byte limit that leaves no room, none: then what cannot be chosen is read. */
+static kvmem_status kvmem__near_error(const kvmem_view *v) {
+    const kvmem_status st = v->cache->error.status;
+    if (st != KVMEM_OVER_BUDGET) return st;
+    v->cache->error.status = KVMEM_OK;
+    v->cache->error.text[0] = 0;
+    return KVMEM_OK;
+}
+/* Queries of the prompt, by which graphs are built: every stride-th. */
+static kvmem_status kvmem__near_watch(const kvmem_view *v, int n, const float *q, const int32_t *pos) {
+    const kvmem_shape *s = &v->cache->shape;
+    const int r = s->n_heads / s->n_kv_heads, d = s->head_dim, most = (int)v->par[KVMEM__NEAR_QUERIES];
+    const size_t row = (size_t)r * (size_t)d;
+    int g, t, j;
+    if (s->window && s->window[v->layer]) return KVMEM_OK;
+    for (g = 0; g < s->n_kv_heads; g++) {
+        void *body;
+        kvmem__near *x;
+        if (kvmem_view_count(v, g) <= v->par[KVMEM__NEAR_FIRST] + v->par[KVMEM__NEAR_LAST]) continue;
+        x = kvmem__near_at(v, g, 0, 0, &body);
+        if (!x) return kvmem__near_error(v);
+        if (v->phase == KVMEM_PREFILL) x->grow = 1; /* more of a prompt */
+        if (x->built || (int)v->par[KVMEM__NEAR_INDEX] != KVMEM__NEAR_GRAPH) continue;
+        if (v->phase != KVMEM_PREFILL && x->samples >= KVMEM__NEAR_LEAST) continue;
+        for (t = 0; t < n; t++) {
+            float *to;
+            if (x->seen++ % x->stride) continue;
+            if (x->samples == most) { /* every second of them is enough */
+                for (j = 1; 2 * j < most; j++)
+                    memcpy((float *)body + (size_t)j * row, (float *)body + 2 * (size_t)j * row, row * sizeof(float));
+                x->samples = (most + 1) / 2;
+                x->stride *= 2;
+                if ((x->seen - 1) % x->stride) continue;
+            }
+            for (j = 64; j <= x->samples; j *= 2) {}
+            x = kvmem__near_at(v, g, KVMEM__MIN(j, most), 0, &body);
+            if (!x) return kvmem__near_error(v);
+            to = (float *)body + (size_t)x->samples++ * row;
+            memcpy(to, q + ((size_t)t * (size_t)s->n_heads + (size_t)(g * r)) * (size_t)d, row * sizeof(float));
+            for (j = 0; j < r; j++) kvmem__rope_rows(v->cache, v->layer, to + j * d, 1, &pos[t]);
+        }
+    }
+    return KVMEM_OK;
+}
+static kvmem__rowset kvmem__near_rows(const kvmem_view *v, int g, const float *x, float *row) {
+    kvmem__rowset s;
+    s.x = x;
+    s.v = v;
+    s.g = g;
+    s.first = (int)KVMEM__MIN(v->par[KVMEM__NEAR_FIRST], (double)kvmem_view_count(v, g));
+    s.d = v->cache->shape.head_dim;
+    s.row = row;
+    s.dot = v->cache->backend->dot;
+    return s;
+}
+static kvmem__graph kvmem__near_graph(const kvmem_view *v, const kvmem__near *x, const void *body, int j) {
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
+    kvmem__graph gr;
+    gr.n = x->n;
+    gr.most = 2 * (int)v->par[KVMEM__NEAR_EDGES];
+    gr.step = r * gr.most;
+    gr.edge = (int32_t *)(void *)(uintptr_t)body + j * gr.most;
+    gr.entry = ((const int32_t *)(const void *)(x + 1))[j];
+    return gr;
+}
+/* Build the r graphs of a lane over the first x->n entries of Omega. */
+static kvmem_status kvmem__near_build(const kvmem_view *v, int g) {
+    kvmem_cache *c = v->cache;
+    const int d = c->shape.head_dim, r = c->shape.n_heads / c->shape.n_kv_heads, N = (int)v->par[KVMEM__NEAR_NEAR];
+    const int M = (int)v->par[KVMEM__NEAR_EDGES], Lq = (int)v->par[KVMEM__NEAR_BUILD];
+    const int keys = (int)v->par[KVMEM__NEAR_INDEX] == KVMEM__NEAR_KEYS, most = (int)v->par[KVMEM__NEAR_QUERIES];
+    const kvmem__rowset lane = kvmem__near_rows(v, g, NULL, NULL);
+    void *body;
+    kvmem__near *x = kvmem__near_at(v, g, 0, 0, &body);
+    float *rows = x ? kvmem__view_scratch(v, (size_t)x->n * (size_t)d) : NULL, *scratch;
+    int32_t *edge, *entry;
+    int j;
+    scratch = rows ? kvmem__view_scratch(v, kvmem__graph_floats(x->n, N, M, Lq)) : NULL;
+    edge = scratch ? (int32_t *)(void *)kvmem__view_scratch(v, (size_t)(x->n * r) * 2 * (size_t)M + (size_t)r) : NULL;
+    if (!edge) return c->error.status;
+    entry = edge + (size_t)(x->n * r) * 2 * (size_t)M;
+    kvmem_view_keys(v, g, lane.first, x->n, rows);
+    for (j = 0; j < r; j++) {
+        const kvmem__rowset s = kvmem__near_rows(v, g, rows, NULL);
+        kvmem__graph gr = kvmem__near_graph(v, x, edge, j);
+        const int by = (x->n + most - 1) / most;
+        if (keys) kvmem__graph_build(&gr, &s, rows, (x->n + by - 1) / by, (size_t)(by * d), N, M, Lq, scratch);
+        else kvmem__graph_build(&gr, &s, (float *)body + j * d, x->samples, (size_t)(r * d), N, M, Lq, scratch);
+        entry[j] = gr.entry;
+    }
+    x = kvmem__near_at(v, g, 0, x->n, &body);
+    if (!x) return c->error.status;
+    memcpy(body, edge, (size_t)(x->n * r) * 2 * (size_t)M * sizeof *edge);
+    memcpy(x + 1, entry, (size_t)r * sizeof *entry);
+    x->built = 1;
+    for (j = 0; j < 3; j++) kvmem__view_scratch_back(c);
+    return KVMEM_OK;
+}
+/* The rows of Omega from x->n to n enter the graphs. */
+static kvmem_status kvmem__near_grow(const kvmem_view *v, int g, int n) {
+    kvmem_cache *c = v->cache;
+    const int d = c->shape.head_dim, r = c->shape.n_heads / c->shape.n_kv_heads, Lq = (int)v->par[KVMEM__NEAR_BUILD];
+    void *body;
+    kvmem__near *x = kvmem__near_at(v, g, 0, n + n / 8 + 64, &body);
+    float *key = x ? kvmem__view_scratch(v, 2 * (size_t)d + 3 * (size_t)Lq) : NULL;
+    int *mark = key ? (int *)(void *)kvmem__view_scratch(v, (size_t)n) : NULL, j, i, stamp = 0;
+    const kvmem__rowset s = kvmem__near_rows(v, g, NULL, key ? key + d : NULL);
+    if (!mark) return c->error.status;
+    for (i = 0; i < n; i++) mark[i] = 0;
+    for (; x->n < n;) {
+        kvmem_view_keys(v, g, s.first + x->n++, 1, key);
+        for (j = 0; j < r; j++) {
+            kvmem__graph gr = kvmem__near_graph(v, x, body, j);
+            kvmem__graph_insert(&gr, &s, key, (int)v->par[KVMEM__NEAR_EDGES], (kvmem__found *)(void *)(key + 2 * d), Lq,
+                                mark, ++stamp);
+            ((int32_t *)(void *)(x + 1))[j] = gr.entry;
+        }
+    }
+    kvmem__view_scratch_back(c);
+    kvmem__view_scratch_back(c);
+    return KVMEM_OK;
+}
+/* Omega of a lane now, after what enters it; *n its size. before: entries before the block. */
+static kvmem_status kvmem__near_omega(const kvmem_view *v, int g, int before, int *n) {
+    const int graph = (int)v->par[KVMEM__NEAR_INDEX] == KVMEM__NEAR_GRAPH;
+    const double room = (double)before - v->par[KVMEM__NEAR_FIRST] - v->par[KVMEM__NEAR_LAST];
+    kvmem__near *x = kvmem__near_at(v, g, 0, 0, NULL);
+    if (!x) return v->cache->error.status;
+    *n = x->n;
+    if ((x->grow || v->par[KVMEM__NEAR_INSERT] > 0) && room > *n) *n = (int)room;
+    x->grow = 0;
+    if (*n <= v->par[KVMEM__NEAR_TOPK] || (int)v->par[KVMEM__NEAR_INDEX] == KVMEM__NEAR_FLAT ||
+        (!x->built && graph && x->samples < KVMEM__NEAR_LEAST)) {
+        if (!x->built) x->n = *n;
+        return KVMEM_OK;
+    }
+    if (x->built) return *n > x->n ? kvmem__near_grow(v, g, *n) : KVMEM_OK;
+    x->n = *n;
+    return kvmem__near_build(v, g);
+}
+/* Products of the n keys of Omega with a query: score (n), the larger one stays if `more`. */
+static void kvmem__near_flat(const kvmem__rowset *s, const float *q, int n, int more, float *score, float *rows) {
+    int t, i;
+    for (t = 0; t < n; t += 64) {
+        const int m = KVMEM__MIN(64, n - t);
+        kvmem_view_keys(s->v, s->g, s->first + t, m, rows);
+        for (i = 0; i < m; i++) {
+            const float dot = s->dot(q, rows + (size_t)i * (size_t)s->d, s->d);
+            if (!more || dot > score[t + i]) score[t + i] = dot;
+        }
+    }
+}
+/* The entries that query head h reads of the n of Omega, rising, behind work's rows: how many. q (n_q, H, d) after
+   RoPE; score, idx (n). */
+static int kvmem__near_find(const kvmem_view *v, int g, int h, int n_q, const float *q, int n, float *work,
+                            float *score, int *idx) {
+    const kvmem_shape *shape = &v->cache->shape;
+    const int d = shape->head_dim, H = shape->n_heads, k = (int)KVMEM__MIN(v->par[KVMEM__NEAR_TOPK], (double)n);
+    const int cap = KVMEM__MAX((int)KVMEM__MIN(v->par[KVMEM__NEAR_QUEUE], (double)n), k);
+    const kvmem__rowset s = kvmem__near_rows(v, g, NULL, work);
+    kvmem__found *f = (kvmem__found *)(void *)(work + 64 * d), *more = f + cap;
+    void *body;
+    const kvmem__near *x = kvmem__near_at(v, g, 0, 0, &body);
+    int *out = (int *)(void *)(more + cap);
+    int i, j, m = 0, a, none = 0;
+    for (i = 0; x->built && i < n; i++) idx[i] = 0;
+    for (i = 0; i < n_q; i++) {
+        const kvmem__graph gr = kvmem__near_graph(v, x, body, h % (H / shape->n_kv_heads));
+        const float *one = q + ((size_t)i * (size_t)H + (size_t)h) * (size_t)d;
+        if (!x->built) kvmem__near_flat(&s, one, n, i > 0, score, work);
+        else if (!i) m = kvmem__graph_search(&gr, &s, one, f, cap, idx, 1, &none);
+        for (j = x->built && i ? kvmem__graph_search(&gr, &s, one, more, cap, idx, i + 1, &none) : 0; j > 0; j--) {
+            for (a = 0; a < m && f[a].id != more[j - 1].id; a++) {}
+            if (a < m && f[a].dot >= more[j - 1].dot) continue;
+            if (a < m) memmove(f + a, f + a + 1, (size_t)(--m - a) * sizeof *f);
+            kvmem__found_add(f, &m, cap, more[j - 1].id, more[j - 1].dot);
+        }
+    }
+    if (!x->built) return kvmem__topk(out, score, n, k, idx);
+    m = KVMEM__MIN(m, k);
+    for (i = 0; i < m; i++) out[i] = f[i].id;
+    kvmem__sort_ints(out, m);
+    return m;
+}
+static int kvmem__near_scratch(const double *par, int d) {
+    const double k = KVMEM__MAX(par[KVMEM__NEAR_TOPK], par[KVMEM__NEAR_QUEUE]);
+    return (int)KVMEM__MIN(64.0 * d + 7 * k, 1e9);
+}
+/* Choose and pick for the r heads of a lane. */
+static kvmem_status kvmem__near_pick(const kvmem_view *v, int g, int n, const float *q) {
+    kvmem_cache *c = v->cache;
+    const int r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim, count = kvmem_view_count(v, g);
+    const int first = kvmem__near_rows(v, g, NULL, NULL).first;
+    const kvmem__near *x = kvmem__near_at(v, g, 0, 0, NULL);
+    const double most = KVMEM__MAX(v->par[KVMEM__NEAR_TOPK], v->par[KVMEM__NEAR_QUEUE]);
+    const int N = x ? x->n : 0, cap = (int)KVMEM__MIN(most, (double)N);
+    float *work, *score;
+    int *idx, *out, h, i;
+    if (!x) return c->error.status;
+    if (N <= v->par[KVMEM__NEAR_TOPK]) return kvmem_view_pick_group(v, g, 0, 0, count);
+    work = kvmem__view_scratch(v, 64 * (size_t)d + 7 * (size_t)cap);
+    score = work ? kvmem__view_scratch(v, (size_t)N) : NULL;
+    idx = score ? (int *)(void *)kvmem__view_scratch(v, (size_t)N) : NULL;
+    if (!idx) return c->error.status;
+    out = (int *)(void *)(work + 64 * d + 6 * cap);
+    for (h = g * r; h < (g + 1) * r; h++) {
+        const int m = kvmem__near_find(v, g, h, n, q, N, work, score, idx);
+        KVMEM__TRY(kvmem__read_always(v, h, g, 0, n, first, first + N));
+        KVMEM__TRY(kvmem__read_these(v, h, g, 0, first, out, m));
+    }
+    for (i = 0; i < 3; i++) kvmem__view_scratch_back(c);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__retrieve_nearest(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                            unsigned char *const *read) {
+    const kvmem_shape *s = &v->cache->shape;
+    const float *x;
+    int g, size, chosen = 0;
+    (void)read;
+    if (!kvmem__read_begun(v) || (s->window && s->window[v->layer])) return KVMEM_OK;
+    for (g = 0; g < s->n_kv_heads; g++) {
+        if (kvmem__near_omega(v, g, kvmem_view_count(v, g) - n, &size) != KVMEM_OK) return kvmem__near_error(v);
+        chosen |= size > v->par[KVMEM__NEAR_TOPK];
+    }
+    if (!chosen) return KVMEM_OK;
+    x = kvmem__read_queries(v, n, q, pos);
+    if (!x) return kvmem__near_error(v);
+    for (g = 0; g < s->n_kv_heads; g++) KVMEM__TRY(kvmem__near_pick(v, g, n, x));
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_nearest = { 0, NULL, kvmem__near_watch, NULL, kvmem__near_scratch };
+/* ==== >>retrieve_icecache : pages of keys that are alike, found by a tree. stage: retrieve; decode ====
+   Mao et al. IceCache: Memory-efficient KV-cache Management for Long-Sequence LLMs. ICLR 2026. arXiv 2604.10539.
+   Code: yuzhenmao/IceCache IceCache/source/icecache/infer_state.py; index: yuzhenmao/M-DCI src/dci.c.
+   The first `sink` and the newest `window` pages of P entries are always read. Those between, of each KV head:
+     1 k' = (k, sqrt(M^2 - |k|^2)), M the largest norm so far, q' = (q, 0): |q' - k'|^2 = M^2 + |q|^2 - 2 q . k, so that
+       the nearest key is that with the largest product
+     2 every 34th entry, from the first on, stands on level 1 as well, every 5th of those on level 2, and so on by 5. A
+       node hangs from the nearest node of the level above: from the top the F nearest of each level are followed (F =
+       30, for entries that come later 20)
+     3 the entries that hang from a node of level 1 fill its pages: a new one goes to the page of its nearest sibling. A
+       full page is split at the median of the projection on the line between the two farthest of 8 of its members
+     4 a query follows the F nearest of each level, F = max(0.0015 n, beam, pages wanted); the pages of all entries it
+       meets on level 0 are ranked by their best entry
+     5 heads of a group in turn, each its next best page, until there are budget - sink - window different ones
+   reads: KEYS.   state: an index a lane, not saved, made anew after loading and where entries left: about 28 bytes an
+   entry.   cost: O(F children d) a level.   defaults: size=16 budget=16 sink=2 window=2 beam=30 dense=2: the first
+   two layers read everything.   ties: lower index.
+   A page here is a group of entries in the index. The cache's own pages stay in the order of time: what is chosen is
+   picked one by one, so no row moves, and the published copying of pages between memories has nothing to do here.
+   departs: distances to all children in place of the walk along one projection (published: m = L = 1; its saving is
+   below a factor of two). Split and page of a sibling are ours: no rule was found. Entries leave the window two pages
+   at a time. The published variant in which a layer takes the pages of the one below is missing. A block of several
+   queries ranks by the best of them. Layers with a sliding window are read whole, as is everything where a byte limit
+   leaves no room for the index.                                                 test: tests/graph.c icecache_* */
+enum { KVMEM__ICE_SIZE, KVMEM__ICE_BUDGET, KVMEM__ICE_SINK, KVMEM__ICE_WINDOW, KVMEM__ICE_BEAM, KVMEM__ICE_DENSE };
+enum { KVMEM__ICE_FIRST = 34, KVMEM__ICE_NEXT = 5, KVMEM__ICE_LEVELS = 12, KVMEM__ICE_BUILD = 30,
+       KVMEM__ICE_LATER = 20 };
+static const kvmem_param kvmem__params_icecache[] = {
+    { "size", 16, 2, 256, NULL, 1, "entries of a page" },
+    { "budget", 16, 1, 100000000, NULL, 1, "pages that are read, sinks and window among them" },
+    { "sink", 2, 0, 1000000, NULL, 1, "first pages that are always read" },
+    { "window", 2, 0, 1000000, NULL, 1, "newest pages that are always read" },
+    { "beam", 30, 1, 1000000000, NULL, 1, "nodes of a level that a query follows; more when there are many entries" },
+    { "dense", 2, 0, 1000, NULL, 1, "first layers that read everything" },
+    KVMEM__END_PARAMS };
+/* A node of the tree: entry t of a level. child: its first child, or on level 0 its page. -1: none. norm2: |k|^2. */
+typedef struct kvmem__ice_node { int32_t token, next, child; float norm2; } kvmem__ice_node;
+typedef struct kvmem__ice_head { int32_t n, nodes, pages, top, root, cap, unused; float most; } kvmem__ice_head;
+/* The tree of a lane: nodes, and pages of 1 + P numbers: how many nodes of level 0, and these. */
+typedef struct kvmem__ice {
+    kvmem__ice_head *h;
+    kvmem__ice_node *node;
+    int32_t *page;
+    int P;
+} kvmem__ice;
+/* Nodes and pages that n entries can make: every 34th has others above it, a page begins with a node of level 1 or is
+   the half of a full one. */
+static size_t kvmem__ice_nodes(size_t n) { return n + n / 26 + KVMEM__ICE_LEVELS; }
+static size_t kvmem__ice_pages(size_t n, int P) { return n / KVMEM__ICE_FIRST + n / (size_t)(P / 2) + 2; }
+static size_t kvmem__ice_bytes(size_t n, int P) {
+    return sizeof(kvmem__ice_head) + kvmem__ice_nodes(n) * sizeof(kvmem__ice_node) +
+           kvmem__ice_pages(n, P) * (size_t)(P + 1) * sizeof(int32_t);
+}
+static kvmem__ice kvmem__ice_of(void *p, int P) {
+    kvmem__ice t;
+    t.h = (kvmem__ice_head *)p;
+    t.node = (kvmem__ice_node *)(void *)(t.h + 1);
+    t.page = (int32_t *)(void *)(t.node + kvmem__ice_nodes((size_t)t.h->cap));
+    t.P = P;
+    return t;
+}
+/* Room for cap entries in p, which is large enough and may hold a tree; a new one is zeros. */
+static kvmem__ice kvmem__ice_open(void *p, int P, int cap) {
+    kvmem__ice t = kvmem__ice_of(p, P);
+    const int32_t *old = t.page;
+    if (!t.h->cap) t.h->root = -1;
+    if (cap <= t.h->cap) return t;
+    t.h->cap = cap;
+    t = kvmem__ice_of(p, P);
+    memmove(t.page, old, (size_t)t.h->pages * (size_t)(P + 1) * sizeof *t.page);
+    return t;
+}
+static int32_t *kvmem__ice_page(const kvmem__ice *t, int i) { return t->page + (size_t)i * (size_t)(t->P + 1); }
+/* The highest level of the i-th entry: 0, or 1 for every 34th from the first on, one more for every 5th of these. */
+static int kvmem__ice_level(int i) {
+    int level = 1;
+    if (i % KVMEM__ICE_FIRST) return 0;
+    for (i /= KVMEM__ICE_FIRST; i > 0 && i % KVMEM__ICE_NEXT == 0 && level + 1 < KVMEM__ICE_LEVELS;
+         i /= KVMEM__ICE_NEXT)
+        level++;
+    return level;
+}
+/* What is looked for: a key with its last coordinate `aug`, or n queries (their products count, the largest). */
+typedef struct kvmem__ice_want { const float *q; int n, key; float norm2, most; } kvmem__ice_want;
+static float kvmem__ice_aug(float most, float norm2) {
+    return most > norm2 ? (float)sqrt((double)most - (double)norm2) : 0;
+}
+/* How near is a node: the larger the nearer. Keys: minus half the squared distance of k' and k'. */
+static float kvmem__ice_near(const kvmem__ice *t, const kvmem__rowset *s, const kvmem__ice_want *w, int node) {
+    const float *row = kvmem__key_row(s, t->node[node].token), norm2 = t->node[node].norm2;
+    float best = s->dot(w->q, row, s->d);
+    int i;
+    if (w->key)
+        return best + kvmem__ice_aug(w->most, w->norm2) * kvmem__ice_aug(w->most, norm2) - w->most;
+    for (i = 1; i < w->n; i++) {
+        const float dot = s->dot(w->q + (size_t)i * (size_t)s->d, row, s->d);
+        if (dot > best) best = dot;
+    }
+    return best;
+}
+/* Scratch of a walk: nodes of a level, how near they are, and what choosing takes; each (cap), cap entries or more. */
+typedef struct kvmem__ice_walk { int *node, *kept, *idx; float *near; int scanned; } kvmem__ice_walk;
+/* From the top down to `level`: its nodes that were met, in w->node and w->near; their number. F are followed. */
+static int kvmem__ice_down(const kvmem__ice *t, const kvmem__rowset *s, const kvmem__ice_want *want, int level, int F,
+                           kvmem__ice_walk *w) {
+    int at = t->h->top, n = 0, i, m, x;
+    for (x = t->h->root; x >= 0; x = t->node[x].next) w->node[n++] = x;
+    for (;;) {
+        for (i = 0; i < n; i++) w->near[i] = kvmem__ice_near(t, s, want, w->node[i]);
+        w->scanned += n;
+        if (at-- <= level) return n;
+        m = kvmem__topk(w->kept, w->near, n, F, w->idx);
+        for (i = 0; i < m; i++) w->kept[i] = w->node[w->kept[i]];
+        for (i = n = 0; i < m; i++)
+            for (x = t->node[w->kept[i]].child; x >= 0; x = t->node[x].next) w->node[n++] = x;
+    }
+}
+/* Split a full page: the upper half by its projection goes to a new one. row (d, 2) and order (P). */
+static void kvmem__ice_split(const kvmem__ice *t, const kvmem__rowset *s, int page, float *row, kvmem__found *order) {
+    int32_t *from = kvmem__ice_page(t, page), *to = kvmem__ice_page(t, t->h->pages);
+    const int n = from[0], m = KVMEM__MIN(n, 8);
+    const float most = t->h->most;
+    float far = INFINITY, *a = row, *b = row + s->d;
+    int i, j, k = 0, x = from[1], y = from[n];
+    for (i = 0; i < m; i++) {
+        const kvmem__ice_node *u = &t->node[from[1 + i * n / m]];
+        memcpy(a, kvmem__key_row(s, u->token), (size_t)s->d * sizeof *a);
+        for (j = 0; j < i; j++) {
+            const kvmem__ice_node *o = &t->node[from[1 + j * n / m]];
+            const float near = s->dot(a, kvmem__key_row(s, o->token), s->d) +
+                               kvmem__ice_aug(most, u->norm2) * kvmem__ice_aug(most, o->norm2);
+            if (near < far) { far = near; x = from[1 + j * n / m]; y = from[1 + i * n / m]; }
+        }
+    }
+    memcpy(a, kvmem__key_row(s, t->node[x].token), (size_t)s->d * sizeof *a);
+    memcpy(b, kvmem__key_row(s, t->node[y].token), (size_t)s->d * sizeof *b);
+    for (i = 0; i < s->d; i++) b[i] -= a[i];
+    for (i = 1; i <= n; i++) {
+        const float last = kvmem__ice_aug(most, t->node[y].norm2) - kvmem__ice_aug(most, t->node[x].norm2);
+        kvmem__found_add(order, &k, n, from[i], -s->dot(kvmem__key_row(s, t->node[from[i]].token), b, s->d) -
+                                                    kvmem__ice_aug(most, t->node[from[i]].norm2) * last);
+    }
+    for (from[0] = to[0] = i = 0; i < n; i++) {
+        int32_t *in = i < (n + 1) / 2 ? from : to;
+        in[++in[0]] = order[i].id;
+        t->node[order[i].id].child = i < (n + 1) / 2 ? page : t->h->pages;
+    }
+    t->h->pages++;
+}
+/* A node of level 0 below `parent` gets its page: that of the nearest sibling; nobody's: a new one. */
+static void kvmem__ice_put(const kvmem__ice *t, const kvmem__rowset *s, const kvmem__ice_want *want, int parent,
+                           int node, float *row, kvmem__found *order) {
+    float best = -INFINITY;
+    int x, at = -1;
+    int32_t *page;
+    for (x = t->node[parent].child; x >= 0; x = t->node[x].next) {
+        const float near = kvmem__ice_near(t, s, want, x);
+        if (near > best || (near == best && t->node[x].token < t->node[at].token)) { best = near; at = x; }
+    }
+    if (at >= 0 && kvmem__ice_page(t, t->node[at].child)[0] == t->P)
+        kvmem__ice_split(t, s, t->node[at].child, row, order);
+    if (at < 0) kvmem__ice_page(t, t->h->pages)[0] = 0;
+    t->node[node].child = at < 0 ? t->h->pages++ : t->node[at].child;
+    page = kvmem__ice_page(t, t->node[node].child);
+    page[++page[0]] = node;
+}
+/* The nodes of an entry on levels `to` down to `from`; key (3, d): k itself, and room. above: its node of level to + 1,
+   or -1: to be found. Returns its node of level `from`. */
+static int kvmem__ice_hang(const kvmem__ice *t, const kvmem__rowset *s, int token, float *key, float norm2, int to,
+                           int from, int above, int F, kvmem__ice_walk *w, kvmem__found *order) {
+    const int grows = t->h->root >= 0 && to > t->h->top; /* a new top: what was there hangs from its first node */
+    kvmem__ice_want want;
+    int level, i, n, m, x = -1;
+    want.q = key;
+    want.n = want.key = 1;
+    want.norm2 = norm2;
+    want.most = t->h->most;
+    if (grows) to = t->h->top + 1;
+    t->h->top = KVMEM__MAX(t->h->top, to);
+    for (level = to; level >= from; level--, above = x) {
+        x = t->h->nodes++;
+        t->node[x].token = token;
+        t->node[x].norm2 = norm2;
+        t->node[x].child = -1;
+        if (level == t->h->top) {
+            t->node[x].next = grows ? -1 : t->h->root;
+            if (grows) t->node[x].child = t->h->root;
+            t->h->root = x;
+            continue;
+        }
+        if (above < 0) {
+            n = kvmem__ice_down(t, s, &want, level + 1, F, w);
+            for (m = 0, i = 1; i < n; i++)
+                if (w->near[i] > w->near[m] ||
+                    (w->near[i] == w->near[m] && t->node[w->node[i]].token < t->node[w->node[m]].token))
+                    m = i;
+            above = w->node[m];
+        }
+        if (level == 0) kvmem__ice_put(t, s, &want, above, x, key + s->d, order);
+        t->node[x].next = t->node[above].child;
+        t->node[above].child = x;
+    }
+    return x;
+}
+/* What building, inserting and asking take beside the tree, in floats, for n entries and r lists of k pages. */
+static size_t kvmem__ice_floats(size_t n, int P, int d, int r, int k) {
+    return 4 * (n + 8) + 2 * kvmem__ice_pages(n, P) + 4 * (size_t)d +
+           3 * ((size_t)P + (size_t)(r + 1) * (size_t)KVMEM__MIN((double)k, (double)kvmem__ice_pages(n, P)));
+}
+/* That scratch, divided. */
+typedef struct kvmem__ice_room {
+    kvmem__ice_walk w;
+    float *key, *best;           /* (4, d); of each page */
+    int *mark;                   /* of each page */
+    kvmem__found *order, *ranked; /* (P); (r, k) */
+} kvmem__ice_room;
+static kvmem__ice_room kvmem__ice_divide(float *p, size_t n, int P, int d) {
+    kvmem__ice_room a;
+    a.key = p;
+    a.w.near = a.key + 4 * d;
+    a.best = a.w.near + n + 8;
+    a.mark = (int *)(void *)(a.best + kvmem__ice_pages(n, P));
+    a.w.node = a.mark + kvmem__ice_pages(n, P);
+    a.w.kept = a.w.node + n + 8;
+    a.w.idx = a.w.kept + n + 8;
+    a.w.scanned = 0;
+    a.order = (kvmem__found *)(void *)(a.w.idx + n + 8);
+    a.ranked = a.order + P;
+    return a;
+}
+/* One more entry, the last. */
+static void kvmem__ice_add(const kvmem__ice *t, const kvmem__rowset *s, kvmem__ice_room *a) {
+    const int i = t->h->n++;
+    float norm2;
+    memcpy(a->key, kvmem__key_row(s, i), (size_t)s->d * sizeof *a->key);
+    norm2 = s->dot(a->key, a->key, s->d);
+    t->h->most = KVMEM__MAX(t->h->most, norm2);
+    kvmem__ice_hang(t, s, i, a->key, norm2, kvmem__ice_level(i), 0, -1, KVMEM__ICE_LATER, &a->w, a->order);
+}
+/* The first n >= 1 entries, rows in memory, level by level from the top. a->mark holds the newest nodes of entries. */
+static void kvmem__ice_build(const kvmem__ice *t, const kvmem__rowset *s, int n, kvmem__ice_room *a) {
+    int level, i, top = 1;
+    for (i = 0; i < n; i++) {
+        const float norm2 = s->dot(kvmem__key_row(s, i), kvmem__key_row(s, i), s->d);
+        t->h->most = KVMEM__MAX(t->h->most, norm2);
+        top = KVMEM__MAX(top, kvmem__ice_level(i));
+    }
+    t->h->top = top;
+    for (level = top; level >= 0; level--)
+        for (i = 0; i < n; i += level ? KVMEM__ICE_FIRST : 1) {
+            const int own = kvmem__ice_level(i);
+            int x;
+            if (own < level) continue;
+            memcpy(a->key, kvmem__key_row(s, i), (size_t)s->d * sizeof *a->key);
+            x = kvmem__ice_hang(t, s, i, a->key, s->dot(a->key, a->key, s->d), level, level,
+                                own > level ? a->mark[i / KVMEM__ICE_FIRST] : -1, KVMEM__ICE_BUILD, &a->w, a->order);
+            if (level) a->mark[i / KVMEM__ICE_FIRST] = x;
+        }
+    t->h->n = n;
+}
+/* The k best pages for n queries q (n, d) in ranked (k); how many. */
+static int kvmem__ice_rank(const kvmem__ice *t, const kvmem__rowset *s, const float *q, int n, int F, int k,
+                           kvmem__ice_room *a, kvmem__found *ranked) {
+    kvmem__ice_want want;
+    int i, m, met = 0, have = 0;
+    want.q = q;
+    want.n = n;
+    want.key = 0;
+    want.norm2 = want.most = 0;
+    m = kvmem__ice_down(t, s, &want, 0, F, &a->w);
+    for (i = 0; i < t->h->pages; i++) a->best[i] = -INFINITY;
+    for (i = 0; i < m; i++) {
+        const int p = t->node[a->w.node[i]].child;
+        if (!(a->best[p] > -INFINITY)) a->w.kept[met++] = p;
+        a->best[p] = KVMEM__MAX(a->best[p], a->w.near[i]);
+    }
+    for (i = 0; i < met; i++) kvmem__found_add(ranked, &have, k, a->w.kept[i], a->best[a->w.kept[i]]);
+    return have;
+}
+/* Step 5: r ranked lists of m[j] pages each, k apart, in turn: chosen pages marked 1; how many. */
+static int kvmem__ice_in_turn(const kvmem__found *ranked, const int *m, int r, int k, int *mark, int pages) {
+    int i, j, n = 0;
+    for (i = 0; i < pages; i++) mark[i] = 0;
+    for (i = 0; i < k; i++)
+        for (j = 0; j < r && n < k; j++)
+            if (i < m[j] && !mark[ranked[j * k + i].id]) {
+                mark[ranked[j * k + i].id] = 1;
+                n++;
+            }
+    return n;
+}
+static kvmem__rowset kvmem__ice_rows(const kvmem_view *v, int g, const float *x, float *row) {
+    kvmem__rowset s;
+    s.x = x;
+    s.v = v;
+    s.g = g;
+    s.first = (int)KVMEM__MIN(v->par[KVMEM__ICE_SINK] * v->par[KVMEM__ICE_SIZE], (double)kvmem_view_count(v, g));
+    s.d = v->cache->shape.head_dim;
+    s.row = row;
+    s.dot = v->cache->backend->dot;
+    return s;
+}
+static int kvmem__ice_wanted(const kvmem_view *v) {
+    return (int)KVMEM__MAX(v->par[KVMEM__ICE_BUDGET] - v->par[KVMEM__ICE_SINK] - v->par[KVMEM__ICE_WINDOW], 0);
+}
+/* The tree of a lane with every entry that has left the window; `before` entries before the block. */
+static kvmem_status kvmem__ice_ready(const kvmem_view *v, int g, int before, kvmem__ice *t) {
+    kvmem_cache *c = v->cache;
+    const int P = (int)v->par[KVMEM__ICE_SIZE], d = c->shape.head_dim;
+    const double room = (double)before - (v->par[KVMEM__ICE_SINK] + v->par[KVMEM__ICE_WINDOW]) * P;
+    void *p = kvmem_view_index(v, g, sizeof(kvmem__ice_head), NULL, NULL);
+    kvmem__ice_head *h = (kvmem__ice_head *)p;
+    kvmem__ice_room a;
+    kvmem__rowset s;
+    float *x = NULL, *work;
+    int n = h ? h->n : 0, old = n;
+    if (!p) return c->error.status;
+    if (!n && room >= 1) n = (int)room;
+    while (n && room >= (double)n + 2 * P) n += 2 * P;
+    if (n > h->cap) p = kvmem_view_index(v, g, kvmem__ice_bytes((size_t)(n + n / 8 + 64), P), NULL, NULL);
+    if (!p) return c->error.status;
+    h = (kvmem__ice_head *)p;
+    *t = kvmem__ice_open(p, P, n > h->cap ? n + n / 8 + 64 : h->cap);
+    if (n == old) return KVMEM_OK;
+    work = kvmem__view_scratch(v, kvmem__ice_floats((size_t)n, P, d, 0, 0));
+    if (work && !old) x = kvmem__view_scratch(v, (size_t)n * (size_t)d);
+    if (!work || (!old && !x)) return c->error.status;
+    a = kvmem__ice_divide(work, (size_t)n, P, d);
+    s = kvmem__ice_rows(v, g, x, a.key + 3 * d);
+    if (x) {
+        kvmem_view_keys(v, g, s.first, n, x);
+        kvmem__ice_build(t, &s, n, &a);
+        kvmem__view_scratch_back(c);
+    }
+    while (t->h->n < n) kvmem__ice_add(t, &s, &a);
+    kvmem__view_scratch_back(c);
+    return KVMEM_OK;
+}
+/* Choose and pick for a lane; q (n, H, d) after RoPE. */
+static kvmem_status kvmem__ice_pick(const kvmem_view *v, int g, const kvmem__ice *t, int n, const float *q) {
+    kvmem_cache *c = v->cache;
+    const int H = c->shape.n_heads, r = H / c->shape.n_kv_heads, d = c->shape.head_dim, N = t->h->n;
+    const int k = KVMEM__MIN(kvmem__ice_wanted(v), t->h->pages);
+    const int F = KVMEM__MAX((int)KVMEM__MAX(0.0015 * N, KVMEM__MIN(v->par[KVMEM__ICE_BEAM], (double)N)), k);
+    float *work = kvmem__view_scratch(v, kvmem__ice_floats((size_t)N, t->P, d, r, k)), *one;
+    int *m, i, j, some = 0;
+    kvmem__ice_room a;
+    kvmem__rowset s;
+    one = work ? kvmem__view_scratch(v, (size_t)n * (size_t)d + (size_t)r) : NULL;
+    if (!one) return c->error.status;
+    m = (int *)(void *)(one + n * d);
+    a = kvmem__ice_divide(work, (size_t)N, t->P, d);
+    s = kvmem__ice_rows(v, g, NULL, a.key + 3 * d);
+    for (j = 0; j < r; j++) {
+        for (i = 0; i < n; i++)
+            memcpy(one + i * d, q + ((size_t)i * (size_t)H + (size_t)(g * r + j)) * (size_t)d, (size_t)d * sizeof *one);
+        m[j] = kvmem__ice_rank(t, &s, one, n, F, k, &a, a.ranked + j * k);
+    }
+    kvmem__ice_in_turn(a.ranked, m, r, k, a.mark, t->h->pages);
+    for (i = 0; i < t->h->pages; i++)
+        for (j = 1; a.mark[i] && j <= kvmem__ice_page(t, i)[0]; j++)
+            a.w.idx[some++] = t->node[kvmem__ice_page(t, i)[j]].token;
+    kvmem__sort_ints(a.w.idx, some);
+    for (j = g * r; j < (g + 1) * r; j++) {
+        KVMEM__TRY(kvmem__read_always(v, j, g, 0, n, s.first, s.first + N));
+        KVMEM__TRY(kvmem__read_these(v, j, g, 0, s.first, a.w.idx, some));
+    }
+    kvmem__view_scratch_back(c);
+    kvmem__view_scratch_back(c);
+    return KVMEM_OK;
+}
+/* Is something of a lane left out? */
+static int kvmem__ice_chooses(const kvmem_view *v, int g, const kvmem__ice *t) {
+    return t->h->pages > kvmem__ice_wanted(v) &&
+           kvmem_view_count(v, g) > v->par[KVMEM__ICE_BUDGET] * v->par[KVMEM__ICE_SIZE];
+}
+static kvmem_status kvmem__retrieve_icecache(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                             unsigned char *const *read) {
+    const kvmem_shape *s = &v->cache->shape;
+    const float *x;
+    kvmem__ice t;
+    int g, chosen = 0;
+    (void)read;
+    if (!kvmem__read_begun(v) || v->layer < v->par[KVMEM__ICE_DENSE] || (s->window && s->window[v->layer]))
+        return KVMEM_OK;
+    for (g = 0; g < s->n_kv_heads; g++) {
+        if (kvmem__ice_ready(v, g, kvmem_view_count(v, g) - n, &t) != KVMEM_OK) return kvmem__near_error(v);
+        chosen |= kvmem__ice_chooses(v, g, &t);
+    }
+    if (!chosen) return KVMEM_OK;
+    x = kvmem__read_queries(v, n, q, pos);
+    if (!x) return kvmem__near_error(v);
+    for (g = 0; g < s->n_kv_heads; g++) {
+        KVMEM__TRY(kvmem__ice_ready(v, g, kvmem_view_count(v, g) - n, &t));
+        if (!kvmem__ice_chooses(v, g, &t)) KVMEM__TRY(kvmem_view_pick_group(v, g, 0, 0, kvmem_view_count(v, g)));
+        else KVMEM__TRY(kvmem__ice_pick(v, g, &t, n, x));
+    }
+    return KVMEM_OK;
+}
 
 static const kvmem_retrieve_entry kvmem__retrieves[] = {
     { { "all", "every stored entry", "-", NULL, 0 }, NULL, NULL, NULL },
@@ -23515,7 +24503,13 @@ static const kvmem_retrieve_entry kvmem__retrieves[] = {
       kvmem__retrieve_retro, NULL, NULL },
     { { "louiskv", "clusters of the prompt, segments of the answer, chosen anew when the query turns",
         "Wu 2025, arXiv 2510.11292", kvmem__params_louiskv, KVMEM_READS_KEYS },
-      kvmem__retrieve_louiskv, &kvmem__memory_louiskv, NULL } };
+      kvmem__retrieve_louiskv, &kvmem__memory_louiskv, NULL },
+    { { "nearest", "the entries with the largest products with the query, found by a graph made of its queries",
+        "Liu 2024, arXiv 2409.10516", kvmem__params_nearest, KVMEM_READS_KEYS },
+      kvmem__retrieve_nearest, &kvmem__memory_nearest, NULL },
+    { { "icecache", "pages of keys that are alike, found by a tree of promoted entries", "Mao 2026, arXiv 2604.10539",
+        kvmem__params_icecache, KVMEM_READS_KEYS },
+      kvmem__retrieve_icecache, NULL, NULL } };
 
 /* ==== >>place : at which RoPE position is a kept key read? =======================================
    original: at the position that the token had in the text; gaps stay gaps.
@@ -29867,6 +30861,14 @@ static const kvmem_preset kvmem__presets[] = {
     { "louiskv", "retrieve=louiskv(tau=0.7,size=16,budget=1024,sink=4,window=64,rounds=10,piece=8192)",
       "everything is kept; where the queries turn, clusters of the prompt and segments of the answer are chosen",
       "Wu 2025, arXiv 2510.11292" },
+    { "retr-attn",
+      "retrieve=nearest(index=graph,first=128,last=512,topk=100,queue=128,near=32,edges=16,build=64,queries=4096,"
+      "insert=0)",
+      "everything is kept, each query head reads 640 entries and the 100 nearest of the others",
+      "Liu 2024, arXiv 2409.10516" },
+    { "icecache", "retrieve=icecache(size=16,budget=16,sink=2,window=2,beam=30,dense=2)",
+      "everything is kept, each KV head reads 256 entries in pages of keys that are alike",
+      "Mao 2026, arXiv 2604.10539" },
     { "finch", "score=finch(window=32,normalize=1) budget=50% when=prompt place=cache",
       "when the prompt ends the question chooses what stays, read at its slots", "Corallo 2024, TACL 12" },
     { "gui-kv",

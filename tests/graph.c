@@ -1,0 +1,507 @@
+/* Indexes of keys: the graph of retrieve=nearest (thinning, reachability, exact search, insertion, recall against
+   graphs of keys and k-means lists on queries of another distribution), the tree of retrieve=icecache (levels, pages,
+   ranking), and both as retrieve entries against brute force in double precision. */
+#ifndef KVMEM_REFERENCE
+#define KVMEM_REFERENCE /* the plain twins: compiles faster */
+#endif
+#define KVMEM_NO_DECODER
+#include "test.h"
+#include "world.h"
+
+static kvmem__rowset rows_of(const float *x, int d) {
+    kvmem__rowset s;
+    memset(&s, 0, sizeof s);
+    s.x = x;
+    s.d = d;
+    s.dot = kvmem__dot_plain;
+    return s;
+}
+static float *normals(int n, int d) {
+    float *x = (float *)malloc((size_t)(n * d) * sizeof *x);
+    int i;
+    for (i = 0; i < n * d; i++) x[i] = (float)test_normal();
+    return x;
+}
+/* A graph built over x (n, d) from t (nt, d); its edges are to be freed. */
+static kvmem__graph graph_of(const float *x, int n, int d, const float *t, int nt, int N, int M, int Lq) {
+    const kvmem__rowset s = rows_of(x, d);
+    float *scratch = (float *)malloc(kvmem__graph_floats(n, N, M, Lq) * sizeof *scratch);
+    kvmem__graph gr;
+    gr.n = n;
+    gr.most = gr.step = 2 * M;
+    gr.entry = 0;
+    gr.edge = (int32_t *)malloc((size_t)(2 * n * M) * sizeof *gr.edge);
+    kvmem__graph_build(&gr, &s, t, nt, (size_t)d, N, M, Lq, scratch);
+    free(scratch);
+    return gr;
+}
+/* Rows that the entry leads to; edges checked on the way: no loops, no doubles, nothing out of range. */
+static int reached(const kvmem__graph *gr, int *wrong) {
+    int *todo = (int *)malloc((size_t)gr->n * sizeof *todo), have = 0, n = 0, i, j, k;
+    char *seen = (char *)calloc((size_t)gr->n, 1);
+    todo[have++] = gr->entry;
+    seen[gr->entry] = 1;
+    while (have) {
+        const int32_t *e = gr->edge + (size_t)todo[--have] * (size_t)gr->step;
+        for (n++, j = 0; j < gr->most && e[j] >= 0; j++)
+            if (e[j] < gr->n && !seen[e[j]]) { seen[e[j]] = 1; todo[have++] = e[j]; }
+    }
+    for (i = 0; i < gr->n; i++)
+        for (j = 0; j < gr->most && gr->edge[i * gr->step + j] >= 0; j++) {
+            *wrong += gr->edge[i * gr->step + j] >= gr->n || gr->edge[i * gr->step + j] == i;
+            for (k = 0; k < j; k++) *wrong += gr->edge[i * gr->step + j] == gr->edge[i * gr->step + k];
+        }
+    free(todo); free(seen);
+    return n;
+}
+
+/* ---- the graph ---- */
+
+/* Rows with given products: the Cholesky factor of their matrix. */
+static void rows_with(const double *gram, int n, float *x) {
+    double l[36];
+    int i, j, k;
+    for (i = 0; i < n; i++)
+        for (j = 0; j < n; j++) {
+            double s = gram[i * n + j];
+            l[i * n + j] = 0;
+            if (j > i) { x[i * n + j] = 0; continue; }
+            for (k = 0; k < j; k++) s -= l[i * n + k] * l[j * n + k];
+            l[i * n + j] = i == j ? sqrt(s) : s / l[j * n + j];
+            x[i * n + j] = (float)l[i * n + j];
+        }
+}
+TEST(graph_thinning_is_the_cards_example) { /* dist = -product: (a,p) 1, (b,p) 2, (c,p) 3, (a,b) 1.5, (a,c) 3.5 */
+    static const double gram[16] = { 30, -1, -2, -3, -1, 30, -1.5, -3.5, -2, -1.5, 30, -9, -3, -3.5, -9, 30 };
+    float x[16];
+    const kvmem__rowset s = rows_of(x, 4);
+    kvmem__found c[3];
+    int32_t out[3];
+    int i, n = 0;
+    rows_with(gram, 4, x);
+    for (i = 1; i < 4; i++) kvmem__found_add(c, &n, 3, i, kvmem__dot_plain(x, x + 4 * i, 4));
+    CHECK(c[0].id == 1 && c[1].id == 2 && c[2].id == 3);
+    CHECK(kvmem__graph_thin(&s, 0, c, 3, 2, out) == 2 && out[0] == 1 && out[1] == 3); /* b is thinned out, c stays */
+    CHECK(kvmem__graph_thin(&s, 0, c, 3, 3, out) == 3 && out[2] == 2);                /* and fills up if there is room */
+    CHECK(kvmem__graph_thin(&s, 0, c, 3, 1, out) == 1 && out[0] == 1);
+}
+TEST(graph_found_are_the_best_in_order) {
+    kvmem__found f[5];
+    int n = 0, i;
+    static const float dot[8] = { 1, 5, 5, -INFINITY, 3, 7, 1, 2 };
+    for (i = 0; i < 8; i++) kvmem__found_add(f, &n, 5, 7 - i, dot[i]);
+    CHECK(n == 5 && f[0].id == 2 && f[1].id == 5 && f[2].id == 6 && f[3].id == 3 && f[4].id == 0);
+}
+TEST(graph_every_row_can_be_reached) {
+    static const int sizes[] = { 1, 2, 3, 17, 150, 400 };
+    int k, kind, wrong = 0;
+    for (k = 0; k < 6; k++)
+        for (kind = 0; kind < 4; kind++) {
+            const int n = sizes[k], d = 8;
+            float *x = normals(n, d), *t = normals(n, d);
+            kvmem__graph gr;
+            int i;
+            for (i = 0; i < n * d && kind == 1; i++) x[i] = x[i % d]; /* all rows equal */
+            for (i = 0; i < n * d && kind == 2; i++) x[i] = i / d % 3 ? x[i] : 0; /* rows of zeros */
+            for (i = 0; i < n * d && kind == 3; i++) t[i] += 3; /* queries that all like the same keys */
+            gr = graph_of(x, n, d, t, kind == 3 ? n : n / 2, 12, kind == 2 ? 1 : 6, 10);
+            CHECK(reached(&gr, &wrong) == n);
+            free(gr.edge); free(x); free(t);
+        }
+    CHECK(!wrong);
+}
+TEST(graph_mending_finds_room_where_there_is_none) {
+    enum { N = 40, M = 3 };
+    int32_t edge[N * M];
+    int mark[N], todo[N], i, j, wrong = 0;
+    float *x = normals(N, 4);
+    const kvmem__rowset s = rows_of(x, 4);
+    kvmem__graph gr;
+    gr.edge = edge; gr.n = N; gr.most = gr.step = M; gr.entry = 2;
+    for (i = 0; i < N; i++) /* cliques of four: all lists are full, nothing leads on */
+        for (j = 0; j < M; j++) edge[i * M + j] = i / 4 * 4 + (i % 4 + 1 + j) % 4;
+    CHECK(reached(&gr, &wrong) == 4);
+    CHECK(kvmem__graph_mend(&gr, &s, mark, todo) > 0);
+    CHECK(reached(&gr, &wrong) == N);
+    for (i = 0; i < N * M; i++) edge[i] = -1;
+    CHECK(kvmem__graph_mend(&gr, &s, mark, todo) == N - 1);
+    CHECK(reached(&gr, &wrong) == N && !wrong);
+    free(x);
+}
+/* A search whose queue takes all has met all, best first. */
+TEST(graph_search_with_a_long_queue_is_exact) {
+    enum { N = 300, D = 12 };
+    static kvmem__found f[N], all[N];
+    static int mark[N];
+    float *x = normals(N, D), *t = normals(N, D), *q = normals(5, D);
+    const kvmem__rowset s = rows_of(x, D);
+    kvmem__graph gr = graph_of(x, N, D, t, N, 16, 4, 12);
+    int k, i, n, scanned;
+    for (k = 0; k < 5; k++) {
+        for (i = n = 0; i < N; i++) kvmem__found_add(all, &n, N, i, kvmem__dot_plain(q + k * D, x + i * D, D));
+        scanned = 0;
+        CHECK(kvmem__graph_search(&gr, &s, q + k * D, f, N, mark, k + 1, &scanned) == N && scanned == N);
+        for (i = 0; i < N; i++) CHECK(f[i].id == all[i].id);
+        scanned = 0;
+        CHECK(kvmem__graph_search(&gr, &s, q + k * D, f, 20, mark, 100 + k, &scanned) == 20 && scanned < N);
+    }
+    free(gr.edge); free(x); free(t); free(q);
+}
+TEST(graph_a_later_query_with_the_same_pivot_makes_its_list) {
+    float x[10] = { 9, 9, 1, 0, .9f, 0, 0, 1, 0, .9f }, t[4] = { 1, .5f, .5f, 1 }; /* row 0 is everyone's pivot */
+    kvmem__graph gr = graph_of(x, 5, 2, t, 1, 3, 2, 1);
+    kvmem__lists one;
+    const kvmem__rowset s = rows_of(x, 2);
+    int32_t edge[10];
+    int count[5] = { 0, 0, 0, 0, 0 }, top[5], idx[5];
+    float score[5];
+    kvmem__found room[16];
+    one.edge = edge; one.count = count; one.step = one.most = one.keep = 2; one.room = room;
+    kvmem__graph_query(&one, &s, 5, t, 3, score, top, idx);
+    CHECK(count[0] == 2 && edge[0] == 1 && edge[1] == 2);
+    CHECK(count[1] == 1 && edge[2] == 0 && count[2] == 1 && edge[4] == 0); /* edges in return */
+    kvmem__graph_query(&one, &s, 5, t + 2, 3, score, top, idx);
+    CHECK(count[0] == 2 && edge[0] == 3 && edge[1] == 4);
+    CHECK(count[1] == 1 && count[3] == 1 && edge[6] == 0);
+    free(gr.edge);
+}
+TEST(graph_rows_that_come_later_are_found) {
+    enum { N = 260, HALF = 60, D = 8, M = 4 };
+    static kvmem__found f[N];
+    static int mark[N];
+    float *x = normals(N, D), *t = normals(HALF, D);
+    const kvmem__rowset s = rows_of(x, D);
+    kvmem__graph gr = graph_of(x, HALF, D, t, HALF, 8, M, 16);
+    int i, wrong = 0, scanned = 0, stamp = 0;
+    gr.edge = (int32_t *)realloc(gr.edge, (size_t)(N * 2 * M) * sizeof *gr.edge);
+    while (gr.n < N) {
+        const float *row = x + gr.n++ * D;
+        kvmem__graph_insert(&gr, &s, row, M, f, 16, mark, ++stamp);
+        if (gr.n % 50 == 0) CHECK(reached(&gr, &wrong) == gr.n);
+    }
+    CHECK(reached(&gr, &wrong) == N && !wrong);
+    CHECK(kvmem__graph_search(&gr, &s, t, f, N, mark, ++stamp, &scanned) == N);
+    gr.n = 0; /* and from nothing */
+    for (i = 0; i < 30; i++) {
+        gr.n++;
+        kvmem__graph_insert(&gr, &s, x + i * D, M, f, 16, mark, ++stamp);
+    }
+    CHECK(reached(&gr, &wrong) == 30 && !wrong);
+    free(gr.edge); free(x); free(t);
+}
+/* Keys of many topics and few directions; queries are turned and moved away from them: recall of the best 10 when 5 %
+   are looked at. What the paper claims: query-built graph > key-built graph > k-means lists, and with queries that are
+   distributed like the keys the difference goes. */
+static float recall_at(const float *x, int n, int d, const kvmem__graph *gr, const float *q, int nq, int share) {
+    const kvmem__rowset s = rows_of(x, d);
+    kvmem__found *f = (kvmem__found *)malloc((size_t)n * sizeof *f), best[10];
+    int *mark = (int *)calloc((size_t)n, sizeof *mark), i, j, k, m, hit = 0, stamp = 0, cap, scanned, last = 0;
+    for (k = 0; k < nq; k++) {
+        for (i = m = 0; i < n; i++) kvmem__found_add(best, &m, 10, i, kvmem__dot_plain(q + k * d, x + i * d, d));
+        for (cap = 10; cap <= n; cap += 5) { /* the longest queue that stays within the share */
+            scanned = 0;
+            m = kvmem__graph_search(gr, &s, q + k * d, f, cap, mark, ++stamp, &scanned);
+            if (scanned > share && cap > 10) break;
+            for (i = last = 0; i < 10; i++)
+                for (j = 0; j < KVMEM__MIN(m, 10); j++) last += f[j].id == best[i].id;
+            if (scanned > share) { last = 0; break; }
+        }
+        hit += last;
+    }
+    free(f); free(mark);
+    return (float)hit / (float)(10 * nq);
+}
+static float recall_lists(const float *x, int n, int d, const float *q, int nq, int share) {
+    const int lists = 40;
+    float *c = (float *)malloc((size_t)(lists * d) * sizeof *c), score[40];
+    float *work = (float *)malloc((size_t)kvmem__kmeans_floats(lists, n, d) * sizeof *work);
+    kvmem__found best[10];
+    int *own = (int *)malloc((size_t)n * sizeof *own), i, j, k, m, hit = 0;
+    kvmem__kmeans(c, lists, x, n, d, 10, 1, work);
+    for (i = 0; i < n; i++)
+        for (own[i] = 0, j = 1; j < lists; j++)
+            if (kvmem__distance2(x + i * d, c + j * d, d) < kvmem__distance2(x + i * d, c + own[i] * d, d)) own[i] = j;
+    for (k = 0; k < nq; k++) {
+        int left = share - lists; /* centres are looked at, too */
+        for (i = m = 0; i < n; i++) kvmem__found_add(best, &m, 10, i, kvmem__dot_plain(q + k * d, x + i * d, d));
+        for (j = 0; j < lists; j++) score[j] = kvmem__dot_plain(q + k * d, c + j * d, d);
+        while (left > 0) {
+            int at = 0;
+            for (j = 1; j < lists; j++) if (score[j] > score[at]) at = j;
+            score[at] = -INFINITY;
+            for (i = 0; i < n; i++) left -= own[i] == at;
+            for (i = 0; i < 10 && left >= 0; i++) hit += own[best[i].id] == at;
+        }
+    }
+    free(c); free(work); free(own);
+    return (float)hit / (float)(10 * nq);
+}
+static void mix(float *to, int n, int d, const float *base, int rank, double shift, double noise) {
+    int i, j, c;
+    for (i = 0; i < n; i++) {
+        float z[16];
+        for (j = 0; j < rank; j++) z[j] = (float)test_normal();
+        for (c = 0; c < d; c++) {
+            to[i * d + c] = (float)(noise * test_normal()) + (float)shift;
+            for (j = 0; j < rank; j++) to[i * d + c] += z[j] * base[j * d + c];
+        }
+    }
+}
+TEST(graph_of_queries_beats_one_of_keys_beats_lists_where_queries_are_no_keys) {
+    enum { N = 1200, D = 16, T = 900, Q = 60, SHARE = N / 10 };
+    float *base = normals(8, D), *other = normals(8, D), *x = normals(N, D), *t = normals(T, D), *q = normals(Q, D);
+    float of_queries, of_keys, lists;
+    kvmem__graph a, b;
+    int i;
+    for (i = 0; i < 8 * D; i++) other[i] += .5f * base[i];
+    mix(x, N, D, base, 6, 0, .5);
+    mix(t, T, D, other, 6, 1, .5);
+    mix(q, Q, D, other, 6, 1, .5);
+    a = graph_of(x, N, D, t, T, 16, 6, 24);
+    b = graph_of(x, N, D, x, N, 16, 6, 24);
+    of_queries = recall_at(x, N, D, &a, q, Q, SHARE);
+    of_keys = recall_at(x, N, D, &b, q, Q, SHARE);
+    lists = recall_lists(x, N, D, q, Q, SHARE);
+    printf("  recall of 10 at 10 %%: graph of queries %.3f, of keys %.3f, lists %.3f\n", (double)of_queries,
+           (double)of_keys, (double)lists);
+    CHECK(of_queries > of_keys && of_queries > lists);
+    free(a.edge); free(b.edge); free(base); free(other); free(x); free(t); free(q);
+}
+
+/* ---- retrieve=nearest ---- */
+
+/* Query of token t, head h and key i of layer l as they are read, in double. */
+static double product(const world *w, int t, int l, int h, int i) {
+    double q[64], k[64], s = 0;
+    int c;
+    for (c = 0; c < w->d; c++) {
+        q[c] = (double)row_q(w, t, l)[h * w->d + c];
+        k[c] = (double)row_k(w, w->k, i, l)[h / (w->H / w->G) * w->d + c];
+    }
+    turn(q, w->d, &w->rope[l], t);
+    turn(k, w->d, &w->rope[l], i);
+    for (c = 0; c < w->d; c++) s += q[c] * k[c];
+    return s;
+}
+/* The k of [from, to) with the largest products with one of the queries of tokens [t, t + n): into set. */
+static int nearest_of(const world *w, int t, int n, int l, int h, int from, int to, int k, int *set) {
+    static double best[MAXT];
+    int i, j, m = 0;
+    for (i = from; i < to; i++)
+        for (best[i] = -1e300, j = 0; j < n; j++) best[i] = KVMEM__MAX(best[i], product(w, t + j, l, h, i));
+    while (m < k && m < to - from) {
+        int at = from;
+        for (i = from; i < to; i++) if (best[i] > best[at]) at = i;
+        best[at] = -1e301;
+        set[m++] = at;
+    }
+    return m;
+}
+enum { NT = 150, NP = 90 };
+/* Largest error of decoding in blocks of n against W and the exact topk=6 of Omega; first=4, last=8. */
+static double worst_nearest(const char *recipe, int block, int insert, int threads) {
+    world w; kvmem_cache c; float *out;
+    double worst = 0, o[64];
+    int t, l, h, i, m, n, set[MAXT];
+    if (!world_init(&w, 2, 4, 2, 16, NT, recipe)) return 1e9;
+    w.cfg.shape.rope = w.rope;
+    w.cfg.threads = threads;
+    out = outs(&w, NT - NP);
+    CHECK_OK(kvmem_cache_init(&c, &w.cfg));
+    CHECK_OK(feed(&w, &c, 0, NP, 30, KVMEM_PROMPT_END, NULL));
+    CHECK_OK(feed(&w, &c, NP, NT, block, KVMEM_DECODE, out));
+    for (t = NP; t < NT; t++)
+        for (l = 0; l < 2; l++)
+            for (h = 0; h < 4; h++) {
+                const int b = t - (t - NP) % block, to = (insert ? b : NP) - 8;
+                for (i = m = 0; i <= t; i++) if (i < 4 || i >= to) set[m++] = i;
+                n = KVMEM__MIN(block, NT - b);
+                m += nearest_of(&w, b, n, l, h, 4, to, 6, set + m);
+                oracle(&w, t, l, h, set, m, NULL, t, o);
+                for (i = 0; i < 16; i++) {
+                    const double e = fabs(o[i] - (double)out[((t - NP) * 2 + l) * 64 + h * 16 + i]);
+                    if (!(e <= worst)) worst = e;
+                }
+            }
+    kvmem_cache_free(&c); free(out); world_free(&w);
+    return worst;
+}
+#define SMALL(index) "full page=16 retrieve=nearest(index=" index ",first=4,last=8,topk=6,near=8,edges=4,build=8"
+TEST(nearest_is_the_static_set_and_the_exact_best_in_one_softmax) {
+    CHECK_NEAR(worst_nearest(SMALL("flat") ")", 1, 0, 1), 0, 3e-5);
+    CHECK_NEAR(worst_nearest(SMALL("flat") ",insert=1)", 1, 1, 2), 0, 3e-5);
+    CHECK_NEAR(worst_nearest(SMALL("flat") ")", 7, 0, 2), 0, 3e-5); /* blocks of several queries */
+    CHECK_NEAR(worst_nearest(SMALL("graph") ",queue=1000)", 1, 0, 1), 0, 3e-5);
+    CHECK_NEAR(worst_nearest(SMALL("graph") ",queue=1000,insert=1)", 1, 1, 2), 0, 3e-5);
+    CHECK_NEAR(worst_nearest(SMALL("graph") ",queue=1000,queries=16)", 5, 0, 1), 0, 3e-5);
+    CHECK_NEAR(worst_nearest(SMALL("keygraph") ",queue=1000)", 3, 0, 1), 0, 3e-5);
+    CHECK_NEAR(worst_nearest(SMALL("graph") ",queue=12,insert=1)", 1, 1, 1), 0, 1); /* not exact, but near */
+}
+/* Outputs of the whole stream under a recipe. */
+static float *stream(const char *recipe, int T, int prompt, int block, int threads, int64_t *read, int64_t *there) {
+    world w; kvmem_cache c; float *out;
+    test_state = 77;
+    if (!world_init(&w, 3, 4, 2, 8, T, recipe)) return NULL;
+    w.cfg.shape.rope = w.rope;
+    w.cfg.threads = threads;
+    out = outs(&w, T);
+    CHECK_OK(kvmem_cache_init(&c, &w.cfg));
+    CHECK_OK(feed(&w, &c, 0, prompt, 50, KVMEM_PROMPT_END, out));
+    CHECK_OK(feed(&w, &c, prompt, T, block, KVMEM_DECODE, out + (size_t)prompt * 3 * 32));
+    kvmem_cache_pages(&c, read, there);
+    kvmem_cache_free(&c); world_free(&w);
+    return out;
+}
+TEST(what_is_read_whole_is_full_to_the_last_bit) {
+    static const char *const recipe[] = {
+        "retr-attn page=16", "retr-attn retrieve=nearest(index=flat,first=4,last=8,topk=400) page=16",
+        "retr-attn retrieve=nearest(index=graph,first=4,last=8,topk=138,near=8) page=16",
+        "icecache retrieve=icecache(budget=40) page=16", "icecache retrieve=icecache(dense=3) page=16" };
+    int64_t read, there;
+    float *full = stream("full page=16", 200, 150, 1, 1, &read, &there), *x;
+    int k;
+    for (k = 0; k < 5; k++) {
+        x = stream(recipe[k], 200, 150, 1, 2, &read, &there);
+        REQUIRE(x && full);
+        CHECK(!memcmp(x, full, 200 * 3 * 32 * sizeof *x));
+        CHECK(read == there);
+        free(x);
+    }
+    free(full);
+}
+static const char *const choosing[] = {
+    SMALL("graph") ",queue=20,insert=1)", SMALL("keygraph") ",queue=20)", SMALL("graph") ",queries=32)",
+    "full page=16 retrieve=icecache(size=4,budget=12,sink=1,window=2,beam=4,dense=1)" };
+TEST(threads_change_nothing_and_less_is_read) {
+    int64_t read, there;
+    int k;
+    for (k = 0; k < 4; k++) {
+        float *a = stream(choosing[k], 260, 200, 1, 1, &read, &there), *b, *full;
+        CHECK(read > 0 && read < there);
+        b = stream(choosing[k], 260, 200, 1, 4, &read, &there);
+        full = stream("full page=16", 260, 200, 1, 1, &read, &there);
+        REQUIRE(a && b && full);
+        CHECK(!memcmp(a, b, 260 * 3 * 32 * sizeof *a));
+        CHECK(memcmp(a, full, 260 * 3 * 32 * sizeof *a) != 0);
+        free(a); free(b); free(full);
+    }
+}
+TEST(copied_loaded_truncated_and_evicted_they_go_on) {
+    int k;
+    for (k = 0; k < 4; k++) {
+        world w; kvmem_cache c, copy, b; bytes f = { 0, 0, 0 };
+        kvmem_bytes sum;
+        test_heap heap;
+        float *x, *y;
+        memset(&heap, 0, sizeof heap);
+        REQUIRE(world_init(&w, 2, 4, 2, 8, 330, choosing[k]));
+        w.cfg.shape.rope = w.rope;
+        w.cfg.allocator = test_allocator(&heap);
+        x = outs(&w, 40); y = outs(&w, 40);
+        REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+        CHECK_OK(feed(&w, &c, 0, 200, 40, KVMEM_PROMPT_END, NULL));
+        CHECK_OK(feed(&w, &c, 200, 220, 1, KVMEM_DECODE, NULL));
+        kvmem_cache_bytes(&c, &sum);
+        CHECK(sum.live.total == heap.live);
+        CHECK(c.lane[3].index_size > 0);
+        REQUIRE_OK(kvmem_cache_copy(&copy, &c));
+        CHECK_OK(feed(&w, &copy, 220, 250, 1, KVMEM_DECODE, x));
+        CHECK_OK(feed(&w, &c, 220, 250, 1, KVMEM_DECODE, y));
+        CHECK(same_out(&w, x, y, 30)); /* the index was copied */
+        CHECK_OK(kvmem_cache_truncate(&copy, 150));
+        CHECK_OK(feed(&w, &copy, 150, 170, 1, KVMEM_DECODE, NULL));
+        kvmem_cache_free(&copy);
+        CHECK_OK(kvmem_cache_save(&c, bytes_write, &f));
+        REQUIRE_OK(kvmem_cache_init(&b, &w.cfg));
+        CHECK_OK(kvmem_cache_load(&b, f.p, f.n));
+        CHECK_OK(feed(&w, &b, 250, 330, 1, KVMEM_DECODE, NULL)); /* made anew */
+        CHECK(b.lane[3].index_size > 0);
+        b.recipe.amount.kind = KVMEM_COUNT;
+        b.recipe.amount.value = 90;
+        kvmem_cache_free(&b); kvmem_cache_free(&c);
+        CHECK(!heap.live && !heap.wrong);
+        free(f.p); free(x); free(y); world_free(&w);
+    }
+}
+TEST(entries_that_leave_make_the_index_anew) {
+    int k;
+    for (k = 0; k < 4; k++) {
+        world w; kvmem_cache c;
+        char text[300];
+        sprintf(text, "%s score=random budget=70 when=every(20)", choosing[k]);
+        REQUIRE(world_init(&w, 2, 4, 2, 8, 300, text));
+        w.cfg.shape.rope = w.rope;
+        REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+        CHECK_OK(feed(&w, &c, 0, 200, 40, KVMEM_PROMPT_END, NULL));
+        CHECK_OK(feed(&w, &c, 200, 300, 1, KVMEM_DECODE, NULL));
+        CHECK(kvmem_cache_lane_len(&c, 1, 1) <= 90);
+        kvmem_cache_free(&c); world_free(&w);
+    }
+}
+TEST(a_byte_limit_leaves_them_reading_everything) {
+    int k, limit;
+    for (k = 0; k < 4; k++)
+        for (limit = 60; limit < 200; limit += 35) {
+            world w; kvmem_cache c;
+            kvmem_bytes b;
+            char text[300];
+            sprintf(text, "%s budget=%dKiB score=recency", choosing[k], limit);
+            REQUIRE(world_init(&w, 2, 4, 2, 8, 300, text));
+            w.cfg.max_block = 16;
+            quiet = 1;
+            if (kvmem_cache_init(&c, &w.cfg) == KVMEM_OK) {
+                kvmem_status st = feed(&w, &c, 0, 150, 16, KVMEM_PROMPT_END, NULL);
+                if (st == KVMEM_OK) st = feed(&w, &c, 150, 300, 1, KVMEM_DECODE, NULL);
+                CHECK(st == KVMEM_OK || st == KVMEM_OVER_BUDGET);
+                if (st != KVMEM_OK) printf("  %s: %s\n", text, c.error.text);
+                kvmem_cache_bytes(&c, &b);
+                CHECK(b.peak.total <= (size_t)limit * 1024);
+            }
+            quiet = 0;
+            kvmem_cache_free(&c); world_free(&w);
+        }
+}
+TEST(nearest_samples_every_second_query_when_there_are_many) {
+    world w; kvmem_cache c; kvmem_view v;
+    void *body;
+    kvmem__near *x;
+    int i, c2, j;
+    REQUIRE(world_init(&w, 1, 4, 2, 8, 120, "full retrieve=nearest(first=0,last=0,topk=6,queries=16)"));
+    w.cfg.shape.rope = w.rope;
+    REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+    CHECK_OK(feed(&w, &c, 0, 100, 13, KVMEM_PREFILL, NULL));
+    v = kvmem__view_of(&c, 0, KVMEM_RETRIEVE);
+    x = kvmem__near_at(&v, 1, 0, 0, &body);
+    REQUIRE(x && x->seen == 100 && x->stride == 8 && x->samples == 13 && !x->built && x->grow);
+    for (i = 0; i < 13; i++)
+        for (j = 0; j < 2; j++) {
+            double q[8];
+            for (c2 = 0; c2 < 8; c2++) q[c2] = (double)row_q(&w, 8 * i, 0)[(2 + j) * 8 + c2];
+            turn(q, 8, &w.rope[0], 8 * i);
+            for (c2 = 0; c2 < 8; c2++) CHECK_NEAR(((float *)body)[(i * 2 + j) * 8 + c2], q[c2], 1e-5);
+        }
+    CHECK_OK(feed(&w, &c, 100, 101, 1, KVMEM_PROMPT_END, NULL));
+    CHECK_OK(feed(&w, &c, 101, 120, 1, KVMEM_DECODE, NULL));
+    x = kvmem__near_at(&v, 1, 0, 0, &body);
+    CHECK(!x->built && x->samples < KVMEM__NEAR_LEAST); /* 16 are never 64: flat */
+    kvmem_cache_free(&c); world_free(&w);
+}
+int main(int argc, char **argv) {
+    test_begin(argc, argv, "graph");
+    RUN(graph_thinning_is_the_cards_example);
+    RUN(graph_found_are_the_best_in_order);
+    RUN(graph_every_row_can_be_reached);
+    RUN(graph_mending_finds_room_where_there_is_none);
+    RUN(graph_search_with_a_long_queue_is_exact);
+    RUN(graph_a_later_query_with_the_same_pivot_makes_its_list);
+    RUN(graph_rows_that_come_later_are_found);
+    RUN(graph_of_queries_beats_one_of_keys_beats_lists_where_queries_are_no_keys);
+    RUN(nearest_is_the_static_set_and_the_exact_best_in_one_softmax);
+    RUN(nearest_samples_every_second_query_when_there_are_many);
+    RUN(what_is_read_whole_is_full_to_the_last_bit);
+    RUN(threads_change_nothing_and_less_is_read);
+    RUN(copied_loaded_truncated_and_evicted_they_go_on);
+    RUN(entries_that_leave_make_the_index_anew);
+    RUN(a_byte_limit_leaves_them_reading_everything);
+    return test_end();
+}
