@@ -346,6 +346,7 @@ enum {
     KVMEM_READS_PROFILE = 32768, /* budget, score: v->user is the kvmem_profile of the model: the program's, set
                                    as the choice's user, or one that kvmem_cache_init has read from a file */
     KVMEM_WRITES_KEYS   = 65536, /* reduce only: and their K; so may a parameter "keys" above 0 say */
+    KVMEM_KEEPS_INDEX   = 1048576, /* retrieve only: keeps an index that grows with the lanes: no budget in bytes */
     KVMEM_WATCHES_ROWS  = 131072 /* score, select, retrieve: works out attention: a byte limit keeps 3 floats for each
                                     entry and head of a group free for it, and an attention worker */
 };
@@ -23813,9 +23814,10 @@ static void kvmem__graph_insert(kvmem__graph *gr, const kvmem__rowset *s, const 
    of a prompt only; 1: a token enters when it leaves the last w (MInference insert_db).   ties: lower index.
    departs: everything is built when the first token after the prompt comes, after reductions. Where entries have left,
    or after loading, the index is made anew; the prompt's queries are gone then, and index=graph looks at all of Omega
-   until it has seen 64 queries. Queries are not collected while there are no more than s + w entries. A block of
-   several queries reads what has the largest product with any of them. Layers with a sliding window are read whole,
-   and so is everything where a byte limit leaves no room for the index.
+   until it has seen 64 queries (or queries/2). Queries are not collected while there are no more than s + w entries.
+   A block of several queries reads what has the largest product with any of them. Layers with a sliding window are
+   read whole.
+   A budget in bytes is refused: everything stays, and the index grows with it.
    test: tests/graph.c nearest_* */
 enum { KVMEM__NEAR_INDEX, KVMEM__NEAR_FIRST, KVMEM__NEAR_LAST, KVMEM__NEAR_TOPK, KVMEM__NEAR_QUEUE, KVMEM__NEAR_NEAR,
        KVMEM__NEAR_EDGES, KVMEM__NEAR_BUILD, KVMEM__NEAR_QUERIES, KVMEM__NEAR_INSERT };
@@ -23838,6 +23840,10 @@ static size_t kvmem__near_head(const kvmem_view *v) {
     return KVMEM__ALIGN16(sizeof(kvmem__near) +
                           (size_t)(v->cache->shape.n_heads / v->cache->shape.n_kv_heads) * sizeof(int32_t));
 }
+/* So many queries are enough to build with. */
+static int kvmem__near_least(const kvmem_view *v) {
+    return (int)KVMEM__MIN((double)KVMEM__NEAR_LEAST, v->par[KVMEM__NEAR_QUERIES] / 2);
+}
 /* The index with room for so many queries or rows behind its head; NULL: no memory, the error is set. */
 static kvmem__near *kvmem__near_at(const kvmem_view *v, int g, int queries, int rows, void **body) {
     const kvmem_shape *s = &v->cache->shape;
@@ -23852,14 +23858,6 @@ static kvmem__near *kvmem__near_at(const kvmem_view *v, int g, int queries, int 
     if (body) *body = p + head;
     return x;
 }
-/* The error there was; where it is the byte limit that leaves no room, none: then what cannot be chosen is read. */
-static kvmem_status kvmem__near_error(const kvmem_view *v) {
-    const kvmem_status st = v->cache->error.status;
-    if (st != KVMEM_OVER_BUDGET) return st;
-    v->cache->error.status = KVMEM_OK;
-    v->cache->error.text[0] = 0;
-    return KVMEM_OK;
-}
 /* Queries of the prompt, by which graphs are built: every stride-th. */
 static kvmem_status kvmem__near_watch(const kvmem_view *v, int n, const float *q, const int32_t *pos) {
     const kvmem_shape *s = &v->cache->shape;
@@ -23872,10 +23870,10 @@ static kvmem_status kvmem__near_watch(const kvmem_view *v, int n, const float *q
         kvmem__near *x;
         if (kvmem_view_count(v, g) <= v->par[KVMEM__NEAR_FIRST] + v->par[KVMEM__NEAR_LAST]) continue;
         x = kvmem__near_at(v, g, 0, 0, &body);
-        if (!x) return kvmem__near_error(v);
+        if (!x) return v->cache->error.status;
         if (v->phase == KVMEM_PREFILL) x->grow = 1; /* more of a prompt */
         if (x->built || (int)v->par[KVMEM__NEAR_INDEX] != KVMEM__NEAR_GRAPH) continue;
-        if (v->phase != KVMEM_PREFILL && x->samples >= KVMEM__NEAR_LEAST) continue;
+        if (v->phase != KVMEM_PREFILL && x->samples >= kvmem__near_least(v)) continue;
         for (t = 0; t < n; t++) {
             float *to;
             if (x->seen++ % x->stride) continue;
@@ -23888,7 +23886,7 @@ static kvmem_status kvmem__near_watch(const kvmem_view *v, int n, const float *q
             }
             for (j = 64; j <= x->samples; j *= 2) {}
             x = kvmem__near_at(v, g, KVMEM__MIN(j, most), 0, &body);
-            if (!x) return kvmem__near_error(v);
+            if (!x) return v->cache->error.status;
             to = (float *)body + (size_t)x->samples++ * row;
             memcpy(to, q + ((size_t)t * (size_t)s->n_heads + (size_t)(g * r)) * (size_t)d, row * sizeof(float));
             for (j = 0; j < r; j++) kvmem__rope_rows(v->cache, v->layer, to + j * d, 1, &pos[t]);
@@ -23984,7 +23982,7 @@ static kvmem_status kvmem__near_omega(const kvmem_view *v, int g, int before, in
     if ((x->grow || v->par[KVMEM__NEAR_INSERT] > 0) && room > *n) *n = (int)room;
     x->grow = 0;
     if (*n <= v->par[KVMEM__NEAR_TOPK] || (int)v->par[KVMEM__NEAR_INDEX] == KVMEM__NEAR_FLAT ||
-        (!x->built && graph && x->samples < KVMEM__NEAR_LEAST)) {
+        (!x->built && graph && x->samples < kvmem__near_least(v))) {
         if (!x->built) x->n = *n;
         return KVMEM_OK;
     }
@@ -24073,12 +24071,12 @@ static kvmem_status kvmem__retrieve_nearest(const kvmem_view *v, int n, const fl
     (void)read;
     if (!kvmem__read_begun(v) || (s->window && s->window[v->layer])) return KVMEM_OK;
     for (g = 0; g < s->n_kv_heads; g++) {
-        if (kvmem__near_omega(v, g, kvmem_view_count(v, g) - n, &size) != KVMEM_OK) return kvmem__near_error(v);
+        if (kvmem__near_omega(v, g, kvmem_view_count(v, g) - n, &size) != KVMEM_OK) return v->cache->error.status;
         chosen |= size > v->par[KVMEM__NEAR_TOPK];
     }
     if (!chosen) return KVMEM_OK;
     x = kvmem__read_queries(v, n, q, pos);
-    if (!x) return kvmem__near_error(v);
+    if (!x) return v->cache->error.status;
     for (g = 0; g < s->n_kv_heads; g++) KVMEM__TRY(kvmem__near_pick(v, g, n, x));
     return KVMEM_OK;
 }
@@ -24105,8 +24103,8 @@ static const kvmem_memory kvmem__memory_nearest = { 0, NULL, kvmem__near_watch, 
    departs: distances to all children in place of the walk along one projection (published: m = L = 1; its saving is
    below a factor of two). Split and page of a sibling are ours: no rule was found. Entries leave the window two pages
    at a time. The published variant in which a layer takes the pages of the one below is missing. A block of several
-   queries ranks by the best of them. Layers with a sliding window are read whole, as is everything where a byte limit
-   leaves no room for the index.                                                 test: tests/graph.c icecache_* */
+   queries ranks by the best of them. Layers with a sliding window are read whole. A budget in bytes is refused.
+   test: tests/graph.c icecache_* */
 enum { KVMEM__ICE_SIZE, KVMEM__ICE_BUDGET, KVMEM__ICE_SINK, KVMEM__ICE_WINDOW, KVMEM__ICE_BEAM, KVMEM__ICE_DENSE };
 enum { KVMEM__ICE_FIRST = 34, KVMEM__ICE_NEXT = 5, KVMEM__ICE_LEVELS = 12, KVMEM__ICE_BUILD = 30,
        KVMEM__ICE_LATER = 20 };
@@ -24469,12 +24467,12 @@ static kvmem_status kvmem__retrieve_icecache(const kvmem_view *v, int n, const f
     if (!kvmem__read_begun(v) || v->layer < v->par[KVMEM__ICE_DENSE] || (s->window && s->window[v->layer]))
         return KVMEM_OK;
     for (g = 0; g < s->n_kv_heads; g++) {
-        if (kvmem__ice_ready(v, g, kvmem_view_count(v, g) - n, &t) != KVMEM_OK) return kvmem__near_error(v);
+        if (kvmem__ice_ready(v, g, kvmem_view_count(v, g) - n, &t) != KVMEM_OK) return v->cache->error.status;
         chosen |= kvmem__ice_chooses(v, g, &t);
     }
     if (!chosen) return KVMEM_OK;
     x = kvmem__read_queries(v, n, q, pos);
-    if (!x) return kvmem__near_error(v);
+    if (!x) return v->cache->error.status;
     for (g = 0; g < s->n_kv_heads; g++) {
         KVMEM__TRY(kvmem__ice_ready(v, g, kvmem_view_count(v, g) - n, &t));
         if (!kvmem__ice_chooses(v, g, &t)) KVMEM__TRY(kvmem_view_pick_group(v, g, 0, 0, kvmem_view_count(v, g)));
@@ -24505,10 +24503,10 @@ static const kvmem_retrieve_entry kvmem__retrieves[] = {
         "Wu 2025, arXiv 2510.11292", kvmem__params_louiskv, KVMEM_READS_KEYS },
       kvmem__retrieve_louiskv, &kvmem__memory_louiskv, NULL },
     { { "nearest", "the entries with the largest products with the query, found by a graph made of its queries",
-        "Liu 2024, arXiv 2409.10516", kvmem__params_nearest, KVMEM_READS_KEYS },
+        "Liu 2024, arXiv 2409.10516", kvmem__params_nearest, KVMEM_READS_KEYS | KVMEM_KEEPS_INDEX },
       kvmem__retrieve_nearest, &kvmem__memory_nearest, NULL },
     { { "icecache", "pages of keys that are alike, found by a tree of promoted entries", "Mao 2026, arXiv 2604.10539",
-        kvmem__params_icecache, KVMEM_READS_KEYS },
+        kvmem__params_icecache, KVMEM_READS_KEYS | KVMEM_KEEPS_INDEX },
       kvmem__retrieve_icecache, NULL, NULL } };
 
 /* ==== >>place : at which RoPE position is a kept key read? =======================================
@@ -31821,6 +31819,10 @@ KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *er
         KVMEM__TRY(kvmem__check_choice(&r->stage[s], (kvmem_stage)s, err));
     KVMEM__TRY(kvmem__check_fields(r, err));
     KVMEM__TRY(kvmem__check_codecs(r, err));
+    if ((r->stage[KVMEM_RETRIEVE].entry->reads & KVMEM_KEEPS_INDEX) && r->amount.kind == KVMEM_BYTES)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "retrieve=%s with a budget of bytes: its index grows with the "
+                           "entries that it searches and is in no budget; give a count or a share",
+                           r->stage[KVMEM_RETRIEVE].entry->word);
     if (kvmem__recomputes(r)) KVMEM__TRY(kvmem__check_recompute(r, err));
     if (kvmem__divides_by_hack(r) && !kvmem__is_hack(r))
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "budget=hack needs score=hack, which finds the types of the heads");
