@@ -93,7 +93,6 @@ $(B)/body/%.o: $(B)/body/kvmem.h
 	    -c -o $@ $(B)/body/$*.c
 TAKEN = $(if $(SPLIT),$(B)/face/kvmem.h)
 
-<<<<<<< HEAD
 # These do not look at fast paths: those that say so themselves, and others.
 PLAIN = $(sort $(patsubst tests/%.c,%,$(shell grep -l '^.define KVMEM_REFERENCE' tests/*.c)) \
         corpus mkgguf flash npy report stream peer calibrate transform codec_tool score_tool)
@@ -105,18 +104,6 @@ ifneq ($(SPLIT),)
 $(PLAINS): $(B)/body/plain.o
 $(filter-out $(PLAINS),$(TESTS) $(TOOLS) $(BENCHES)): $(B)/body/fast.o
 endif
-=======
-# These do not look at fast paths.
-PLAIN = corpus eval gguf mkgguf model oom sampling tokenizer flash npy numerics recipes report picture \
-        stages stream peer calibrate merge budgets select profile \
-        scores cost hack elastic_dllm forget guard embed store probe transform codec_tool score_tool universal \
-        streaming episodes graph
-$(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(B)/mkgguf $(B)/corpus $(B)/picture $(B)/transform: \
-    BODY = $(if $(SPLIT),$(B)/body/plain.o)
-$(foreach t,$(PLAIN),$(B)/test_$(t)) $(FUZZ) $(EXAMPLES) $(B)/mkgguf $(B)/corpus $(B)/picture $(B)/transform: \
-    CPPFLAGS += -DKVMEM_REFERENCE
-$(filter-out %_train,$(EXAMPLES)): TEST_CFLAGS := $(patsubst -O1,-O0,$(TEST_CFLAGS))
->>>>>>> b3a9972 (graph among the plain tests)
 $(B)/test_%: tests/%.c $(wildcard tests/*.h) $(wildcard tools/*.h) tools/kvmem.c tools/mkgguf.c tools/transform.c $(TAKEN)
 	@mkdir -p $(B)
 	$(COMPILE_TEST) -ffp-contract=off $(FACE) -I. -o $@ $< $(BODY) $(LDFLAGS) $(LIBS)
