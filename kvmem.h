@@ -1812,6 +1812,7 @@ typedef struct kvmem_session_config {
     int threads, max_block;       /* 0: default */
     kvmem_allocator allocator;    /* zero: malloc */
     const kvmem_backend *backend; /* NULL: best */
+    const kvmem_spill *spill;     /* where pages go that are not read for long; NULL: none */
 } kvmem_session_config;
 typedef struct kvmem_session {
     kvmem_error error;            /* of the last failed call */
@@ -16830,6 +16831,7 @@ static kvmem_status kvmem__cpu_observe(kvmem_cache *c, int layer, int n, const f
     for (g = 0; g < 2 * G; g++) {
         kvmem_lane *ln = g < G ? kvmem__lane_at(c, layer, g) : kvmem__low_at(c, layer, g - G);
         for (i = 0; ln && i < ln->n_pages; i++) {
+            if (c->read && g < G && !c->read[g][i] && !(c->reads & KVMEM_READS_LAST)) continue; /* stays as it is */
             KVMEM__TRY(kvmem__page_own(c, ln, i));
             if (c->reads & KVMEM_READS_LAST)
                 memset(kvmem__stat(c, ln->pages[i], KVMEM_READS_LAST), 0, (size_t)ln->pages[i]->cap * sizeof(float));
@@ -34773,6 +34775,7 @@ static void kvmem__model_config(const kvmem_model *m, const kvmem_session_config
     out->recipe = cfg->recipe;
     out->allocator = cfg->allocator;
     out->max_bytes = cfg->max_bytes;
+    out->spill = cfg->spill;
     out->model_id = m->id;
     if (cfg->max_block > 0) out->max_block = cfg->max_block;
     out->threads = cfg->threads;
