@@ -174,6 +174,11 @@
      >>reduce_compensate  one entry stands for all that left
      >>segment            where does the stream break into events?
      >>segment_fixed      an event every `size` tokens
+     >>segment_turn       where turns of a conversation begin
+     >>segment_surprise   where the model did not expect what came
+     >>segment_tdc        where neighbouring vectors are least alike
+     >>segment_kffocus    drift from the last key vector
+     >>segment_louis      where the queries turn
      >>retrieve           which stored entries does this query read?
      >>retrieve_actqkv    the pages nearest to an activation-aware probe of the queries
      >>spans              stretches of a lane that are found by a representative key, shared by retrieve entries
@@ -347,8 +352,9 @@ enum {
                                    as the choice's user, or one that kvmem_cache_init has read from a file */
     KVMEM_WRITES_KEYS   = 65536, /* reduce only: and their K; so may a parameter "keys" above 0 say */
     KVMEM_KEEPS_INDEX   = 1048576, /* retrieve only: keeps an index that grows with the lanes: no budget in bytes */
-    KVMEM_WATCHES_ROWS  = 131072 /* score, select, retrieve: works out attention: a byte limit keeps 3 floats for each
+    KVMEM_WATCHES_ROWS  = 131072, /* score, select, retrieve: works out attention: a byte limit keeps 3 floats for each
                                     entry and head of a group free for it, and an attention worker */
+    KVMEM_READS_SURPRISE = 262144 /* segment only: how little the model expected each token (kvmem_cache_surprise) */
 };
 
 /* An entry that declares KVMEM_READS_PROBE says by parameters of these names, 0 if it lacks one, what probe tokens a
@@ -379,8 +385,9 @@ typedef struct kvmem_view {
     int phase;         /* kvmem_phase of the commit */
 } kvmem_view;
 
-/* What a score, select or retrieve entry remembers from commit to commit. All of it begins as zeros, is counted,
-   copied and saved with the cache, and forgotten by kvmem_cache_clear. */
+/* What a score, select, retrieve or segment entry remembers from commit to commit. All of it begins as zeros, is
+   counted, copied and saved with the cache, and forgotten by kvmem_cache_clear. A segment entry has one state for the
+   whole stream, whatever the lane: kvmem_view_state(v, 0). */
 typedef struct kvmem_memory {
     int own; /* floats of its own for each cached entry, which follow it through every move: kvmem_view_own */
     int (*lane_floats)(const double *par, int n_heads, int n_kv_heads, int d); /* of a lane: kvmem_view_state */
@@ -427,9 +434,14 @@ typedef kvmem_status (*kvmem_reduce_fn)(const kvmem_view *v, int g, const int *k
 typedef struct kvmem_reduce_entry { kvmem_entry e; kvmem_reduce_fn fn; } kvmem_reduce_entry;
 
 /* segment: the stream grew by the tokens at positions [from, to). Call kvmem_view_cut(v, p) for each
-   position p at which a new event starts. */
+   position p at which a new event starts: rising, also below `from` for what is known later. Nothing of the block has
+   left the lanes yet if the entry declares KVMEM_READS_KEYS (kvmem_cache_commit_layer then waits). */
 typedef kvmem_status (*kvmem_segment_fn)(const kvmem_view *v, int32_t from, int32_t to);
-typedef struct kvmem_segment_entry { kvmem_entry e; kvmem_segment_fn fn; } kvmem_segment_entry;
+typedef struct kvmem_segment_entry {
+    kvmem_entry e;
+    kvmem_segment_fn fn;
+    const kvmem_memory *memory;
+} kvmem_segment_entry;
 
 /* place: the RoPE position at which the key in slot `slot` of its lane, told at position pos, is read.
    The query is placed by the same rule at its own slot. NULL fn: at pos. far: keys further than so many positions
@@ -758,6 +770,10 @@ KVMEM_API kvmem_status kvmem_cache_hidden(kvmem_cache *c, int layer, int n, cons
    to h. fn fills l1 (n) and l2 (n), either may be NULL: the sum of magnitudes and the Euclidean norm of W_O^h x_i.
    It is called while the cache reduces, by the thread that called the cache, and must not call it back. */
 typedef kvmem_status (*kvmem_output_fn)(void *user, int layer, int h, int n, const float *x, float *l1, float *l2);
+/* Before the commit of a block, for recipes whose segment entry declares KVMEM_READS_SURPRISE (commit asks for it
+   while a prompt is read; other recipes ignore it): s (n) is -ln p(token | all before it) of each token of the block,
+   0 or more; below 0: not known, as of the stream's first token. A session works it out itself. */
+KVMEM_API kvmem_status kvmem_cache_surprise(kvmem_cache *c, int n, const float *s);
 /* Any time; NULL: none. A session does both. kvmem_cache_copy hands fn and user on. */
 KVMEM_API void kvmem_cache_output(kvmem_cache *c, kvmem_output_fn fn, void *user);
 /* End of the block: segment, score, budget, reduce. */
@@ -774,6 +790,8 @@ typedef enum kvmem_mark_kind {
     KVMEM_MARK_TEXT, KVMEM_MARK_QUESTION, /* the rest of the prompt is what is asked */
     KVMEM_MARK_FRAME,                     /* an image, a screenshot */
     KVMEM_MARK_SCALE,                     /* a scale of next-scale generation: its tokens see all of it */
+    KVMEM_MARK_TURN,                      /* a turn of a conversation; it ends a piece as TEXT does. Where a piece of
+                                             another kind begins too, both marks stay, the turn's first */
     KVMEM_N_MARKS
 } kvmem_mark_kind;
 typedef struct kvmem_mark { int64_t pos; int kind; } kvmem_mark;
@@ -954,14 +972,16 @@ KVMEM_API kvmem_status kvmem_view_output(const kvmem_view *v, int h, float *l1, 
    over the group: out (n). Rows are causal. Needs KVMEM_READS_QUERIES. */
 KVMEM_API kvmem_status kvmem_view_attention(const kvmem_view *v, int g, int w, float *out);
 KVMEM_API kvmem_status kvmem_view_cut(const kvmem_view *v, int32_t pos); /* an event starts at pos */
+/* In segment: the surprise of each token of the block, below 0 where it is not known. Needs KVMEM_READS_SURPRISE. */
+KVMEM_API const float *kvmem_view_surprise(const kvmem_view *v);
 /* Query i of the ring (0 the oldest of the kvmem_view_queries there are; needs KVMEM_READS_QUERIES): the
    probabilities that the r heads of group g give the lane's entries, out (r, n), 0 where they see nothing;
    and the query itself as the keys are read, after RoPE, of query head h: out (d), *pos its position. */
 KVMEM_API int kvmem_view_queries(const kvmem_view *v);
 KVMEM_API kvmem_status kvmem_view_row(const kvmem_view *v, int g, int i, float *out);
 KVMEM_API void kvmem_view_query(const kvmem_view *v, int h, int i, float *out, int32_t *pos);
-/* A score, select or retrieve entry's own floats of entry t of a lane (memory->own of them), and its state of the
-   lane. */
+/* A score, select, retrieve or segment entry's own floats of entry t of a lane (memory->own of them), and its state
+   of the lane. */
 KVMEM_API void kvmem_view_own(const kvmem_view *v, int g, int t, float *out);
 KVMEM_API kvmem_status kvmem_view_set_own(const kvmem_view *v, int g, int t, const float *own);
 KVMEM_API float *kvmem_view_state(const kvmem_view *v, int g);
@@ -1064,8 +1084,10 @@ struct kvmem_cache {
     int n_events, cap_events;
     kvmem_mark *mark;           /* (n_marks) kvmem_cache_mark */
     int n_marks, cap_marks;
-    float *state;               /* (n_lanes, sum of lane_floats) behind kvmem_lane.state */
-    int lane_floats[3], own[3], own_at[3]; /* of score, select, retrieve; own floats begin at statistic own_at */
+    float *state;               /* (n_lanes, sum of the first three lane_floats) behind kvmem_lane.state; segment's */
+    int lane_floats[4], own[4], own_at[4]; /* of score, select, retrieve, segment; own floats begin at own_at */
+    float *token_value;         /* (max_block) of the block's tokens: surprise, or what segment's watch makes */
+    int has_surprise;           /* 1: kvmem_cache_surprise has told this block's */
     size_t stage_bytes;         /* scratch that they may ask for */
     size_t note;                /* bytes of a page's note */
     unsigned char **read;       /* (n_kv_heads) while a layer attends: pages that are read; NULL: all */
@@ -1832,6 +1854,8 @@ typedef struct kvmem_session {
     /* of a recipe whose score sends probe tokens: the ids of all tokens fed; the probe that runs now, or NULL */
     int *ids, n_ids, cap_ids;
     kvmem_cache *probe;
+    int next_known;               /* of a recipe that reads surprise: 1: logits are those of the last token fed */
+    int turn, turn_behind, turn_due; /* kvmem_session_turn_token: 1 + the id, 0: none; one begins with the next token */
 } kvmem_session;
 KVMEM_API kvmem_session_config kvmem_session_config_default(void);
 KVMEM_API kvmem_status kvmem_session_init(kvmem_session *s, const kvmem_model *m,
@@ -1843,6 +1867,10 @@ KVMEM_API void kvmem_session_free(kvmem_session *s);
 KVMEM_API void kvmem_session_bytes(const kvmem_session *s, kvmem_bytes *out);
 /* The turn is over: frees what reduce=recompute(hold=1) keeps until then. Else it does nothing. */
 KVMEM_API void kvmem_session_end_turn(kvmem_session *s);
+/* From now on a turn begins (kvmem_cache_mark(KVMEM_MARK_TURN)) with every token `id` that is fed or, behind = 1, with
+   the token after it; id -1: no more, as after init. Blocks then end where turns do. Segment=turn reads the marks; who
+   knows the turns otherwise marks s->cache himself. KVMEM_BAD_ARGUMENT outside the vocabulary. */
+KVMEM_API kvmem_status kvmem_session_turn_token(kvmem_session *s, int id, int behind);
 /* Forget the tokens from n_tokens on; forget all. The next feed gives logits again. */
 KVMEM_API kvmem_status kvmem_session_truncate(kvmem_session *s, int64_t n_tokens);
 KVMEM_API void kvmem_session_clear(kvmem_session *s);
@@ -13320,19 +13348,27 @@ static int kvmem__stats_before(unsigned reads, unsigned which) {
     return n;
 }
 /* The stages whose entries remember something, and what that of such a stage remembers, or NULL. */
-enum { KVMEM__MEMORIES = 3 };
-static kvmem_stage kvmem__memory_stage(int i) { return i == 0 ? KVMEM_SCORE : i == 1 ? KVMEM_SELECT : KVMEM_RETRIEVE; }
+enum { KVMEM__MEMORIES = 4 };
+static kvmem_stage kvmem__memory_stage(int i) {
+    return i == 0 ? KVMEM_SCORE : i == 1 ? KVMEM_SELECT : i == 2 ? KVMEM_RETRIEVE : KVMEM_SEGMENT;
+}
 static const kvmem_memory *kvmem__memory_of(const kvmem_recipe *r, kvmem_stage stage) {
     const void *head = r->stage[stage].entry;
     return stage == KVMEM_SCORE    ? ((const kvmem_score_entry *)head)->memory
          : stage == KVMEM_SELECT   ? ((const kvmem_select_entry *)head)->memory
-         : stage == KVMEM_RETRIEVE ? ((const kvmem_retrieve_entry *)head)->memory : NULL;
+         : stage == KVMEM_RETRIEVE ? ((const kvmem_retrieve_entry *)head)->memory
+         : stage == KVMEM_SEGMENT  ? ((const kvmem_segment_entry *)head)->memory : NULL;
+}
+/* Does the cache keep a number of each token of the block? */
+static int kvmem__token_row(const kvmem_recipe *r) {
+    const kvmem_memory *m = kvmem__memory_of(r, KVMEM_SEGMENT);
+    return (r->stage[KVMEM_SEGMENT].entry->reads & KVMEM_READS_SURPRISE) || (m && m->watch);
 }
 static size_t kvmem__state_floats(const kvmem_cache *c) { /* of a lane */
     return (size_t)c->lane_floats[0] + (size_t)c->lane_floats[1] + (size_t)c->lane_floats[2];
 }
 static size_t kvmem__state_bytes(const kvmem_cache *c) {
-    return (size_t)c->n_lanes * kvmem__state_floats(c) * sizeof(float);
+    return ((size_t)c->n_lanes * kvmem__state_floats(c) + (size_t)c->lane_floats[3]) * sizeof(float);
 }
 static int kvmem__shares(const kvmem_choice *ch);
 static void kvmem__view_scratch_end(kvmem_cache *c);
@@ -13405,7 +13441,7 @@ typedef struct kvmem__codecs {
 typedef struct kvmem__plan {
     kvmem__codecs codecs;
     unsigned reads;
-    int n_stats, ring, page, lanes, own[3], own_at[3], lane_floats[3];
+    int n_stats, ring, page, lanes, own[4], own_at[4], lane_floats[4];
     size_t state_bytes, stage_bytes, note, asks; /* scratch of the retrieve entry that does not grow with the lanes */
     int watches;                          /* kvmem__watches */
     size_t page_bytes, waiting;           /* of all lanes: a settled page each; what fresh pages take more */
@@ -13768,7 +13804,7 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
     p->watches = kvmem__watches(r);
     p->state_bytes = (size_t)(p->lanes * (1 + ((r->stage[KVMEM_REDUCE].entry->reads & KVMEM_TAKES_CODEC) != 0))) *
                      ((size_t)p->lane_floats[0] + (size_t)p->lane_floats[1] + (size_t)p->lane_floats[2]) *
-                     sizeof(float);
+                     sizeof(float) + (size_t)p->lane_floats[3] * sizeof(float);
     if (p->reads & KVMEM_READS_QUERIES)
         for (i = 0; i < KVMEM_N_STAGES; i++)
             if (r->stage[i].entry->reads & KVMEM_READS_QUERIES) {
@@ -13783,6 +13819,7 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
     for (l = 0; s->rope && l < L; l++) floats += (size_t)(s->rope[l].n_rot / 2);
     bytes += s->rope ? (size_t)L * sizeof(kvmem_rope) : 0;
     ints += (s->window ? (size_t)L : 0) + (size_t)cfg->max_block + (size_t)p->ring + (size_t)r->page;
+    ints += kvmem__token_row(r) ? (size_t)cfg->max_block : 0;
     ok = ok && (!s->sink_bias || kvmem__mul((size_t)L, (size_t)H, &x));
     if (s->sink_bias) floats += (size_t)L * (size_t)H;
     p->block_bytes = KVMEM__ALIGN16(bytes) + KVMEM__ALIGN16(floats * sizeof(float)) +
@@ -14678,9 +14715,11 @@ static void kvmem__carve(kvmem_cache *c, const kvmem_shape *s) {
     w += c->max_block;
     c->ring_pos = w;
     w += c->ring;
+    c->token_value = kvmem__token_row(&c->recipe) ? (float *)(void *)w : NULL; /* of the same size, too */
+    w += c->token_value ? c->max_block : 0;
     c->index = (int *)(void *)w; /* int32_t may be long, of the same size */
     w += c->index_n;
-    memset(c->block_pos, 0, (size_t)(c->max_block + c->ring + c->index_n) * sizeof(int32_t));
+    memset(c->block_pos, 0, (size_t)(w - c->block_pos) * sizeof(int32_t));
     m += KVMEM__ALIGN16((size_t)(w - (int32_t *)(void *)m) * sizeof(int32_t));
     c->layer_state = m;
     m += KVMEM__ALIGN16((size_t)L);
@@ -14828,7 +14867,7 @@ KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
     if (c->layer_state) memset(c->layer_state, 0, (size_t)c->shape.n_layers);
     c->tokens = c->since_reduce = c->pages_read = c->pages_there = c->chosen = c->loaded = 0;
     c->next_pos = 0;
-    c->block_n = c->ring_n = c->ring_at = c->hidden = 0;
+    c->block_n = c->ring_n = c->ring_at = c->hidden = c->has_surprise = 0;
 }
 KVMEM_API void kvmem_cache_free(kvmem_cache *c) {
     kvmem_bytes_part part;
@@ -14897,7 +14936,7 @@ static kvmem_status kvmem__copy(kvmem_cache *dst, const kvmem_cache *src, int pr
     dst->n_resident = dst->cap_resident = 0;
     dst->seen_cap = dst->hidden = 0;
     if (probe) dst->ring = dst->ring_n = dst->ring_at = dst->lane_floats[0] = dst->lane_floats[1] =
-        dst->lane_floats[2] = dst->awaits = 0;
+        dst->lane_floats[2] = dst->lane_floats[3] = dst->awaits = 0;
     st = src->block_n ? kvmem__fail(&dst->error, KVMEM_BAD_STATE, "kvmem_cache_copy in the middle of a block")
        : src->probe_of ? kvmem__fail(&dst->error, KVMEM_BAD_STATE, "kvmem_cache_copy of a probe")
                        : kvmem__take_fixed(dst, &src->shape, kvmem__ring_bytes(dst));
@@ -15432,7 +15471,7 @@ KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens) {
     }
     if (n < c->next_pos) kvmem__seen_free(c); /* a prompt that was cut has not ended */
     memset(c->layer_state, 0, (size_t)c->shape.n_layers); /* a block in flight is forgotten */
-    c->block_n = c->hidden = 0;
+    c->block_n = c->hidden = c->has_surprise = 0;
     if (c->next_pos > n) c->next_pos = n;
     if (c->tokens > n) c->tokens = n;
     return KVMEM_OK;
@@ -17085,6 +17124,21 @@ KVMEM_API kvmem_status kvmem_cache_hidden(kvmem_cache *c, int layer, int n, cons
     c->hidden = 1 + layer;
     return KVMEM_OK;
 }
+KVMEM_API kvmem_status kvmem_cache_surprise(kvmem_cache *c, int n, const float *s) {
+    int t;
+    KVMEM__TRY(kvmem__check_layer(c, 0, "surprise"));
+    if (!s) return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "surprise: no numbers");
+    if (!c->block_n || n != c->block_n)
+        return kvmem__fail(&c->error, KVMEM_BAD_STATE, "surprise: of %d tokens; call it between the append and the "
+                           "commit of a block, with one number for each of its %d tokens", n, c->block_n);
+    for (t = 0; t < n; t++)
+        if (!(s[t] * 0.0f == 0.0f))
+            return kvmem__fail(&c->error, KVMEM_BAD_VALUE, "surprise: that of token %d of the block is not finite", t);
+    if (!(c->reads & KVMEM_READS_SURPRISE) || c->probe_of) return KVMEM_OK;
+    memcpy(c->token_value, s, (size_t)n * sizeof *s);
+    c->has_surprise = 1;
+    return KVMEM_OK;
+}
 KVMEM_API void kvmem_cache_output(kvmem_cache *c, kvmem_output_fn fn, void *user) {
     c->output = fn;
     c->output_user = user;
@@ -17339,7 +17393,7 @@ KVMEM_API void kvmem_view_query(const kvmem_view *v, int h, int i, float *out, i
     kvmem__rope_rows(c, v->layer, out, 1, &c->ring_pos[slot]);
 }
 static int kvmem__memory_side(const kvmem_view *v) {
-    return v->stage == KVMEM_SELECT ? 1 : v->stage == KVMEM_RETRIEVE ? 2 : 0;
+    return v->stage == KVMEM_SELECT ? 1 : v->stage == KVMEM_RETRIEVE ? 2 : v->stage == KVMEM_SEGMENT ? 3 : 0;
 }
 KVMEM_API void kvmem_view_own(const kvmem_view *v, int g, int t, float *out) {
     const kvmem_cache *c = v->cache;
@@ -17360,8 +17414,12 @@ KVMEM_API kvmem_status kvmem_view_set_own(const kvmem_view *v, int g, int t, con
     return KVMEM_OK;
 }
 KVMEM_API float *kvmem_view_state(const kvmem_view *v, int g) {
-    return kvmem__lane_at(v->cache, v->layer, g)->state[kvmem__memory_side(v)];
+    kvmem_cache *c = v->cache;
+    if (v->stage == KVMEM_SEGMENT)
+        return c->lane_floats[3] ? c->state + (size_t)c->n_lanes * kvmem__state_floats(c) : NULL;
+    return kvmem__lane_at(c, v->layer, g)->state[kvmem__memory_side(v)];
 }
+KVMEM_API const float *kvmem_view_surprise(const kvmem_view *v) { return v->cache->token_value; }
 KVMEM_API void *kvmem_view_index(const kvmem_view *v, int g, size_t bytes, size_t *size, int *fresh) {
     kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
     if (fresh) *fresh = !ln->index || ln->index_stale;
@@ -17392,8 +17450,14 @@ KVMEM_API const kvmem_mark *kvmem_view_marks(const kvmem_view *v, int *n) {
     return v->cache->mark;
 }
 static int kvmem__recomputes(const kvmem_recipe *r); /* section reduce_recompute */
+/* At one position: at most a turn and a piece of another kind, the turn first. */
 static kvmem_status kvmem__add_mark(kvmem_cache *c, kvmem_mark mark) {
-    if (c->n_marks && c->mark[c->n_marks - 1].pos == mark.pos) c->n_marks--; /* the last word counts */
+    const int turn = mark.kind == KVMEM_MARK_TURN, last = c->n_marks - 1;
+    const int same = last >= 0 && c->mark[last].pos == mark.pos;
+    const int other = same && c->mark[last].kind != KVMEM_MARK_TURN; /* a piece of another kind is there */
+    const int first = last - (other && last > 0);
+    if (turn && same && c->mark[first].kind == KVMEM_MARK_TURN && c->mark[first].pos == mark.pos) return KVMEM_OK;
+    if (!turn && other) c->n_marks--; /* the last word counts */
     if (c->n_marks == c->cap_marks) {
         const int cap = c->cap_marks ? 2 * c->cap_marks : 8;
         const kvmem_bytes_part part = kvmem__part(2, (size_t)cap * sizeof *c->mark);
@@ -17407,6 +17471,10 @@ static kvmem_status kvmem__add_mark(kvmem_cache *c, kvmem_mark mark) {
         c->cap_marks = cap;
     }
     c->mark[c->n_marks++] = mark;
+    if (turn && other) {
+        c->mark[c->n_marks - 1] = c->mark[c->n_marks - 2];
+        c->mark[c->n_marks - 2] = mark;
+    }
     return KVMEM_OK;
 }
 KVMEM_API kvmem_status kvmem_cache_mark(kvmem_cache *c, kvmem_mark_kind kind) {
@@ -21765,7 +21833,85 @@ static kvmem_status kvmem__check_recompute(const kvmem_recipe *r, kvmem_error *e
 }
 
 /* ==== >>segment : where does the stream break into events? =======================================
-   Called once a block with the positions [from, to) that it brought; marks the starts of events. */
+   Called once a block with the positions [from, to) that it brought; marks the starts of events. The first token is
+   the start of the first one. What a segmenter proposes goes through one rule (cut), with b the start of the event
+   that is open and p where a new one is proposed:
+       p - b < min           the proposal falls away: a short piece joins what follows it
+       p - b > max           cuts at b + max, b + 2 max, ... first; what is left may then be too short as above
+   so no event but the last is shorter than min or longer than max. max=0: any length. It needs no look ahead, so a
+   stream and the list of all its proposals give the same events.
+   Segmenters that know late (a surprise is that of the next token; a window is not full yet) cut below `from`. Cutting
+   at max waits for them. State is one array of the stream, of which a file may hold any bits: counts are clamped, and
+   a cut that does not rise or lies in the future is left out. */
+
+/* Counts in two floats, exact up to 2^46; whatever the bits say, the result is in 0..2^46. */
+static void kvmem__put_count(float *f, int64_t n) {
+    f[0] = (float)(n >> 22);
+    f[1] = (float)(n & 0x3fffff);
+}
+static int64_t kvmem__get_count(const float *f) {
+    const int ok = f[0] >= 0 && f[0] < 16777216.0f && f[1] >= 0 && f[1] < 4194304.0f;
+    return ok ? ((int64_t)f[0] << 22) + (int64_t)f[1] : 0;
+}
+/* A whole number 0..most in one float. */
+static int kvmem__get_small(float f, int most) { return f >= 0 && f <= (float)most ? (int)f : 0; }
+
+/* The next start of an event after b, up to p (p itself only if it is wanted), or -1. */
+static int32_t kvmem__cut_next(int32_t b, int32_t p, int wanted, int min, int max) {
+    if (max > 0 && (int64_t)p - b > max) return b + max;
+    return wanted && p > b && (int64_t)p - b >= min ? p : -1;
+}
+/* Propose a start at p, or only cut what is too long before p. Parameters min and max are the entry's. */
+static kvmem_status kvmem__cut_at(const kvmem_view *v, int64_t p, int wanted) {
+    const kvmem_cache *c = v->cache;
+    const kvmem_entry *e = c->recipe.stage[KVMEM_SEGMENT].entry;
+    const int min = (int)kvmem__param_of(e, v->par, "min", 1), max = (int)kvmem__param_of(e, v->par, "max", 0);
+    int64_t b = c->n_events ? c->event[c->n_events - 1] : -1;
+    if (b < 0 || p > (int64_t)c->block_pos[c->block_n - 1] + 1) return KVMEM_OK;
+    while (p > b) {
+        const int32_t next = kvmem__cut_next((int32_t)b, (int32_t)p, wanted, min, max);
+        if (next < 0) break;
+        KVMEM__TRY(kvmem_view_cut(v, next));
+        b = next;
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__cut_first(const kvmem_view *v, int32_t from) {
+    return v->cache->n_events ? KVMEM_OK : kvmem_view_cut(v, from);
+}
+#define KVMEM__CUT_PARAMS(min, max) \
+    { "min", min, 1, 1000000000, NULL, 1, "least tokens of an event; a shorter one joins the next" }, \
+    { "max", max, 0, 1000000000, NULL, 1, "most tokens of an event; 0: any number" }
+
+/* A layer told as a share of the layers (below 1) or by its number. */
+static int kvmem__segment_layer(const kvmem_cache *c, double layer) {
+    const double at = layer < 1 ? floor(layer * c->shape.n_layers) : layer;
+    return at < (double)c->shape.n_layers ? (int)at : -1;
+}
+static kvmem_status kvmem__no_layer(const kvmem_view *v, const char *what, double layer) {
+    return kvmem__fail(&v->cache->error, KVMEM_BAD_RECIPE, "segment=%s(%s=%.9g): the model has %d layers",
+                       v->cache->recipe.stage[KVMEM_SEGMENT].entry->word, what, layer, v->cache->shape.n_layers);
+}
+/* Entries [i0, i0 + n) of lane (v->layer, g), n at most KVMEM__RAW: keys before RoPE (n, d) and positions. */
+#define KVMEM__RAW 64
+static void kvmem__raw_keys(const kvmem_view *v, int g, int i0, int n, float *k, int32_t *pos) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    int i;
+    for (i = 0; i < n; i++) pos[i] = kvmem__lane_pos(ln, i0 + i);
+    kvmem_view_keys(v, g, i0, n, k);
+    kvmem__unrope_rows(v->cache, v->layer, k, n, pos);
+}
+/* cos(a, b); 0 where one of them is 0. */
+static double kvmem__cosine(const float *a, const float *b, int d) {
+    double ab = 0, aa = 0, bb = 0;
+    int i;
+    for (i = 0; i < d; i++) {
+        ab += (double)a[i] * (double)b[i];
+        aa += (double)a[i] * (double)a[i];
+        bb += (double)b[i] * (double)b[i];
+    }
+    return aa > 0 && bb > 0 ? ab / (sqrt(aa) * sqrt(bb)) : 0;
+}
 
 /* ==== >>segment_fixed : an event every `size` tokens. stage: segment ====
    Starts at the positions 0, size, 2 size, ...; size=0: no event is ever marked. */
@@ -21781,8 +21927,551 @@ static kvmem_status kvmem__segment_fixed(const kvmem_view *v, int32_t from, int3
     return KVMEM_OK;
 }
 
+/* ==== >>segment_turn : where turns of a conversation begin. stage: segment ====
+   The windows of EpiCache, W consecutive turns each: Kim et al. EpiCache: Episodic KV Cache Management for Long
+   Conversational Question Answering. 2025. arXiv 2509.17396.   Code: apple/ml-epicache utils/cluster.py.
+   The caller says where turns begin: kvmem_cache_mark(c, KVMEM_MARK_TURN), or kvmem_session_turn_token for a token that
+   begins or ends them. With turns at t_0, t_1, ... events are proposed at t_0, t_W, t_2W, ... (every=W).
+   reads: marks.   state: none.   cost: O(marks).   defaults: every=1 min=1 max=0.   departs: turns too long are cut by
+   max, not at sentences.   test: tests/segment.c turn_* */
+static const kvmem_param kvmem__params_turn[] = {
+    { "every", 1, 1, 1000000, NULL, 1, "turns in an event (EpiCache's W)" }, KVMEM__CUT_PARAMS(1, 0),
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__segment_turn(const kvmem_view *v, int32_t from, int32_t to) {
+    const int every = (int)v->par[0];
+    int n, i, turn = 0;
+    const kvmem_mark *mark = kvmem_view_marks(v, &n);
+    KVMEM__TRY(kvmem__cut_first(v, from));
+    for (i = 0; i < n && mark[i].pos < to; i++) {
+        if (mark[i].kind != KVMEM_MARK_TURN) continue;
+        if (mark[i].pos >= from && turn % every == 0) KVMEM__TRY(kvmem__cut_at(v, mark[i].pos, 1));
+        turn++;
+    }
+    return kvmem__cut_at(v, to, 0);
+}
+
+/* ==== >>segment_surprise : where the model did not expect what came. stage: segment; prefill ====
+   Fountas et al. Human-inspired Episodic Memory for Infinite Context LLMs. 2024. arXiv 2407.09450.   Code:
+   em-llm/EM-LLM-model em_llm.py (em_llm_causal_lm_forward), similarity_refinement/segmentation.py and similarity.py.
+   1. Surprise of a token: s_t = -ln p(x_t | x_<t). A session works it out, others tell it (kvmem_cache_surprise).
+   2. An event begins where s_t > T = mu + gamma sigma, strictly, sigma with divisor count - 1; fewer than two values:
+      nowhere. tau=0, as released: one T a block, over what came before it: with e surprises so far, C of them of the
+      block, those with index max(e - local, 0) .. max(e - C, init) - 1 (index 0 is the second token's; for a first
+      block with refinement all of it). tau > 0, the paper's: over the tau tokens before t.
+      shift=0, as released: the event begins one token before the surprising one; shift=1, the paper's: with it.
+   3. Refinement moves each start inside the window around its event to where a graph of the keys falls apart best.
+      A_ij = sum over layers >= from and KV heads of k_i . k_j, keys before RoPE, neither normalised nor clipped. Starts
+      nearer than min to the proposal before them are dropped. Then for each e in order, positions relative to the last
+      refined start of the block before (or to this block, if that had none), off = where this block begins, prev = the
+      last refined start, at first 0:
+        if e - prev > min and e - off > min: half = (e - prev)/2, window [max(0, prev - half), min(N, e + half)),
+        t = max(off, prev) + min .. e - 1 (e itself is no candidate): both sides of t inside the window are communities;
+        e becomes the first t of largest modularity Q, or of smallest conductance. Else e stays.
+      A is a Gram matrix: with key sums P(t) of the window's first t rows and T = P(w), per layer and head, all summed,
+        Wl = |P|^2   Wr = |T - P|^2   S = |T|^2   vol = P . T
+        Q = (Wl + Wr - (vol^2 + (S - vol)^2)/S) / (2 S)
+        phi = min over both sides of cut/min(W, S - W), cut = vol - Wl; a denominator of 0 counts as 1e-15
+      so a window costs O(w d) instead of O(w^3). |S| < 1e-12: e stays.
+   4. cut, by min and max.
+   reads: surprise; keys of the layers >= from (refine).   state: the last max(local, tau) surprises, 6 numbers.
+   cost: O(local) a block or O(tau) a token; the output head for every token of a prompt; refinement O(w d) a lane.
+   defaults: gamma=1 tau=0 shift=0 refine=off from=0.625 (layer 20 of 32) min=8 max=128 init=128 local=4096 decode=0.
+   ties: first.   departs: the released chunks have 512 tokens, here they are the caller's blocks; a surprise is known
+   with its token, not one earlier, so at shift=0 a block decides about its tokens but the last, whose flag comes with
+   the next block; tokens whose surprise is not known (generated ones at decode=0) leave mu and sigma alone, where the
+   code counts them as 0; keys that have been evicted count as 0; a window is clipped to 1024 tokens on each side of e.
+   test: tests/segment.c surprise_* and refine_* */
+static const kvmem_param kvmem__params_surprise[] = {
+    { "gamma", 1, -1000, 1000000, NULL, 0, "how many standard deviations above the mean" },
+    { "tau", 0, 0, 65536, NULL, 1, "0: a threshold a block, as released; else of so many tokens before, the paper's" },
+    { "shift", 0, 0, 1, NULL, 1, "0: the event begins one token before, as released; 1: with the surprising token" },
+    { "refine", 0, 0, 2, "off|modularity|conductance", 1, "move starts to where keys fall apart" },
+    { "from", 0.625, 0, 4096, NULL, 0, "first layer whose keys refine: a share of the layers below 1, or its number" },
+    KVMEM__CUT_PARAMS(8, 128),
+    { "init", 128, 0, 65536, NULL, 1, "first surprises that the first thresholds are made of" },
+    { "local", 4096, 2, 1048576, NULL, 1, "newest surprises that a threshold is made of" },
+    { "decode", 0, 0, 1, NULL, 1, "1: generated tokens start events, too" },
+    KVMEM__END_PARAMS };
+enum { KVMEM__SUR_GAMMA, KVMEM__SUR_TAU, KVMEM__SUR_SHIFT, KVMEM__SUR_REFINE, KVMEM__SUR_FROM, KVMEM__SUR_MIN,
+       KVMEM__SUR_MAX, KVMEM__SUR_INIT, KVMEM__SUR_LOCAL, KVMEM__SUR_DECODE };
+/* The state: tokens the ring has seen; 1 + the last refined start; where the last block's part began; the ring. */
+enum { KVMEM__SUR_SEEN = 0, KVMEM__SUR_LAST = 2, KVMEM__SUR_BLOCK = 4, KVMEM__SUR_RING = 6,
+       KVMEM__REFINE_SIDE = 1024 };
+static int kvmem__surprise_cap(const double *par) {
+    return (int)KVMEM__MAX(par[KVMEM__SUR_LOCAL], par[KVMEM__SUR_TAU]);
+}
+static int kvmem__surprise_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)n_heads, (void)n_kv_heads, (void)d;
+    return KVMEM__SUR_RING + kvmem__surprise_cap(par);
+}
+static int kvmem__surprise_scratch(const double *par, int d) {
+    const int w = 2 * KVMEM__REFINE_SIDE + 1;
+    return par[KVMEM__SUR_REFINE] > 0 ? 6 * w + 4 * d + KVMEM__RAW * (d + 1) + 64 : 0;
+}
+/* Surprises by token: those before `at` in a ring of cap, from `lo` on; then the block's n. Below 0: not known. */
+typedef struct kvmem__surprises {
+    const float *ring;
+    int cap, n;
+    int64_t lo, at;
+    const float *s;
+} kvmem__surprises;
+static float kvmem__surprise_of(const kvmem__surprises *x, int64_t t) {
+    if (t >= x->at) return x->s[t - x->at];
+    return t >= x->lo && t >= 0 ? x->ring[t % x->cap] : -1.0f;
+}
+/* mu + gamma sigma over tokens [a, b); INFINITY if fewer than two are known. */
+static double kvmem__surprise_limit(const kvmem__surprises *x, int64_t a, int64_t b, double gamma) {
+    double sum = 0, sq = 0, mean;
+    int64_t t;
+    int n = 0;
+    for (t = a; t < b; t++) {
+        const double s = (double)kvmem__surprise_of(x, t);
+        if (s >= 0) sum += s, n++;
+    }
+    if (n < 2) return (double)INFINITY;
+    mean = sum / n;
+    for (t = a; t < b; t++) {
+        const double s = (double)kvmem__surprise_of(x, t);
+        if (s >= 0) sq += (s - mean) * (s - mean);
+    }
+    return mean + gamma * sqrt(sq / (n - 1));
+}
+/* Which tokens of the block are surprising? flag (n). whole: a first block's threshold is made of all of it. */
+static void kvmem__surprise_flags(const kvmem__surprises *x, const double *par, int whole, unsigned char *flag) {
+    const double gamma = par[KVMEM__SUR_GAMMA];
+    const int64_t tau = (int64_t)par[KVMEM__SUR_TAU], local = (int64_t)par[KVMEM__SUR_LOCAL];
+    const int64_t e = x->at + x->n - 1, before = KVMEM__MAX(x->at - 1, 0); /* in indices, one less than tokens */
+    const int64_t a = KVMEM__MAX(e - local, 0), b = KVMEM__MAX(before, (int64_t)par[KVMEM__SUR_INIT]);
+    const int64_t stop = whole && !before ? e : KVMEM__MIN(b, e);
+    double limit = tau ? 0 : kvmem__surprise_limit(x, a + 1, stop + 1, gamma);
+    int i;
+    for (i = 0; i < x->n; i++) {
+        const int64_t t = x->at + i;
+        if (tau) limit = kvmem__surprise_limit(x, KVMEM__MAX(t - tau, 0), t, gamma);
+        flag[i] = x->s[i] >= 0 && (double)x->s[i] > limit;
+    }
+}
+
+/* The two communities left and right of every t in [0, w): W of each, and the volume of the left one. */
+typedef struct kvmem__gram {
+    double total; /* S */
+    double *left, *right, *vol; /* (w) each, all zero at first */
+} kvmem__gram;
+static void kvmem__gram_sum(double *T, const float *k, int n, int d) {
+    int t, i;
+    for (t = 0; t < n; t++)
+        for (i = 0; i < d; i++) T[i] += (double)k[t * d + i];
+}
+/* Those of t in [a, b), which all have the same sum P before them. */
+static void kvmem__gram_fill(kvmem__gram *x, const double *P, const double *T, int d, int a, int b) {
+    double l = 0, r = 0, vol = 0;
+    int i;
+    for (i = 0; a < b && i < d; i++) {
+        l += P[i] * P[i];
+        r += (T[i] - P[i]) * (T[i] - P[i]);
+        vol += P[i] * T[i];
+    }
+    for (; a < b; a++) {
+        x->left[a] += l;
+        x->right[a] += r;
+        x->vol[a] += vol;
+    }
+}
+static double kvmem__modularity(const kvmem__gram *x, int t) {
+    const double S = x->total, vol = x->vol[t], rest = S - vol;
+    return (x->left[t] + x->right[t] - (vol * vol + rest * rest) / S) / (2 * S);
+}
+static double kvmem__conductance(const kvmem__gram *x, int t) {
+    const double S = x->total, W[2] = { x->left[t], x->right[t] };
+    double phi[2];
+    int i;
+    for (i = 0; i < 2; i++) {
+        const double least = KVMEM__MIN(W[i], S - W[i]);
+        phi[i] = (x->vol[t] - x->left[t]) / (least == 0 ? 1e-15 : least);
+    }
+    return KVMEM__MIN(phi[0], phi[1]);
+}
+/* The best t of [a, b), the first of equals; -1: the graph has no weight or there is none. metric 1: largest
+   modularity, 2: smallest conductance. */
+static int kvmem__gram_best(const kvmem__gram *x, int a, int b, int metric) {
+    double most = 0;
+    int t, best = -1;
+    if (!(fabs(x->total) >= 1e-12)) return -1;
+    for (t = a; t < b; t++) {
+        const double q = metric == 1 ? kvmem__modularity(x, t) : -kvmem__conductance(x, t);
+        if (best < 0 || q > most) {
+            most = q;
+            best = t;
+        }
+    }
+    return best;
+}
+/* Add the lane (v->layer, g) to the graph of positions [from, from + w). sums (2 d): T, P; rows (KVMEM__RAW, d). */
+static void kvmem__gram_lane(const kvmem_view *v, int g, kvmem__gram *x, int32_t from, int w, double *sums,
+                             float *rows, int32_t *pos) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    const int d = v->cache->shape.head_dim, a = kvmem__lane_find(ln, from), b = kvmem__lane_find(ln, from + w);
+    double *T = sums, *P = sums + d;
+    int i, j, n, at = 0;
+    memset(sums, 0, 2 * (size_t)d * sizeof *sums);
+    for (i = a; i < b; i += n) {
+        n = KVMEM__MIN(b - i, KVMEM__RAW);
+        kvmem__raw_keys(v, g, i, n, rows, pos);
+        kvmem__gram_sum(T, rows, n, d);
+    }
+    for (i = 0; i < d; i++) x->total += T[i] * T[i];
+    for (i = a; i < b; i += n) {
+        n = KVMEM__MIN(b - i, KVMEM__RAW);
+        kvmem__raw_keys(v, g, i, n, rows, pos);
+        for (j = 0; j < n; j++) {
+            kvmem__gram_fill(x, P, T, d, at, pos[j] - from + 1);
+            at = pos[j] - from + 1;
+            kvmem__gram_sum(P, rows + j * d, 1, d);
+        }
+    }
+    kvmem__gram_fill(x, P, T, d, at, w);
+}
+/* Of a start proposed at e, with the last one at prev and this block from off on, all relative to base, the place
+   where the keys fall apart best; e where there is none. N: end of what is known. -1: no memory. */
+static int64_t kvmem__refine_one(const kvmem_view *v, int64_t base, int64_t prev, int64_t e, int64_t off, int64_t N) {
+    const int min = (int)v->par[KVMEM__SUR_MIN], metric = (int)v->par[KVMEM__SUR_REFINE];
+    const int d = v->cache->shape.head_dim, first = kvmem__segment_layer(v->cache, v->par[KVMEM__SUR_FROM]);
+    const int64_t half = (e - prev) / 2, lo = KVMEM__MAX(KVMEM__MAX(0, prev - half), e - KVMEM__REFINE_SIDE);
+    const int64_t hi = KVMEM__MIN(KVMEM__MIN(N, e + half), e + KVMEM__REFINE_SIDE);
+    const int64_t a = KVMEM__MAX(KVMEM__MAX(off, prev) + min, lo + 1);
+    const int w = (int)(hi - lo);
+    kvmem_view of = *v;
+    kvmem__gram x;
+    double *sums = (double *)(void *)kvmem__view_scratch(v, 2 * (3 * (size_t)w + 2 * (size_t)d));
+    float *rows = sums ? kvmem__view_scratch(v, (size_t)KVMEM__RAW * (size_t)(d + 1)) : NULL;
+    int g, best;
+    if (!rows) return -1;
+    x.left = sums + 2 * d;
+    x.right = x.left + w;
+    x.vol = x.right + w;
+    x.total = 0;
+    memset(x.left, 0, 3 * (size_t)w * sizeof *x.left);
+    for (of.layer = first; of.layer < v->cache->shape.n_layers; of.layer++)
+        for (g = 0; g < v->cache->shape.n_kv_heads; g++)
+            kvmem__gram_lane(&of, g, &x, (int32_t)(base + lo), w, sums, rows,
+                             (int32_t *)(void *)(rows + (size_t)KVMEM__RAW * (size_t)d));
+    best = kvmem__gram_best(&x, (int)(a - lo), (int)(e - lo), metric);
+    kvmem__view_scratch_back(v->cache);
+    kvmem__view_scratch_back(v->cache);
+    return best < 0 ? e : lo + best;
+}
+/* Refine the n proposals at (rising) of the part of the stream [from, to); base: the last refined start before, or
+   from. Returns how many are left, or -1. */
+static int kvmem__refine(const kvmem_view *v, int32_t *at, int n, int64_t base, int64_t from, int64_t to) {
+    const int64_t min = (int64_t)v->par[KVMEM__SUR_MIN], off = from - base;
+    int64_t prev = 0, was = 0;
+    int i, m = 0;
+    for (i = 0; i < n; i++) {
+        const int64_t e = at[i] - base, gap = i ? at[i] - was : off ? e : min;
+        was = at[i];
+        if (gap < min) continue;
+        prev = e - prev > min && e - off > min ? kvmem__refine_one(v, base, prev, e, off, to - base) : e;
+        if (prev < 0) return -1;
+        at[m++] = (int32_t)(base + prev);
+    }
+    return m;
+}
+/* What the ring tells of the tokens before x->at: those that came another way are not known, and where the cache was
+   truncated what the ring then lost stays lost. */
+static void kvmem__surprise_ready(float *st, kvmem__surprises *x) {
+    const int64_t seen = kvmem__get_count(st + KVMEM__SUR_SEEN);
+    float *ring = st + KVMEM__SUR_RING;
+    int64_t t;
+    for (t = KVMEM__MAX(seen, x->at - x->cap); t < x->at; t++) ring[t % x->cap] = -1;
+    x->ring = ring;
+    x->lo = KVMEM__MAX(seen, x->at) - x->cap;
+}
+/* The block's surprises enter the ring. */
+static void kvmem__surprise_store(float *st, const kvmem__surprises *x) {
+    const int64_t seen = kvmem__get_count(st + KVMEM__SUR_SEEN);
+    int i;
+    for (i = 0; i < x->n; i++) st[KVMEM__SUR_RING + (x->at + i) % x->cap] = x->s[i];
+    kvmem__put_count(st + KVMEM__SUR_SEEN, KVMEM__MAX(seen, x->at + x->n));
+}
+/* Proposals `at` of the part [from, to) of the stream: refined, cut, and the last one remembered. */
+static kvmem_status kvmem__surprise_cut(const kvmem_view *v, float *st, int32_t *at, int n, int64_t from, int64_t to) {
+    const int64_t last = kvmem__get_count(st + KVMEM__SUR_LAST) - 1;
+    int i;
+    if (v->par[KVMEM__SUR_REFINE] > 0 && n) {
+        const int64_t began = kvmem__get_count(st + KVMEM__SUR_BLOCK);
+        if (kvmem__segment_layer(v->cache, v->par[KVMEM__SUR_FROM]) < 0)
+            return kvmem__no_layer(v, "from", v->par[KVMEM__SUR_FROM]);
+        n = kvmem__refine(v, at, n, last >= began && last < from ? last : from, from, to);
+        if (n < 0) return v->cache->error.status;
+    }
+    for (i = 0; i < n; i++) KVMEM__TRY(kvmem__cut_at(v, at[i], 1));
+    if (n) kvmem__put_count(st + KVMEM__SUR_LAST, 1 + (int64_t)at[n - 1]);
+    kvmem__put_count(st + KVMEM__SUR_BLOCK, from);
+    return kvmem__cut_at(v, to, 0);
+}
+static kvmem_status kvmem__segment_surprise(const kvmem_view *v, int32_t from, int32_t to) {
+    kvmem_cache *c = v->cache;
+    const int shift = (int)v->par[KVMEM__SUR_SHIFT], n = c->block_n;
+    float *st = kvmem_view_state(v, 0);
+    int32_t *at = (int32_t *)(void *)kvmem__view_scratch(v, (size_t)n);
+    unsigned char *flag = at ? (unsigned char *)(void *)kvmem__view_scratch(v, (size_t)n / 4 + 1) : NULL;
+    kvmem__surprises x;
+    int i, m = 0;
+    if (!flag) return c->error.status;
+    KVMEM__TRY(kvmem__cut_first(v, from));
+    x.cap = kvmem__surprise_cap(v->par);
+    x.at = c->tokens;
+    x.n = n;
+    x.s = kvmem_view_surprise(v);
+    kvmem__surprise_ready(st, &x);
+    if (v->phase == KVMEM_DECODE && !(v->par[KVMEM__SUR_DECODE] > 0))
+        for (i = 0; i < n; i++) c->token_value[i] = -1;
+    kvmem__surprise_flags(&x, v->par, v->par[KVMEM__SUR_REFINE] > 0, flag);
+    for (i = 0; i < n; i++) {
+        const int32_t p = shift ? c->block_pos[i] : i ? c->block_pos[i - 1] : c->next_pos - 1;
+        if (flag[i] && p >= 0) at[m++] = p;
+    }
+    kvmem__surprise_store(st, &x);
+    if (shift) return kvmem__surprise_cut(v, st, at, m, from, to);
+    return kvmem__surprise_cut(v, st, at, m, c->next_pos ? c->next_pos - 1 : 0, c->block_pos[n - 1]);
+}
+static const kvmem_memory kvmem__surprise_memory = { 0, kvmem__surprise_floats, NULL, NULL, kvmem__surprise_scratch };
+
+/* --- vectors of a stream, for tdc and kffocus: the mean of a layer's keys before RoPE over its KV heads and over
+   `mean` tokens. The state begins with: tokens in the vector that is being made, where it begins, its sum (d). --- */
+enum { KVMEM__FRAME_N = 0, KVMEM__FRAME_AT = 1, KVMEM__FRAME_SUM = 3 };
+typedef kvmem_status (*kvmem__frame_fn)(const kvmem_view *v, float *own, const float *f, int64_t at);
+static kvmem_status kvmem__frame_end(const kvmem_view *v, float *st, kvmem__frame_fn fn) {
+    const int d = v->cache->shape.head_dim;
+    kvmem_status status;
+    st[KVMEM__FRAME_N] = 0;
+    status = fn(v, st + KVMEM__FRAME_SUM + d, st + KVMEM__FRAME_SUM, kvmem__get_count(st + KVMEM__FRAME_AT));
+    memset(st + KVMEM__FRAME_SUM, 0, (size_t)d * sizeof *st);
+    return status;
+}
+/* Tokens [i, i + n) of the block, n at most KVMEM__RAW: row (n, d) becomes the sums over the KV heads. */
+static void kvmem__frame_rows(const kvmem_view *v, int i, int n, float *row, float *rows, int32_t *pos) {
+    const kvmem_cache *c = v->cache;
+    const int d = c->shape.head_dim;
+    int g, j, x;
+    memset(row, 0, (size_t)(n * d) * sizeof *row);
+    for (g = 0; g < c->shape.n_kv_heads; g++) {
+        const kvmem_lane *ln = kvmem__lane_at(c, v->layer, g);
+        const int a = kvmem__lane_find(ln, c->block_pos[i]), b = kvmem__lane_find(ln, c->block_pos[i + n - 1] + 1);
+        int t = 0;
+        kvmem__raw_keys(v, g, a, KVMEM__MIN(b - a, n), rows, pos);
+        for (j = 0; j < KVMEM__MIN(b - a, n); j++) {
+            while (t < n - 1 && c->block_pos[i + t] < pos[j]) t++;
+            for (x = 0; x < d; x++) row[t * d + x] += rows[j * d + x];
+        }
+    }
+}
+/* The block's tokens, vector by vector; the end of a prompt ends a vector. */
+static kvmem_status kvmem__frames(const kvmem_view *v, float *st, int mean, double layer, kvmem__frame_fn fn) {
+    const kvmem_cache *c = v->cache;
+    const int d = c->shape.head_dim, G = c->shape.n_kv_heads;
+    kvmem_view of = *v;
+    float *row = kvmem__view_scratch(v, KVMEM__RAW * (2 * (size_t)d + 1)), *sum = st + KVMEM__FRAME_SUM;
+    int i, j, x, n, m = kvmem__get_small(st[KVMEM__FRAME_N], mean - 1);
+    if (!row) return c->error.status;
+    of.layer = kvmem__segment_layer(c, layer);
+    if (of.layer < 0) return kvmem__no_layer(v, "layer", layer);
+    for (i = 0; i < c->block_n; i += n) {
+        n = KVMEM__MIN(c->block_n - i, KVMEM__RAW);
+        kvmem__frame_rows(&of, i, n, row, row + KVMEM__RAW * d, (int32_t *)(void *)(row + 2 * KVMEM__RAW * d));
+        for (j = 0; j < n; j++) {
+            if (m == 0) kvmem__put_count(st + KVMEM__FRAME_AT, c->block_pos[i + j]);
+            for (x = 0; x < d; x++) sum[x] += row[j * d + x] / (float)(G * mean);
+            if (++m == mean) {
+                KVMEM__TRY(kvmem__frame_end(v, st, fn));
+                m = 0;
+            }
+        }
+    }
+    st[KVMEM__FRAME_N] = (float)m;
+    return m && v->phase == KVMEM_PROMPT_END ? kvmem__frame_end(v, st, fn) : KVMEM_OK;
+}
+/* Where the vector that is being made begins, or the end of the stream. */
+static int64_t kvmem__frame_open(const float *st, int32_t to) {
+    return st[KVMEM__FRAME_N] > 0 ? kvmem__get_count(st + KVMEM__FRAME_AT) : to;
+}
+
+/* ==== >>segment_tdc : where neighbouring vectors are least alike. stage: segment ====
+   Multimodal Long Video Modeling Based on Temporal Dynamic Context. 2025.   Code: Hoar012/TDC-Video
+   tdc/cambrian_arch.py (adapt_segment).
+   s_i = cos(f_i, f_i+1) over the vectors of a stream; events begin behind the N lowest; where there are no more than N,
+   every vector is an event. For KV caches f is the mean key (before RoPE) of `mean` tokens over the heads of a layer.
+   A stream has no end at which the lowest are known: N are taken of each window of 223 neighbours (224 vectors, to
+   which the code thins out a longer film), and of what is there when the prompt ends, so that a prompt of up to 224
+   vectors is cut as the code does.
+   reads: keys of one layer.   state: 2 vectors, 3 numbers a vector of the window.   cost: O(d) a token.
+   defaults: n=24 window=224 mean=1 layer=0.5 min=1 max=0.   ties: lower index.   departs: windows, not thinning; a
+   vector that is 0 is unlike all others (cos 0).   test: tests/segment.c tdc_* */
+static const kvmem_param kvmem__params_tdc[] = {
+    { "n", 24, 0, 4096, NULL, 1, "cuts in a window" },
+    { "window", 224, 2, 4096, NULL, 1, "vectors that compete" },
+    { "mean", 1, 1, 4096, NULL, 1, "tokens whose keys make one vector" },
+    { "layer", 0.5, 0, 4096, NULL, 0, "whose keys: a share of the layers below 1, or its number" },
+    KVMEM__CUT_PARAMS(1, 0),
+    KVMEM__END_PARAMS };
+/* Behind the vectors' part of the state: is there a vector before; similarities there are; the vector (d); the
+   similarities; where their second vectors begin. */
+static int kvmem__tdc_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)n_heads, (void)n_kv_heads;
+    return KVMEM__FRAME_SUM + 2 * d + 2 + 3 * ((int)par[1] - 1);
+}
+/* Which of n similarities are cuts? The N lowest: at (n) as scratch too, rising. Returns how many. */
+static int kvmem__tdc_lowest(const float *s, int n, int N, int *at, int *idx, float *score) {
+    int i;
+    for (i = 0; i < n; i++) score[i] = -s[i];
+    return kvmem__topk(at, score, n, N, idx);
+}
+static kvmem_status kvmem__tdc_decide(const kvmem_view *v, float *own) {
+    const int d = v->cache->shape.head_dim, most = (int)v->par[1] - 1, n = kvmem__get_small(own[1], most);
+    const float *s = own + 2 + d, *start = s + most;
+    int *at = (int *)(void *)kvmem__view_scratch(v, 3 * (size_t)n + 1), m, i;
+    kvmem_status st = KVMEM_OK;
+    if (!at) return v->cache->error.status;
+    m = kvmem__tdc_lowest(s, n, (int)v->par[0], at, at + n, (float *)(void *)(at + 2 * n));
+    for (i = 0; i < m && st == KVMEM_OK; i++) st = kvmem__cut_at(v, kvmem__get_count(start + 2 * at[i]), 1);
+    kvmem__view_scratch_back(v->cache);
+    own[1] = 0;
+    return st;
+}
+static kvmem_status kvmem__tdc_frame(const kvmem_view *v, float *own, const float *f, int64_t at) {
+    const int d = v->cache->shape.head_dim, most = (int)v->par[1] - 1;
+    int n = kvmem__get_small(own[1], most - 1);
+    if (own[0] > 0) {
+        own[2 + d + n] = (float)kvmem__cosine(own + 2, f, d);
+        kvmem__put_count(own + 2 + d + most + 2 * n, at);
+        n++;
+    }
+    memcpy(own + 2, f, (size_t)d * sizeof *f);
+    own[0] = 1;
+    own[1] = (float)n;
+    return n == most ? kvmem__tdc_decide(v, own) : KVMEM_OK;
+}
+static kvmem_status kvmem__segment_tdc(const kvmem_view *v, int32_t from, int32_t to) {
+    const int d = v->cache->shape.head_dim, most = (int)v->par[1] - 1;
+    float *st = kvmem_view_state(v, 0), *own = st + KVMEM__FRAME_SUM + d;
+    KVMEM__TRY(kvmem__cut_first(v, from));
+    KVMEM__TRY(kvmem__frames(v, st, (int)v->par[2], v->par[3], kvmem__tdc_frame));
+    if (v->phase == KVMEM_PROMPT_END) KVMEM__TRY(kvmem__tdc_decide(v, own));
+    return kvmem__cut_at(v, own[1] > 0 ? kvmem__get_count(own + 2 + d + most) : kvmem__frame_open(st, to), 0);
+}
+static int kvmem__tdc_scratch(const double *par, int d) {
+    return KVMEM__RAW * (2 * d + 1) + 3 * (int)par[1] + 2;
+}
+static const kvmem_memory kvmem__tdc_memory = { 0, kvmem__tdc_floats, NULL, NULL, kvmem__tdc_scratch };
+
+/* ==== >>segment_kffocus : drift from the last key vector. stage: segment ====
+   KFFocus: Highlighting Keyframes for Enhanced Video Understanding.   Code: none found; known from its abstract alone:
+   key frames by temporal redundancy, as video codecs choose them. The rule is ours:
+     r = f_0; vector i begins an event and becomes r where cos(f_i, r) < theta or i - (index of r) >= gop.
+   Vectors as in >>segment_tdc.
+   reads: keys of one layer.   state: 2 vectors.   cost: O(d) a token.   defaults: theta=0.9 gop=64 mean=1 layer=0.5
+   min=1 max=0.   departs: see above; members are not compressed here.   test: tests/segment.c kffocus_* */
+static const kvmem_param kvmem__params_kffocus[] = {
+    { "theta", 0.9, -1, 1.5, NULL, 0, "an event ends where the cosine with its first vector falls below" },
+    { "gop", 64, 1, 1000000, NULL, 1, "most vectors of an event" },
+    { "mean", 1, 1, 4096, NULL, 1, "tokens whose keys make one vector" },
+    { "layer", 0.5, 0, 4096, NULL, 0, "whose keys: a share of the layers below 1, or its number" },
+    KVMEM__CUT_PARAMS(1, 0),
+    KVMEM__END_PARAMS };
+/* Behind the vectors' part of the state: 1 + vectors since r, 0: there is none; r (d). */
+static int kvmem__kffocus_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par, (void)n_heads, (void)n_kv_heads;
+    return KVMEM__FRAME_SUM + 2 * d + 1;
+}
+static kvmem_status kvmem__kffocus_frame(const kvmem_view *v, float *own, const float *f, int64_t at) {
+    const int d = v->cache->shape.head_dim, gop = (int)v->par[1], since = kvmem__get_small(own[0], gop);
+    const int first = !(own[0] > 0), key = first || since >= gop || kvmem__cosine(f, own + 1, d) < v->par[0];
+    own[0] = (float)(key ? 1 : since + 1);
+    if (!key) return KVMEM_OK;
+    memcpy(own + 1, f, (size_t)d * sizeof *f);
+    return first ? KVMEM_OK : kvmem__cut_at(v, at, 1);
+}
+static kvmem_status kvmem__segment_kffocus(const kvmem_view *v, int32_t from, int32_t to) {
+    float *st = kvmem_view_state(v, 0);
+    KVMEM__TRY(kvmem__cut_first(v, from));
+    KVMEM__TRY(kvmem__frames(v, st, (int)v->par[2], v->par[3], kvmem__kffocus_frame));
+    return kvmem__cut_at(v, kvmem__frame_open(st, to), 0);
+}
+static int kvmem__kffocus_scratch(const double *par, int d) {
+    (void)par;
+    return KVMEM__RAW * (2 * d + 1) + 1;
+}
+static const kvmem_memory kvmem__kffocus_memory = { 0, kvmem__kffocus_floats, NULL, NULL, kvmem__kffocus_scratch };
+
+/* ==== >>segment_louis : where the queries turn. stage: segment ====
+   Wu et al. LouisKV: Efficient KV Cache Retrieval for Long Input-Output Sequences. 2025. arXiv 2510.11292.   Code: none
+   found.
+   r_t = mean over the query heads of cos(q_t-1^h, q_t^h), queries after RoPE; an event begins at t where r_t < tau.
+   reads: queries of one layer as they come.   state: the last token's queries.   cost: O(H d) a token.
+   defaults: tau=0.7 (Qwen3-8B; calibrate it: the 20% quantile of r on your model) layer=0.5 rope=1 min=1 max=0.
+   departs: every layer of the paper has boundaries of its own, here one layer's serve all; the paper cuts what is
+   generated, this the prompt too. rope=0 compares the queries before RoPE where it is the cache that rotates.
+   test: tests/segment.c louis_* */
+static const kvmem_param kvmem__params_veer[] = {
+    { "tau", 0.7, -2, 2, NULL, 0, "an event begins where the mean cosine of neighbouring queries falls below" },
+    { "layer", 0.5, 0, 4096, NULL, 0, "whose queries: a share of the layers below 1, or its number" },
+    { "rope", 1, 0, 1, NULL, 1, "0: queries before RoPE; 1: after" },
+    KVMEM__CUT_PARAMS(1, 0),
+    KVMEM__END_PARAMS };
+/* The state: 1 + the position of the last token, in two floats; its queries (H, d). */
+static int kvmem__veer_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par, (void)n_kv_heads;
+    return 2 + n_heads * d;
+}
+static kvmem_status kvmem__veer_watch(const kvmem_view *v, int n, const float *q, const int32_t *pos) {
+    kvmem_cache *c = v->cache;
+    const int H = c->shape.n_heads, d = c->shape.head_dim;
+    float *st = kvmem_view_state(v, 0), *row;
+    int i, h, layer = kvmem__segment_layer(c, v->par[1]);
+    if (layer < 0) return kvmem__no_layer(v, "layer", v->par[1]);
+    if (v->layer != layer) return KVMEM_OK;
+    row = kvmem__view_scratch(v, (size_t)(H * d));
+    if (!row) return c->error.status;
+    for (i = 0; i < n; i++) {
+        const int known = kvmem__get_count(st) == (int64_t)(i ? pos[i - 1] : c->next_pos - 1) + 1 && (i || c->next_pos);
+        double r = 0;
+        memcpy(row, q + (size_t)i * (size_t)(H * d), (size_t)(H * d) * sizeof *row);
+        for (h = 0; h < H && v->par[2] > 0; h++) kvmem__rope_rows(c, layer, row + h * d, 1, &pos[i]);
+        for (h = 0; h < H; h++) r += kvmem__cosine(st + 2 + h * d, row + h * d, d);
+        c->token_value[i] = known ? (float)(r / H) : (float)INFINITY;
+        memcpy(st + 2, row, (size_t)(H * d) * sizeof *row);
+        kvmem__put_count(st, (int64_t)pos[i] + 1);
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__segment_louis(const kvmem_view *v, int32_t from, int32_t to) {
+    const kvmem_cache *c = v->cache;
+    int i;
+    KVMEM__TRY(kvmem__cut_first(v, from));
+    for (i = 0; i < c->block_n; i++)
+        if (c->token_value[i] < (float)v->par[0]) KVMEM__TRY(kvmem__cut_at(v, c->block_pos[i], 1));
+    return kvmem__cut_at(v, to, 0);
+}
+static int kvmem__veer_scratch(const double *par, int d) {
+    (void)par;
+    return 64 * d;
+}
+static const kvmem_memory kvmem__veer_memory = { 0, kvmem__veer_floats, kvmem__veer_watch, NULL,
+                                                  kvmem__veer_scratch };
+
 static const kvmem_segment_entry kvmem__segments[] = {
-    { { "fixed", "an event every `size` tokens", "-", kvmem__params_fixed, 0 }, kvmem__segment_fixed } };
+    { { "fixed", "an event every `size` tokens", "-", kvmem__params_fixed, 0 }, kvmem__segment_fixed, NULL },
+    { { "turn", "an event every so many turns of a conversation", "Kim 2025, arXiv 2509.17396", kvmem__params_turn, 0 },
+      kvmem__segment_turn, NULL },
+    { { "surprise", "an event begins where the model did not expect what came; refined by key similarity",
+        "Fountas 2024, arXiv 2407.09450", kvmem__params_surprise, KVMEM_READS_SURPRISE | KVMEM_READS_KEYS },
+      kvmem__segment_surprise, &kvmem__surprise_memory },
+    { { "tdc", "behind the N neighbours that are least alike in a window", "TDC-Video 2025", kvmem__params_tdc,
+        KVMEM_READS_KEYS }, kvmem__segment_tdc, &kvmem__tdc_memory },
+    { { "kffocus", "where vectors have drifted from the event's first one", "KFFocus 2025", kvmem__params_kffocus,
+        KVMEM_READS_KEYS }, kvmem__segment_kffocus, &kvmem__kffocus_memory },
+    { { "louis", "where consecutive queries turn", "Wu 2025, arXiv 2510.11292", kvmem__params_veer, 0 },
+      kvmem__segment_louis, &kvmem__veer_memory } };
 
 /* ==== >>retrieve : which stored entries does this query read? ====================================
    all: every page of the lane (no function: the attention loop asks nobody).
@@ -24803,14 +25492,28 @@ static kvmem_status kvmem__settle_layer(kvmem_cache *c, int layer, kvmem_phase p
     }
     return KVMEM_OK;
 }
+static int kvmem__segment_reads_keys(const kvmem_recipe *r) { /* surprise only where it refines */
+    const kvmem_choice *ch = &r->stage[KVMEM_SEGMENT];
+    return (ch->entry->reads & KVMEM_READS_KEYS) && kvmem__param_of(ch->entry, ch->par, "refine", 1) > 0;
+}
 /* Let the segment stage see the tokens of the block. */
 static kvmem_status kvmem__segment(kvmem_cache *c) {
     const kvmem_segment_entry *e = (const kvmem_segment_entry *)(const void *)c->recipe.stage[KVMEM_SEGMENT].entry;
     const kvmem_view v = kvmem__view_of(c, 0, KVMEM_SEGMENT);
     kvmem_status st;
+    int i;
     if (!e->fn) return KVMEM_OK;
+    if ((e->e.reads & KVMEM_READS_SURPRISE) && !c->has_surprise) {
+        if (c->phase != KVMEM_DECODE)
+            return kvmem__fail(&c->error, KVMEM_BAD_STATE, "commit: segment=%s reads how surprising each token of a "
+                               "prompt is: call kvmem_cache_surprise before", e->e.word);
+        for (i = 0; i < c->block_n; i++) c->token_value[i] = -1;
+    }
+    c->error.status = KVMEM_OK;
     st = e->fn(&v, c->block_pos[0], c->block_pos[c->block_n - 1] + 1);
     kvmem__view_scratch_end(c);
+    if (st != KVMEM_OK && c->error.status == KVMEM_OK)
+        kvmem__fail(&c->error, st, "segment=%s failed", e->e.word);
     return st;
 }
 /* How many layers are in this state? */
@@ -24824,6 +25527,9 @@ KVMEM_API kvmem_status kvmem_cache_commit_layer(kvmem_cache *c, int layer, kvmem
     if (c->reads & KVMEM_READS_LAYERS)
         return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "commit_layer: budget=%s compares layers",
                            c->recipe.stage[KVMEM_BUDGET].entry->word);
+    if (kvmem__segment_reads_keys(&c->recipe))
+        return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "commit_layer: segment=%s reads the keys of whole blocks",
+                           c->recipe.stage[KVMEM_SEGMENT].entry->word);
     if (c->lane_cap)
         return kvmem__fail(&c->error, KVMEM_UNSUPPORTED, "commit_layer: a byte limit is shared by all layers");
     if (c->layer_state[layer] != 2)
@@ -24896,7 +25602,7 @@ KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
     c->tokens += c->block_n;
     c->next_pos = c->block_pos[c->block_n - 1] + 1;
     c->since_reduce = kvmem__since(&c->recipe, phase, due, c->since_reduce, c->block_n);
-    c->block_n = 0;
+    c->block_n = c->has_surprise = 0;
     memset(c->layer_state, 0, (size_t)c->shape.n_layers);
     if (phase == KVMEM_PROMPT_END || c->lane_cap) kvmem__scratch_free(c); /* its size was for this block */
     return kvmem__spill_trim(c);
@@ -25235,7 +25941,8 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
        codecs:  u32 word_len  word  u32 row_bytes  12 x f64 bits of the parameters
        events (n_events) u64;  ring positions (ring) u32;  ring queries (layers, ring, heads, d) f32
        u32 n_marks, then for each mark: u64 position  u32 kind
-       u32 floats of every lane's state, then (lanes, floats) f32: what score and select remember
+       u32 floats of every lane's state, u32 of segment's, then (lanes, floats) f32 and segment's: what the stages
+           remember
        lanes:   for K and V: u32 0 nothing learned, 1 begun, 2 learned; u32 floats of the lesson, f32s
                 u32 n_pages, then for each page: u32 rows  u32 keys before RoPE
                 for K and V: u32 codec  u32 has the lesson  u32 rows when coded  u32 exact rows  u32 head bytes
@@ -25245,7 +25952,7 @@ KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, i
 
    Coded rows are stored as they are, so loading restores the cache bit for bit. A file is refused unless
    shape, model and recipe are the cache's own, and nothing is used before the checksum has been verified. */
-#define KVMEM__SAVE_VERSION 3u
+#define KVMEM__SAVE_VERSION 4u
 #define KVMEM__SAVE_HEAD 100 /* bytes before the recipe text */
 
 typedef struct kvmem__out { kvmem_write_fn write; void *user; uint32_t crc; int failed; } kvmem__out;
@@ -25413,6 +26120,7 @@ KVMEM_API kvmem_status kvmem_cache_save(kvmem_cache *c, kvmem_write_fn write, vo
         kvmem__out_u32(&o, (uint32_t)c->mark[i].kind);
     }
     kvmem__out_u32(&o, (uint32_t)kvmem__state_floats(c));
+    kvmem__out_u32(&o, (uint32_t)c->lane_floats[3]);
     kvmem__out_f32s(&o, c->state, kvmem__state_bytes(c) / sizeof(float));
     for (i = 0; i < c->n_lanes; i++) KVMEM__TRY(kvmem__save_lane(c, &o, &c->lane[i]));
     kvmem__out_u32(&o, o.crc);
@@ -25498,7 +26206,7 @@ static kvmem_status kvmem__load_head(kvmem__in *in, kvmem__saved *h, const void 
     h->recipe = (const char *)kvmem__in_bytes(in, h->recipe_len);
     if (in->bad || h->page < 1 || h->page > 1024 || h->layers < 1 || h->layers > 4096 || h->kv_heads < 1 ||
         h->kv_heads > 4096 || h->heads < 1 || h->heads > 65536 || h->head_dim < 1 || h->head_dim > 4096 ||
-        h->n_stats > 5 + 2 * 16 || h->ring > 65536 || h->ring_n > h->ring || (h->ring && h->ring_at >= h->ring) ||
+        h->n_stats > 5 + 4 * 16 || h->ring > 65536 || h->ring_n > h->ring || (h->ring && h->ring_at >= h->ring) ||
         (!h->ring && h->ring_at) || h->next_pos > INT32_MAX || h->tokens > INT64_MAX ||
         h->since_reduce > INT64_MAX ||
         (h->n_lanes != h->layers * h->kv_heads && h->n_lanes != 2 * h->layers * h->kv_heads) ||
@@ -25701,12 +26409,13 @@ static kvmem_status kvmem__load_memory(kvmem_cache *c, kvmem__in *in) {
         const uint64_t pos = kvmem__in_u64(in);
         kvmem_mark m;
         m.kind = (int)(kvmem__in_u32(in) & 0x7fffffffu);
-        if (pos > INT32_MAX || (int64_t)pos <= last || m.kind >= KVMEM_N_MARKS)
+        if (pos > INT32_MAX || (int64_t)pos < last || m.kind >= KVMEM_N_MARKS ||
+            ((int64_t)pos == last && (c->mark[c->n_marks - 1].kind != KVMEM_MARK_TURN || m.kind == KVMEM_MARK_TURN)))
             return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: mark %u is out of range", (unsigned)i);
         m.pos = last = (int64_t)pos;
         KVMEM__TRY(kvmem__add_mark(c, m));
     }
-    if ((size_t)kvmem__in_u32(in) != kvmem__state_floats(c) ||
+    if ((size_t)kvmem__in_u32(in) != kvmem__state_floats(c) || kvmem__in_u32(in) != (uint32_t)c->lane_floats[3] ||
         (c->state && !kvmem__in_f32s(in, c->state, kvmem__state_bytes(c) / sizeof(float))))
         return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: what its stages remember does not fit this recipe");
     return KVMEM_OK;
@@ -25719,7 +26428,13 @@ static kvmem_status kvmem__load_body(kvmem_cache *c, kvmem__in *in, const kvmem_
         codec[i] = kvmem__load_codec(c, in);
         if (!codec[i]) return c->error.status;
     }
-    for (i = 0; i < h->n_events; i++) KVMEM__TRY(kvmem__add_event(c, (int64_t)kvmem__in_u64(in)));
+    for (i = 0; i < h->n_events; i++) {
+        const uint64_t at = kvmem__in_u64(in);
+        if (at >= h->next_pos || (c->n_events && (int64_t)at <= c->event[c->n_events - 1]))
+            return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: the start of event %u does not rise below %u",
+                               (unsigned)i, (unsigned)h->next_pos);
+        KVMEM__TRY(kvmem__add_event(c, (int64_t)at));
+    }
     for (i = 0; i < h->ring; i++) c->ring_pos[i] = (int32_t)(kvmem__in_u32(in) & 0x7fffffffu);
     if (h->ring && !kvmem__in_f32s(in, c->ring_q, (size_t)h->ring * (size_t)c->shape.n_layers * row))
         return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: the ring of queries passes the end of the file");
@@ -25816,8 +26531,9 @@ KVMEM_API kvmem_status kvmem_cache_inspect(const void *bytes, size_t size, kvmem
     for (i = 0; i < h.ring && !in.bad; i++)
         kvmem__in_bytes(&in, 4 * (size_t)h.layers * (size_t)h.heads * (size_t)h.head_dim);
     for (i = kvmem__in_u32(&in); i > 0 && !in.bad; i--) kvmem__in_bytes(&in, 12);
-    i = kvmem__in_u32(&in);
-    for (floats = i, i = 0; i < h.n_lanes && !in.bad; i++) kvmem__in_bytes(&in, 4 * (size_t)floats);
+    floats = kvmem__in_u32(&in);
+    for (i = kvmem__in_u32(&in), kvmem__in_bytes(&in, 4 * (size_t)i), i = 0; i < h.n_lanes && !in.bad; i++)
+        kvmem__in_bytes(&in, 4 * (size_t)floats);
     for (i = 0; i < h.n_lanes && !in.bad; i++) kvmem__inspect_lane(&in, &h, out);
     if (in.bad || in.left)
         return kvmem__fail(err, KVMEM_BAD_FILE,
@@ -28865,7 +29581,7 @@ KVMEM_API kvmem_level_options kvmem_level_options_default(void) {
 /* Levels hold rows, positions, attention sums and biases; a recipe that keeps more about its entries would lose it. */
 static kvmem_status kvmem__chunks_hold(kvmem_cache *c, const char *what) {
     int i;
-    for (i = KVMEM_SCORE; i <= KVMEM_RETRIEVE; i++) {
+    for (i = KVMEM_SEGMENT; i <= KVMEM_RETRIEVE; i++) {
         const kvmem_memory *m = kvmem__memory_of(&c->recipe, (kvmem_stage)i);
         const kvmem_entry *entry = c->recipe.stage[i].entry;
         if (!m && !(entry->reads & KVMEM_READS_HIDDEN)) continue;
@@ -29593,8 +30309,13 @@ static kvmem_status kvmem__chunks_state(kvmem_cache *c, const kvmem_chunks *s) {
     unsigned i;
     size_t x;
     int l;
-    for (i = 0; i < s->n_events; i++, p += 8)
-        KVMEM__TRY(kvmem__add_event(c, (int64_t)kvmem__le64(p)));
+    for (i = 0; i < s->n_events; i++, p += 8) {
+        const uint64_t at = kvmem__le64(p);
+        if (at >= (uint64_t)s->next_pos || (c->n_events && (int64_t)at <= c->event[c->n_events - 1]))
+            return kvmem__fail(&c->error, KVMEM_BAD_FILE, "chunks: the start of event %u does not rise below %d", i,
+                               (int)s->next_pos);
+        KVMEM__TRY(kvmem__add_event(c, (int64_t)at));
+    }
     q = p + 4 * (size_t)s->ring_n;
     for (i = 0; i < m; i++)
         c->ring_pos[i] = (int32_t)(kvmem__le32(p + 4 * (size_t)(skip + i)) & 0x7fffffffu);
@@ -30840,6 +31561,9 @@ static const kvmem_preset kvmem__presets[] = {
       "recent=128 when=prompt place=original",
       "the best pages, and some that stand for the others by what each head finds important",
       "Jha 2025, arXiv 2503.00022" },
+    { "em-seg", "segment=surprise(gamma=1,min=8,max=128,init=128,local=4096)",
+      "EM-LLM's events alone: they begin where the model is surprised (refine=modularity: SM)",
+      "Fountas 2024, arXiv 2407.09450" },
     { "actqkv", "retrieve=actqkv(init=64,local=512,topk=46,repr=4,least=32,warmup=1) page=32",
       "everything is kept, each layer reads the pages that a probe of the queries finds",
       "Xiao 2025, arXiv 2502.13542" },
@@ -31813,6 +32537,16 @@ static kvmem_status kvmem__check_codecs(const kvmem_recipe *r, kvmem_error *err)
                            reduce->word);
     return KVMEM_OK;
 }
+/* Lengths of events that exclude each other. */
+static kvmem_status kvmem__check_segment(const kvmem_recipe *r, kvmem_error *err) {
+    const kvmem_choice *ch = &r->stage[KVMEM_SEGMENT];
+    const double min = kvmem__param_of(ch->entry, ch->par, "min", 1);
+    const double max = kvmem__param_of(ch->entry, ch->par, "max", 0);
+    if (max > 0 && min > max)
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "segment=%s(min=%.9g,max=%.9g): no event is at least the one and at "
+                           "most the other long", ch->entry->word, min, max);
+    return KVMEM_OK;
+}
 KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *err) {
     const kvmem_entry *score;
     int s, i;
@@ -31834,6 +32568,7 @@ KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *er
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "score=%s asks once, when the whole prompt is there: %s", score->word,
                            r->when != KVMEM_WHEN_PROMPT ? "when=prompt" : "the budget is tokens, not bytes");
     KVMEM__TRY(kvmem__check_rewrites(r, err));
+    KVMEM__TRY(kvmem__check_segment(r, err));
     if (r->amount.kind == KVMEM_COUNT) { /* the parts of a count budget must fit into it */
         const double recent = r->recent.kind == KVMEM_SHARE ? floor(r->recent.value * r->amount.value + 1e-9)
                                                             : r->recent.value;
@@ -34920,6 +35655,36 @@ static void kvmem__head_part(kvmem_session *s, float *out, const float *x, int n
         s->backend->softcap(out, m->logit_softcap, (size_t)n * (size_t)m->n_vocab);
 }
 
+/* Does the recipe in force read how surprising the tokens of a block of this phase are? */
+static int kvmem__session_reads_surprise(const kvmem_session *s, kvmem_phase phase) {
+    const kvmem_choice *ch = &s->cache.recipe.stage[KVMEM_SEGMENT];
+    return !s->probe && (s->cache.reads & KVMEM_READS_SURPRISE) &&
+           (phase != KVMEM_DECODE || kvmem__param_of(ch->entry, ch->par, "decode", 1) > 0);
+}
+/* -ln p of each of the n tokens of the block, whose final rows are in s->x: token i by the logits of row i - 1, the
+   first by those of the block before, which is why the last row's are kept. */
+static kvmem_status kvmem__session_surprise(kvmem_session *s, const int *ids, int n) {
+    const size_t e = (size_t)s->model->n_embd, vocab = (size_t)s->model->n_vocab;
+    const kvmem_backend *b = s->backend;
+    float *out = s->att; /* which nobody reads any more */
+    int i, j, c;
+    for (i = 0; i < n; i += c) {
+        c = KVMEM__MIN(s->rows_cap, n - i);
+        kvmem__head_part(s, s->rows, s->x + (size_t)i * e, c);
+        for (j = 0; j < c; j++) {
+            float *l = j ? s->rows + (size_t)(j - 1) * vocab : s->logits;
+            if (s->next_known) {
+                const float own = l[ids[i + j]], m = b->max(l, s->model->n_vocab);
+                const double nats = log((double)b->exp_sum(l, l, m, s->model->n_vocab)) + (double)m - (double)own;
+                out[i + j] = nats < 0 ? 0.0f : nats > 1e30 ? 1e30f : (float)nats;
+            } else out[i + j] = -1;
+            s->next_known = 1;
+        }
+        memcpy(s->logits, s->rows + (size_t)(c - 1) * vocab, vocab * sizeof(float));
+    }
+    return kvmem_cache_surprise(&s->cache, n, out);
+}
+
 /* One block through all layers. want: rows whose final x is needed, counted from the end; they lie in
    the last `want` rows of s->x afterwards. */
 static kvmem_status kvmem__block(kvmem_session *s, const int *ids, int n, int want, int by_layer,
@@ -34938,6 +35703,8 @@ static kvmem_status kvmem__block(kvmem_session *s, const int *ids, int n, int wa
         KVMEM__TRY(kvmem__attention_part(s, l, n, by_layer, phase));
         if (rows > 0) kvmem__mixing_part(s, l, rows, s->x + skip * e, s->att + skip * heads);
     }
+    if (kvmem__session_reads_surprise(s, phase)) KVMEM__TRY(kvmem__session_surprise(s, ids, n));
+    else if (!s->probe) s->next_known = 0;
     return kvmem_cache_commit(s->probe ? s->probe : &s->cache, phase);
 }
 
@@ -35195,6 +35962,27 @@ static void kvmem__emit_rows(kvmem_session *s, int n, int at, kvmem_row_fn row, 
     }
 }
 
+/* Tokens of a block of at most n before the next turn begins; and mark the turn that begins with this token. */
+static int kvmem__until_turn(const kvmem_session *s, const int *ids, int n) {
+    int i;
+    for (i = 1; s->turn && i < n; i++)
+        if (ids[i - s->turn_behind] == s->turn - 1) return i;
+    return n;
+}
+static kvmem_status kvmem__session_turn(kvmem_session *s, int id, int64_t tokens) {
+    if (!s->turn || (s->turn_behind ? !s->turn_due && tokens : id != s->turn - 1)) return KVMEM_OK;
+    return kvmem_cache_mark(&s->cache, KVMEM_MARK_TURN);
+}
+KVMEM_API kvmem_status kvmem_session_turn_token(kvmem_session *s, int id, int behind) {
+    if (id < -1 || id >= s->model->n_vocab)
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: the turn token %d is outside the vocabulary of %d",
+                           id, s->model->n_vocab);
+    s->turn = id + 1;
+    s->turn_behind = behind != 0;
+    s->turn_due = 0;
+    return KVMEM_OK;
+}
+
 static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n, kvmem_phase phase,
                                         kvmem_row_fn row, void *user) {
     int at = 0, stop = 0;
@@ -35202,7 +35990,7 @@ static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n,
     KVMEM__TRY(kvmem__ids_room(s, n));
     while (at < n && !stop) {
         const int room = kvmem_cache_room(&s->cache), fit = KVMEM__MIN(room, s->max_block);
-        const int c = KVMEM__MIN(fit, n - at), last = at + c == n;
+        const int c = kvmem__until_turn(s, ids + at, KVMEM__MIN(fit, n - at)), last = at + c == n;
         const int whole = last && at == 0 && phase == KVMEM_PROMPT_END && s->cache.tokens == 0;
         const kvmem_phase now = last || phase == KVMEM_DECODE ? phase : KVMEM_PREFILL;
         const int64_t before = s->cache.tokens;
@@ -35211,12 +35999,16 @@ static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n,
             return kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "session: the byte limit leaves no room for "
                                "token %lld", (long long)before);
         s->has_logits = 0;
+        status = kvmem__session_turn(s, ids[at], before);
+        if (status != KVMEM_OK) return kvmem__from_cache(s, status);
         if (s->direct) status = kvmem__direct_begin(s, ids + at, c, now);
         if (status == KVMEM_OK)
-            status = kvmem__block(s, ids + at, c, row ? c : last, whole || s->direct, now);
+            status = kvmem__block(s, ids + at, c, row || kvmem__session_reads_surprise(s, now) ? c : last,
+                                  whole || s->direct, now);
         if (s->direct) status = kvmem__direct_end(s, c, status);
         if (status != KVMEM_OK) {
             (void)kvmem__from_cache(s, status);
+            s->next_known = 0;
             (void)kvmem_cache_truncate(&s->cache, before); /* layers that had the block already */
             return status;
         }
@@ -35226,13 +36018,16 @@ static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n,
         }
         if (row) kvmem__emit_rows(s, c, at, row, user, &stop);
         else if (last) kvmem__head_part(s, s->logits, s->x + (size_t)(c - 1) * (size_t)s->model->n_embd, 1);
+        s->turn_due = s->turn_behind && ids[at + c - 1] == s->turn - 1;
         if (s->cache.awaits) status = kvmem__probe_prompt(s);
         if (status != KVMEM_OK) {
             (void)kvmem_cache_truncate(&s->cache, before);
             s->n_ids = KVMEM__MIN(s->n_ids, s->cache.next_pos);
+            s->next_known = 0;
             return status;
         }
         s->has_logits = last && !stop;
+        s->next_known = s->has_logits || kvmem__session_reads_surprise(s, now);
         at += c;
     }
     return KVMEM_OK;
@@ -35257,7 +36052,7 @@ KVMEM_API kvmem_status kvmem_session_feed(kvmem_session *s, const int *ids, int 
 KVMEM_API kvmem_status kvmem_session_truncate(kvmem_session *s, int64_t n_tokens) {
     const int whole = n_tokens >= s->cache.tokens;
     const kvmem_status status = kvmem__from_cache(s, kvmem_cache_truncate(&s->cache, n_tokens));
-    if (status == KVMEM_OK && !whole) s->has_logits = 0;
+    if (status == KVMEM_OK && !whole) s->has_logits = s->next_known = s->turn_due = 0;
     if (status == KVMEM_OK) s->n_ids = KVMEM__MIN(s->n_ids, s->cache.next_pos);
     if (status == KVMEM_OK && s->direct) kvmem__direct_cut(s, s->cache.tokens);
     return status;
@@ -35266,7 +36061,7 @@ KVMEM_API void kvmem_session_clear(kvmem_session *s) {
     kvmem_cache_clear(&s->cache);
     if (s->direct) kvmem__direct_cut(s, 0);
     s->n_ids = 0;
-    s->has_logits = 0;
+    s->has_logits = s->next_known = s->turn_due = 0;
 }
 
 KVMEM_API kvmem_status kvmem_session_copy(kvmem_session *dst, const kvmem_session *src) {
@@ -35294,7 +36089,12 @@ KVMEM_API kvmem_status kvmem_session_copy(kvmem_session *dst, const kvmem_sessio
         return status;
     }
     dst->has_logits = src->has_logits;
-    if (src->has_logits) memcpy(dst->logits, src->logits, (size_t)src->model->n_vocab * sizeof(float));
+    dst->next_known = src->next_known;
+    dst->turn = src->turn;
+    dst->turn_behind = src->turn_behind;
+    dst->turn_due = src->turn_due;
+    if (src->has_logits || src->next_known)
+        memcpy(dst->logits, src->logits, (size_t)src->model->n_vocab * sizeof(float));
     return KVMEM_OK;
 }
 
@@ -35308,7 +36108,7 @@ KVMEM_API kvmem_status kvmem_session_save(kvmem_session *s, kvmem_write_fn write
 }
 KVMEM_API kvmem_status kvmem_session_load(kvmem_session *s, const void *bytes, size_t size) {
     if (s->direct) return kvmem__no_checkpoints(s);
-    s->has_logits = s->n_ids = 0;
+    s->has_logits = s->n_ids = s->next_known = s->turn_due = 0;
     return kvmem__from_cache(s, kvmem_cache_load(&s->cache, bytes, size));
 }
 

@@ -65,7 +65,8 @@ static double hear(kvmem_cache *c, int n, int at, kvmem_phase phase) {
     const size_t from = (size_t)(n < BLOCK ? at % (BLOCK - n) : 0);
     if (kvmem_cache_append(c, 0, n, k + from * G * D, v + from * G * D, NULL)) return -1;
     if ((c->reads & KVMEM_READS_HIDDEN) && kvmem_cache_hidden(c, 0, n, q + from * H * D, H * D)) return -1;
-    if (kvmem_cache_attend(c, 0, n, q + from * H * D, o) || kvmem_cache_commit(c, phase)) return -1;
+    if (kvmem_cache_attend(c, 0, n, q + from * H * D, o) || kvmem_cache_surprise(c, n, v) ||
+        kvmem_cache_commit(c, phase)) return -1;
     return bench_now() - t0;
 }
 static double prompt(const kvmem_recipe *r, int n, kvmem_bytes *b) {

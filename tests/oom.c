@@ -124,6 +124,7 @@ static kvmem_status cache_block(kvmem_cache *c, int n, kvmem_phase phase) {
         KVMEM__TRY(kvmem_cache_hidden(c, l, n, q, H * D));
         KVMEM__TRY(kvmem_cache_attend(c, l, n, q, out));
     }
+    KVMEM__TRY(kvmem_cache_surprise(c, n, v + 5));
     KVMEM__TRY(kvmem_cache_commit(c, phase));
     return c->awaits ? cache_probe(c) : KVMEM_OK;
 }

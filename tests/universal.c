@@ -189,6 +189,7 @@ static kvmem_status probe(play *p) {
 /* The next n tokens as one block; out (n, L, H * d) may be NULL. by_layer: commit each layer when it has attended. */
 static kvmem_status hear(play *p, int n, kvmem_phase phase, float *out, int by_layer) {
     const int t0 = (int)p->c.tokens;
+    float surprise[64];
     int l;
     if (t0 == 0) KVMEM__TRY(kvmem_cache_mark(&p->c, KVMEM_MARK_FRAME));
     if (t0 == MARKED) KVMEM__TRY(kvmem_cache_mark(&p->c, KVMEM_MARK_QUESTION));
@@ -196,6 +197,8 @@ static kvmem_status hear(play *p, int n, kvmem_phase phase, float *out, int by_l
         KVMEM__TRY(hear_layer(p, &p->c, t0, l, n, out));
         if (by_layer) KVMEM__TRY(kvmem_cache_commit_layer(&p->c, l, phase));
     }
+    for (l = 0; l < n; l++) surprise[l] = t0 + l ? (float)((t0 + l) % 7) : -1;
+    KVMEM__TRY(kvmem_cache_surprise(&p->c, n, surprise));
     if (!by_layer) look(p);
     p->due = kvmem__reduce_due(&p->c, phase);
     p->mean = kvmem__mean_budget(&p->c);

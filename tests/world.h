@@ -83,6 +83,8 @@ static KVMEM__UNUSED kvmem_status world_probe(const world *w, kvmem_cache *c, co
     return st;
 }
 
+/* Every 23rd token is one that nobody expected. */
+static KVMEM__UNUSED float world_surprise(int t) { return t ? (float)(t % 5) * 0.25f + (t % 23 ? 0.0f : 9.0f) : -1.0f; }
 /* Feed tokens [from, to) in blocks; out (to - from, L, H, d) may be NULL. */
 static int quiet;
 static KVMEM__UNUSED kvmem_status feed(world *w, kvmem_cache *c, int from, int to, int block, kvmem_phase end,
@@ -111,6 +113,8 @@ static KVMEM__UNUSED kvmem_status feed(world *w, kvmem_cache *c, int from, int t
             for (i = 0; out && i < n; i++)
                 memcpy(out + ((size_t)(t - from + i) * (size_t)w->L + (size_t)l) * qd, o + (size_t)i * qd, qd * 4);
         }
+        for (i = 0; i < n; i++) k[i] = world_surprise(t + i);
+        if (st == KVMEM_OK) st = kvmem_cache_surprise(c, n, k);
         if (st == KVMEM_OK)
             st = kvmem_cache_commit(
                 c, t + n < to ? (end == KVMEM_DECODE ? KVMEM_DECODE : KVMEM_PREFILL) : end);

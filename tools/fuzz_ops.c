@@ -129,6 +129,7 @@ static int block(slot *s, fuzz_input *in) {
             if (status == KVMEM_UNSUPPORTED) status = KVMEM_OK;
         }
     }
+    if (status == KVMEM_OK && (seed % 8 != 5)) status = kvmem_cache_surprise(c, n, rows_q); /* 5: forgotten */
     if (status == KVMEM_OK) status = kvmem_cache_commit(c, phase);
     fuzz_explained(status, &c->error);
     if (status == KVMEM_OK) return 1;
