@@ -192,6 +192,10 @@
      >>near_graph         a graph of keys made from the side of the queries, for retrieve=nearest
      >>retrieve_nearest   the keys with the largest products with the query
      >>retrieve_icecache  pages of keys that are alike, found by a tree
+     >>retrieve_quest     pages whose box could hold a large product
+     >>retrieve_arkvale   pages by a tighter box, in a few fast slots
+     >>retrieve_tidal     the entries that two layers find, read by all
+     >>retrieve_specontext one choice a step for all layers
      >>place              at which RoPE position is a kept key read?
      >>commit             the end of a block: segment, score, budget, reduce
      >>persistence        save, load, inspect
@@ -840,6 +844,20 @@ KVMEM_API void kvmem_cache_loads(const kvmem_cache *c, int64_t *chosen, int64_t 
 /* Bytes after a prompt of n tokens and more_n decoded ones, counted without allocating anything. */
 KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, int64_t decoded,
                                       kvmem_bytes *out, kvmem_error *err);
+/* How many layers keep K and V in slower memory (SpeContext, arXiv 2512.00722, section 5): R requests of S tokens
+   each, both models' weights W with a slack of 1.3, K and V of `value_bytes` each. Offloaded layers hold `budget`
+   tokens: bytes = 1.3 W + 2 value_bytes R [(L - away + 1 + alpha) S + away budget] H D; the layer more is the draft's,
+   alpha what its heads need besides. Pure. */
+typedef struct kvmem_offload {
+    double weights, slack, alpha; /* bytes of both models; 1.3; 0 */
+    int requests, n_layers, n_kv_heads, head_dim, budget, value_bytes; /* 1, -, -, -, 2048, 2 */
+} kvmem_offload;
+KVMEM_API kvmem_offload kvmem_offload_default(void); /* sizes are 0: fill them in */
+KVMEM_API double kvmem_offload_bytes(const kvmem_offload *o, int away, double tokens);
+/* S_i: the most tokens with `away` layers offloaded; 0: not one fits. Rises with away while S > budget. */
+KVMEM_API double kvmem_offload_tokens(const kvmem_offload *o, int away, double memory);
+/* The fewest layers to offload, the last first, so that so many tokens fit; -1: not even with all of them. */
+KVMEM_API int kvmem_offload_layers(const kvmem_offload *o, double tokens, double memory);
 KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens); /* forget positions >= n */
 KVMEM_API void kvmem_cache_clear(kvmem_cache *c);                              /* forget all, free pages */
 /* What codecs have learned of the lanes (calibration) outlives kvmem_cache_clear: let a cache read a text,
@@ -14438,6 +14456,7 @@ static kvmem_status kvmem__lane_keep(kvmem_cache *c, kvmem_lane *ln, const int *
         }
         if (j == rows) kvmem__page_drop(c, p);
         else {
+            if (p->noted > rows - j) p->noted = 0; /* else it would be believed when the page has grown again */
             ln->pages[out] = p;
             ln->end[out++] = at + rows;
         }
@@ -25171,6 +25190,536 @@ static kvmem_status kvmem__retrieve_icecache(const kvmem_view *v, int n, const f
     }
     return KVMEM_OK;
 }
+/* ==== >>retrieve_quest : pages whose box could hold a large product. stage: retrieve ====
+   Tang et al. Quest: Query-Aware Sparsity for Efficient Long-Context LLM Inference. 2024. arXiv 2406.10774.
+   Code: mit-han-lab/Quest evaluation/quest_attention.py (forward, local_heavy_hitter_mask), quest/utils/controller.py.
+   A page P of 16 keys (after RoPE) has the box max_i, min_i by channel, the unfinished last page, too. For query q
+       U = sum_i max(q_i max_i, q_i min_i)  >=  q.k  for every k in P.
+   Of all pages m = max(least, budget/16) are read: the last and the m - 1 others with the largest U. The first `dense`
+   layers read everything. Keys (1 -2) (3 0) (2 1): max (3 1), min (1 -2), q = (1 -1): U = 5, products 3 3 1.
+   reads: KEYS.   state: 2 d floats a page.   cost: O((n/16) 2 d + budget d) a head.
+   defaults: the code's, page=16; budget is set per experiment (1024).   ties: the older page.
+   last=0: the last page competes (the code's evaluation path); the query's own block is read in any case, and with
+   by=max|mean (one choice for a KV head) its page is. by=head as the evaluation code; the paper has H = G. Our options
+   sinks and recent: pages of the first and newest entries that are read beside the m.
+   departs: a block of several queries chooses by the largest U, the code reads all.   test: tests/quest.c quest_* */
+enum { KVMEM__QUEST_BUDGET, KVMEM__QUEST_DENSE, KVMEM__QUEST_LEAST, KVMEM__QUEST_LAST, KVMEM__QUEST_BY,
+       KVMEM__QUEST_SINKS, KVMEM__QUEST_RECENT };
+static const kvmem_param kvmem__params_quest[] = {
+    { "budget", 1024, 0, 1000000000, NULL, 1, "entries a head reads, in whole pages" },
+    { "dense", 2, 0, 1000000, NULL, 1, "first layers that read everything" },
+    { "least", 3, 0, 1000000, NULL, 1, "pages read under any budget" },
+    { "last", 1, 0, 1, NULL, 1, "1: the last page is one of them, 0: it competes" },
+    { "by", KVMEM__READ_HEAD, 0, 2, KVMEM__READ_BY, 1, "who chooses: every query head, or a KV head by max or mean" },
+    { "sinks", 0, 0, 1000000000, NULL, 1, "first entries whose pages are always read" },
+    { "recent", 0, 0, 1000000000, NULL, 1, "newest entries whose pages are always read" },
+    KVMEM__END_PARAMS };
+static int kvmem__box_note(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par;
+    (void)n_heads;
+    (void)n_kv_heads;
+    return 2 * d;
+}
+/* Pages [*a, *b) of lane g compete: between those of the first `sinks` entries, or what a sliding window has left
+   behind, and those of the newest `recent`. Returns *b - *a. */
+static int kvmem__read_pages(const kvmem_view *v, int g, int n, const int32_t *pos, int sinks, int recent, int *a,
+                             int *b) {
+    const int M = kvmem_view_pages(v, g), all = kvmem_view_count(v, g);
+    int seen, to, first;
+    kvmem__read_span(v, g, n, pos, 0, 0, &seen, &to);
+    for (*a = 0; *a < M; ++*a) {
+        const int rows = kvmem_view_page(v, g, *a, &first);
+        if (first >= sinks && first + rows > seen) break;
+    }
+    for (*b = M; *b > *a; --*b)
+        if (kvmem_view_page(v, g, *b - 1, &first) + first + recent <= all) break;
+    return *b - *a;
+}
+/* The choice of pages becomes the reading: head h, or for h < 0 all of group g. Of [a, b) those of at (k), rising,
+   counted from a; all others. */
+static kvmem_status kvmem__read_take(const kvmem_view *v, int h, int g, int n, int a, int b, const int *at, int k,
+                                     unsigned char *const *read) {
+    const int past = kvmem_view_count(v, g) - n, M = kvmem_view_pages(v, g);
+    int i, j, first, end;
+    if (h < 0) {
+        for (i = a; i < b; i++) read[g][i] = 0;
+        for (i = 0; i < k; i++) read[g][a + at[i]] = 1;
+        return KVMEM_OK;
+    }
+    if (a > 0) {
+        end = kvmem_view_page(v, g, a - 1, &first) + first;
+        KVMEM__TRY(kvmem__read_pick(v, h, g, 0, 0, KVMEM__MIN(end, past)));
+    }
+    for (i = 0; i < k; i = j) {
+        for (j = i + 1; j < k && at[j] == at[j - 1] + 1;) j++;
+        end = kvmem_view_page(v, g, a + at[j - 1], &first) + first;
+        kvmem_view_page(v, g, a + at[i], &first);
+        KVMEM__TRY(kvmem__read_pick(v, h, g, 0, first, KVMEM__MIN(end, past) - first));
+    }
+    if (b >= M) return KVMEM_OK;
+    kvmem_view_page(v, g, b, &first);
+    return kvmem__read_pick(v, h, g, 0, first, past - first);
+}
+/* How many of the competing pages [*a, *b) of lane g are read. */
+static int kvmem__quest_count(const kvmem_view *v, int g, int n, const int32_t *pos, int *a, int *b) {
+    const double *par = v->par;
+    const int recent = (int)par[KVMEM__QUEST_RECENT], P = v->cache->recipe.page, M = kvmem_view_pages(v, g);
+    const int last = par[KVMEM__QUEST_LAST] > 0;
+    const int own = M - kvmem__page_at(kvmem__lane_at(v->cache, v->layer, g), kvmem_view_count(v, g) - n);
+    int m = (int)(par[KVMEM__QUEST_BUDGET] / P);
+    kvmem__read_pages(v, g, n, pos, (int)par[KVMEM__QUEST_SINKS], last ? KVMEM__MAX(recent, n) : recent, a, b);
+    m = KVMEM__MAX(m, (int)par[KVMEM__QUEST_LEAST]);
+    return KVMEM__MAX(last ? m - own : m, 0);
+}
+static kvmem_status kvmem__quest_lane(const kvmem_view *v, int g, int n, const float *x, const int32_t *pos,
+                                      unsigned char *const *read) {
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads, M = kvmem_view_pages(v, g);
+    const int by = (int)v->par[KVMEM__QUEST_BY];
+    float *s = kvmem__view_scratch(v, ((size_t)r + 2) * (size_t)M);
+    int *idx = (int *)(void *)(s + (size_t)r * (size_t)M), a, b, j;
+    const int k = s ? kvmem__quest_count(v, g, n, pos, &a, &b) : 0;
+    if (!s) return v->cache->error.status;
+    KVMEM__TRY(kvmem__read_boxes(v, g, n, x, 0, s));
+    if (by != KVMEM__READ_HEAD) kvmem__read_join(s, r, M, by);
+    for (j = 0; j < (by == KVMEM__READ_HEAD ? r : 1); j++) {
+        const int got = kvmem__topk(idx, s + (size_t)j * (size_t)M + a, b - a, k, idx + M);
+        KVMEM__TRY(kvmem__read_take(v, by == KVMEM__READ_HEAD ? g * r + j : -1, g, n, a, b, idx, got, read));
+    }
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__retrieve_quest(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                          unsigned char *const *read) {
+    const int G = v->cache->shape.n_kv_heads;
+    float *x;
+    int g, a, b, all = 1;
+    if (!kvmem__read_begun(v) || v->layer < v->par[KVMEM__QUEST_DENSE]) return KVMEM_OK;
+    for (g = 0; g < G && all; g++) {
+        const int k = kvmem__quest_count(v, g, n, pos, &a, &b);
+        all = k >= b - a;
+    }
+    if (all) return KVMEM_OK;
+    x = kvmem__read_queries(v, n, q, pos);
+    if (!x) return v->cache->error.status;
+    for (g = 0; g < G; g++) KVMEM__TRY(kvmem__quest_lane(v, g, n, x, pos, read));
+    return KVMEM_OK;
+}
+
+/* ==== >>retrieve_arkvale : pages by a tighter box, in a few fast slots. stage: retrieve ====
+   Chen et al. ArkVale: Efficient Generative LLM Inference with Recallable Key-Value Eviction. NeurIPS 2024.
+   Code: pku-liang/ArkVale source/arkvale/infer_state.py.
+   A page of 32 keys (after RoPE) has the digest c0 = (max + min)/2 by channel, dev = mean |c0 - k|, hi = c0 + dev,
+   lo = c0 - dev, and for query q the score sum_i max(q_i hi_i, q_i lo_i): no bound, an outlier may pass it. Pages are
+   never lost; `budget` of them lie in fast slots. The first time the `sinks` first pages, the `window` newest and the
+   best others fill the slots. Then each step ranks all pages between; the topk best are read with sinks and window;
+   those that are not in a slot are recalled and take the slots of the worst that were not chosen.
+   Keys (1 -2) (3 0) (2 1): c0 = (2 -0.5), dev = (2/3 7/6), q = (1 -1) scores 4.333333; products 3 3 1.
+   reads: KEYS.   state: 2 d floats a page, an int a page.   cost: O((n/32) 2 d + topk 32 d) a head.
+   defaults: page=32 topk=32 budget=128 sinks=2 window=2.   ties: the older page.
+   read=slots: everything in a slot is read. dense: first layers that read all (the code's n_unlimited_layers).
+   departs: slots are filled by the first query behind the prompt, where the code takes the prompt's last. How a
+   group's heads choose together was not found: by=max. Slots are counted (kvmem_cache_loads); all pages stay where
+   they are, so a recalled page has its bytes.                                       test: tests/quest.c arkvale_* */
+enum { KVMEM__ARK_TOPK, KVMEM__ARK_BUDGET, KVMEM__ARK_SINKS, KVMEM__ARK_WINDOW, KVMEM__ARK_BY, KVMEM__ARK_READ,
+       KVMEM__ARK_DENSE };
+static const kvmem_param kvmem__params_arkvale[] = {
+    { "topk", 32, 0, 1000000, NULL, 1, "pages read beside sinks and window" },
+    { "budget", 128, 0, 1000000, NULL, 1, "pages in fast slots" },
+    { "sinks", 2, 0, 1000000, NULL, 1, "first pages, always read" },
+    { "window", 2, 0, 1000000, NULL, 1, "newest pages, always read" },
+    { "by", 0, 0, 1, "max|mean", 1, "of the group's scores" },
+    { "read", 0, 0, 1, "topk|slots", 1, "the best pages, or all that are in a slot" },
+    { "dense", 0, 0, 1000000, NULL, 1, "first layers that read everything" },
+    KVMEM__END_PARAMS };
+/* s (M) scores, idx (4 M) scratch. slot (2 + M): made, pages that have been behind the window; 1: page i is in one. */
+static void kvmem__ark_choose(const kvmem_view *v, int a, int b, float *s, int32_t *slot, int fresh, int *idx,
+                              unsigned char *read) {
+    const int P = v->cache->recipe.page, m = b - a, topk = (int)v->par[KVMEM__ARK_TOPK];
+    const int k = kvmem__topk(idx, s + a, m, topk, idx + m);
+    const double slots = v->par[KVMEM__ARK_BUDGET] - v->par[KVMEM__ARK_SINKS] - v->par[KVMEM__ARK_WINDOW];
+    int i, loaded = 0;
+    if (fresh || !slot[0]) {
+        const int first = kvmem__topk(idx + m, s + a, m, (int)KVMEM__MAX(slots, 0), idx + 2 * m);
+        for (i = 0; i < first; i++) slot[2 + a + idx[m + i]] = 1;
+        slot[0] = 1;
+    } else
+        for (i = slot[1]; i < b; i++) slot[2 + i] = 1; /* has just left the window, where it was */
+    slot[1] = b;
+    for (i = 0; i < k; i++) loaded += !slot[2 + a + idx[i]];
+    for (i = a; i < b; i++)
+        if (!slot[2 + i]) s[i] = -INFINITY; /* only what is in a slot may stay there */
+    for (i = 0; i < k; i++) s[a + idx[i]] = -INFINITY;
+    i = kvmem__topk(idx + m, s + a, m, (int)KVMEM__MAX(slots - k, 0), idx + 2 * m);
+    for (; i > 0; i--) slot[2 + a + idx[m + i - 1]] *= 2;
+    for (i = a; i < b; i++) slot[2 + i] = slot[2 + i] == 2 && s[i] > -INFINITY;
+    for (i = 0; i < k; i++) slot[2 + a + idx[i]] = 1;
+    for (i = a; i < b; i++) read[i] = (unsigned char)(v->par[KVMEM__ARK_READ] > 0 && slot[2 + i]);
+    for (i = 0; i < k; i++) read[a + idx[i]] = 1;
+    kvmem__read_loads(v, (int64_t)k * P, (int64_t)loaded * P);
+}
+static kvmem_status kvmem__ark_lane(const kvmem_view *v, int g, int n, const float *x, const int32_t *pos,
+                                    unsigned char *read) {
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads, M = kvmem_view_pages(v, g);
+    int a, b, fresh;
+    float *s = kvmem__view_scratch(v, ((size_t)r + 4) * (size_t)M);
+    int32_t *slot;
+    if (!s) return v->cache->error.status;
+    kvmem__read_pages(v, g, n, pos, 0, n, &a, &b);
+    a = KVMEM__MAX(a, KVMEM__MIN((int)v->par[KVMEM__ARK_SINKS], M));
+    b = KVMEM__MAX(KVMEM__MIN(b, M - KVMEM__MIN((int)v->par[KVMEM__ARK_WINDOW], M)), a);
+    KVMEM__TRY(kvmem__read_boxes(v, g, n, x, 1, s));
+    kvmem__read_join(s, r, M, v->par[KVMEM__ARK_BY] > 0 ? KVMEM__READ_MEAN : KVMEM__READ_MAX);
+    slot = (int32_t *)kvmem_view_index(v, g, ((size_t)M + 2) * sizeof *slot, NULL, &fresh);
+    if (!slot) return v->cache->error.status;
+    kvmem__ark_choose(v, a, b, s, slot, fresh, (int *)(void *)(s + (size_t)r * (size_t)M), read);
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__retrieve_arkvale(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                            unsigned char *const *read) {
+    float *x;
+    int g;
+    if (!kvmem__read_begun(v) || v->layer < v->par[KVMEM__ARK_DENSE]) return KVMEM_OK;
+    x = kvmem__read_queries(v, n, q, pos);
+    if (!x) return v->cache->error.status;
+    for (g = 0; g < v->cache->shape.n_kv_heads; g++) KVMEM__TRY(kvmem__ark_lane(v, g, n, x, pos, read[g]));
+    return KVMEM_OK;
+}
+
+/* ==== >>retrieve_tidal : the entries that two layers find, read by all. stage: retrieve ====
+   Yang et al. TidalDecode: Fast and Accurate LLM Decoding with Position Persistent Sparse Attention. 2024.
+   arXiv 2410.05076.   Code: DerrickYLJ/TidalDecode src/tidal_build/modify_llama.py (llama_tidal_attention_forward),
+   src/enable_tidal.py, tidal/models/llama.py.
+   In each decode step, of L layers and n keys, the current one among them:
+     1 layers 0 .. s0 read everything
+     2 layer s0 finds for every query head h: I_h = the min(n, k) keys with the largest logits
+     3 layers l > s0 read for head h the tokens of I_h only, theirs at the same positions
+     4 layer r reads everything and finds I_h anew for the layers behind it
+   Nothing is left for the next step. s0 + 1 + [s0 < r < L] layers read everything.
+   reads: KEYS.   state: 2 lists of k ints a query head.   cost: O(n d) a head of four layers, O(k d) of the others.
+   defaults: s0=2 k=256, the code's; r=-1: round(0.4 L) (the code: 13 of 32 layers).   ties: the older entry.
+   force_last=1: the current token and k - 1 others, as the CUDA path; 0: it competes, as in the Python path, but is
+   read in any case here. Our options sinks and recent: read beside the k. blocks=0: a block of several queries reads
+   everything, as the code's prefill does.
+   Cache correction (every T tokens the last T once more, densely; paper only) needs the model: with blocks=0 it is
+   kvmem_session_truncate by T and kvmem_session_feed of these T ids as one block; no call does it by itself.
+   departs: a block of several queries takes its largest logits. A position that another layer's lane has not (it was
+   evicted there) is skipped.                                                          test: tests/quest.c tidal_* */
+enum { KVMEM__TIDAL_S0, KVMEM__TIDAL_R, KVMEM__TIDAL_K, KVMEM__TIDAL_LAST, KVMEM__TIDAL_SINKS, KVMEM__TIDAL_RECENT,
+       KVMEM__TIDAL_BLOCKS };
+static const kvmem_param kvmem__params_tidal[] = {
+    { "s0", 2, 0, 1000000, NULL, 1, "layer that selects; those before it read everything" },
+    { "r", -1, -1, 1000000, NULL, 1, "layer that selects again; -1: round(0.4 L); s0 or less: none" },
+    { "k", 256, 0, 1000000000, NULL, 1, "entries a query head reads" },
+    { "force_last", 1, 0, 1, NULL, 1, "1: the current token is one of them, 0: it competes" },
+    { "sinks", 0, 0, 1000000000, NULL, 1, "first entries read beside them" },
+    { "recent", 0, 0, 1000000000, NULL, 1, "newest entries read beside them" },
+    { "blocks", 1, 0, 1, NULL, 1, "0: blocks of several tokens read everything" },
+    KVMEM__END_PARAMS };
+/* The list of a lane: 1 + first position of the block for which it was made; m; and for each of r heads how many and
+   the rising positions of up to m entries. */
+static size_t kvmem__tidal_bytes(int r, int m) {
+    return (2 + (size_t)r * ((size_t)m + 1)) * sizeof(int32_t);
+}
+static int kvmem__tidal_again(const kvmem_view *v) { /* layer r, or -1 */
+    const int L = v->cache->shape.n_layers;
+    const int r = v->par[KVMEM__TIDAL_R] < 0 ? (int)floor(0.4 * L + 0.5) : (int)v->par[KVMEM__TIDAL_R];
+    return r > v->par[KVMEM__TIDAL_S0] ? r : -1;
+}
+static kvmem_status kvmem__tidal_select(const kvmem_view *v, int g, int n, const float *q, const int32_t *pos) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
+    const int recent = (int)v->par[KVMEM__TIDAL_RECENT], last = v->par[KVMEM__TIDAL_LAST] > 0;
+    int from, to, m = kvmem__read_span(v, g, n, pos, (int)v->par[KVMEM__TIDAL_SINKS], recent, &from, &to);
+    int j, i, k, *idx;
+    int32_t *list;
+    float *s;
+    if (!last && recent < 1) m += n; /* the block's own compete */
+    k = (int)KVMEM__MAX(KVMEM__MIN(v->par[KVMEM__TIDAL_K] - last, (double)m), 0.0);
+    s = kvmem__view_scratch(v, (size_t)(r + 2) * (size_t)KVMEM__MAX(m, 1));
+    if (!s) return v->cache->error.status;
+    idx = (int *)(void *)(s + (size_t)r * (size_t)m);
+    list = (int32_t *)kvmem_view_index(v, g, kvmem__tidal_bytes(r, k), NULL, NULL);
+    if (!list) return v->cache->error.status;
+    list[0] = pos[0] + 1;
+    list[1] = k;
+    KVMEM__TRY(kvmem__read_logits(v, g, n, q, pos, from, m, s));
+    for (j = 0; j < r; j++) {
+        int32_t *at = list + 2 + (size_t)j * ((size_t)k + 1);
+        const int got = kvmem__topk(idx, s + (size_t)j * (size_t)m, m, k, idx + m);
+        for (at[0] = 0, i = 0; i < got; i++)
+            if (from + idx[i] < ln->n - n) at[++at[0]] = kvmem__lane_pos(ln, from + idx[i]);
+    }
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+/* Head h reads the entries of its lane at the k rising positions in at. */
+static kvmem_status kvmem__read_positions(const kvmem_view *v, int h, int g, int n, const int32_t *at, int k) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    const int past = ln->n - n;
+    int i, t = 0, from = 0, run = 0; /* a run of entries [from, from + run) */
+    for (i = 0; i < k; i++) {
+        t += i ? (int)(at[i] - at[i - 1]) : (int)at[0]; /* where it is if none has left */
+        if (t < 0 || t >= past || kvmem__lane_pos(ln, t) != at[i]) t = kvmem__lane_find(ln, at[i]);
+        if (t >= past || kvmem__lane_pos(ln, t) != at[i]) continue;
+        if (run && t == from + run) { run++; continue; }
+        KVMEM__TRY(kvmem__read_pick(v, h, g, 0, from, run));
+        from = t;
+        run = 1;
+    }
+    return kvmem__read_pick(v, h, g, 0, from, run);
+}
+static kvmem_status kvmem__tidal_read(const kvmem_view *v, int source, int g, int n, const int32_t *pos) {
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
+    kvmem_view of = *v;
+    const int32_t *list;
+    int from, to, j;
+    of.layer = source;
+    list = (const int32_t *)kvmem_view_index(&of, g, 0, NULL, NULL);
+    if (!list || list[0] != pos[0] + 1) /* the lane was reduced in the middle of the block */
+        return kvmem__read_pick(v, -1, g, 0, 0, kvmem_view_count(v, g) - n);
+    kvmem__read_span(v, g, n, pos, (int)v->par[KVMEM__TIDAL_SINKS], (int)v->par[KVMEM__TIDAL_RECENT], &from, &to);
+    for (j = 0; j < r; j++) {
+        const int32_t *at = list + 2 + (size_t)j * ((size_t)list[1] + 1);
+        KVMEM__TRY(kvmem__read_always(v, g * r + j, g, 0, n, from, to));
+        KVMEM__TRY(kvmem__read_positions(v, g * r + j, g, n, at + 1, at[0]));
+    }
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__retrieve_tidal(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                          unsigned char *const *read) {
+    const int s0 = (int)v->par[KVMEM__TIDAL_S0], again = kvmem__tidal_again(v);
+    int g;
+    (void)read;
+    if (!kvmem__read_begun(v) || v->layer < s0 || (n > 1 && !(v->par[KVMEM__TIDAL_BLOCKS] > 0))) return KVMEM_OK;
+    for (g = 0; g < v->cache->shape.n_kv_heads; g++) {
+        if (v->layer == s0 || v->layer == again) KVMEM__TRY(kvmem__tidal_select(v, g, n, q, pos));
+        else KVMEM__TRY(kvmem__tidal_read(v, again >= 0 && v->layer > again ? again : s0, g, n, pos));
+    }
+    return KVMEM_OK;
+}
+
+/* ==== >>retrieve_specontext : one choice a step for all layers. stage: retrieve ====
+   Xu et al. SpeContext: Enabling Efficient Long-context Reasoning with Speculative Context Sparsity in LLMs. 2025.
+   arXiv 2512.00722.   Code: none was found.
+   A retrieval head looks at the n keys once a step: w_h = softmax(c q_h . K) for its heads, the largest of a group,
+   and S_now = the `budget` tokens with the largest w for each KV head. All layers read S_now. Only S_now \ S_last is
+   loaded, into the places of S_last \ S_now (kvmem_cache_loads). The paper's head is the first layer of a distilled
+   draft model; here no training is needed:
+     of=layer    the attention of layer `layer` of the model itself; the layers before it read everything
+     of=average  the attention of all layers in the previous step, their mean. It looks at all keys in all layers, so
+                 that it saves reads only: for measuring
+     of=draft    the last layer of a second, smaller model's cache: the choice's user pointer, a kvmem_cache that has
+                 taken the same tokens, the current one included, under a recipe whose score keeps queries (snapkv);
+                 the largest of all its heads serves all KV heads
+   reads: KEYS.   state: an int an entry and KV head, for of=average a float more for each query head.
+   cost: O(n d) a head of one layer, O(budget d) of the others.
+   defaults: budget=2048 (the paper's speed tests), of=layer layer=0.   ties: the older entry.
+   Our options sinks and recent: read beside S_now. Memory model: kvmem_offload_*.
+   departs: of=average: the first step behind the prompt reads everything.        test: tests/quest.c specontext_* */
+enum { KVMEM__SPEC_BUDGET, KVMEM__SPEC_OF, KVMEM__SPEC_LAYER, KVMEM__SPEC_SINKS, KVMEM__SPEC_RECENT };
+enum { KVMEM__SPEC_BY_LAYER, KVMEM__SPEC_BY_AVERAGE, KVMEM__SPEC_BY_DRAFT };
+static const kvmem_param kvmem__params_specontext[] = {
+    { "budget", 2048, 0, 1000000000, NULL, 1, "entries that a KV head reads" },
+    { "of", 0, 0, 2, "layer|average|draft", 1, "whose attention chooses" },
+    { "layer", 0, 0, 1000000, NULL, 1, "of=layer: which" },
+    { "sinks", 0, 0, 1000000000, NULL, 1, "first entries read beside them" },
+    { "recent", 0, 0, 1000000000, NULL, 1, "newest entries read beside them" },
+    KVMEM__END_PARAMS };
+/* Index of layer 0's lane g: the head; the rising positions of S_now, room for `room` of them; of=average: for each
+   entry what w = r heads gave it, summed over the layers of the last block. */
+enum { KVMEM__SPEC_STAMP, KVMEM__SPEC_N, KVMEM__SPEC_ROOM, KVMEM__SPEC_KNOWN, KVMEM__SPEC_HEAD };
+typedef struct kvmem__spec { int32_t *head, *list; float *sum; int w; } kvmem__spec;
+static kvmem_status kvmem__spec_open(const kvmem_view *v, int g, int grow, kvmem__spec *x) {
+    const kvmem_shape *s = &v->cache->shape;
+    kvmem_view of = *v;
+    int room, n = kvmem_view_count(v, g);
+    of.layer = 0;
+    n = KVMEM__MAX(n, kvmem_view_count(&of, g));
+    memset(x, 0, sizeof *x);
+    x->w = (int)v->par[KVMEM__SPEC_OF] == KVMEM__SPEC_BY_AVERAGE ? s->n_heads / s->n_kv_heads : 0;
+    x->head = (int32_t *)kvmem_view_index(&of, g, grow ? KVMEM__SPEC_HEAD * sizeof(int32_t) : 0, NULL, NULL);
+    if (!x->head) return grow ? v->cache->error.status : KVMEM_OK;
+    room = (int)x->head[KVMEM__SPEC_ROOM];
+    if (grow && n > room) { /* the sums move up behind a longer list */
+        const int more = KVMEM__MAX(2 * room, n + 64);
+        x->head = (int32_t *)kvmem_view_index(&of, g, ((size_t)KVMEM__SPEC_HEAD + (size_t)more * (size_t)(1 + x->w)) *
+                                                      sizeof(int32_t), NULL, NULL);
+        if (!x->head) return v->cache->error.status;
+        memmove(x->head + KVMEM__SPEC_HEAD + more, x->head + KVMEM__SPEC_HEAD + room,
+                (size_t)room * (size_t)x->w * sizeof(int32_t));
+        x->head[KVMEM__SPEC_ROOM] = room = more;
+    }
+    x->list = x->head + KVMEM__SPEC_HEAD;
+    x->sum = (float *)(void *)(x->list + room);
+    return KVMEM_OK;
+}
+/* score (m) of the lane's entries from `from` on becomes S_now; what it adds is counted. idx (2 m): scratch. */
+static void kvmem__spec_settle(const kvmem_view *v, int g, const kvmem__spec *x, const float *score, int from, int m,
+                               const int32_t *pos, int *idx) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    const int k = kvmem__topk(idx, score, m, (int)v->par[KVMEM__SPEC_BUDGET], idx + m);
+    int32_t *now = (int32_t *)idx;
+    int i;
+    for (i = 0; i < k; i++) now[i] = kvmem__lane_pos(ln, from + idx[i]);
+    kvmem__read_loads(v, k, kvmem__read_new(now, k, x->list, (int)x->head[KVMEM__SPEC_N]));
+    if (k) memcpy(x->list, now, (size_t)k * sizeof *now);
+    x->head[KVMEM__SPEC_N] = k;
+    x->head[KVMEM__SPEC_STAMP] = pos[0] + 1;
+}
+/* of=layer: s (r, all) is to be w_h of this layer's queries. */
+static kvmem_status kvmem__spec_layer(const kvmem_view *v, int g, int n, const float *q, const int32_t *pos,
+                                      float *s) {
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads, all = kvmem_view_count(v, g);
+    int j;
+    KVMEM__TRY(kvmem__read_logits(v, g, n, q, pos, 0, all, s));
+    for (j = 0; j < r; j++) kvmem__read_softmax(v, s + (size_t)j * (size_t)all, all, 1);
+    kvmem__read_join(s, r, all, KVMEM__READ_MAX);
+    return KVMEM_OK;
+}
+/* of=average: s (all) from the sums; 0: there are none. */
+static int kvmem__spec_average(const kvmem_view *v, int g, const kvmem__spec *x, float *s) {
+    const int all = kvmem_view_count(v, g);
+    int t, j;
+    for (t = 0; t < all; t++)
+        for (s[t] = 0, j = 0; t < x->head[KVMEM__SPEC_KNOWN] && j < x->w; j++)
+            s[t] = KVMEM__MAX(s[t], x->sum[(size_t)t * (size_t)x->w + (size_t)j]);
+    return x->head[KVMEM__SPEC_KNOWN] > 0;
+}
+/* of=draft: s (all) is the largest probability that any head of the draft's last layer gives with its newest query. */
+static kvmem_status kvmem__spec_draft(const kvmem_view *v, int g, int n, const int32_t *pos, float *s) {
+    kvmem_cache *draft = (kvmem_cache *)v->user;
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    kvmem_view of;
+    int r, i, j, t, at, have;
+    float *row;
+    memset(s, 0, (size_t)ln->n * sizeof *s);
+    if (!draft || !draft->ring)
+        return kvmem__fail(&v->cache->error, KVMEM_BAD_STATE, "retrieve=specontext(of=draft): the choice's user must "
+                           "be the cache of a second model, of a recipe that keeps queries (score=snapkv)");
+    of = kvmem__view_of(draft, draft->shape.n_layers - 1, KVMEM_SCORE);
+    have = kvmem_view_queries(&of);
+    if (have < 1 || kvmem__lane_pos(kvmem__lane_at(draft, of.layer, 0), kvmem_view_count(&of, 0) - 1) != pos[n - 1])
+        return kvmem__fail(&v->cache->error, KVMEM_BAD_STATE, "retrieve=specontext(of=draft): the draft has not taken "
+                           "the token at position %d", (int)pos[n - 1]);
+    r = draft->shape.n_heads / draft->shape.n_kv_heads;
+    for (i = 0; i < draft->shape.n_kv_heads; i++) {
+        const kvmem_lane *from = kvmem__lane_at(draft, of.layer, i);
+        row = kvmem__view_scratch(v, (size_t)r * (size_t)from->n);
+        if (!row) return v->cache->error.status;
+        draft->error.status = KVMEM_OK;
+        if (kvmem_view_row(&of, i, have - 1, row) != KVMEM_OK)
+            return kvmem__fail(&v->cache->error, draft->error.status, "retrieve=specontext(of=draft): %.80s",
+                               draft->error.text);
+        for (t = at = 0; t < from->n; t++) {
+            const int32_t p = kvmem__lane_pos(from, t);
+            while (at < ln->n && kvmem__lane_pos(ln, at) < p) at++;
+            for (j = 0; at < ln->n && kvmem__lane_pos(ln, at) == p && j < r; j++)
+                s[at] = KVMEM__MAX(s[at], row[(size_t)j * (size_t)from->n + (size_t)t]);
+        }
+        kvmem__view_scratch_back(v->cache);
+    }
+    return KVMEM_OK;
+}
+/* The step's choice for lane g, of the layer that looks. */
+static kvmem_status kvmem__spec_choose(const kvmem_view *v, int g, int n, const float *q, const int32_t *pos) {
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads, all = kvmem_view_count(v, g);
+    const int of = (int)v->par[KVMEM__SPEC_OF];
+    int from, to, known = 1;
+    const int m = kvmem__read_span(v, g, n, pos, (int)v->par[KVMEM__SPEC_SINKS], (int)v->par[KVMEM__SPEC_RECENT],
+                                   &from, &to);
+    float *s = kvmem__view_scratch(v, (size_t)(r + 2) * (size_t)all);
+    kvmem__spec x;
+    if (!s) return v->cache->error.status;
+    KVMEM__TRY(kvmem__spec_open(v, g, 1, &x));
+    if (of == KVMEM__SPEC_BY_AVERAGE) known = kvmem__spec_average(v, g, &x, s);
+    else if (of == KVMEM__SPEC_BY_DRAFT) KVMEM__TRY(kvmem__spec_draft(v, g, n, pos, s));
+    else KVMEM__TRY(kvmem__spec_layer(v, g, n, q, pos, s));
+    if (known) kvmem__spec_settle(v, g, &x, s + from, from, m, pos, (int *)(void *)(s + (size_t)r * (size_t)all));
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__retrieve_specontext(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                               unsigned char *const *read) {
+    const int sinks = (int)v->par[KVMEM__SPEC_SINKS], recent = (int)v->par[KVMEM__SPEC_RECENT];
+    const int looks = (int)v->par[KVMEM__SPEC_OF] == KVMEM__SPEC_BY_LAYER ? (int)v->par[KVMEM__SPEC_LAYER] : 0;
+    kvmem__spec x;
+    int g, from, to;
+    (void)read;
+    if (looks >= v->cache->shape.n_layers)
+        return kvmem__fail(&v->cache->error, KVMEM_UNSUPPORTED, "retrieve=specontext(layer=%d): the model has %d "
+                           "layers", looks, v->cache->shape.n_layers);
+    if (!kvmem__read_begun(v) || v->layer < looks) return KVMEM_OK;
+    for (g = 0; g < v->cache->shape.n_kv_heads; g++) {
+        if (v->layer == looks) KVMEM__TRY(kvmem__spec_choose(v, g, n, q, pos));
+        KVMEM__TRY(kvmem__spec_open(v, g, 0, &x));
+        if (!x.head || x.head[KVMEM__SPEC_STAMP] != pos[0] + 1) { /* nothing is known yet */
+            KVMEM__TRY(kvmem__read_pick(v, -1, g, 0, 0, kvmem_view_count(v, g) - n));
+            continue;
+        }
+        kvmem__read_span(v, g, n, pos, sinks, recent, &from, &to);
+        KVMEM__TRY(kvmem__read_always(v, -1, g, 0, n, from, to));
+        KVMEM__TRY(kvmem__read_positions(v, -1, g, n, x.list, (int)x.head[KVMEM__SPEC_N]));
+    }
+    return KVMEM_OK;
+}
+/* of=average: what the block's last query looks at in this layer, whatever was read, joins the sums. */
+static kvmem_status kvmem__spec_watch(const kvmem_view *v, int n, const float *q, const int32_t *pos) {
+    const kvmem_shape *s = &v->cache->shape;
+    const int r = s->n_heads / s->n_kv_heads;
+    int g, j, t;
+    if ((int)v->par[KVMEM__SPEC_OF] != KVMEM__SPEC_BY_AVERAGE || !kvmem__read_begun(v)) return KVMEM_OK;
+    for (g = 0; g < s->n_kv_heads; g++) {
+        const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g), *to = kvmem__lane_at(v->cache, 0, g);
+        float *w = kvmem__view_scratch(v, (size_t)r * (size_t)ln->n);
+        kvmem__spec x;
+        if (!w) return v->cache->error.status;
+        KVMEM__TRY(kvmem__spec_open(v, g, 1, &x));
+        KVMEM__TRY(kvmem__read_logits(v, g, 1, q + (size_t)(n - 1) * (size_t)(s->n_heads * s->head_dim), pos + n - 1, 0,
+                                      ln->n, w));
+        for (j = 0; j < r; j++) kvmem__read_softmax(v, w + (size_t)j * (size_t)ln->n, ln->n, 1);
+        if (v->layer == 0) memset(x.sum, 0, (size_t)to->n * (size_t)r * sizeof *x.sum);
+        for (t = 0; t < ln->n; t++) {
+            const int32_t p = kvmem__lane_pos(ln, t);
+            const int at = t < to->n && kvmem__lane_pos(to, t) == p ? t : kvmem__lane_find(to, p);
+            for (j = 0; at < to->n && kvmem__lane_pos(to, at) == p && j < r; j++)
+                x.sum[(size_t)at * (size_t)r + (size_t)j] += w[(size_t)j * (size_t)ln->n + (size_t)t];
+        }
+        x.head[KVMEM__SPEC_KNOWN] = v->layer == s->n_layers - 1 ? to->n : 0;
+        kvmem__view_scratch_back(v->cache);
+    }
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_specontext = { 0, NULL, kvmem__spec_watch, NULL, NULL };
+/* The paper's memory model. */
+KVMEM_API kvmem_offload kvmem_offload_default(void) {
+    kvmem_offload o;
+    memset(&o, 0, sizeof o);
+    o.slack = 1.3;
+    o.requests = 1;
+    o.value_bytes = 2;
+    o.budget = 2048;
+    return o;
+}
+static double kvmem__offload_unit(const kvmem_offload *o) { /* bytes of a token's K and V in one layer */
+    return 2.0 * o->value_bytes * o->requests * o->n_kv_heads * o->head_dim;
+}
+KVMEM_API double kvmem_offload_bytes(const kvmem_offload *o, int away, double tokens) {
+    return o->slack * o->weights + kvmem__offload_unit(o) * ((o->n_layers - away + 1 + o->alpha) * tokens +
+                                                             (double)away * o->budget);
+}
+KVMEM_API double kvmem_offload_tokens(const kvmem_offload *o, int away, double memory) {
+    const double left = (memory - o->slack * o->weights) / kvmem__offload_unit(o) - (double)away * o->budget;
+    double most = floor(left / (o->n_layers - away + 1 + o->alpha));
+    while (most > 0 && kvmem_offload_bytes(o, away, most) > memory) most--; /* rounding */
+    return KVMEM__MAX(most, 0.0);
+}
+KVMEM_API int kvmem_offload_layers(const kvmem_offload *o, double tokens, double memory) {
+    int i;
+    for (i = 0; i <= o->n_layers; i++)
+        if (kvmem_offload_bytes(o, i, tokens) <= memory) return i;
+    return -1;
+}
 
 static const kvmem_retrieve_entry kvmem__retrieves[] = {
     { { "all", "every stored entry", "-", NULL, 0 }, NULL, NULL, NULL },
@@ -25198,7 +25747,18 @@ static const kvmem_retrieve_entry kvmem__retrieves[] = {
       kvmem__retrieve_nearest, &kvmem__memory_nearest, NULL },
     { { "icecache", "pages of keys that are alike, found by a tree of promoted entries", "Mao 2026, arXiv 2604.10539",
         kvmem__params_icecache, KVMEM_READS_KEYS | KVMEM_KEEPS_INDEX },
-      kvmem__retrieve_icecache, NULL, NULL } };
+      kvmem__retrieve_icecache, NULL, NULL },
+    { { "quest", "pages whose box of keys could hold a large product with the query", "Tang 2024, arXiv 2406.10774",
+        kvmem__params_quest, KVMEM_READS_KEYS }, kvmem__retrieve_quest, NULL, kvmem__box_note },
+    { { "arkvale", "pages by a tighter box; the best lie in fast slots, others are recalled", "Chen 2024, NeurIPS",
+        kvmem__params_arkvale, KVMEM_READS_KEYS | KVMEM_KEEPS_INDEX }, kvmem__retrieve_arkvale, NULL, kvmem__box_note },
+    { { "tidal", "every head's best entries of one layer, read by the layers behind it", "Yang 2024, arXiv 2410.05076",
+        kvmem__params_tidal, KVMEM_READS_KEYS | KVMEM_WATCHES_ROWS | KVMEM_KEEPS_INDEX },
+      kvmem__retrieve_tidal, NULL, NULL },
+    { { "specontext", "one choice a step for all layers: what one layer, or a smaller model, looks at",
+        "Xu 2025, arXiv 2512.00722", kvmem__params_specontext,
+        KVMEM_READS_KEYS | KVMEM_WATCHES_ROWS | KVMEM_KEEPS_INDEX },
+      kvmem__retrieve_specontext, &kvmem__memory_specontext, NULL } };
 
 /* ==== >>place : at which RoPE position is a kept key read? =======================================
    original: at the position that the token had in the text; gaps stay gaps.
@@ -31593,6 +32153,14 @@ static const kvmem_preset kvmem__presets[] = {
     { "icecache", "retrieve=icecache(size=16,budget=16,sink=2,window=2,beam=30,dense=2)",
       "everything is kept, each KV head reads 256 entries in pages of keys that are alike",
       "Mao 2026, arXiv 2604.10539" },
+    { "quest", "retrieve=quest(budget=1024,dense=2,least=3,last=1,by=head,sinks=0,recent=0) page=16",
+      "every head reads the pages whose box could hold a large product", "Tang 2024, arXiv 2406.10774" },
+    { "arkvale", "retrieve=arkvale(topk=32,budget=128,sinks=2,window=2,by=max,read=topk,dense=0) page=32",
+      "the best pages by a digest, first and newest ones; the rest can be recalled", "Chen 2024, NeurIPS" },
+    { "tidal", "retrieve=tidal(s0=2,r=-1,k=256,force_last=1,sinks=0,recent=0,blocks=1)",
+      "two layers find the entries that all others read", "Yang 2024, arXiv 2410.05076" },
+    { "specontext", "retrieve=specontext(budget=2048,of=layer,layer=0,sinks=0,recent=0)",
+      "the first layer's attention chooses once a step for all layers", "Xu 2025, arXiv 2512.00722" },
     { "finch", "score=finch(window=32,normalize=1) budget=50% when=prompt place=cache",
       "when the prompt ends the question chooses what stays, read at its slots", "Corallo 2024, TACL 12" },
     { "gui-kv",
