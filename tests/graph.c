@@ -470,6 +470,245 @@ TEST(nearest_samples_every_second_query_when_there_are_many) {
     CHECK(x->built && x->n == 101 && x->samples == 13);
     kvmem_cache_free(&c); world_free(&w);
 }
+/* ---- retrieve=icecache ---- */
+
+typedef struct tree { kvmem__ice t; kvmem__ice_room a; kvmem__rowset s; void *mem; float *work; } tree;
+/* A tree over the first n of cap rows x (cap, d), pages of P. */
+static tree tree_of(const float *x, int n, int cap, int d, int P) {
+    tree r;
+    r.mem = calloc(1, kvmem__ice_bytes((size_t)cap, P));
+    r.work = (float *)malloc(kvmem__ice_floats((size_t)cap, P, d, 4, cap) * sizeof *r.work);
+    r.t = kvmem__ice_open(r.mem, P, cap);
+    r.a = kvmem__ice_divide(r.work, (size_t)cap, P, d);
+    r.s = rows_of(x, d);
+    kvmem__ice_build(&r.t, &r.s, n, &r.a);
+    return r;
+}
+static void tree_free(tree *r) { free(r->mem); free(r->work); }
+static double far2(const tree *r, int a, int b) { /* squared distance of k' and k', in double */
+    const float *x = r->s.x + a * r->s.d, *y = r->s.x + b * r->s.d;
+    double s = 0, p = 0, q = 0;
+    int c;
+    for (c = 0; c < r->s.d; c++) {
+        s += ((double)x[c] - (double)y[c]) * ((double)x[c] - (double)y[c]);
+        p += (double)x[c] * (double)x[c];
+        q += (double)y[c] * (double)y[c];
+    }
+    p = sqrt(KVMEM__MAX((double)r->t.h->most - p, 0)) - sqrt(KVMEM__MAX((double)r->t.h->most - q, 0));
+    return s + p * p;
+}
+/* Every entry once on level 0 and on one page, its levels by the counter, a page's members of one parent: wrong ones.
+   nearest: and its parent is the nearest there is. */
+static int tree_wrong(const tree *r, int nearest) {
+    const kvmem__ice *t = &r->t;
+    const int n = t->h->n;
+    int *level = (int *)calloc((size_t)n, sizeof *level), *todo = (int *)malloc((size_t)t->h->nodes * sizeof *todo);
+    int *at = (int *)malloc((size_t)t->h->nodes * sizeof *at), *parent = (int *)calloc((size_t)n, sizeof *parent);
+    int have = 0, wrong = 0, x, i, j, k, seen = 0;
+    for (x = t->h->root; x >= 0; x = t->node[x].next) { at[have] = t->h->top; todo[have++] = x; }
+    while (have) {
+        const int l = at[--have], u = todo[have];
+        seen++;
+        level[t->node[u].token]++;
+        for (x = l ? t->node[u].child : -1; x >= 0; x = t->node[x].next) {
+            if (l == 1) parent[t->node[x].token] = u;
+            for (k = 0; nearest && l == 1 && k < n; k += KVMEM__ICE_FIRST)
+                wrong += far2(r, t->node[x].token, k) < far2(r, t->node[x].token, t->node[u].token) - 1e-4;
+            at[have] = l - 1;
+            todo[have++] = x;
+        }
+    }
+    wrong += seen != t->h->nodes;
+    for (i = 0; i < n; i++) wrong += level[i] != 1 + kvmem__ice_level(i);
+    for (i = 0; i < n; i++) level[i] = 0;
+    for (i = 0; i < t->h->pages; i++) {
+        const int32_t *p = kvmem__ice_page(t, i);
+        wrong += p[0] < 1 || p[0] > t->P;
+        for (j = 1; j <= p[0]; j++) {
+            level[t->node[p[j]].token]++;
+            wrong += t->node[p[j]].child != i || parent[t->node[p[j]].token] != parent[t->node[p[1]].token];
+        }
+    }
+    for (i = 0; i < n; i++) wrong += level[i] != 1;
+    wrong += (size_t)t->h->nodes > kvmem__ice_nodes((size_t)n) ||
+             (size_t)t->h->pages > kvmem__ice_pages((size_t)n, t->P);
+    free(level); free(todo); free(at); free(parent);
+    return wrong;
+}
+TEST(icecache_augmentation_is_the_cards_example) {
+    static const float k[2][2] = { { 3, 4 }, { 1, 0 } }, q[2] = { .6f, .8f };
+    static const double last[2] = { 0, 4.898979 }, far[2] = { 16, 24.8 };
+    int i;
+    for (i = 0; i < 2; i++) {
+        const float norm2 = kvmem__dot_plain(k[i], k[i], 2), a = kvmem__ice_aug(25, norm2);
+        const double dx = (double)(q[0] - k[i][0]), dy = (double)(q[1] - k[i][1]);
+        CHECK_NEAR(a, last[i], 1e-6);
+        CHECK_NEAR(dx * dx + dy * dy + (double)(a * a), far[i], 1e-5);
+        CHECK_NEAR(25 + 1 - 2 * (double)kvmem__dot_plain(q, k[i], 2), far[i], 1e-5);
+    }
+    CHECK(kvmem__ice_aug(25, 26) == 0);
+}
+TEST(icecache_promotes_three_percent_and_a_fifth_of_these) {
+    int i, n[5] = { 0, 0, 0, 0, 0 };
+    for (i = 0; i < 34 * 125; i++) n[kvmem__ice_level(i)]++;
+    CHECK(n[1] + n[2] + n[3] + n[4] == 125 && n[2] + n[3] + n[4] == 24 && n[3] + n[4] == 4 && n[4] == 0);
+    CHECK(kvmem__ice_level(0) == 1 && kvmem__ice_level(34) == 1 && kvmem__ice_level(170) == 2);
+}
+TEST(icecache_every_entry_is_on_one_page) {
+    static const int sizes[] = { 1, 2, 16, 35, 171, 700 }, pages[] = { 2, 3, 16 };
+    int k, p, kind, i;
+    for (k = 0; k < 6; k++)
+        for (p = 0; p < 3; p++)
+            for (kind = 0; kind < 3; kind++) {
+                const int n = sizes[k], cap = n + 200;
+                float *x = normals(cap, 6);
+                tree r;
+                for (i = 0; i < cap * 6 && kind; i++) x[i] = kind == 1 ? x[i % 6] : i / 6 % 4 ? x[i] : 0;
+                for (i = 6 * n; i < cap * 6 && kind == 2; i++) x[i] *= 2; /* larger norms come later */
+                r = tree_of(x, n, cap, 6, pages[p]);
+                CHECK(tree_wrong(&r, kind == 0 && n < 900) == 0); /* fewer than 30 nodes on level 1: all looked at */
+                while (r.t.h->n < cap) kvmem__ice_add(&r.t, &r.s, &r.a);
+                CHECK(tree_wrong(&r, 0) == 0);
+                tree_free(&r); free(x);
+            }
+}
+TEST(icecache_grows_from_one_entry_as_it_is_built) {
+    float *x = normals(400, 6);
+    tree r = tree_of(x, 1, 400, 6, 8);
+    while (r.t.h->n < 400) kvmem__ice_add(&r.t, &r.s, &r.a);
+    CHECK(tree_wrong(&r, 0) == 0 && r.t.h->top == 2);
+    tree_free(&r); free(x);
+}
+TEST(icecache_splits_two_kinds_apart) {
+    float x[20];
+    tree r;
+    int i, j, kinds = 0;
+    for (i = 0; i < 10; i++) { x[2 * i] = (float)(i % 2 ? 3 : -3) + .1f * (float)i; x[2 * i + 1] = 1; }
+    r = tree_of(x, 9, 10, 2, 8);
+    CHECK(r.t.h->pages == 2);
+    for (i = 0; i < 2; i++)
+        for (j = 1; j <= kvmem__ice_page(&r.t, i)[0]; j++)
+            kinds += r.t.node[kvmem__ice_page(&r.t, i)[j]].token % 2 != r.t.node[kvmem__ice_page(&r.t, i)[1]].token % 2;
+    CHECK(kinds == 0);
+    tree_free(&r);
+}
+TEST(icecache_with_a_wide_beam_ranks_pages_exactly) {
+    enum { N = 600, D = 8, P = 8 };
+    static kvmem__found ranked[N], exact[N];
+    float *x = normals(N, D), *q = normals(2 * 8, D);
+    tree r = tree_of(x, N, N, D, P);
+    int k, i, j, n, m, hit = 0;
+    for (k = 0; k < 8; k++) {
+        for (i = n = 0; i < r.t.h->pages; i++) {
+            float best = -INFINITY;
+            for (j = 1; j <= kvmem__ice_page(&r.t, i)[0]; j++) {
+                const float *row = x + r.t.node[kvmem__ice_page(&r.t, i)[j]].token * D;
+                best = KVMEM__MAX(best, kvmem__dot_plain(q + 2 * k * D, row, D));
+                best = KVMEM__MAX(best, kvmem__dot_plain(q + (2 * k + 1) * D, row, D));
+            }
+            kvmem__found_add(exact, &n, N, i, best);
+        }
+        m = kvmem__ice_rank(&r.t, &r.s, q + 2 * k * D, 2, N, N, &r.a, ranked); /* two queries: the better counts */
+        CHECK(m == r.t.h->pages);
+        for (i = 0; i < m; i++) CHECK(ranked[i].id == exact[i].id);
+        r.a.w.scanned = 0;
+        m = kvmem__ice_rank(&r.t, &r.s, q + 2 * k * D, 2, 4, 10, &r.a, ranked);
+        CHECK(m <= 10 && r.a.w.scanned < N / 2);
+        for (i = 0; i < m; i++) for (j = 0; j < 10; j++) hit += ranked[i].id == exact[j].id;
+    }
+    CHECK(hit > 20);
+    tree_free(&r); free(x); free(q);
+}
+TEST(icecache_heads_take_pages_in_turn) {
+    static const kvmem__found ranked[6] = { { 9, 4, 0 }, { 8, 2, 0 }, { 7, 0, 0 },
+                                            { 9, 4, 0 }, { 8, 5, 0 }, { 7, 1, 0 } };
+    static const int m[2] = { 3, 3 }, few[2] = { 1, 2 };
+    int mark[6];
+    CHECK(kvmem__ice_in_turn(ranked, m, 2, 3, mark, 6) == 3 && mark[4] && mark[2] && mark[5] && !mark[0] && !mark[1]);
+    CHECK(kvmem__ice_in_turn(ranked, few, 2, 3, mark, 6) == 2 && mark[4] && mark[5]);
+}
+/* Decoding with a beam that sees all: sinks, window, and the pages that brute force ranks, in turn. */
+TEST(icecache_equals_its_rule_over_a_whole_run) {
+    enum { T = 150, PROMPT = 100, P = 4, WANT = 3 };
+    world w; kvmem_cache c; kvmem_view v; float out[128];
+    double worst = 0, o[64], best[T];
+    int t, g, j, i, k, n, rank, set[T], loose = 0;
+    REQUIRE(world_init(&w, 2, 4, 2, 16, T, "icecache retrieve=icecache(size=4,budget=6,sink=1,beam=1000,dense=1)"));
+    w.cfg.shape.rope = w.rope;
+    REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+    CHECK_OK(feed(&w, &c, 0, PROMPT, 30, KVMEM_PROMPT_END, NULL));
+    for (t = PROMPT; t < T; t++) {
+        CHECK_OK(feed(&w, &c, t, t + 1, 1, KVMEM_DECODE, out));
+        v = kvmem__view_of(&c, 1, KVMEM_RETRIEVE);
+        for (g = 0; g < 2; g++) {
+            const kvmem__ice tr = kvmem__ice_of(kvmem_view_index(&v, g, 0, NULL, NULL), P);
+            int order[2][T], chosen[T], some = 0, N = tr.h->n;
+            CHECK(t - 4 - N >= 8 && t - 4 - N < 16); /* the window: two pages, and up to two that wait */
+            memset(chosen, 0, sizeof chosen);
+            for (j = 0; j < 2; j++) {
+                for (i = 0; i < tr.h->pages; i++)
+                    for (best[i] = -1e300, k = 1; k <= kvmem__ice_page(&tr, i)[0]; k++)
+                        best[i] = KVMEM__MAX(best[i], product(&w, t, 1, 2 * g + j,
+                                                              4 + tr.node[kvmem__ice_page(&tr, i)[k]].token));
+                for (rank = 0; rank < WANT; rank++) {
+                    for (i = k = 0; i < tr.h->pages; i++) if (best[i] > best[k]) k = i;
+                    order[j][rank] = k;
+                    best[k] = -1e301;
+                }
+            }
+            for (rank = 0; rank < WANT; rank++)
+                for (j = 0; j < 2; j++)
+                    if (some < WANT && !chosen[order[j][rank]]) { chosen[order[j][rank]] = 1; some++; }
+            for (i = n = 0; i <= t; i++) if (i < 4 || i >= 4 + N) set[n++] = i;
+            for (i = 0; i < tr.h->pages; i++)
+                for (k = 1; chosen[i] && k <= kvmem__ice_page(&tr, i)[0]; k++)
+                    set[n++] = 4 + tr.node[kvmem__ice_page(&tr, i)[k]].token;
+            loose += n < t;
+            for (j = 2 * g; j < 2 * g + 2; j++) {
+                oracle(&w, t, 1, j, set, n, NULL, t, o);
+                for (i = 0; i < 16; i++) worst = KVMEM__MAX(worst, fabs(o[i] - (double)out[64 + j * 16 + i]));
+            }
+        }
+    }
+    CHECK_NEAR(worst, 0, 3e-5);
+    CHECK(loose == 2 * (T - PROMPT));
+    kvmem_cache_free(&c); world_free(&w);
+}
+/* Topics that come back: of the attention of queries on one of them, as many pages of alike keys hold more than as many
+   pages of neighbours in time, both chosen by their best entry. */
+TEST(icecache_pages_of_alike_keys_hold_more_than_pages_of_neighbours) {
+    enum { N = 960, D = 16, P = 16, TOPICS = 40, PAGES = 6 };
+    static kvmem__found ranked[PAGES];
+    float *topic = normals(TOPICS, D), *x = normals(N, D), q[D];
+    double alike = 0, neighbours = 0, p[N];
+    tree r;
+    int i, j, k, c, n;
+    for (i = 0; i < N; i++) {
+        const int of = i / 6 * 7 % TOPICS; /* six entries on a topic, then another one */
+        for (c = 0; c < D; c++) x[i * D + c] = .4f * x[i * D + c] + 1.5f * topic[of * D + c];
+    }
+    r = tree_of(x, N, N, D, P);
+    CHECK(tree_wrong(&r, 0) == 0);
+    for (k = 0; k < TOPICS; k++) {
+        double sum = 0;
+        float best[N / P];
+        int top[PAGES], idx[N / P];
+        for (c = 0; c < D; c++) q[c] = topic[k * D + c] + .3f * (float)test_normal();
+        for (i = 0; i < N; i++) sum += p[i] = exp((double)kvmem__dot_plain(q, x + i * D, D) / 4);
+        for (i = 0; i < N / P; i++)
+            for (best[i] = -INFINITY, j = 0; j < P; j++)
+                best[i] = KVMEM__MAX(best[i], kvmem__dot_plain(q, x + (i * P + j) * D, D));
+        kvmem__topk(top, best, N / P, PAGES, idx);
+        for (i = 0; i < PAGES; i++) for (j = 0; j < P; j++) neighbours += p[top[i] * P + j] / sum / TOPICS;
+        n = kvmem__ice_rank(&r.t, &r.s, q, 1, 30, PAGES, &r.a, ranked);
+        for (i = 0; i < n; i++)
+            for (j = 1; j <= kvmem__ice_page(&r.t, ranked[i].id)[0]; j++)
+                alike += p[r.t.node[kvmem__ice_page(&r.t, ranked[i].id)[j]].token] / sum / TOPICS;
+    }
+    printf("  attention in %d pages of at most %d: alike %.3f, neighbours %.3f\n", PAGES, P, alike, neighbours);
+    CHECK(alike > neighbours);
+    tree_free(&r); free(topic); free(x);
+}
 int main(int argc, char **argv) {
     test_begin(argc, argv, "graph");
     RUN(graph_thinning_is_the_cards_example);
@@ -482,6 +721,15 @@ int main(int argc, char **argv) {
     RUN(graph_of_queries_beats_one_of_keys_beats_lists_where_queries_are_no_keys);
     RUN(nearest_is_the_static_set_and_the_exact_best_in_one_softmax);
     RUN(nearest_samples_every_second_query_when_there_are_many);
+    RUN(icecache_augmentation_is_the_cards_example);
+    RUN(icecache_promotes_three_percent_and_a_fifth_of_these);
+    RUN(icecache_every_entry_is_on_one_page);
+    RUN(icecache_grows_from_one_entry_as_it_is_built);
+    RUN(icecache_splits_two_kinds_apart);
+    RUN(icecache_with_a_wide_beam_ranks_pages_exactly);
+    RUN(icecache_heads_take_pages_in_turn);
+    RUN(icecache_equals_its_rule_over_a_whole_run);
+    RUN(icecache_pages_of_alike_keys_hold_more_than_pages_of_neighbours);
     RUN(what_is_read_whole_is_full_to_the_last_bit);
     RUN(threads_change_nothing_and_less_is_read);
     RUN(copied_loaded_truncated_and_evicted_they_go_on);
