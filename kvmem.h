@@ -24777,7 +24777,7 @@ static kvmem_status kvmem__retrieve_nearest(const kvmem_view *v, int n, const fl
                                             unsigned char *const *read) {
     const kvmem_shape *s = &v->cache->shape;
     const float *x;
-    int g, size, chosen = 0;
+    int g, size = 0, chosen = 0;
     (void)read;
     if (!kvmem__read_begun(v) || (s->window && s->window[v->layer])) return KVMEM_OK;
     for (g = 0; g < s->n_kv_heads; g++) {
