@@ -670,8 +670,8 @@ static int check_lengths(const eval *e) {
         const eval_group *g = e->r.group + i;
         const corpus_eval_params p = stream_params(e, g, 0);
         const char *why = g->suite == EVAL_PPL && e->a->text ? NULL : corpus_test_check(&p);
-        if (g->ctx > e->l.model.n_ctx_train)
-            return misuse("--ctx %d: beyond the %d tokens that %s was trained for", g->ctx,
+        if (g->ctx > e->l.model.n_ctx_train && !e->a->beyond)
+            return misuse("--ctx %d: beyond the %d tokens that %s was trained for; --beyond allows it", g->ctx,
                           e->l.model.n_ctx_train, e->a->model);
         if (why) return misuse("--ctx %d, suite %s: %s", g->ctx, eval_suites[g->suite].word, why);
     }
