@@ -32131,7 +32131,7 @@ static const kvmem_preset kvmem__presets[] = {
       "contexts beyond the trained length: a window, first entries and a few blocks, read as if at the window's end",
       "Xiao 2024, arXiv 2402.04617" },
     { "em-llm",
-      "segment=fixed(size=128) "
+      "segment=surprise(gamma=1,min=8,max=128,init=128,local=4096) "
       "retrieve=em-llm(init=128,local=4096,mem=2048,chunk=512,least=8,most=128,repr=4,contiguity=0) place=far(at=4095)",
       "the same with events in place of blocks", "Fountas 2024, arXiv 2407.09450" },
     { "hcam", "retrieve=hcam(chunk=32,topk=2,init=4,local=128,mix=hcam)",

@@ -128,7 +128,7 @@ static kvmem_status cut_there(const kvmem_view *v, int32_t from, int32_t to) {
         if (x->at[i] >= from && x->at[i] < to) KVMEM__TRY(kvmem_view_cut(v, x->at[i]));
     return KVMEM_OK;
 }
-static const kvmem_segment_entry told = { { "told", "where it is told", "-", NULL, 0 }, cut_there };
+static const kvmem_segment_entry told = { { "told", "where it is told", "-", NULL, 0 }, cut_there, NULL };
 static void use_cuts(world *w, cuts *x) {
     w->recipe.stage[KVMEM_SEGMENT].entry = &told.e;
     w->recipe.stage[KVMEM_SEGMENT].user = x;
