@@ -1223,6 +1223,7 @@ typedef struct kvmem_store {
     uint64_t torn;                 /* bytes of a torn tail that were dropped when it was opened */
     uint64_t lost;                 /* bytes inside that belong to no record that can be recognised */
     int damaged;                   /* episodes and changes that were found damaged when it was opened */
+    int mended;                    /* damaged marks around records that were whole: nothing is lost */
     /* private */
     kvmem_allocator a;
     kvmem_shape shape;             /* arrays owned */
@@ -1235,7 +1236,7 @@ typedef struct kvmem_store {
     int cap;
     struct kvmem__store_codec *codec; /* all in use; the first two are those of new records */
     char codec_text[2][KVMEM_MAX_TEXT];
-    size_t live[4], total, peak, limit;
+    size_t live[4], total, peak, limit, guest;
     uint64_t file_limit, tick, next_id;
     int quarantine;
     /* the journal */
@@ -1328,8 +1329,8 @@ KVMEM_API kvmem_status kvmem_store_compact(kvmem_store *s, int history);
 /* Read everything: every checksum and header, and that what they guard can be decoded. tell (may be NULL) gets a
    sentence for each fault. KVMEM_OK if there is none, else KVMEM_BAD_FILE. */
 typedef struct kvmem_store_check {
-    int episodes, versions, faults;
-    uint64_t bytes, torn, lost;    /* read; as in kvmem_store */
+    int episodes, versions, records, faults;
+    uint64_t bytes, torn, lost;    /* of all records; as in kvmem_store */
 } kvmem_store_check;
 KVMEM_API kvmem_status kvmem_store_verify(kvmem_store *s, kvmem_store_check *out,
                                           void (*tell)(void *user, uint64_t id, const char *fault), void *user);
@@ -27221,7 +27222,7 @@ static int kvmem__store_evict(kvmem_store *s) {
 }
 static void *kvmem__store_take(kvmem_store *s, int kind, size_t size, const char *what) {
     void *p;
-    while (s->limit && (size > s->limit || s->total > s->limit - size))
+    while (s->limit && (size > s->limit || s->total + s->guest > s->limit - size))
         if (size > s->limit || !kvmem__store_evict(s)) {
             kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "%s needs %zu bytes more; %zu of the limit of %zu bytes are in "
                         "use", what, size, s->total, s->limit);
@@ -27245,7 +27246,7 @@ static void kvmem__store_give(kvmem_store *s, int kind, void *p, size_t size) {
 }
 /* Room for one more element of an array of *cap elements, n of them used. */
 static void *kvmem__store_grow(kvmem_store *s, void *old, int n, int *cap, size_t each, const char *what) {
-    const int more = n < 4 ? 4 : n > INT_MAX / 2 ? 0 : n + n / 2;
+    const int more = n > INT_MAX / 2 ? 0 : n + n / 2 + 1;
     size_t size;
     void *p;
     if (n < *cap) return old;
@@ -27342,6 +27343,18 @@ static int kvmem__file_flush(kvmem_store *s) {
     do r = fsync(s->fd); while (r < 0 && errno == EINTR);
     return r == 0 || errno == EINVAL; /* a device that cannot */
 }
+/* A name in a directory is on disk when the directory is. */
+static void kvmem__dir_flush(char *path) {
+    char *cut = strrchr(path, '/');
+    const char was = cut ? cut[1] : 0;
+    int fd;
+    if (cut) cut[1] = 0;
+    fd = open(cut ? path : ".", O_RDONLY);
+    if (cut) cut[1] = was;
+    if (fd < 0) return;
+    (void)fsync(fd);
+    close(fd);
+}
 /* Is what lies at path the file that is open? It may have been replaced before the lock was there. */
 static int kvmem__file_same(kvmem_store *s, const char *path) {
     struct stat a, b;
@@ -27376,6 +27389,7 @@ static int kvmem__file_write(kvmem_store *s, const void *bytes, size_t n) {
     return fwrite(bytes, 1, n, (FILE *)s->stream) == n;
 }
 static int kvmem__file_flush(kvmem_store *s) { return fflush((FILE *)s->stream) == 0; }
+static void kvmem__dir_flush(char *path) { (void)path; }
 static int kvmem__file_same(kvmem_store *s, const char *path) { (void)s; (void)path; return 1; }
 #endif
 /* n bytes of the journal; they lie inside its size. */
@@ -27854,9 +27868,9 @@ static kvmem_status kvmem__check_source(kvmem_store *s, kvmem__ep_source *from) 
             return kvmem__fail(&s->error, KVMEM_BAD_VALUE, "add: number %zu of k or v is not finite", i);
     return KVMEM_OK;
 }
-/* The rows of lane i, K then V, coded to b; x: scratch of 2 d floats and what the codecs want. */
-static uint8_t *kvmem__pack_lane(const kvmem_store *s, const kvmem__ep_source *from, const kvmem__ep_rows *r, int i,
-                                 size_t before, float *x) {
+/* The rows of lane i, K then V, coded to their place; x: scratch of 2 d floats and what the codecs want. */
+static void kvmem__pack_lane(const kvmem_store *s, const kvmem__ep_source *from, const kvmem__ep_rows *r, int i,
+                             size_t before, float *x) {
     const int n = kvmem__rows_count(r, i), d = s->head_dim;
     kvmem_coded b[2];
     int t, side;
@@ -27868,7 +27882,6 @@ static uint8_t *kvmem__pack_lane(const kvmem_store *s, const kvmem__ep_source *f
         kvmem__source_row(s, from, i, kvmem__rows_pos(r, before, t), x, x + d);
         for (side = 0; side < 2; side++) r->codec[side]->use.fn.encode(&b[side], side ? x + d : x, t, 1);
     }
-    return b[1].rows + (size_t)n * b[1].row_bytes;
 }
 /* Counts and positions of the lanes to p, where they are not all there. */
 static uint8_t *kvmem__pack_places(const kvmem_store *s, const kvmem__ep_source *from, uint8_t *p) {
@@ -27883,13 +27896,36 @@ static uint8_t *kvmem__pack_places(const kvmem_store *s, const kvmem__ep_source 
             }
     return p;
 }
+/* Part C up to its rows: codecs, span and places to p; r as kvmem__rows_open would find it. */
+static void kvmem__pack_head(const kvmem_store *s, const kvmem__ep_source *from, uint8_t *p, int full,
+                             kvmem__ep_rows *r) {
+    int side;
+    for (side = 0; side < 2; side++) {
+        const size_t len = strlen(s->codec_text[side]);
+        kvmem__put32(p, (uint32_t)len);
+        memcpy(p + 4, s->codec_text[side], len);
+        p += 4 + len;
+    }
+    r->first = from->from;
+    r->n = from->n;
+    r->flags = (full ? 1 : 0) | (from->bound ? 2 : 0);
+    kvmem__put32(p, (uint32_t)r->first);
+    kvmem__put32(p + 4, (uint32_t)r->n);
+    kvmem__put32(p + 8, (uint32_t)r->flags);
+    p += 12;
+    if (!full) {
+        r->counts = p;
+        r->pos = p + 4 * (size_t)(s->n_layers * s->n_kv_heads);
+        p = kvmem__pack_places(s, from, p);
+    }
+    r->rows = p;
+}
 /* Part C of what the source holds. */
 static kvmem_status kvmem__make_c(kvmem_store *s, const kvmem__ep_source *from, kvmem__ep_part *out) {
     const int lanes = s->n_layers * s->n_kv_heads;
     size_t entries = 0, head = 20 + strlen(s->codec_text[0]) + strlen(s->codec_text[1]), rows, x_bytes, before = 0;
     kvmem__ep_rows r;
     int i, full = 1, side;
-    uint8_t *p;
     float *x;
     memset(&r, 0, sizeof r);
     for (side = 0; side < 2; side++)
@@ -27907,31 +27943,14 @@ static kvmem_status kvmem__make_c(kvmem_store *s, const kvmem__ep_source *from, 
                                                                             kvmem__code_floats(&r.codec[1]->use)));
     x = (float *)kvmem__store_take(s, 3, x_bytes, "rows of an episode");
     if (!x) return s->error.status;
-    out->p = p = (uint8_t *)kvmem__store_take(s, 2, out->size, "K and V of an episode");
-    if (p) {
-        for (side = 0; side < 2; side++) {
-            const size_t len = strlen(s->codec_text[side]);
-            kvmem__put32(p, (uint32_t)len);
-            memcpy(p + 4, s->codec_text[side], len);
-            p += 4 + len;
-        }
-        kvmem__put32(p, (uint32_t)from->from);
-        kvmem__put32(p + 4, (uint32_t)from->n);
-        kvmem__put32(p + 8, (full ? 1u : 0u) | (from->bound ? 2u : 0u));
-        p += 12;
-        r.first = from->from;
-        r.n = from->n;
-        if (!full) {
-            r.counts = p;
-            r.pos = p + 4 * (size_t)lanes;
-            p = kvmem__pack_places(s, from, p);
-        }
-        r.rows = p;
+    out->p = (uint8_t *)kvmem__store_take(s, 2, out->size, "K and V of an episode");
+    if (out->p) {
+        kvmem__pack_head(s, from, out->p, full, &r);
         for (i = 0; i < lanes; before += (size_t)kvmem__rows_count(&r, i), i++)
-            p = kvmem__pack_lane(s, from, &r, i, before, x);
+            kvmem__pack_lane(s, from, &r, i, before, x);
     }
     kvmem__store_give(s, 3, x, x_bytes);
-    return p ? KVMEM_OK : s->error.status;
+    return out->p ? KVMEM_OK : s->error.status;
 }
 
 /* --- records --- */
@@ -28175,11 +28194,14 @@ static int kvmem__record_next(kvmem_store *s, kvmem__record *r) {
     uint8_t b[KVMEM__MARK];
     kvmem__record last, later;
     kvmem_store after;
-    int found;
+    int found, mended = 0;
     if (s->size - s->end < 2 * KVMEM__MARK) return 0;
     if (kvmem__store_read(s, s->end, b, sizeof b) != KVMEM_OK) return -1;
     found = kvmem__mark_get(b, r, 0) && kvmem__record_fits(s, r, s->end, 1);
-    if (!found && (found = kvmem__record_search(s, s->end, r)) <= 0) return found;
+    if (!found) {
+        if ((found = kvmem__record_search(s, s->end, r)) <= 0) return found;
+        mended = r->at == s->end;
+    }
     if (kvmem__store_read(s, r->at + kvmem__record_size(r) - KVMEM__MARK, b, sizeof b) != KVMEM_OK) return -1;
     if (!kvmem__mark_get(b, &last, 1) || last.crc_mark != r->crc_mark) {
         found = kvmem__record_whole(s, r); /* its last mark is not there: torn, unless all the rest is */
@@ -28193,7 +28215,9 @@ static int kvmem__record_next(kvmem_store *s, kvmem__record *r) {
             found = after.size - after.end < KVMEM__MARK ? 0 : kvmem__record_search(&after, after.end - 1, &later);
             if (found <= 0) return found;
         }
+        mended = 1;
     }
+    s->mended += mended;
     s->lost += r->at - s->end;
     s->end = r->at + kvmem__record_size(r);
     s->seq = r->seq;
@@ -28254,7 +28278,7 @@ static kvmem_status kvmem__store_scan(kvmem_store *s) {
         const kvmem_status st = kvmem__record_apply(s, &r);
         if (st != KVMEM_OK) return st;
     }
-    if (more < 0) return s->error.status;
+    if (more < 0) return kvmem__fail(&s->error, KVMEM_IO, "%s: reading failed", kvmem__store_name(s));
     s->torn = s->size - s->end;
     return KVMEM_OK;
 }
@@ -28275,7 +28299,8 @@ KVMEM_API kvmem_store_options kvmem_store_options_of(const kvmem_cache *c) {
 static kvmem_status kvmem__store_shape(kvmem_store *s, const kvmem_shape *x) {
     const int L = x->n_layers;
     kvmem_recipe full = kvmem_recipe_default();
-    kvmem_shape *to = &s->shape;
+    kvmem_shape *to = &s->shape, all = *x;
+    kvmem_rope *rope;
     size_t rot = 0;
     uint8_t *m;
     float *f;
@@ -28288,33 +28313,27 @@ static kvmem_status kvmem__store_shape(kvmem_store *s, const kvmem_shape *x) {
     to->sink_bias = NULL;
     to->rope = NULL;
     if (!(to->scale > 0)) to->scale = (float)(1.0 / sqrt((double)x->head_dim));
-    if (x->rope) {
-        kvmem_rope *rope;
-        m = (uint8_t *)kvmem__store_take(s, 0, s->shape_bytes, "the store's shape");
-        if (!m) return s->error.status;
-        s->shape_block = m;
-        rope = (kvmem_rope *)(void *)m;
-        f = (float *)(void *)(m + KVMEM__ALIGN16((size_t)L * sizeof *rope));
-        for (l = 0; l < L; l++) {
-            rope[l] = x->rope[l];
-            rope[l].inv_freq = f;
-            if (rope[l].n_rot) memcpy(f, x->rope[l].inv_freq, (size_t)(rope[l].n_rot / 2) * sizeof *f);
-            f += rope[l].n_rot / 2;
-        }
-        to->rope = rope;
-    }
-    {
-        kvmem_shape all = *x;
-        all.scale = to->scale;
-        s->hash = kvmem__shape_hash(&all);
-        all.rope = NULL;
-        s->plain_hash = kvmem__shape_hash(&all);
-    }
+    all.scale = to->scale;
+    s->hash = kvmem__shape_hash(&all);
+    all.rope = NULL;
+    s->plain_hash = kvmem__shape_hash(&all);
     s->n_layers = L;
     s->n_heads = x->n_heads;
     s->n_kv_heads = x->n_kv_heads;
     s->head_dim = x->head_dim;
     s->has_shape = 1;
+    if (!x->rope) return KVMEM_OK;
+    m = (uint8_t *)kvmem__store_take(s, 0, s->shape_bytes, "the store's shape");
+    if (!m) return s->error.status;
+    s->shape_block = m;
+    to->rope = rope = (kvmem_rope *)(void *)m;
+    f = (float *)(void *)(m + KVMEM__ALIGN16((size_t)L * sizeof *rope));
+    for (l = 0; l < L; l++) {
+        rope[l] = x->rope[l];
+        rope[l].inv_freq = f;
+        if (rope[l].n_rot) memcpy(f, x->rope[l].inv_freq, (size_t)(rope[l].n_rot / 2) * sizeof *f);
+        f += rope[l].n_rot / 2;
+    }
     return KVMEM_OK;
 }
 /* The file's head against what was asked for; without a shape it says what the store is. */
@@ -28339,8 +28358,8 @@ static kvmem_status kvmem__store_read_head(kvmem_store *s) {
         return kvmem__fail(&s->error, KVMEM_BAD_FILE, "%s: a model shape that cannot be", name);
     if (s->has_shape && (x[0] != (uint32_t)s->n_layers || x[1] != (uint32_t)s->n_heads ||
                          x[2] != (uint32_t)s->n_kv_heads || x[3] != (uint32_t)s->head_dim))
-        return kvmem__fail(&s->error, KVMEM_MISMATCH, "%s: made for %u layers, %u heads, %u KV heads of %u; the model has "
-                           "%d, %d, %d of %d", name, (unsigned)x[0], (unsigned)x[1], (unsigned)x[2], (unsigned)x[3],
+        return kvmem__fail(&s->error, KVMEM_MISMATCH, "%s: made for %u layers, %u heads, %u KV heads of %u; the model "
+                           "has %d, %d, %d of %d", name, (unsigned)x[0], (unsigned)x[1], (unsigned)x[2], (unsigned)x[3],
                            s->n_layers, s->n_heads, s->n_kv_heads, s->head_dim);
     if (s->has_shape && kvmem__le64(b + 32) != s->model_id)
         return kvmem__fail(&s->error, KVMEM_MISMATCH, "%s: made with another model", name);
@@ -28373,6 +28392,7 @@ static kvmem_status kvmem__store_begin(kvmem_store *s) {
                            sizeof head);
     if (!kvmem__file_seek(s, 0) || !kvmem__file_write(s, head, sizeof head) || !kvmem__file_flush(s))
         return kvmem__fail(&s->error, KVMEM_IO, "%s: writing failed (disk full?)", kvmem__store_name(s));
+    kvmem__dir_flush(s->path);
     s->size = sizeof head;
     return KVMEM_OK;
 }
@@ -28474,7 +28494,8 @@ static kvmem_status kvmem__store_writable(kvmem_store *s, const char *call) {
     if (!s->backend) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "%s: the store is not open", call);
     if (s->read_only) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "%s: the store is open read_only", call);
     if (s->broken)
-        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "%s: a compaction has failed half-way; open the store again", call);
+        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "%s: a compaction has failed half-way; open the store again",
+                           call);
     return KVMEM_OK;
 }
 /* The caller's part of meta over what is there; span too if it is asked for. */
@@ -28541,29 +28562,24 @@ static kvmem_status kvmem__store_parts(kvmem_store *s, kvmem__kept *k, kvmem_epi
     }
     return KVMEM_OK;
 }
-/* Write a version of episode id and make it the present one. */
-static kvmem_status kvmem__store_version(kvmem_store *s, uint64_t id, int version, kvmem_episode *e,
-                                         const kvmem_content *x, kvmem__ep_source *from) {
-    kvmem__kept *k = kvmem__store_has(s, id);
-    const int is_new = k == NULL;
-    kvmem__ep_part part[3];
+/* Write a version of episode id that is made of these parts, and make it the present one; st: has all gone well so
+   far? Takes the parts, or frees them. A new episode's id goes to *out. */
+static kvmem_status kvmem__store_commit(kvmem_store *s, uint64_t id, int version, const kvmem_episode *e,
+                                        kvmem__ep_part *part, kvmem_status st, uint64_t *out) {
+    const int is_new = id == s->next_id;
+    kvmem__kept *k = NULL;
     kvmem__record r;
-    kvmem_status st;
     int i;
-    memset(part, 0, sizeof part);
     memset(&r, 0, sizeof r);
     r.type = KVMEM__REC_EPISODE;
     r.id = id;
     r.version = (uint32_t)version;
     r.at = s->end;
-    st = kvmem__store_parts(s, k, e, x, from, part);
+    if (st == KVMEM_OK && id == UINT64_MAX) st = kvmem__fail(&s->error, KVMEM_BAD_STATE, "no ids are left");
     if (st == KVMEM_OK) {
         k = kvmem__store_room(s, id);
-        if (!k) st = s->error.status;
-        else {
-            st = kvmem__journal(s, &r, part, 1);
-            if (st != KVMEM_OK && is_new) kvmem__store_drop(s, id);
-        }
+        st = k ? kvmem__journal(s, &r, part, 1) : s->error.status;
+        if (st != KVMEM_OK && k && is_new) kvmem__store_drop(s, id);
     }
     if (st != KVMEM_OK) {
         for (i = 0; i < 3; i++) kvmem__part_free(s, i, &part[i]);
@@ -28571,13 +28587,22 @@ static kvmem_status kvmem__store_version(kvmem_store *s, uint64_t id, int versio
     }
     for (i = 0; i < 3; i++) part[i].tick = ++s->tick;
     kvmem__store_install(k, &r, e, part);
+    if (is_new) s->next_id++;
+    if (out) *out = id;
     return KVMEM_OK;
+}
+static kvmem_status kvmem__store_version(kvmem_store *s, uint64_t id, int version, kvmem_episode *e,
+                                         const kvmem_content *x, kvmem__ep_source *from, uint64_t *out) {
+    kvmem__ep_part part[3];
+    kvmem_status st;
+    memset(part, 0, sizeof part);
+    st = kvmem__store_parts(s, kvmem__store_has(s, id), e, x, from, part);
+    return kvmem__store_commit(s, id, version, e, part, st, out);
 }
 static kvmem_status kvmem__store_add_from(kvmem_store *s, const kvmem_episode *meta, const kvmem_content *content,
                                           kvmem__ep_source *from, uint64_t *id) {
     kvmem_episode e;
     KVMEM__TRY(kvmem__store_writable(s, "add"));
-    if (s->next_id == UINT64_MAX) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "add: no ids are left");
     memset(&e, 0, sizeof e);
     if (content) KVMEM__TRY(kvmem__check_content(s, content));
     KVMEM__TRY(kvmem__store_meta(s, &e, meta, !from->c));
@@ -28591,10 +28616,7 @@ static kvmem_status kvmem__store_add_from(kvmem_store *s, const kvmem_episode *m
         e.first = from->from;
         e.n = from->n;
     }
-    KVMEM__TRY(kvmem__store_version(s, s->next_id, 1, &e, content, from));
-    if (id) *id = s->next_id;
-    s->next_id++;
-    return KVMEM_OK;
+    return kvmem__store_version(s, s->next_id, 1, &e, content, from, id);
 }
 KVMEM_API kvmem_status kvmem_store_add(kvmem_store *s, const kvmem_episode *meta, const kvmem_content *content,
                                        const kvmem_cache *c, int32_t from, int32_t to, uint64_t *id) {
@@ -28627,7 +28649,8 @@ static kvmem__kept *kvmem__store_change(kvmem_store *s, uint64_t id, const char 
     return k;
 }
 KVMEM_API kvmem_status kvmem_store_update(kvmem_store *s, uint64_t id, const kvmem_episode *meta,
-                                          const kvmem_content *content, const kvmem_cache *c, int32_t from, int32_t to) {
+                                          const kvmem_content *content, const kvmem_cache *c, int32_t from,
+                                          int32_t to) {
     kvmem__kept *k = kvmem__store_change(s, id, "update", 0);
     kvmem__ep_source x;
     kvmem_episode e;
@@ -28647,7 +28670,7 @@ KVMEM_API kvmem_status kvmem_store_update(kvmem_store *s, uint64_t id, const kvm
         e.first = x.from;
         e.n = x.n;
     }
-    return kvmem__store_version(s, id, version + 1, &e, content, &x);
+    return kvmem__store_version(s, id, version + 1, &e, content, &x, NULL);
 }
 /* Metadata e of an episode replaces what there is: a record of its own. */
 static kvmem_status kvmem__store_replace(kvmem_store *s, kvmem__kept *k, int type, int cur, const kvmem_episode *e,
@@ -28754,7 +28777,8 @@ KVMEM_API kvmem_status kvmem_store_get(kvmem_store *s, uint64_t id, int version,
     e = k->meta;
     if (v != &k->ver[k->cur]) {
         KVMEM__TRY(kvmem__store_fetch(s, id, v, 0));
-        if (!kvmem__meta_get(v->part[0].p, v->part[0].size, &e, &used)) return kvmem__store_damaged(s, id, v->version, 0);
+        if (!kvmem__meta_get(v->part[0].p, v->part[0].size, &e, &used))
+            return kvmem__store_damaged(s, id, v->version, 0);
     }
     kvmem__store_describe(k, v, &e);
     *out = e;
@@ -28907,23 +28931,23 @@ static kvmem_status kvmem__load_place(kvmem_store *s, uint64_t id, const kvmem_c
     if ((kvmem__lane_at(c, 0, 0)->use[1]->fn.flags & KVMEM_CODEC_SHARED))
         return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "load: codec.v=key has no values of its own");
     if (place == KVMEM_STORE_ORIGINAL && r->first < c->next_pos)
-        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "load: episode %llu begins at position %d, the cache goes on at %d: "
-                           "load episodes by rising position, or packed", (unsigned long long)id, (int)r->first,
+        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "load: episode %llu begins at position %d, the cache goes on at "
+                           "%d: load episodes by rising position, or packed", (unsigned long long)id, (int)r->first,
                            (int)c->next_pos);
     *shift = place == KVMEM_STORE_PACKED ? c->next_pos - r->first : 0;
     if (c->next_pos > INT32_MAX - 1 - r->n)
         return kvmem__fail(&s->error, KVMEM_BAD_STATE, "load: positions pass %d", (int)INT32_MAX);
     if (*shift && (r->flags & 2))
-        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "load: the keys of episode %llu were stored as they were read, for "
-                           "the store did not know their RoPE: they fit at position %d only", (unsigned long long)id,
-                           (int)r->first);
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "load: the keys of episode %llu were stored as they were "
+                           "read, for the store did not know their RoPE: they fit at position %d only",
+                           (unsigned long long)id, (int)r->first);
     if (!(r->flags & 2) && !c->shape.rope && !s->shape.rope)
-        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "load: keys before RoPE into a cache that does not rotate: open "
-                           "the store with the shape of the model, RoPE included");
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "load: keys before RoPE into a cache that does not rotate: "
+                           "open the store with the shape of the model, RoPE included");
     for (i = 0; c->lane_cap && i < r->lanes; i++)
         if (kvmem__rows_count(r, i) > c->lane_cap - c->lane[i].n)
-            return kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "load: %d entries more in a lane; under its byte limit the "
-                               "cache has %d of at most %d", kvmem__rows_count(r, i), c->lane[i].n, c->lane_cap);
+            return kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "load: %d entries more in a lane; under its byte limit "
+                               "the cache has %d of at most %d", kvmem__rows_count(r, i), c->lane[i].n, c->lane_cap);
     return KVMEM_OK;
 }
 KVMEM_API kvmem_status kvmem_store_load(kvmem_store *s, uint64_t id, kvmem_cache *c, kvmem_store_place place,
@@ -29095,7 +29119,8 @@ static kvmem_status kvmem__store_write(kvmem_store *s, uint64_t only, int histor
     if (!write) return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "save: no function to write with");
     kvmem__store_head(s, head);
     memcpy(head + KVMEM__STORE_HEAD, head, KVMEM__STORE_HEAD);
-    if (write(user, head, sizeof head)) return kvmem__fail(&s->error, KVMEM_IO, "writing the store failed (disk full?)");
+    if (write(user, head, sizeof head))
+        return kvmem__fail(&s->error, KVMEM_IO, "writing the store failed (disk full?)");
     o.write = write;
     o.user = user;
     o.at = sizeof head;
@@ -29121,19 +29146,54 @@ KVMEM_API kvmem_status kvmem_store_export(kvmem_store *s, uint64_t id, kvmem_wri
     KVMEM__TRY(kvmem_store_get(s, id, 0, &e));
     return kvmem__store_write(s, id, 0, write, user, NULL);
 }
+/* Part A, B, C of the one episode of another store, copied; *e its metadata. */
+static kvmem_status kvmem__import_parts(kvmem_store *s, kvmem_store *from, kvmem_episode *e, kvmem__ep_part *part) {
+    kvmem__ep_version *v;
+    kvmem__ep_rows rows;
+    uint64_t id;
+    size_t used = 0;
+    int i;
+    if (from->model_id != s->model_id || from->hash != s->hash || from->plain_hash != s->plain_hash ||
+        from->n_layers != s->n_layers || from->n_heads != s->n_heads || from->n_kv_heads != s->n_kv_heads ||
+        from->head_dim != s->head_dim)
+        return kvmem__fail(&s->error, KVMEM_MISMATCH, "import: the episode belongs to another model");
+    if (from->n != 1)
+        return kvmem__fail(&s->error, KVMEM_BAD_FILE, "import: %d episodes where one was expected", from->n);
+    v = &from->kept[0].ver[from->kept[0].cur];
+    id = from->kept[0].meta.id;
+    for (i = 0; i < 3; i++)
+        if (kvmem__store_fetch(from, id, v, i) != KVMEM_OK) {
+            s->error = from->error;
+            return s->error.status;
+        }
+    if (v->part[2].size && kvmem__rows_open(from, id, v->part[2].p, v->part[2].size, &rows) != KVMEM_OK) {
+        s->error = from->error;
+        return s->error.status;
+    }
+    if (!kvmem__meta_get(v->part[0].p, v->part[0].size, e, &used))
+        return kvmem__fail(&s->error, KVMEM_BAD_FILE, "import: the episode's metadata is damaged");
+    *e = from->kept[0].meta;
+    e->n_parents = 0;
+    for (i = 1; i < 3; i++) { /* both stores have one allocator: these change hands */
+        part[i] = v->part[i];
+        part[i].pinned = 0;
+        from->live[i] -= part[i].p ? part[i].size : 0;
+        from->total -= part[i].p ? part[i].size : 0;
+        s->live[i] += part[i].p ? part[i].size : 0;
+        s->total += part[i].p ? part[i].size : 0;
+        v->part[i].p = NULL;
+    }
+    s->peak = KVMEM__MAX(s->peak, s->total);
+    s->guest = from->total; /* the limit holds for what both have */
+    return kvmem__make_a(s, e, NULL, v->part[0].p + used, v->part[0].size - used, &part[0]);
+}
 KVMEM_API kvmem_status kvmem_store_import(kvmem_store *s, const void *bytes, size_t size, uint64_t *id) {
     kvmem_store_options o = kvmem_store_options_default();
     kvmem_store from;
     kvmem__ep_part part[3];
-    kvmem__ep_version *v = NULL;
-    kvmem__ep_rows rows;
-    kvmem__record r;
     kvmem_episode e;
     kvmem_status st;
-    size_t used = 0;
-    int i;
     KVMEM__TRY(kvmem__store_writable(s, "import"));
-    if (s->next_id == UINT64_MAX) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "import: no ids are left");
     o.bytes = bytes ? bytes : "";
     o.size = bytes ? size : 0;
     o.allocator = s->a;
@@ -29143,52 +29203,11 @@ KVMEM_API kvmem_status kvmem_store_import(kvmem_store *s, const void *bytes, siz
         return s->error.status;
     }
     memset(part, 0, sizeof part);
-    memset(&r, 0, sizeof r);
-    st = KVMEM_OK;
-    if (from.model_id != s->model_id || from.hash != s->hash || from.plain_hash != s->plain_hash ||
-        from.n_layers != s->n_layers || from.n_kv_heads != s->n_kv_heads || from.head_dim != s->head_dim ||
-        from.n_heads != s->n_heads)
-        st = kvmem__fail(&s->error, KVMEM_MISMATCH, "import: the episode belongs to another model");
-    else if (from.n != 1)
-        st = kvmem__fail(&s->error, KVMEM_BAD_FILE, "import: %d episodes where one was expected", from.n);
-    else v = &from.kept[0].ver[from.kept[0].cur];
-    for (i = 0; st == KVMEM_OK && i < 3; i++)
-        if ((st = kvmem__store_fetch(&from, from.kept[0].meta.id, v, i)) != KVMEM_OK) s->error = from.error;
-    if (st == KVMEM_OK && v->part[2].size &&
-        (st = kvmem__rows_open(&from, from.kept[0].meta.id, v->part[2].p, v->part[2].size, &rows)) != KVMEM_OK)
-        s->error = from.error;
-    if (st == KVMEM_OK && !kvmem__meta_get(v->part[0].p, v->part[0].size, &e, &used))
-        st = kvmem__fail(&s->error, KVMEM_BAD_FILE, "import: the episode's metadata is damaged");
-    if (st == KVMEM_OK) {
-        e = from.kept[0].meta;
-        e.n_parents = 0;
-        st = kvmem__make_a(s, &e, NULL, v->part[0].p + used, v->part[0].size - used, &part[0]);
-    }
-    for (i = 1; st == KVMEM_OK && i < 3; i++) {
-        part[i].size = v->part[i].size;
-        if (!part[i].size) continue;
-        part[i].p = (uint8_t *)kvmem__store_take(s, i, part[i].size, "an imported episode");
-        if (!part[i].p) st = s->error.status;
-        else memcpy(part[i].p, v->part[i].p, part[i].size);
-    }
-    if (st == KVMEM_OK) {
-        kvmem__kept *k = kvmem__store_room(s, s->next_id);
-        r.type = KVMEM__REC_EPISODE;
-        r.id = s->next_id;
-        r.version = 1;
-        r.at = s->end;
-        st = k ? kvmem__journal(s, &r, part, 1) : s->error.status;
-        if (st == KVMEM_OK) {
-            for (i = 0; i < 3; i++) part[i].tick = ++s->tick;
-            kvmem__store_install(k, &r, &e, part);
-            if (id) *id = s->next_id;
-            s->next_id++;
-            memset(part, 0, sizeof part);
-        } else if (k) kvmem__store_drop(s, s->next_id);
-    }
-    for (i = 0; i < 3; i++) kvmem__part_free(s, i, &part[i]);
+    memset(&e, 0, sizeof e);
+    st = kvmem__import_parts(s, &from, &e, part);
     kvmem_store_close(&from);
-    return st;
+    s->guest = 0;
+    return kvmem__store_commit(s, s->next_id, 1, &e, part, st, id);
 }
 /* Forget what is known of the journal's records. */
 static void kvmem__store_forget(kvmem_store *s) {
@@ -29196,7 +29215,7 @@ static void kvmem__store_forget(kvmem_store *s) {
     for (i = 0; i < s->n; i++) kvmem__kept_free(s, &s->kept[i]);
     kvmem__store_give(s, 0, s->kept, (size_t)s->cap * sizeof *s->kept);
     s->kept = NULL;
-    s->n = s->cap = s->damaged = 0;
+    s->n = s->cap = s->damaged = s->mended = 0;
     s->end = s->seq = s->lost = s->torn = 0;
     s->chain = s->epoch = 0;
 }
@@ -29206,6 +29225,7 @@ static kvmem_status kvmem__compact_swap(kvmem_store *s, kvmem_store *to, const c
 #if KVMEM__UNIX
     if (rename(path, s->path) != 0)
         return kvmem__fail(&s->error, KVMEM_IO, "%s cannot take the place of %s", path, s->path);
+    kvmem__dir_flush(s->path);
     kvmem__file_close(s);
     s->fd = to->fd;
     to->fd = -1;
@@ -29271,60 +29291,89 @@ static void kvmem__verify_tell(const kvmem__telling *t, uint64_t id, const char 
     t->out->faults++;
     if (t->tell) t->tell(t->user, id, fault);
 }
-/* Everything of a version: checksums, vectors, ids, rows. */
+/* Read the journal anew, as it is in the file: every mark and every checksum, and the copies of the head. */
+static kvmem_status kvmem__verify_journal(kvmem_store *s, const kvmem__telling *t) {
+    uint8_t head[KVMEM__STORE_BEGIN];
+    kvmem_store walk = *s;
+    kvmem__record r;
+    char text[64];
+    size_t at;
+    int more = 0;
+    KVMEM__TRY(kvmem__store_read(s, 0, head, sizeof head));
+    for (at = 0; at < sizeof head; at += KVMEM__STORE_HEAD)
+        if (kvmem__crc32(0, head + at, 64) != kvmem__le32(head + at + 64))
+            kvmem__verify_tell(t, 0, "one of the two copies of the store's head is damaged");
+    walk.size = s->end;
+    walk.end = KVMEM__STORE_BEGIN;
+    walk.seq = walk.lost = 0;
+    walk.chain = walk.epoch = 0;
+    walk.mended = 0;
+    while ((more = kvmem__record_next(&walk, &r)) > 0) {
+        static const char *const what[] = { "", "episode", "change", "deletion", "rollback" };
+        kvmem__text out;
+        const int whole = kvmem__record_whole(&walk, &r);
+        if (whole < 0) break;
+        t->out->records++;
+        t->out->bytes += kvmem__record_size(&r);
+        if (whole) continue;
+        out.out = text;
+        out.size = sizeof text;
+        out.len = 0;
+        kvmem__format(&out, "%s, version %u: a checksum does not fit", what[r.type], (unsigned)r.version);
+        kvmem__verify_tell(t, r.id, text);
+    }
+    if (more) return kvmem__fail(&s->error, KVMEM_IO, "%s: reading failed", kvmem__store_name(s));
+    if (walk.mended)
+        kvmem__verify_tell(t, 0, "marks of records are damaged; their copies are whole, compact repairs it");
+    if (walk.lost || walk.end != s->end) kvmem__verify_tell(t, 0, "there are bytes that belong to no record");
+    t->out->lost = walk.lost;
+    return KVMEM_OK;
+}
+/* What the checksums guard: vectors, token ids, text and rows of a version. */
 static kvmem_status kvmem__verify_version(kvmem_store *s, uint64_t id, kvmem__ep_version *v) {
     kvmem_episode e;
     kvmem__ep_rows rows;
     size_t used, dim, n, bytes;
     const uint8_t *ids, *text;
     int i;
-    for (i = 0; i < 3; i++) {
-        if (v->damaged) return kvmem__store_damaged(s, id, v->version, v->damaged - 1);
-        KVMEM__TRY(kvmem__store_fetch(s, id, v, i));
-        if (i == 0) {
-            if (!kvmem__meta_get(v->part[0].p, v->part[0].size, &e, &used))
-                return kvmem__store_damaged(s, id, v->version, 0);
-            for (used = 0; used < (size_t)e.n_vectors; used++)
-                if (!kvmem__vector_at(v->part[0].p, v->part[0].size, (int)used, NULL, &dim))
-                    return kvmem__fail(&s->error, KVMEM_BAD_FILE, "episode %llu: its vectors do not add up",
-                                       (unsigned long long)id);
-        }
-        if (i == 1) {
-            KVMEM__TRY(kvmem__store_b(s, id, v->version, &ids, &n, &text, &bytes));
-            if (n != (size_t)e.n_ids || bytes != e.text_bytes ||
-                kvmem__fnv(0xcbf29ce484222325u, text, bytes) != e.text_hash)
-                return kvmem__fail(&s->error, KVMEM_BAD_FILE, "episode %llu: its text is not the one that its metadata "
-                                   "describe", (unsigned long long)id);
-        }
-    }
+    for (i = 0; i < 3; i++) KVMEM__TRY(kvmem__store_fetch(s, id, v, i));
+    for (i = 0; i < 3; i++)
+        if (v->part[i].p && kvmem__crc32(0, v->part[i].p, v->part[i].size) != v->part[i].crc)
+            return kvmem__store_damaged(s, id, v->version, i);
+    KVMEM__TRY(kvmem__store_fetch(s, id, v, 0));
+    if (!kvmem__meta_get(v->part[0].p, v->part[0].size, &e, &used)) return kvmem__store_damaged(s, id, v->version, 0);
+    for (i = 0; i < e.n_vectors; i++)
+        if (!kvmem__vector_at(v->part[0].p, v->part[0].size, i, NULL, &dim))
+            return kvmem__fail(&s->error, KVMEM_BAD_FILE, "its vectors do not add up");
+    KVMEM__TRY(kvmem__store_b(s, id, v->version, &ids, &n, &text, &bytes));
+    if (n != (size_t)e.n_ids || bytes != e.text_bytes || kvmem__fnv(0xcbf29ce484222325u, text, bytes) != e.text_hash)
+        return kvmem__fail(&s->error, KVMEM_BAD_FILE, "its text is not the one that its metadata describe");
     if (!v->part[2].size) return KVMEM_OK;
     if (!kvmem__store_c(s, id, v->version, &rows)) return s->error.status;
     v->part[2].pinned = 0;
     if (rows.first != e.first || rows.n != e.n)
-        return kvmem__fail(&s->error, KVMEM_BAD_FILE, "episode %llu: its rows are not those of its span",
-                           (unsigned long long)id);
+        return kvmem__fail(&s->error, KVMEM_BAD_FILE, "its rows are not those of its span");
     return KVMEM_OK;
 }
 KVMEM_API kvmem_status kvmem_store_verify(kvmem_store *s, kvmem_store_check *out,
                                           void (*tell)(void *user, uint64_t id, const char *fault), void *user) {
     kvmem_store_check local;
     kvmem__telling t;
-    int i, j, p;
+    int i, j, told;
     t.out = out ? out : &local;
     t.tell = tell;
     t.user = user;
     memset(t.out, 0, sizeof *t.out);
     if (!s->backend) return kvmem__fail(&s->error, KVMEM_BAD_STATE, "verify: the store is not open");
+    if (s->backed) KVMEM__TRY(kvmem__verify_journal(s, &t));
     t.out->torn = s->torn;
-    t.out->lost = s->lost;
-    if (s->lost) kvmem__verify_tell(&t, 0, "there are bytes that belong to no record");
     for (i = 0; i < s->n; i++) {
         kvmem__kept *k = &s->kept[i];
         for (j = 0; j < k->n_ver; j++) {
-            kvmem_status st = kvmem__verify_version(s, k->meta.id, &k->ver[j]);
+            const kvmem_status st = kvmem__verify_version(s, k->meta.id, &k->ver[j]);
             if (st == KVMEM_NO_MEMORY || st == KVMEM_OVER_BUDGET) return st; /* not a fault of the store */
-            if (st != KVMEM_OK) kvmem__verify_tell(&t, k->meta.id, s->error.text);
-            for (p = 0; p < 3; p++) t.out->bytes += k->ver[j].part[p].size;
+            told = s->backed && k->ver[j].damaged; /* by the journal's checksums */
+            if (st != KVMEM_OK && !told) kvmem__verify_tell(&t, k->meta.id, s->error.text);
             t.out->versions++;
         }
         for (j = 0; j < k->meta.n_parents; j++)
