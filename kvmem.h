@@ -196,6 +196,7 @@
      >>retrieve_arkvale   pages by a tighter box, in a few fast slots
      >>retrieve_tidal     the entries that two layers find, read by all
      >>retrieve_specontext one choice a step for all layers
+     >>retrieve_a2ats     one number a key tells which few are read exactly
      >>place              at which RoPE position is a kept key read?
      >>commit             the end of a block: segment, score, budget, reduce
      >>persistence        save, load, inspect
@@ -9959,9 +9960,8 @@ static const kvmem_codec kvmem__codec_rotatekv = {
    bits/value: parts log2(K) / d, without the codebook (K d floats a lane): 12 / d = 0.19 for the paper's one
    index of 12 bits at d = 64; 2 for the default there.   cost: lesson O(16 n K d), code O(K d), read a copy.
    defaults: centroids=256 (a power of two, else the next lower one) parts=16 weight=query.
-   preset a2ats: K in pieces, the last 64 and first 8 tokens exact. In the paper the one index only finds
-   the 3 % of keys that are then read exactly (parts=1, 4096 centroids): that is the retrieve stage's, which
-   this codec does not do; here the codes replace the keys.
+   In the paper one index of a whole row (parts=1, 4096 centroids) only finds the 3 % of the keys that are then read
+   exactly: that is retrieve=a2ats, see >>retrieve_a2ats, and preset a2ats; here the codes replace the keys.
    guards: no queries seen: H = I; fewer rows than centres: every row is one; NaN is 0.
    departs: the paper learns offline on 80k tokens, here the lane's own rows; k-means runs 16 rounds, not
    300; the paper turns queries by RoPE to a fixed distance of 2048, here they are as before RoPE.
@@ -14888,6 +14888,7 @@ KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
     c->tokens = c->since_reduce = c->pages_read = c->pages_there = c->chosen = c->loaded = 0;
     c->next_pos = 0;
     c->block_n = c->ring_n = c->ring_at = c->hidden = c->has_surprise = 0;
+    c->phase = KVMEM_PREFILL;
 }
 KVMEM_API void kvmem_cache_free(kvmem_cache *c) {
     kvmem_bytes_part part;
@@ -23935,6 +23936,7 @@ static kvmem_status kvmem__retro_choose(const kvmem_view *v, int g, kvmem__unit_
     float *score = kvmem__view_scratch(v, 3 * C);
     int *best = score ? (int *)(void *)kvmem__view_scratch(v, 3 * C) : NULL, *idx = best + C, *zone = idx + C;
     size_t at = (size_t)index->head;
+    int64_t chosen = 0, loaded = 0;
     int u, i, k;
     if (!best) return v->cache->error.status;
     kvmem__units_score(v, g, index, n, x, score, score + C);
@@ -23946,8 +23948,14 @@ static kvmem_status kvmem__retro_choose(const kvmem_view *v, int g, kvmem__unit_
     for (u = 0; u < index->n; u += i) {
         kvmem__run r;
         at = kvmem__run_at(index, at, v->cache->shape.head_dim, 1, &r);
-        for (i = 0; i < r.n; i++) r.chosen[i] = zone[u + i];
+        for (i = 0; i < r.n; i++) {
+            const int entries = zone[u + i] == 2 ? r.begin[i + 1] - r.begin[i] : 0;
+            chosen += entries;
+            loaded += r.chosen[i] == 2 ? 0 : entries;
+            r.chosen[i] = zone[u + i];
+        }
     }
+    kvmem__read_loads(v, chosen, loaded);
     kvmem__view_scratch_back(v->cache);
     kvmem__view_scratch_back(v->cache);
     return KVMEM_OK;
@@ -24115,7 +24123,8 @@ static kvmem_status kvmem__louis_build(const kvmem_view *v, int g, int n, int *a
     if (fresh) {
         index->used = index->head = (int32_t)head;
         index->to = KVMEM__MIN(sink, past);
-    } else if (v->phase != KVMEM_PROMPT_END) return KVMEM_OK;
+        index->open = -1; /* until it is whole */
+    } else if (v->phase != KVMEM_PROMPT_END && index->open >= 0) return KVMEM_OK;
     *anew = 1;
     from = index->to;
     m = past - window - from;
@@ -25722,6 +25731,226 @@ KVMEM_API int kvmem_offload_layers(const kvmem_offload *o, double tokens, double
     return -1;
 }
 
+/* ==== >>retrieve_a2ats : one number a key tells which few are read exactly. stage: retrieve; decode ====
+   He, Xing, Wang, Xu, Wu, Zhou, Liu, Xue, Li. A^2ATS: Retrieval-Based KV Cache Reduction via Windowed Rotary Position
+   Embedding and Query-Aware Vector Quantization. ACL Findings 2025. arXiv 2502.12665.
+   Code: junhuihe-hjh/A2ATS vqkey/models/llama_masked.py, vqkey/notebooks/construct_codebooks.py.
+   Before RoPE keys do not depend on their place, so one codebook of a lane serves all of them; queries are turned as if
+   every key were `at` positions behind (windowed RoPE), and weigh its errors, see >>codec_vq:
+     1 H = sum of q^T q over the prompt's queries of the group's heads, turned to position `at`;
+       H / (rms of its entries) + 1e-6 I = L L^T
+     2 k-means++ and at most `rounds` rounds of Lloyd on k L, k the prompt's keys before RoPE: `centroids` centres y_j;
+       |k L - y|^2 = (k - y L^-1) H (k - y L^-1)^T
+     3 id(k) = argmin_j |k L - y_j|^2 of every key, the lower one on a tie
+     4 a token with queries q_h, turned to `at`: T_h[j] = c q_h . y_j L^-1, score of an entry T_h[id]. The first
+       `sink` and the last `window` entries (the token itself among them) are read always; of the others the best
+       int(ratio n) of every query head, and every head of the group reads all that one of them has chosen
+   H = diag(4, 1), L = diag(2, 1), k = (1, 1): of (0, 1) and (1, -.5) the second is nearer, 2.25 to 4, not the first.
+   reads: queries and keys before RoPE.   state: d^2 + 1 floats a lane; index: d^2 + 2 d K + K floats, 2 bytes an entry.
+   cost: index O(rounds rows K d + n K d); a token O(K d + n) a head.   ties: lower index.
+   defaults: centroids=256 rounds=16 rows=4096 sink=8 window=64 ratio=0.03 at=2048 weight=query.
+   departs: the paper learns 4096 centres offline on 80k tokens, with 300 rounds; here a lane learns them of `rows` of
+   its prompt's keys, taken evenly, so that fewer are in place (centroids=4096 can be said). A block of several queries
+   takes the largest score. Where the cache does not rotate, keys and queries are as they come and `at` has no meaning.
+   test: tests/clusters.c a2ats_* */
+enum { KVMEM__A2_CENTROIDS, KVMEM__A2_ROUNDS, KVMEM__A2_ROWS, KVMEM__A2_SINK, KVMEM__A2_WINDOW, KVMEM__A2_RATIO,
+       KVMEM__A2_AT, KVMEM__A2_WEIGHT };
+static const kvmem_param kvmem__params_a2ats[] = {
+    { "centroids", 256, 1, 4096, NULL, 1, "rows of a lane's codebook" },
+    { "rounds", 16, 1, 1000, NULL, 1, "most rounds of k-means" },
+    { "rows", 4096, 1, 1000000, NULL, 1, "keys of the prompt that the codebook is learned from" },
+    { "sink", 8, 0, 1000000000, NULL, 1, "first entries that are always read" },
+    { "window", 64, 0, 1000000000, NULL, 1, "newest entries that are always read" },
+    { "ratio", 0.03, 0, 1, NULL, 0, "share of the entries that a query head chooses" },
+    { "at", 2048, 0, 1000000000, NULL, 1, "distance at which all keys are looked for" },
+    { "weight", 0, 0, 1, "query|plain", 1, "distance: as the prompt's queries weigh it, or Euclid's" },
+    KVMEM__END_PARAMS };
+/* The index: this head, L (d, d), centres in k L as columns (d, k), their squared lengths (k), centres times L^-1
+   (k, d), and of entries 0 to n - 1 the number of the centre, + 32768 if the last token read it. */
+typedef struct kvmem__a2_index { int32_t n, k, weighted, pad; } kvmem__a2_index;
+typedef struct kvmem__a2_parts { float *l, *ct, *bias, *c; uint16_t *id; } kvmem__a2_parts;
+static kvmem__a2_parts kvmem__a2_at(kvmem__a2_index *x, int k, int d) {
+    kvmem__a2_parts p;
+    p.l = (float *)(void *)(x + 1);
+    p.ct = p.l + (size_t)d * (size_t)d;
+    p.bias = p.ct + (size_t)d * (size_t)k;
+    p.c = p.bias + k;
+    p.id = (uint16_t *)(void *)(p.c + (size_t)k * (size_t)d);
+    return p;
+}
+static size_t kvmem__a2_bytes(int k, int d, int n) {
+    const size_t floats = (size_t)d * (size_t)d + 2 * (size_t)d * (size_t)k + (size_t)k;
+    return sizeof(kvmem__a2_index) + floats * sizeof(float) + (size_t)n * sizeof(uint16_t);
+}
+static int kvmem__a2_floats(const double *par, int n_heads, int n_kv_heads, int d) { /* H, entries learned from */
+    (void)par;
+    (void)n_heads;
+    (void)n_kv_heads;
+    return d * d + 1;
+}
+/* n queries of one token's heads, q (n, d), turned to position `at`, to x. */
+static void kvmem__a2_turn(const kvmem_view *v, float *x, const float *q, int n) {
+    const kvmem_cache *c = v->cache;
+    const int32_t at = (int32_t)v->par[KVMEM__A2_AT];
+    memcpy(x, q, (size_t)n * (size_t)c->shape.head_dim * sizeof *x);
+    if (c->shape.rope) c->backend->rope(x, x, 1, n, c->shape.head_dim, &c->shape.rope[v->layer], &at, 1, 1);
+}
+/* Step 1, while the prompt comes in. */
+static kvmem_status kvmem__a2_watch(const kvmem_view *v, int n, const float *q, const int32_t *pos) {
+    const int H = v->cache->shape.n_heads, d = v->cache->shape.head_dim, r = H / v->cache->shape.n_kv_heads;
+    float *x;
+    int t, h, i;
+    (void)pos;
+    if (kvmem__read_begun(v) || v->par[KVMEM__A2_WEIGHT] != 0) return KVMEM_OK;
+    x = kvmem__view_scratch(v, (size_t)(H * d));
+    if (!x) return v->cache->error.status;
+    for (t = 0; t < n; t++) {
+        kvmem__a2_turn(v, x, q + (size_t)t * (size_t)(H * d), H);
+        for (h = 0; h < H; h++) {
+            float *to = kvmem_view_state(v, h / r);
+            const float *row = x + (size_t)h * (size_t)d;
+            for (i = 0; i < d; i++) kvmem__axpy_plain(to + (size_t)i * (size_t)d, row[i], row, d);
+        }
+    }
+    return KVMEM_OK;
+}
+/* Keys of entries [i0, i0 + n) before RoPE. */
+static void kvmem__a2_keys(const kvmem_view *v, int g, int i0, int n, float *out) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    int t;
+    kvmem_view_keys(v, g, i0, n, out);
+    for (t = 0; t < n; t++) {
+        const int32_t pos = kvmem__lane_pos(ln, i0 + t);
+        kvmem__unrope_rows(v->cache, v->layer, out + (size_t)t * (size_t)v->cache->shape.head_dim, 1, &pos);
+    }
+}
+/* Steps 1 (its end) and 2 for lane g, of the first m entries, into a fresh index. */
+static kvmem_status kvmem__a2_learn(const kvmem_view *v, int g, int m) {
+    const int d = v->cache->shape.head_dim, rows = KVMEM__MIN(m, (int)v->par[KVMEM__A2_ROWS]);
+    const int k = KVMEM__MIN((int)v->par[KVMEM__A2_CENTROIDS], rows);
+    const size_t row = (size_t)d;
+    kvmem__a2_index *x = (kvmem__a2_index *)kvmem_view_index(v, g, kvmem__a2_bytes(k, d, m), NULL, NULL);
+    kvmem__a2_parts p;
+    float *keys = x ? kvmem__view_scratch(v, (size_t)rows * row + row * row) : NULL, *h;
+    float *work = keys ? kvmem__view_scratch(v, (size_t)kvmem__kmeans_floats(k, rows, d)) : NULL;
+    int t;
+    if (!work) return v->cache->error.status;
+    h = keys + (size_t)rows * row;
+    p = kvmem__a2_at(x, k, d);
+    memcpy(h, kvmem_view_state(v, g), row * row * sizeof *h);
+    x->weighted = v->par[KVMEM__A2_WEIGHT] == 0 && kvmem__vq_metric(p.l, h, d);
+    for (t = 0; t < rows; t++) {
+        kvmem__a2_keys(v, g, (int)((int64_t)t * m / rows), 1, keys + (size_t)t * row);
+        if (x->weighted) kvmem__lower_mul(keys + (size_t)t * row, keys + (size_t)t * row, p.l, d);
+    }
+    kvmem__kmeans(p.c, k, keys, rows, d, (int)v->par[KVMEM__A2_ROUNDS],
+                  kvmem__random(v->seed, (uint64_t)v->layer, (uint64_t)g, 0), work);
+    kvmem__columns(p.ct, p.c, k, d);
+    for (t = 0; t < k; t++) {
+        float *c = p.c + (size_t)t * row;
+        p.bias[t] = kvmem__dot_plain(c, c, d);
+        if (x->weighted) kvmem__lower_solve(c, c, p.l, d);
+    }
+    x->k = k;
+    kvmem_view_state(v, g)[d * d] = (float)m;
+    kvmem__view_scratch_back(v->cache);
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+/* Step 3: the index of lane g with a number for all but the n entries in flight; NULL: the cache's error. */
+static kvmem__a2_index *kvmem__a2_extend(const kvmem_view *v, int g, int n) {
+    enum { SIDE = 64 };
+    const int d = v->cache->shape.head_dim, past = kvmem_view_count(v, g) - n;
+    int fresh, t, i;
+    size_t size;
+    float *key;
+    kvmem__a2_index *x = (kvmem__a2_index *)kvmem_view_index(v, g, sizeof *x, &size, &fresh);
+    if (!x) return NULL;
+    if (fresh || !x->k) {
+        const int first = (int)kvmem_view_state(v, g)[d * d]; /* where it was learned before it was loaded */
+        if (kvmem__a2_learn(v, g, first > 0 && first <= past ? first : past) != KVMEM_OK) return NULL;
+        x = (kvmem__a2_index *)kvmem_view_index(v, g, 0, &size, NULL);
+    }
+    if (size < kvmem__a2_bytes(x->k, d, past)) /* room for more than one */
+        x = (kvmem__a2_index *)kvmem_view_index(v, g, kvmem__a2_bytes(x->k, d, past + past / 8 + SIDE), NULL, NULL);
+    key = x && x->n < past ? kvmem__view_scratch(v, SIDE * (size_t)d) : NULL;
+    if (!key) return x && x->n == past ? x : NULL;
+    for (t = x->n; t < past; t += i) {
+        const int m = KVMEM__MIN(SIDE, past - t);
+        const kvmem__a2_parts p = kvmem__a2_at(x, x->k, d);
+        kvmem__a2_keys(v, g, t, m, key);
+        for (i = 0; i < m; i++) {
+            float *row = key + (size_t)i * (size_t)d;
+            if (x->weighted) kvmem__lower_mul(row, row, p.l, d);
+            p.id[t + i] = (uint16_t)kvmem__nearest_column(p.ct, p.bias, x->k, row, d);
+        }
+    }
+    x->n = past;
+    kvmem__view_scratch_back(v->cache);
+    return x;
+}
+/* T_h of query head h, the largest over the block's n queries q (n, H, d): table (k). x (d) is scratch. */
+static void kvmem__a2_table(const kvmem_view *v, int h, int n, const float *q, const float *c, int k, float *table,
+                            float *x) {
+    const int H = v->cache->shape.n_heads, d = v->cache->shape.head_dim;
+    int t, j;
+    for (t = 0; t < n; t++) {
+        kvmem__a2_turn(v, x, q + ((size_t)t * (size_t)H + (size_t)h) * (size_t)d, 1);
+        for (j = 0; j < k; j++) {
+            const float s = v->cache->shape.scale * kvmem__dot_plain(x, c + (size_t)j * (size_t)d, d);
+            if (!t || s > table[j]) table[j] = s;
+        }
+    }
+}
+/* Step 4 for lane g, whose entries [from, to) compete for k places a head. */
+static kvmem_status kvmem__a2_choose(const kvmem_view *v, int g, kvmem__a2_index *x, int n, const float *q, int from,
+                                     int to, int k) {
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads, all = kvmem_view_count(v, g), m = to - from;
+    const kvmem__a2_parts p = kvmem__a2_at(x, x->k, v->cache->shape.head_dim);
+    float *score = kvmem__view_scratch(v, (size_t)m + (size_t)x->k + (size_t)v->cache->shape.head_dim);
+    int *best = score ? (int *)(void *)kvmem__view_scratch(v, 2 * (size_t)m) : NULL, h, t, i;
+    unsigned char *flag = best ? (unsigned char *)kvmem__view_scratch(v, (size_t)all / sizeof(float) + 1) : NULL;
+    int64_t chosen = 0, loaded = 0;
+    kvmem_status st;
+    if (!flag) return v->cache->error.status;
+    memset(flag, 1, (size_t)all);
+    memset(flag + from, 0, (size_t)m);
+    for (h = g * r; h < (g + 1) * r; h++) {
+        float *table = score + m;
+        kvmem__a2_table(v, h, n, q, p.c, x->k, table, table + x->k);
+        for (t = from; t < to; t++) score[t - from] = table[p.id[t] & 32767];
+        for (i = kvmem__topk(best, score, m, k, best + m) - 1; i >= 0; i--) flag[from + best[i]] = 1;
+    }
+    for (t = 0; t < x->n; t++) {
+        const int now = t >= from && t < to && flag[t];
+        chosen += now;
+        loaded += now && !(p.id[t] & 32768);
+        p.id[t] = (uint16_t)((p.id[t] & 32767) | (flag[t] ? 32768 : 0));
+    }
+    kvmem__read_loads(v, chosen, loaded);
+    st = kvmem__pick_flags(v, g, flag, all);
+    for (i = 0; i < 3; i++) kvmem__view_scratch_back(v->cache);
+    return st;
+}
+static kvmem_status kvmem__retrieve_a2ats(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                          unsigned char *const *read) {
+    const int sink = (int)v->par[KVMEM__A2_SINK], window = (int)v->par[KVMEM__A2_WINDOW];
+    int g, from, to;
+    (void)read;
+    if (!kvmem__read_begun(v)) return KVMEM_OK;
+    for (g = 0; g < v->cache->shape.n_kv_heads; g++) {
+        const int k = (int)(v->par[KVMEM__A2_RATIO] * kvmem_view_count(v, g));
+        kvmem__a2_index *x;
+        if (kvmem_view_count(v, g) == n) continue;
+        x = kvmem__a2_extend(v, g, n);
+        if (!x) return v->cache->error.status;
+        kvmem__read_span(v, g, n, pos, sink, window, &from, &to);
+        KVMEM__TRY(kvmem__a2_choose(v, g, x, n, q, from, to, k));
+    }
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_a2ats = { 0, kvmem__a2_floats, kvmem__a2_watch, NULL, NULL };
+
 static const kvmem_retrieve_entry kvmem__retrieves[] = {
     { { "all", "every stored entry", "-", NULL, 0 }, NULL, NULL, NULL },
     { { "actqkv", "pages near a probe made of the block's unusual queries, more of them where they differ little",
@@ -25738,11 +25967,15 @@ static const kvmem_retrieve_entry kvmem__retrieves[] = {
     { { "longmem", "small chunks of a bank, beside the window through a gate", "Wang 2023, arXiv 2306.07174",
         kvmem__params_longmem, KVMEM_READS_KEYS }, kvmem__retrieve_longmem, &kvmem__memory_longmem, NULL },
     { { "retro", "the entries of the best clusters; the next clusters by their means",
-        "RetroInfer 2025, arXiv 2505.02922", kvmem__params_retro, KVMEM_READS_KEYS | KVMEM_READS_VALUES },
+        "RetroInfer 2025, arXiv 2505.02922", kvmem__params_retro,
+        KVMEM_READS_KEYS | KVMEM_READS_VALUES | KVMEM_KEEPS_INDEX },
       kvmem__retrieve_retro, NULL, NULL },
     { { "louiskv", "clusters of the prompt, segments of the answer, chosen anew when the query turns",
-        "Wu 2025, arXiv 2510.11292", kvmem__params_louiskv, KVMEM_READS_KEYS },
+        "Wu 2025, arXiv 2510.11292", kvmem__params_louiskv, KVMEM_READS_KEYS | KVMEM_KEEPS_INDEX },
       kvmem__retrieve_louiskv, &kvmem__memory_louiskv, NULL },
+    { { "a2ats", "the entries whose codes, learned in the metric of the queries, score best",
+        "He 2025, arXiv 2502.12665", kvmem__params_a2ats, KVMEM_READS_KEYS | KVMEM_KEEPS_INDEX },
+      kvmem__retrieve_a2ats, &kvmem__memory_a2ats, NULL },
     { { "nearest", "the entries with the largest products with the query, found by a graph made of its queries",
         "Liu 2024, arXiv 2409.10516", kvmem__params_nearest, KVMEM_READS_KEYS | KVMEM_KEEPS_INDEX },
       kvmem__retrieve_nearest, &kvmem__memory_nearest, NULL },
@@ -27010,6 +27243,7 @@ static kvmem_status kvmem__load_body(kvmem_cache *c, kvmem__in *in, const kvmem_
     c->since_reduce = (int64_t)h->since_reduce;
     c->ring_n = (int)h->ring_n;
     c->ring_at = (int)h->ring_at;
+    if (c->tokens) c->phase = KVMEM_DECODE; /* its prompt has ended: what retrieves may choose */
     return KVMEM_OK;
 }
 /* The other container, section stream. */
@@ -32146,9 +32380,8 @@ static const kvmem_preset kvmem__presets[] = {
       "codec.k=lowrank(rank=0.5,center=head,residual=32) codec.v=lowrank(rank=0.5,center=head,residual=32)",
       "half of the principal directions of every head in halves, the last 32 rows exact",
       "Lin 2024 (MatryoshkaKV, untrained), arXiv 2410.14731" },
-    { "a2ats", "codec.k=vq(centroids=256,parts=16,residual=64,sinks=8) codec.v=f16",
-      "keys as 16 indices into codebooks weighed by queries, the last 64 and first 8 exact; values as halves",
-      "He 2025, arXiv 2502.12665" },
+    { "a2ats", "retrieve=a2ats(centroids=256,rounds=16,rows=4096,sink=8,window=64,ratio=0.03,at=2048,weight=query)",
+      "everything is kept; the 3 % of the keys whose codes score best are read exactly", "He 2025, arXiv 2502.12665" },
     { "kvzip", "score=kvzip(chunk=2048) budget=global(30%) sink=4 when=prompt place=original",
       "what the model needs to repeat the prompt, one budget for all heads", "Kim 2025, arXiv 2505.23416" },
     { "kvcompose", "score=kvcompose budget=composite(30%) when=prompt place=original",

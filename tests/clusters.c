@@ -437,7 +437,9 @@ static void goes_on_alike(const char *recipe, int loaded_alike) {
     if (loaded_alike) CHECK(same_out(&w, p, q, 30));
     kvmem_cache_clear(&b);
     CHECK_OK(feed(&w, &b, 0, 150, 40, KVMEM_PROMPT_END, NULL));
-    CHECK_OK(feed(&w, &b, 150, 220, 1, KVMEM_DECODE, NULL));
+    CHECK_OK(feed(&w, &b, 150, 190, 1, KVMEM_DECODE, NULL));
+    CHECK_OK(feed(&w, &b, 190, 220, 1, KVMEM_DECODE, q));
+    CHECK(same_out(&w, p, q, 30)); /* cleared: as new */
     CHECK_OK(kvmem_cache_truncate(&b, 190));
     CHECK_OK(feed(&w, &b, 190, 220, 1, KVMEM_DECODE, NULL));
     kvmem_cache_free(&copy);
@@ -473,7 +475,7 @@ static void survives(const char *recipe) {
         CHECK_OK(feed(&w, &c, 110, 130, 9, KVMEM_PROMPT_END, NULL));
         kvmem_cache_free(&c); world_free(&w);
     }
-    for (fail = 1; fail < 4000; fail++) {
+    for (fail = 1; fail < 4000; fail += 1 + fail / 16) {
         kvmem_status st;
         memset(&heap, 0, sizeof heap);
         heap.fail_at = fail;
@@ -699,6 +701,208 @@ TEST(louiskv_goes_on_alike_and_survives) {
     survives("louiskv retrieve=louiskv(tau=0.5,size=3,budget=9,sink=1,window=3,piece=30) page=8");
 }
 
+/* ---- a2ats ---- */
+
+static const char small_a2ats[] = "a2ats retrieve=a2ats(centroids=12,sink=3,window=9,ratio=0.1,at=6) page=16";
+TEST(a2ats_metric_is_the_cards) {
+    static const float l[4] = { 2, 0, 0, 1 }, k[2] = { 1, 1 }, c[2][2] = { { 0, 1 }, { 1, -.5f } };
+    float x[2], y[2][2];
+    int i;
+    kvmem__lower_mul(x, k, l, 2);
+    for (i = 0; i < 2; i++) kvmem__lower_mul(y[i], c[i], l, 2);
+    CHECK_NEAR(kvmem__distance2(x, y[0], 2), 4, 1e-6);
+    CHECK_NEAR(kvmem__distance2(x, y[1], 2), 2.25, 1e-6);
+    CHECK_NEAR(kvmem__distance2(k, c[0], 2), 1, 1e-6);
+    CHECK_NEAR(kvmem__distance2(k, c[1], 2), 2.25, 1e-6);
+}
+static kvmem__a2_index *a2_of(kvmem_cache *c, int layer, int g) {
+    kvmem_view v = view_at(c, layer);
+    return (kvmem__a2_index *)kvmem_view_index(&v, g, 0, NULL, NULL);
+}
+/* H of the prompt's queries in double, as the codebook is learned with it: over the rms of its entries, + 1e-6. */
+static void a2_metric(const world *w, int prompt, int at, int l, int g, double *H) {
+    const int d = w->d, r = w->H / w->G;
+    double q[64], ms = 0;
+    int t, h, i, j;
+    for (i = 0; i < d * d; i++) H[i] = 0;
+    for (t = 0; t < prompt; t++)
+        for (h = g * r; h < (g + 1) * r; h++) {
+            for (i = 0; i < d; i++) q[i] = (double)row_q(w, t, l)[h * d + i];
+            if (w->cfg.shape.rope) turn(q, d, &w->rope[l], at);
+            for (i = 0; i < d; i++) for (j = 0; j < d; j++) H[i * d + j] += q[i] * q[j];
+        }
+    for (i = 0; i < d * d; i++) ms += H[i] * H[i] / (d * d);
+    for (i = 0; i < d * d; i++) H[i] = H[i] / sqrt(ms) + (i % (d + 1) ? 0 : 1e-6);
+}
+/* Ids by the weighted distance, tables, choice and attention in double. */
+TEST(a2ats_equals_its_rule_over_a_run) {
+    world w; kvmem_cache c; float *out;
+    int t, l, g, h, i, j, x, n, blocks, wrong = 0, close = 0;
+    double worst = 0;
+    for (blocks = 1; blocks <= 3; blocks += 2) {
+        REQUIRE(world_init(&w, 2, 4, 2, 8, 160, small_a2ats));
+        w.cfg.shape.rope = w.rope;
+        for (i = 0; i < 160 * 2 * 32; i++) w.q[i] *= i % 8 < 3 ? 3 : .3f; /* some channels matter more */
+        out = outs(&w, blocks);
+        REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+        CHECK_OK(feed(&w, &c, 0, 120, 50, KVMEM_PROMPT_END, NULL));
+        for (t = 120; t < 159; t += n) {
+            n = blocks;
+            CHECK_OK(feed(&w, &c, t, t + n, n, KVMEM_DECODE, out));
+            for (l = 0; l < 2; l++)
+                for (g = 0; g < 2; g++) {
+                    const int from = 3, to = t + n - 9, places = (t + n) / 10;
+                    kvmem__a2_index *index = a2_of(&c, l, g);
+                    const kvmem__a2_parts p = kvmem__a2_at(index, index->k, 8);
+                    static int in[200], set[200];
+                    double H[64];
+                    int m = 0;
+                    CHECK(index->n == t && index->k == 12 && index->weighted);
+                    a2_metric(&w, 120, 6, l, g, H);
+                    for (i = 0; i < t; i++) {
+                        double best = 1e300, second = 1e300;
+                        int id = -1;
+                        for (j = 0; j < 12; j++) {
+                            double dist = 0, off[8];
+                            for (x = 0; x < 8; x++)
+                                off[x] = (double)row_k(&w, w.k, i, l)[g * 8 + x] - (double)p.c[j * 8 + x];
+                            for (x = 0; x < 64; x++) dist += off[x / 8] * H[x] * off[x % 8];
+                            if (dist < best) { second = best; best = dist; id = j; }
+                            else second = KVMEM__MIN(second, dist);
+                        }
+                        if (second - best < 1e-4) close++;
+                        else wrong += id != (p.id[i] & 32767);
+                    }
+                    for (i = 0; i < t + n; i++) in[i] = i < from || i >= to;
+                    for (h = 2 * g; h < 2 * g + 2; h++) {
+                        float score[200];
+                        int order[200];
+                        for (i = from; i < to; i++) {
+                            int b;
+                            for (b = 0; b < n; b++) {
+                                double q[8], dot = 0;
+                                for (x = 0; x < 8; x++) q[x] = (double)row_q(&w, t + b, l)[h * 8 + x];
+                                turn(q, 8, &w.rope[l], 6);
+                                for (x = 0; x < 8; x++) dot += q[x] * (double)p.c[(p.id[i] & 32767) * 8 + x];
+                                if (!b || (float)dot > score[i]) score[i] = (float)dot;
+                            }
+                        }
+                        for (i = from; i < to; i++) { /* equal numbers, equal scores: the lower entry first */
+                            order[i] = 0;
+                            for (j = from; j < to; j++)
+                                order[i] += (p.id[i] & 32767) == (p.id[j] & 32767) ? j < i : score[j] > score[i];
+                            if (order[i] < places) in[i] = 1;
+                        }
+                    }
+                    for (i = 0; i < n; i++) {
+                        double o[256];
+                        for (j = m = 0; j <= t + i; j++) if (in[j]) set[m++] = j;
+                        for (h = 2 * g; h < 2 * g + 2; h++) {
+                            oracle(&w, t + i, l, h, set, m, NULL, t + i, o);
+                            for (x = 0; x < 8; x++)
+                                worst = KVMEM__MAX(worst, fabs(o[x] - (double)out[(i * 2 + l) * 32 + h * 8 + x]));
+                        }
+                    }
+                    CHECK(m < t);
+                }
+        }
+        kvmem_cache_free(&c); free(out); world_free(&w);
+    }
+    CHECK(wrong == 0 && close < 20);
+    CHECK_NEAR(worst, 0, 3e-5);
+}
+TEST(a2ats_plain_weight_is_ordinary_kmeans) {
+    world w; kvmem_cache c;
+    kvmem__a2_index *x;
+    static float keys[40 * 8], centre[5 * 8], scratch[4000];
+    int i;
+    REQUIRE(world_init(&w, 1, 2, 1, 8, 41, "a2ats retrieve=a2ats(centroids=5,weight=plain)"));
+    REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+    CHECK_OK(feed(&w, &c, 0, 40, 40, KVMEM_PROMPT_END, NULL));
+    CHECK_OK(feed(&w, &c, 40, 41, 1, KVMEM_DECODE, NULL));
+    x = a2_of(&c, 0, 0);
+    CHECK(x->k == 5 && !x->weighted);
+    memcpy(keys, w.k, sizeof keys);
+    kvmem__kmeans(centre, 5, keys, 40, 8, 16, kvmem__random(w.recipe.seed, 0, 0, 0), scratch);
+    for (i = 0; i < 40; i++) CHECK(kvmem__a2_at(x, 5, 8).c[i] == centre[i]);
+    kvmem_cache_free(&c); world_free(&w);
+}
+/* As many centres as keys: a score is the logit at the fixed distance, the choice that of a flat search. */
+TEST(a2ats_with_a_centre_for_every_key_is_a_flat_search) {
+    world w; kvmem_cache c;
+    kvmem__a2_index *index;
+    kvmem__a2_parts p;
+    int i, j, x;
+    REQUIRE(world_init(&w, 1, 1, 1, 8, 101, "a2ats retrieve=a2ats(centroids=4096,sink=0,window=1,ratio=0.2,at=50)"));
+    w.cfg.shape.rope = w.rope;
+    REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+    CHECK_OK(feed(&w, &c, 0, 100, 40, KVMEM_PROMPT_END, NULL));
+    CHECK_OK(feed(&w, &c, 100, 101, 1, KVMEM_DECODE, NULL));
+    index = a2_of(&c, 0, 0);
+    p = kvmem__a2_at(index, index->k, 8);
+    CHECK(index->k == 100);
+    for (i = 0; i < 100; i++) {
+        double q[8], s[100];
+        int rank = 0;
+        for (x = 0; x < 8; x++) q[x] = (double)w.q[100 * 8 + x];
+        turn(q, 8, &w.rope[0], 50);
+        for (j = 0; j < 100; j++)
+            for (x = 0, s[j] = 0; x < 8; x++) s[j] += q[x] * (double)w.k[j * 8 + x];
+        for (x = 0; x < 8; x++) CHECK_NEAR(p.c[(p.id[i] & 32767) * 8 + x], w.k[i * 8 + x], 1e-3);
+        for (j = 0; j < 100; j++) rank += s[j] > s[i];
+        CHECK((p.id[i] >> 15) == (rank < 20));
+    }
+    kvmem_cache_free(&c); world_free(&w);
+}
+TEST(a2ats_is_exact_when_it_reads_everything) {
+    static const char *const recipe[] = { "a2ats retrieve=a2ats(ratio=1,centroids=7)",
+                                          "a2ats retrieve=a2ats(window=500)",
+                                          "a2ats retrieve=a2ats(sink=500,ratio=0,centroids=1) page=9" };
+    int i;
+    for (i = 0; i < 3; i++) {
+        world w;
+        REQUIRE(world_init(&w, 2, 4, i ? 4 : 1, 8, 150, recipe[i]));
+        w.cfg.shape.rope = w.rope;
+        CHECK(as_full(&w, 120, i == 1 ? 5 : 1));
+        world_free(&w);
+    }
+}
+/* Mean share of the true best that is chosen where a few channels of the queries matter. */
+static double a2_recall(const char *recipe) {
+    world w; kvmem_cache c;
+    double hit = 0;
+    int t, i, j, x;
+    test_state = 99;
+    if (!world_init(&w, 1, 1, 1, 16, 520, recipe)) return 0;
+    for (i = 0; i < 520 * 16; i++) w.q[i] *= i % 16 < 4 ? 3 : .1f;
+    CHECK_OK(kvmem_cache_init(&c, &w.cfg));
+    CHECK_OK(feed(&w, &c, 0, 500, 100, KVMEM_PROMPT_END, NULL));
+    for (t = 500; t < 520; t++) {
+        kvmem__a2_index *index;
+        double s[520];
+        CHECK_OK(feed(&w, &c, t, t + 1, 1, KVMEM_DECODE, NULL));
+        index = a2_of(&c, 0, 0);
+        for (i = 0; i < t; i++)
+            for (x = 0, s[i] = 0; x < 16; x++) s[i] += (double)w.q[t * 16 + x] * (double)w.k[i * 16 + x];
+        for (i = 0; i < t; i++) {
+            int rank = 0;
+            for (j = 0; j < t; j++) rank += s[j] > s[i];
+            hit += rank < 15 && (kvmem__a2_at(index, index->k, 16).id[i] & 32768);
+        }
+    }
+    kvmem_cache_free(&c); world_free(&w);
+    return hit / 20 / 15;
+}
+TEST(a2ats_query_weight_finds_more) {
+    const double weighted = a2_recall("a2ats retrieve=a2ats(centroids=32,sink=0,window=0,ratio=0.03)");
+    const double plain = a2_recall("a2ats retrieve=a2ats(centroids=32,sink=0,window=0,ratio=0.03,weight=plain)");
+    if (!(weighted > plain + .1 && weighted > .3)) FAIL_AT("recall %g with H, %g without", weighted, plain);
+}
+TEST(a2ats_goes_on_alike_and_survives) {
+    goes_on_alike(small_a2ats, 1);
+    survives("a2ats retrieve=a2ats(centroids=5,rows=40,sink=1,window=3,ratio=0.1,at=9) page=8");
+}
+
 TEST(presets_are_their_cards) {
     kvmem_recipe r;
     kvmem_error e;
@@ -731,6 +935,13 @@ int main(int argc, char **argv) {
     RUN(louiskv_equal_heads_choose_as_one_head);
     RUN(louiskv_chooses_where_the_topic_changes);
     RUN(louiskv_goes_on_alike_and_survives);
+    RUN(a2ats_metric_is_the_cards);
+    RUN(a2ats_equals_its_rule_over_a_run);
+    RUN(a2ats_plain_weight_is_ordinary_kmeans);
+    RUN(a2ats_with_a_centre_for_every_key_is_a_flat_search);
+    RUN(a2ats_is_exact_when_it_reads_everything);
+    RUN(a2ats_query_weight_finds_more);
+    RUN(a2ats_goes_on_alike_and_survives);
     RUN(presets_are_their_cards);
     return test_end();
 }
