@@ -1740,6 +1740,7 @@ static int cmd_inspect(const args *a) {
 #include "list.h"
 #include "codec.h"
 #include "score.h"
+#include "retrieve.h"
 
 /* ==== >>estimate : bytes before anything is allocated ========================================= */
 
@@ -1954,6 +1955,26 @@ static const option score_options[] = {
     O_THREADS,
     { NULL, "--backend", TEXT, AT(backend), "NAME", "plain", 0, 0, 0, "plain, avx2, avx512 or neon" },
     O_JSON, O_END };
+static const option retrieve_options[] = {
+    O_INT("--top", top_k, "N", "10", 1, BIG, "the exact best N entries of each query are looked for"),
+    O_INT("--heads", heads, "H", "1", 1, 65536, "query heads"),
+    O_INT("--kv-heads", kv_heads, "G", "1", 1, 65536, "KV heads; divides H"),
+    O_INT("--dim", head_dim, "d", "0", 0, 65536, "head size; 0: as -k has it"),
+    { "-k", "--keys", TEXT, AT(keys), "K.npy", NULL, 0, 0, 1, "keys, float32 (n, G, d), one layer's" },
+    { "-q", "--query", TEXT, AT(query), "Q.npy", NULL, 0, 0, 1, "queries that ask (m, H, d)" },
+    { "-v", "--values", TEXT, AT(values), "V.npy", NULL, 0, 0, 0, "values (n, G, d), for the error of the output" },
+    O_TEXT("--prompt-queries", input, "P.npy", "queries of the rows themselves (n, H, d), for what learns from them"),
+    O_INT("--prompt-tokens", first, "N", NULL, 1, BIG,
+          "-q are the queries of the rows: N are the prompt, the others ask in turn"),
+    O_INT("--layers", layers, "L", "4", 1, 4096, "equal layers; the last one is looked at"),
+    O_TEXT("--rope", rope, "norm|neox", "RoPE pairs channels 2i and 2i + 1, or i and i + d/2; the cache rotates"),
+    O_REAL("--rope-base", rope_base, "BASE", NULL, 1, 1e12, "of RoPE (default 10000)"),
+    O_FLAG("--pre-rope", pre_rope, "queries and keys are given before RoPE (default after it)"),
+    O_TEXT("--pos", positions, "P.npy", "positions of the rows, whole and rising (default 0, 1, ...)"),
+    O_FLAG("--all", all, "print the heads of every query (default of the first; JSON has all)"),
+    O_THREADS,
+    { NULL, "--backend", TEXT, AT(backend), "NAME", "plain", 0, 0, 0, "plain, avx2, avx512 or neon" },
+    O_JSON, O_END };
 static const option estimate_options[] = {
     O_MODEL(0),
     O_TEXT("--shape", shape, "SHAPE",
@@ -2151,6 +2172,14 @@ static const command commands[] = {
       "the last. Rows are after RoPE unless --pre-rope; with --rope the cache knows them before it, too.",
       { "kvmem score --kv \"snapkv budget=25%\" --heads 8 --kv-heads 2 --dim 64 -k k.npy -q q.npy -o s.npy",
         "kvmem score --kv \"tova budget=64\" --heads 8 --kv-heads 2 -k k.npy -q q.npy -v v.npy --kept -o i.npy" } },
+    { "retrieve", cmd_retrieve, retrieve_options, 1, 1,
+      "SPEC -k K.npy -q Q.npy [--heads H --kv-heads G] [-v V.npy] [--top N] [options]",
+      "arrays in, arrays out: which entries a method reads for a query, beside the exact best",
+      "SPEC is a preset, a recipe or a retrieve entry with its parameters. Keys of one layer go through a\n"
+      "cache as a prompt; then each query asks what it reads. Printed for each head: the entries, how many\n"
+      "of the exact top N are among them, the share of the softmax they cover; and the share of keys read.",
+      { "kvmem retrieve \"quest(budget=256)\" -k k.npy -q q.npy --heads 8 --kv-heads 2 --top 32",
+        "kvmem retrieve tidal -k k.npy -q q.npy -v v.npy --heads 8 --kv-heads 2 --prompt-tokens 500 --json" } },
     { "estimate", cmd_estimate, estimate_options, 0, 0,
       "(-m MODEL | --shape SHAPE) --ctx N [options]",
       "bytes of a cache before anything is allocated",
