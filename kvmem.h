@@ -117,6 +117,7 @@
      >>score_kvzip        what is needed to repeat the context
      >>score_kvcompose    what a second reading of the context looks at
      >>score_dapq         what pseudo tokens at the answer's place look at
+     >>score_epicache     what a topic's typical turns look at
      >>score_zipcache     the mean attention of those that could see an entry
      >>score_lazyeviction entries that rest no longer than they have rested before
      >>score_treekv       mean attention since an entry came
@@ -365,7 +366,10 @@ enum {
 /* An entry that declares KVMEM_READS_PROBE says by parameters of these names, 0 if it lacks one, what probe tokens a
    session runs for it: again=1 the whole prompt once more; chunk=n an instruction to repeat the prompt and each n
    tokens of it after such an instruction, under a softmax over sinks and that piece; first=a,last=b the first a and the
-   last b tokens of the prompt. take=1: the maximum is collected, 0: the sum. plus=1: hidden norms divide. */
+   last b tokens of the prompt. take=1: the maximum is collected, 0: the sum. plus=1: hidden norms divide.
+   One with a parameter `patch` may ask after every block of the prompt (when=block), see >>score_epicache: 0 the tokens
+   of kvmem_session_patch, 1 an instruction to summarise, 2 one to repeat the block and the block, 3 the block's last
+   `tail` tokens. Those given are at most `most`; all of them are probes with alone=1, back=1. */
 
 /* The head that every stage entry begins with: what the parser, the printer and `list` need. */
 typedef struct kvmem_entry {
@@ -816,7 +820,8 @@ KVMEM_API int kvmem_hack_types(const float *v, int n, double alpha, unsigned cha
 KVMEM_API kvmem_status kvmem_hack_set_types(kvmem_cache *c, const unsigned char *structural);
 /* Probes: tokens that are no part of the stream, run through the model on top of a finished prompt to see what
    they look at. Where the score declares KVMEM_READS_PROBE, commit(KVMEM_PROMPT_END) leaves a prompt above the budget
-   as it is and sets c->awaits. A session goes on by itself; without one, once or more often
+   as it is and sets c->awaits; with when=block so does every commit of a part of the prompt. A session goes on by
+   itself; without one, once or more often
        kvmem_cache_probe(&p, &c, &options);   p (not initialized) reads the entries of c as its own
        append, attend, commit on p            as often as needed; positions behind those of c, free to choose
        kvmem_cache_free(&p);                  the probe tokens were never there
@@ -828,6 +833,8 @@ typedef struct kvmem_probe {
     int hidden;            /* 1: P is divided by the norm of the query's hidden state (kvmem_cache_hidden on p) */
     int32_t sink, from, to; /* to > 0: the softmax is over the entries at positions below sink, those in [from, to) and
                               earlier probe tokens of p, and [from, to) is recorded. to 0: over all, all recorded */
+    int alone;             /* 1: the softmax is over entries of c only; p's own tokens are seen, but not counted */
+    int32_t back;          /* positions of p begin so many before the one that follows c; its token says where p is */
 } kvmem_probe;
 /* options NULL: all 0. On failure p is zeroed and c->error tells why. */
 KVMEM_API kvmem_status kvmem_cache_probe(kvmem_cache *p, kvmem_cache *c, const kvmem_probe *options);
@@ -1874,6 +1881,7 @@ typedef struct kvmem_session {
     /* of a recipe whose score sends probe tokens: the ids of all tokens fed; the probe that runs now, or NULL */
     int *ids, n_ids, cap_ids;
     kvmem_cache *probe;
+    int *patch, n_patch;          /* kvmem_session_patch */
     int next_known;               /* of a recipe that reads surprise: 1: logits are those of the last token fed */
     int turn, turn_behind, turn_due; /* kvmem_session_turn_token: 1 + the id, 0: none; one begins with the next token */
 } kvmem_session;
@@ -1885,6 +1893,10 @@ KVMEM_API void kvmem_session_free(kvmem_session *s);
    reduce=recompute, of what stands for the rows that left it: checkpoints are counted as meta; the peak is
    taken whenever a layer attends and has the rows that were made again. */
 KVMEM_API void kvmem_session_bytes(const kvmem_session *s, kvmem_bytes *out);
+/* The n tokens that score=epicache(patch=given) runs after every block from now on, copied; n = 0: none, an instruction
+   alone. At most as many as the recipe's `most`. Refused if the recipe has no use for them. kvmem_session_clear keeps
+   them. */
+KVMEM_API kvmem_status kvmem_session_patch(kvmem_session *s, const int *ids, int n);
 /* The turn is over: frees what reduce=recompute(hold=1) keeps until then. Else it does nothing. */
 KVMEM_API void kvmem_session_end_turn(kvmem_session *s);
 /* From now on a turn begins (kvmem_cache_mark(KVMEM_MARK_TURN)) with every token `id` that is fed or, behind = 1, with
@@ -1913,7 +1925,8 @@ typedef int (*kvmem_row_fn)(void *user, int index, const float *logits);
    rows being held; if it returns non-zero, no further rows are given and feeding ends after the block in
    flight (cache.tokens says how far). On failure the blocks before the failing one stay fed. Contexts
    longer than the model was trained for are allowed. If the recipe's score sends probe tokens
-   (KVMEM_READS_PROBE) and the prompt passes the budget, they run at the end of the last block, after row. */
+   (KVMEM_READS_PROBE) and the prompt passes the budget, they run at the end of the last block, after row; with
+   when=block at the end of every block of a prompt. */
 KVMEM_API kvmem_status kvmem_session_feed(kvmem_session *s, const int *ids, int n, kvmem_phase phase,
                                           kvmem_row_fn row, void *user);
 /* Sampling. The order is fixed: repetition penalty, temperature 0 ends here with the highest logit;
@@ -16994,7 +17007,7 @@ static kvmem_status kvmem__memory_watch(kvmem_cache *c, int layer, int n, const 
        seen[h][t] = sum or maximum over i.
    Each lane is looked at by one thread, queries in order: any number of threads gives the same bits. */
 KVMEM_API kvmem_status kvmem_cache_probe(kvmem_cache *p, kvmem_cache *c, const kvmem_probe *options) {
-    const kvmem_probe none = { 0, 0, 0, 0, 0 }, *o = options ? options : &none;
+    const kvmem_probe none = { 0, 0, 0, 0, 0, 0, 0 }, *o = options ? options : &none;
     kvmem_bytes_part part;
     kvmem_status st;
     int i, over;
@@ -17005,6 +17018,9 @@ KVMEM_API kvmem_status kvmem_cache_probe(kvmem_cache *p, kvmem_cache *c, const k
     if (o->from < 0 || o->sink < 0 || o->to < 0 || (o->to && o->from >= o->to))
         return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "probe: sink %d and entries from %d to %d", (int)o->sink,
                            (int)o->from, (int)o->to);
+    if (o->back < 0 || o->back > c->next_pos)
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "probe: positions that begin %d before position %d",
+                           (int)o->back, (int)c->next_pos);
     if (!c->seen) {
         for (i = 0; i < c->shape.n_layers * c->shape.n_kv_heads; i++)
             c->seen_cap = KVMEM__MAX(c->seen_cap, c->lane[i].n);
@@ -17026,6 +17042,7 @@ KVMEM_API kvmem_status kvmem_cache_probe(kvmem_cache *p, kvmem_cache *c, const k
     }
     p->probe_of = c;
     p->probe = *o;
+    p->next_pos -= o->back;
     return KVMEM_OK;
 }
 /* Entries [a, b) of the lane as the query q (r, d) sees them. seen NULL: their e^(s - m) are added to w->l, with w->m
@@ -17080,12 +17097,13 @@ static void kvmem__probe_one(kvmem__worker *w, const kvmem_cache *p, int layer, 
     }
     kvmem__visible(p, layer, ln, ln->n - n + t, p->block_pos[t], &a, &b);
     w->kc = NULL;
-    if (o->to) { /* the softmax over what the options let it see */
+    if (o->to || o->alone) { /* the softmax over what the options let it see */
         for (j = 0; j < r; j++) { w->m[j] = -INFINITY; w->l[j] = 0; }
         kvmem__probe_pages(w, p, layer, ln, a, KVMEM__MIN(sink, b), q, t, n, NULL, 0, NULL);
         kvmem__probe_pages(w, p, layer, ln, KVMEM__MAX(a, from), KVMEM__MIN(to, b), q, t, n, NULL, 0, NULL);
-        kvmem__probe_pages(w, p, layer, ln, KVMEM__MAX(a, n0), b, q, t, n, NULL, 0, NULL);
-        for (j = 0; j < r; j++) w->m[j] += logf(w->l[j]); /* it sees itself: l > 0 */
+        if (!o->alone) kvmem__probe_pages(w, p, layer, ln, KVMEM__MAX(a, n0), b, q, t, n, NULL, 0, NULL);
+        else if (KVMEM__MAX(a, from) >= KVMEM__MIN(to, b) && a >= KVMEM__MIN(sink, b)) return; /* out of its window */
+        for (j = 0; j < r; j++) w->m[j] += logf(w->l[j]); /* it sees itself or an entry: l > 0 */
         lse = w->m;
     }
     kvmem__probe_pages(w, p, layer, ln, KVMEM__MAX(a, from), KVMEM__MIN(to, b), q, t, n, lse,
@@ -17925,6 +17943,45 @@ static kvmem_status kvmem__score_dapq(const kvmem_view *v, int g, float *score) 
         for (t = 0; t < n; t++) sum[t] += KVMEM__MAX(x[t], 0.0f) / (float)r;
     }
     kvmem__pool(score, sum, n, (int)v->par[2], 0);
+    return KVMEM_OK;
+}
+
+/* ==== >>score_epicache : what a topic's typical turns look at. stage: score; every block of the prompt ====
+   Kim et al. EpiCache: Episodic KV Cache Management for Long Conversational Question Answering. 2025. arXiv
+   2509.17396. Code: apple/ml-epicache model/wrapper.py (prefill_memory_constrained, token_scoring), attention/score.py
+   (_get_score_flatten), attention/kvcache.py (evict_flattened).
+   A history is read in blocks of B tokens under a hard budget of M. After each block a patch prompt runs as probe
+   tokens on top of what is cached: an instruction and turns that are typical of one topic (>>epicache finds them). Its
+   positions begin at the block's last one, which is there twice. With q over its tokens and h over the heads of a group
+       P[h][q][j] = softmax over cached entries j of q . k_j / sqrt d,   s[j] = max_h max_q P[h][q][j]
+   The patch's own keys are in no softmax of P. Of all entries, old and new, sinks and the newest as any other, the
+   best stay; a lane never has more than M + B + |patch| entries. Rows (.5 .3 .2) and (.1 .8 .1): s = .5 .8 .2.
+   Level pair of the paper is budget=adakv(M,alpha=0): the best M G of a layer's heads together; pair-uniform is
+   budget=M; layer budgets: budget=layers(M,row=keysim,exact=0).
+   patch: given (kvmem_session_patch; none given: an instruction alone, one cache for all topics), and the paper's other
+   scorers in the same frame: summary (InfiniPot), repeat (KVzip; instruction and block), last (SnapKV; `tail` tokens).
+   Without a vocabulary there are no instructions: the block's last `tail` tokens in place of one alone.
+   reads: PROBE.   state: H floats an entry while probing.   cost: a forward pass of |patch| tokens a block.
+   defaults: patch=given tail=64 most=1024 take=max.   preset: level pair, blocks of 2048, nothing is protected.
+   ties: lower index.   departs: every lane keeps one entry at least (code: none); words of the instruction are ours, no
+   chat postfix. Decoding removes nothing: take question and answer back (kvmem_session_truncate) before the next.
+   test: tests/epicache.c */
+static const kvmem_param kvmem__params_epicache[] = {
+    { "patch", 0, 0, 3, "given|summary|repeat|last", 1, "what is asked after every block" },
+    { "tail", 64, 1, 65536, NULL, 1, "patch=last: so many of the block's last tokens" },
+    { "most", 1024, 1, 65536, NULL, 1, "tokens that a patch prompt may have" },
+    { "take", 1, 0, 1, "sum|max", 1, "over the tokens of the patch prompt" },
+    KVMEM__END_PARAMS };
+static kvmem_status kvmem__score_epicache(const kvmem_view *v, int g, float *score) {
+    const int n = kvmem_view_count(v, g), r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
+    float *x = kvmem__view_scratch(v, (size_t)n);
+    int j, t;
+    if (!x) return v->cache->error.status;
+    for (t = 0; t < n; t++) score[t] = 0;
+    for (j = 0; j < r; j++) {
+        kvmem_view_probe(v, g * r + j, x);
+        for (t = 0; t < n; t++) score[t] = KVMEM__MAX(score[t], x[t]);
+    }
     return KVMEM_OK;
 }
 
@@ -19595,6 +19652,8 @@ static const kvmem_score_entry kvmem__scores[] = {
         kvmem__params_kvcompose, KVMEM_READS_PROBE | KVMEM_READS_LANES }, kvmem__score_kvcompose, NULL },
     { { "dapq", "what pseudo tokens at the answer's positions look at", "Tian 2026, arXiv 2603.11564",
         kvmem__params_dapq, KVMEM_READS_PROBE }, kvmem__score_dapq, NULL },
+    { { "epicache", "what a patch prompt of typical turns looks at, after every block", "Kim 2025, arXiv 2509.17396",
+        kvmem__params_epicache, KVMEM_READS_PROBE }, kvmem__score_epicache, NULL },
     { { "lazyeviction", "pause since an entry was last looked at, against its longest so far",
         "Zhang 2025, arXiv 2506.15969", kvmem__params_lazyeviction, KVMEM_READS_LAST }, kvmem__score_lazyeviction,
       &kvmem__memory_lazyeviction },
@@ -20268,6 +20327,7 @@ static kvmem_status kvmem__budget_adakv(const kvmem_view *v, int mean, const int
     if (v->par[4] > 1 && seen >= mean && (int64_t)seen >= 2 * (int64_t)B && B > 0)
         B = kvmem__pyramid(v->layer, c->shape.n_layers, B, seen - w, (int)v->par[4], 1);
     least = (int)(B * v->par[0]);
+    if (!w && B > 0 && !(v->par[1] > 0)) least = KVMEM__MAX(least, 1); /* no lane is left empty */
     for (g = 0; g < G; g++) {
         lo[g] = least;
         longest = KVMEM__MAX(longest, to[g] - from[g]);
@@ -26066,12 +26126,16 @@ static int kvmem__when_due(const kvmem_recipe *r, kvmem_phase phase, int64_t sin
 static int64_t kvmem__since(const kvmem_recipe *r, kvmem_phase phase, int due, int64_t since, int n) {
     return due || (r->when == KVMEM_WHEN_DECODE && phase != KVMEM_DECODE) ? 0 : since + n;
 }
+/* A score that probes judges the whole prompt, or every block of it, and nothing while decoding. */
+static int kvmem__probe_due(const kvmem_recipe *r, kvmem_phase phase) {
+    return phase == KVMEM_PROMPT_END || (phase == KVMEM_PREFILL && r->when == KVMEM_WHEN_BLOCK);
+}
 /* Does this commit reduce by the recipe's own rule, and if not, must it because the next block would not
    fit under the byte limit? */
 static int kvmem__reduce_due(const kvmem_cache *c, kvmem_phase phase) {
     const kvmem_recipe *r = &c->recipe;
     if (!kvmem__evicts(c)) return 0;
-    if (c->reads & KVMEM_READS_PROBE) return phase == KVMEM_PROMPT_END; /* it cannot judge a part of the prompt */
+    if (c->reads & KVMEM_READS_PROBE) return kvmem__probe_due(r, phase);
     if (kvmem__when_due(r, phase, c->since_reduce + c->block_n)) return 1;
     if (!c->lane_cap) return 0;
     return kvmem_cache_room(c) < (phase == KVMEM_DECODE ? 1 : KVMEM__MIN(r->page, c->max_block));
@@ -26361,7 +26425,7 @@ KVMEM_API kvmem_status kvmem_cache_reduce(kvmem_cache *c) {
     if (!c->seen)
         return kvmem__fail(&c->error, KVMEM_BAD_STATE, "reduce: score=%s reads what probe tokens see, and none has "
                            "looked (kvmem_cache_probe)", c->recipe.stage[KVMEM_SCORE].entry->word);
-    KVMEM__TRY(kvmem__reduce_layers(c, 1, KVMEM_PROMPT_END));
+    KVMEM__TRY(kvmem__reduce_layers(c, 1, (kvmem_phase)c->phase));
     kvmem__seen_free(c);
     kvmem__scratch_free(c);
     return KVMEM_OK;
@@ -26591,6 +26655,7 @@ static size_t kvmem__est_probe(const kvmem__est *e, int n) {
     size_t pages;
     rows = KVMEM__MAX(rows, first + last);
     if (kvmem__param_of(ch->entry, ch->par, "again", 0) > 0) rows = KVMEM__MAX(rows, n);
+    rows = KVMEM__MAX(rows, (int)kvmem__param_of(ch->entry, ch->par, "most", 0));
     pages = (size_t)rows / (size_t)e->p.page + 2;
     return (size_t)e->c.shape.n_layers * (size_t)e->c.shape.n_heads * (size_t)n * sizeof(float) + e->p.block_bytes +
            (size_t)e->c.max_block * sizeof(float) + pages * e->p.page_bytes +
@@ -26663,7 +26728,7 @@ static void kvmem__est_block(kvmem__est *e, int n, kvmem_phase phase) {
           (kvmem__when_due(&e->c.recipe, phase, e->c.since_reduce + n) ||
            (e->c.lane_cap && e->len[0] + KVMEM__MIN(P, e->c.max_block) > e->c.lane_cap));
     if (e->p.reads & KVMEM_READS_PROBE) {
-        due = due && phase == KVMEM_PROMPT_END;
+        due = due && kvmem__probe_due(&e->c.recipe, phase);
         if (due) kvmem__est_count(e, kvmem__est_probe(e, e->len[0]));
     }
     mean = due ? kvmem__mean_budget(&e->c) : 0;
@@ -32389,6 +32454,10 @@ static const kvmem_preset kvmem__presets[] = {
       "Akulov 2025, arXiv 2509.05165" },
     { "dapq", "score=dapq(first=4,last=28) budget=256 recent=1 when=prompt place=original",
       "what tokens at the answer's positions look at, before there is an answer", "Tian 2026, arXiv 2603.11564" },
+    { "epicache",
+      "score=epicache(patch=given,tail=64,most=1024) budget=adakv(4096,alpha=0) when=block(2048) place=original",
+      "a long history in blocks under a hard budget, by what typical turns of a topic look at after each block",
+      "Kim 2025, arXiv 2509.17396" },
     { "lazyeviction",
       "score=lazyeviction(alpha=0.0001) select=topk(ties=new) budget=1334 recent=101 when=decode(101) place=original",
       "every 101 steps drops what rests longer than it ever did before", "Zhang 2025, arXiv 2506.15969" },
@@ -33399,7 +33468,7 @@ static kvmem_status kvmem__check_segment(const kvmem_recipe *r, kvmem_error *err
 }
 KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *err) {
     const kvmem_entry *score;
-    int s, i;
+    int s, i, blocks = 0;
     if (!r) return kvmem__fail(err, KVMEM_BAD_ARGUMENT, "recipe: r is NULL");
     for (s = 0; s < KVMEM_N_STAGES; s++)
         KVMEM__TRY(kvmem__check_choice(&r->stage[s], (kvmem_stage)s, err));
@@ -33413,10 +33482,13 @@ KVMEM_API kvmem_status kvmem_recipe_check(const kvmem_recipe *r, kvmem_error *er
     if (kvmem__divides_by_hack(r) && !kvmem__is_hack(r))
         return kvmem__fail(err, KVMEM_BAD_RECIPE, "budget=hack needs score=hack, which finds the types of the heads");
     score = r->stage[KVMEM_SCORE].entry;
+    for (i = 0; score->params && score->params[i].name; i++) blocks |= !strcmp(score->params[i].name, "patch");
     if ((score->reads & KVMEM_READS_PROBE) && r->amount.kind != KVMEM_ALL &&
-        (r->when != KVMEM_WHEN_PROMPT || r->amount.kind == KVMEM_BYTES))
-        return kvmem__fail(err, KVMEM_BAD_RECIPE, "score=%s asks once, when the whole prompt is there: %s", score->word,
-                           r->when != KVMEM_WHEN_PROMPT ? "when=prompt" : "the budget is tokens, not bytes");
+        ((r->when != KVMEM_WHEN_PROMPT && !(blocks && r->when == KVMEM_WHEN_BLOCK)) || r->amount.kind == KVMEM_BYTES))
+        return kvmem__fail(err, KVMEM_BAD_RECIPE, "score=%s asks %s: %s", score->word, blocks ?
+                           "while the prompt is read" : "once, when the whole prompt is there",
+                           r->amount.kind == KVMEM_BYTES && (blocks || r->when == KVMEM_WHEN_PROMPT) ?
+                           "the budget is tokens, not bytes" : blocks ? "when=block or when=prompt" : "when=prompt");
     KVMEM__TRY(kvmem__check_rewrites(r, err));
     KVMEM__TRY(kvmem__check_segment(r, err));
     if (r->amount.kind == KVMEM_COUNT) { /* the parts of a count budget must fit into it */
@@ -36642,11 +36714,64 @@ static kvmem_status kvmem__probe_ends(kvmem_session *s, const kvmem_probe *o, in
     kvmem__release(&s->allocator, ids, size);
     return status;
 }
-/* What the score entry asks for, and then the reduction. A question that ends the prompt is no part of what is fed
-   again (kvmem_cache_mark). */
-static kvmem_status kvmem__probe_prompt(kvmem_session *s) {
+/* The patch prompt of the block of the last n tokens fed. Section score_epicache. */
+enum { KVMEM__PATCH_GIVEN, KVMEM__PATCH_SUMMARY, KVMEM__PATCH_REPEAT, KVMEM__PATCH_LAST };
+static kvmem_status kvmem__probe_patch(kvmem_session *s, kvmem_probe o, const kvmem_choice *ch, int n) {
+    static const char *const text[3] = {
+        "\n\nList what matters in this conversation: names, people, events with their dates, plans and opinions.\n",
+        "\n\nSummarize the context above with all of its important parts.\n",
+        "\n\nRepeat the last part of the context above exactly.\n" };
+    const int kind = (int)kvmem__param_of(ch->entry, ch->par, "patch", 0);
+    const int tail = (int)kvmem__param_of(ch->entry, ch->par, "tail", 64);
+    const int words = s->model->tokenizer.piece && kind != KVMEM__PATCH_LAST;
+    const int last = kind == KVMEM__PATCH_REPEAT ? n : words ? 0 : KVMEM__MIN(tail, n);
+    const int most = KVMEM__MIN((int)kvmem__param_of(ch->entry, ch->par, "most", 1024), KVMEM__PROBE_TEXT);
+    const size_t size = (size_t)(KVMEM__PROBE_TEXT + last) * sizeof(int);
+    kvmem_status status = KVMEM_OK;
+    int *ids, m = 0;
+    o.alone = o.back = 1;
+    if (kind == KVMEM__PATCH_GIVEN && s->n_patch) return kvmem__probe_run(s, &o, s->patch, s->n_patch);
+    if (last > s->n_ids)
+        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "session: score=%s needs the ids of the block", ch->entry->word);
+    ids = (int *)kvmem__alloc(&s->allocator, size);
+    if (!ids) return kvmem__fail(&s->error, KVMEM_NO_MEMORY, "session: no memory for a patch prompt");
+    if (words) status = kvmem__probe_text(s, text[kind], ids, &m, most);
+    memcpy(ids + m, s->ids + s->n_ids - last, (size_t)last * sizeof *ids);
+    if (status == KVMEM_OK) status = kvmem__probe_run(s, &o, ids, m + last);
+    kvmem__release(&s->allocator, ids, size);
+    return status;
+}
+KVMEM_API kvmem_status kvmem_session_patch(kvmem_session *s, const int *ids, int n) {
+    const kvmem_choice *ch = s ? &s->cache.recipe.stage[KVMEM_SCORE] : NULL;
+    int most, i, *copy = NULL;
+    if (!s || !s->model) return KVMEM_BAD_STATE;
+    most = (int)kvmem__param_of(ch->entry, ch->par, "most", 0);
+    if (!most || kvmem__param_of(ch->entry, ch->par, "patch", 0) > 0)
+        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "session: score=%s has no use for a patch prompt: "
+                           "score=epicache(patch=given) has", ch->entry->word);
+    if (n < 0 || n > most || (n && !ids))
+        return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: a patch prompt of %d tokens%s; the recipe's "
+                           "most=%d", n, n > 0 && !ids ? " at NULL" : "", most);
+    for (i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= s->model->n_vocab)
+            return kvmem__fail(&s->error, KVMEM_BAD_ARGUMENT, "session: token id %d of the patch prompt is outside "
+                               "the vocabulary of %d", ids[i], s->model->n_vocab);
+    if (n) {
+        copy = (int *)kvmem__alloc(&s->allocator, (size_t)n * sizeof *copy);
+        if (!copy) return kvmem__fail(&s->error, KVMEM_NO_MEMORY, "session: no memory for %d tokens", n);
+        memcpy(copy, ids, (size_t)n * sizeof *copy);
+    }
+    kvmem__release(&s->allocator, s->patch, (size_t)s->n_patch * sizeof *s->patch);
+    s->patch = copy;
+    s->n_patch = n;
+    return KVMEM_OK;
+}
+/* What the score entry asks for after a block of `block` tokens, and then the reduction. A question that ends the
+   prompt is no part of what is fed again (kvmem_cache_mark). */
+static kvmem_status kvmem__probe_prompt(kvmem_session *s, int block) {
     kvmem_cache *c = &s->cache;
     const kvmem_choice *ch = &c->recipe.stage[KVMEM_SCORE];
+    const int patch = kvmem__param_of(ch->entry, ch->par, "most", 0) > 0;
     const int chunk = (int)kvmem__param_of(ch->entry, ch->par, "chunk", 0);
     const int first = (int)kvmem__param_of(ch->entry, ch->par, "first", 0);
     const int last = (int)kvmem__param_of(ch->entry, ch->par, "last", 0);
@@ -36657,13 +36782,14 @@ static kvmem_status kvmem__probe_prompt(kvmem_session *s) {
     memset(&o, 0, sizeof o);
     o.max = kvmem__param_of(ch->entry, ch->par, "take", 0) > 0;
     o.hidden = kvmem__param_of(ch->entry, ch->par, "plus", 0) > 0;
-    if (n != c->next_pos)
+    if (n != c->next_pos && !patch)
         return kvmem__fail(&s->error, KVMEM_BAD_STATE, "session: score=%s needs the ids of all tokens, and those of a "
                            "loaded cache are not known", ch->entry->word);
     if (mark && mark->kind == KVMEM_MARK_QUESTION && mark->pos > 0 && mark->pos < n) n = (int)mark->pos;
     if (kvmem__param_of(ch->entry, ch->par, "again", 0) > 0) status = kvmem__probe_run(s, &o, s->ids, n);
     if (status == KVMEM_OK && chunk > 0) status = kvmem__probe_repeat(s, o, n, chunk);
     if (status == KVMEM_OK && first + last > 0) status = kvmem__probe_ends(s, &o, s->n_ids, first, last);
+    if (status == KVMEM_OK && patch) status = kvmem__probe_patch(s, o, ch, block);
     if (status != KVMEM_OK) return status;
     status = kvmem_cache_reduce(c);
     if (status != KVMEM_OK) s->error = c->error;
@@ -36789,6 +36915,7 @@ KVMEM_API void kvmem_session_free(kvmem_session *s) {
     if (s->direct) kvmem__direct_free(s);
     kvmem_cache_free(&s->cache);
     kvmem__release(&s->allocator, s->ids, (size_t)s->cap_ids * sizeof *s->ids);
+    kvmem__release(&s->allocator, s->patch, (size_t)s->n_patch * sizeof *s->patch);
     kvmem__release(&s->allocator, s->block, s->block_size);
     memset(s, 0, sizeof *s);
 }
@@ -36869,7 +36996,7 @@ static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n,
         if (row) kvmem__emit_rows(s, c, at, row, user, &stop);
         else if (last) kvmem__head_part(s, s->logits, s->x + (size_t)(c - 1) * (size_t)s->model->n_embd, 1);
         s->turn_due = s->turn_behind && ids[at + c - 1] == s->turn - 1;
-        if (s->cache.awaits) status = kvmem__probe_prompt(s);
+        if (s->cache.awaits) status = kvmem__probe_prompt(s, c);
         if (status != KVMEM_OK) {
             (void)kvmem_cache_truncate(&s->cache, before);
             s->n_ids = KVMEM__MIN(s->n_ids, s->cache.next_pos);
@@ -36932,6 +37059,7 @@ KVMEM_API kvmem_status kvmem_session_copy(kvmem_session *dst, const kvmem_sessio
         memcpy(dst->ids, src->ids, (size_t)src->n_ids * sizeof *dst->ids);
         dst->n_ids = src->n_ids;
     }
+    if (status == KVMEM_OK && src->n_patch) status = kvmem_session_patch(dst, src->patch, src->n_patch);
     if (status != KVMEM_OK) {
         const kvmem_error e = dst->error;
         kvmem_session_free(dst);
@@ -37409,7 +37537,7 @@ static kvmem_status kvmem__direct_attend(kvmem_session *s, int l, int n) {
 KVMEM_API void kvmem_session_bytes(const kvmem_session *s, kvmem_bytes *out) {
     kvmem_bytes_part now;
     kvmem_cache_bytes(&s->cache, out);
-    now = kvmem__part(2, (size_t)s->cap_ids * sizeof *s->ids);
+    now = kvmem__part(2, (size_t)(s->cap_ids + s->n_patch) * sizeof *s->ids);
     kvmem__add_part(&out->live, &now);
     kvmem__add_part(&out->peak, &now);
     if (!s->direct) return;

@@ -105,7 +105,7 @@ TEST(session_of_llama2c_file_survives_every_failed_allocation) { session_with("f
 enum { L = 2, H = 4, G = 2, D = 8 };
 static kvmem_status cache_block(kvmem_cache *c, int n, kvmem_phase phase);
 static kvmem_status cache_probe(kvmem_cache *c) {
-    kvmem_probe o = { 1, 1, 2, 3, 20 };
+    kvmem_probe o = { 1, 1, 2, 3, 20, 0, 0 };
     kvmem_cache p;
     kvmem_status st;
     KVMEM__TRY(kvmem_cache_probe(&p, c, &o));

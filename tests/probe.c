@@ -161,7 +161,7 @@ TEST(probe_tokens_leave_no_trace) {
     int i;
     for (i = 0; i < 3; i++) {
         world w; kvmem_cache c; kvmem_bytes before, after; uint64_t h; char text[160]; test_heap heap;
-        kvmem_probe o = { 1, 1, 2, 4, 20 };
+        kvmem_probe o = { 1, 1, 2, 4, 20, 0, 0 };
         sprintf(text, "score=random budget=20 recent=3 page=8 when=prompt codec.k=%s codec.v=%s", codec[i],
                 i == 2 ? "kivi(bits=2,axis=token,group=8)" : codec[i]);
         REQUIRE(spied(&w, text, &greedy_entry));
@@ -216,7 +216,7 @@ static double probability(const world *w, int l, int h, int n0, int q0, int i, c
 }
 TEST(probes_see_what_the_definition_says) {
     static const kvmem_probe opt[4] = {
-        { 0, 0, 0, 0, 0 }, { 1, 0, 3, 10, 30 }, { 0, 0, 0, 0, 12 }, { 1, 1, 3, 2, 45 } };
+        { 0, 0, 0, 0, 0, 0, 0 }, { 1, 0, 3, 10, 30, 0, 0 }, { 0, 0, 0, 0, 12, 0, 0 }, { 1, 1, 3, 2, 45, 0, 0 } };
     int a, l, h, t, i, n0 = 45;
     for (a = 0; a < 4; a++) {
         const kvmem_probe *o = &opt[a];
@@ -290,7 +290,7 @@ TEST(dapq_positions_shifted_by_D_are_queries_turned_by_D) {
 }
 TEST(a_prompt_that_waits_says_so) {
     world w; kvmem_cache c, copy, p, none; bytes file = { NULL, 0, 0 }; float x[64] = { 0 };
-    kvmem_probe bad = { 0, 0, 0, 5, 5 }, worse = { 0, 0, -1, 0, 5 };
+    kvmem_probe bad = { 0, 0, 0, 5, 5, 0, 0 }, worse = { 0, 0, -1, 0, 5, 0, 0 };
     REQUIRE(spied(&w, "score=random budget=20 page=8 when=prompt", &probe_entry));
     CHECK_OK(kvmem_cache_init(&c, &w.cfg));
     CHECK(kvmem_cache_probe(&p, &c, NULL) == KVMEM_BAD_STATE && !p.arena); /* nothing waits */
@@ -397,7 +397,7 @@ TEST(kvzip_scores_are_the_largest_probabilities_and_the_rest_stays) {
     for (i = 0; i < 12; i++) at[i] = 45 + i;
     for (t = 0; t < 45; t++) see[t] = t < 3 || (t >= 10 && t < 40);
     for (plus = 0; plus < 2; plus++) {
-        const kvmem_probe o = { 1, plus, 3, 10, 40 };
+        const kvmem_probe o = { 1, plus, 3, 10, 40, 0, 0 };
         world w; kvmem_cache c; char text[96]; int total = 0;
         sprintf(text, "kvzip score=kvzip(plus=%d) budget=global(30) codec=f32 page=8 sink=3", plus);
         REQUIRE(run_method(&w, &c, text, &o, 45));
@@ -427,7 +427,7 @@ TEST(kvzip_scores_are_the_largest_probabilities_and_the_rest_stays) {
 TEST(global_keeps_the_best_of_all_lanes_or_of_each_layer) {
     int layerwise;
     for (layerwise = 0; layerwise < 2; layerwise++) {
-        const kvmem_probe o = { 1, 0, 4, 0, 45 };
+        const kvmem_probe o = { 1, 0, 4, 0, 45, 0, 0 };
         world w; kvmem_cache c; char text[96]; int l, g, t, i, total[2] = { 0, 0 };
         sprintf(text, "kvzip budget=global(12,layerwise=%d) codec=f32 page=8 sink=4 recent=2", layerwise);
         REQUIRE(run_method(&w, &c, text, &o, 45));
@@ -547,7 +547,7 @@ TEST(kvcompose_adds_the_mean_over_heads_and_keeps_equally_many) {
     for (i = 0; i < 12; i++) at[i] = 45 + i;
     memset(see, 1, sizeof see);
     for (norm = 0; norm < 2; norm++) {
-        const kvmem_probe o = { 1, 0, 0, 0, 0 };
+        const kvmem_probe o = { 1, 0, 0, 0, 0, 0, 0 };
         world w; kvmem_cache c; char text[96]; static double b[2][2][MOST];
         sprintf(text, "kvcompose score=kvcompose(norm=%d) budget=composite(20) codec=f32 page=8", norm);
         REQUIRE(run_method(&w, &c, text, &o, 45));
