@@ -1884,6 +1884,7 @@ typedef struct kvmem_session {
     int *patch, n_patch;          /* kvmem_session_patch */
     int next_known;               /* of a recipe that reads surprise: 1: logits are those of the last token fed */
     int turn, turn_behind, turn_due; /* kvmem_session_turn_token: 1 + the id, 0: none; one begins with the next token */
+    struct kvmem_session *draft;  /* kvmem_session_draft */
 } kvmem_session;
 KVMEM_API kvmem_session_config kvmem_session_config_default(void);
 KVMEM_API kvmem_status kvmem_session_init(kvmem_session *s, const kvmem_model *m,
@@ -1903,6 +1904,11 @@ KVMEM_API void kvmem_session_end_turn(kvmem_session *s);
    the token after it; id -1: no more, as after init. Blocks then end where turns do. Segment=turn reads the marks; who
    knows the turns otherwise marks s->cache himself. KVMEM_BAD_ARGUMENT outside the vocabulary. */
 KVMEM_API kvmem_status kvmem_session_turn_token(kvmem_session *s, int id, int behind);
+/* For retrieve=specontext(of=draft): `draft`, a session of a smaller model with the same vocabulary whose recipe keeps
+   queries (score=snapkv), takes every token just before s does, and s reads what its last layer looks at. Borrowed, until
+   NULL is set or s is freed; both must have taken equally many tokens. Truncate and clear are done to both; a copy
+   has no draft. KVMEM_UNSUPPORTED: another vocabulary or recipe. */
+KVMEM_API kvmem_status kvmem_session_draft(kvmem_session *s, kvmem_session *draft);
 /* Forget the tokens from n_tokens on; forget all. The next feed gives logits again. */
 KVMEM_API kvmem_status kvmem_session_truncate(kvmem_session *s, int64_t n_tokens);
 KVMEM_API void kvmem_session_clear(kvmem_session *s);
@@ -25581,7 +25587,7 @@ static kvmem_status kvmem__retrieve_tidal(const kvmem_view *v, int n, const floa
                  that it saves reads only: for measuring
      of=draft    the last layer of a second, smaller model's cache: the choice's user pointer, a kvmem_cache that has
                  taken the same tokens, the current one included, under a recipe whose score keeps queries (snapkv);
-                 the largest of all its heads serves all KV heads
+                 the largest of all its heads serves all KV heads. kvmem_session_draft runs any second GGUF so
    reads: KEYS.   state: an int an entry and KV head, for of=average a float more for each query head.
    cost: O(n d) a head of one layer, O(budget d) of the others.
    defaults: budget=2048 (the paper's speed tests), of=layer layer=0.   ties: the older entry.
@@ -36960,6 +36966,31 @@ KVMEM_API kvmem_status kvmem_session_turn_token(kvmem_session *s, int id, int be
     return KVMEM_OK;
 }
 
+/* The draft takes a block first; on failure it has it not. */
+static kvmem_status kvmem__draft_feed(kvmem_session *s, const int *ids, int n, kvmem_phase phase, int64_t before) {
+    const kvmem_status status = kvmem_session_feed(s->draft, ids, n, phase, NULL, NULL);
+    if (status == KVMEM_OK) return KVMEM_OK;
+    (void)kvmem_session_truncate(s->draft, before);
+    return kvmem__fail(&s->error, status, "session: the draft: %.120s", s->draft->error.text);
+}
+KVMEM_API kvmem_status kvmem_session_draft(kvmem_session *s, kvmem_session *draft) {
+    kvmem_choice *ch = &s->cache.recipe.stage[KVMEM_RETRIEVE];
+    if (draft && strcmp(ch->entry->word, "specontext"))
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "session: retrieve=%s asks no draft; specontext(of=draft) does",
+                           ch->entry->word);
+    if (draft && (draft == s || draft->model->n_vocab != s->model->n_vocab))
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "session: a draft must be another session, of the same "
+                           "vocabulary: %d tokens, not %d", s->model->n_vocab, draft->model->n_vocab);
+    if (draft && !draft->cache.ring)
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "session: the draft's recipe keeps no queries: take one with "
+                           "score=snapkv, budget=all");
+    if (draft && draft->cache.tokens != s->cache.tokens)
+        return kvmem__fail(&s->error, KVMEM_BAD_STATE, "session: the draft has taken %lld tokens, not %lld",
+                           (long long)draft->cache.tokens, (long long)s->cache.tokens);
+    if (draft || s->draft) ch->user = draft ? &draft->cache : NULL;
+    s->draft = draft;
+    return KVMEM_OK;
+}
 static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n, kvmem_phase phase,
                                         kvmem_row_fn row, void *user) {
     int at = 0, stop = 0;
@@ -36978,6 +37009,8 @@ static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n,
         s->has_logits = 0;
         status = kvmem__session_turn(s, ids[at], before);
         if (status != KVMEM_OK) return kvmem__from_cache(s, status);
+        if (s->draft) status = kvmem__draft_feed(s, ids + at, c, now, before);
+        if (status != KVMEM_OK) return status;
         if (s->direct) status = kvmem__direct_begin(s, ids + at, c, now);
         if (status == KVMEM_OK)
             status = kvmem__block(s, ids + at, c, row || kvmem__session_reads_surprise(s, now) ? c : last,
@@ -36987,6 +37020,7 @@ static kvmem_status kvmem__feed_checked(kvmem_session *s, const int *ids, int n,
             (void)kvmem__from_cache(s, status);
             s->next_known = 0;
             (void)kvmem_cache_truncate(&s->cache, before); /* layers that had the block already */
+            if (s->draft) (void)kvmem_session_truncate(s->draft, before);
             return status;
         }
         if (s->ids) {
@@ -37029,6 +37063,8 @@ KVMEM_API kvmem_status kvmem_session_feed(kvmem_session *s, const int *ids, int 
 KVMEM_API kvmem_status kvmem_session_truncate(kvmem_session *s, int64_t n_tokens) {
     const int whole = n_tokens >= s->cache.tokens;
     const kvmem_status status = kvmem__from_cache(s, kvmem_cache_truncate(&s->cache, n_tokens));
+    if (status == KVMEM_OK && s->draft && kvmem_session_truncate(s->draft, n_tokens) != KVMEM_OK)
+        return kvmem__fail(&s->error, s->draft->error.status, "session: the draft: %.120s", s->draft->error.text);
     if (status == KVMEM_OK && !whole) s->has_logits = s->next_known = s->turn_due = 0;
     if (status == KVMEM_OK) s->n_ids = KVMEM__MIN(s->n_ids, s->cache.next_pos);
     if (status == KVMEM_OK && s->direct) kvmem__direct_cut(s, s->cache.tokens);
@@ -37036,6 +37072,7 @@ KVMEM_API kvmem_status kvmem_session_truncate(kvmem_session *s, int64_t n_tokens
 }
 KVMEM_API void kvmem_session_clear(kvmem_session *s) {
     kvmem_cache_clear(&s->cache);
+    if (s->draft) kvmem_session_clear(s->draft);
     if (s->direct) kvmem__direct_cut(s, 0);
     s->n_ids = 0;
     s->has_logits = s->next_known = s->turn_due = 0;
@@ -37053,6 +37090,7 @@ KVMEM_API kvmem_status kvmem_session_copy(kvmem_session *dst, const kvmem_sessio
     status = kvmem__session_check(src->model, &cfg, &dst->error);
     if (status == KVMEM_OK) status = kvmem__session_begin(dst, src->model, &cfg);
     if (status == KVMEM_OK) status = kvmem__from_cache(dst, kvmem_cache_copy(&dst->cache, &src->cache));
+    if (status == KVMEM_OK && src->draft) dst->cache.recipe.stage[KVMEM_RETRIEVE].user = NULL;
     if (status == KVMEM_OK && src->direct) status = kvmem__direct_copy(dst, src);
     if (status == KVMEM_OK) status = kvmem__ids_room(dst, src->n_ids);
     if (status == KVMEM_OK && src->n_ids) {

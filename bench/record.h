@@ -11,7 +11,11 @@
 #ifndef KVMEM_RECORD_H
 #define KVMEM_RECORD_H
 
-enum { FED = 1024, SEEN = 64 };
+#ifndef RECORD_FED /* a bench may say others before it includes this */
+#define RECORD_FED 1024
+#define RECORD_SEEN 64
+#endif
+enum { FED = RECORD_FED, SEEN = RECORD_SEEN };
 
 /* What a model gives its cache, recorded on the way: k, v (layers, n, kv heads, d), q (.., heads,
  * d). */
@@ -104,7 +108,7 @@ static int record_read(kvmem_cache *c, int layer, int head, float *k, float *v) 
     free(rows);
     return bad;
 }
-static int record_run(const kvmem_recipe *r, kvmem_cache *c, exact *x, char *why, size_t size) {
+static KVMEM__UNUSED int record_run(const kvmem_recipe *r, kvmem_cache *c, exact *x, char *why, size_t size) {
     kvmem_config cfg = kvmem_config_default();
     const size_t H = (size_t)recorded.shape.n_heads, d = (size_t)recorded.shape.head_dim;
     const int lanes = recorded.shape.n_layers * recorded.shape.n_kv_heads;
@@ -130,12 +134,12 @@ static int record_run(const kvmem_recipe *r, kvmem_cache *c, exact *x, char *why
     if (bad) snprintf(why, size, "%s", c->error.text);
     return bad;
 }
-static void exact_free(exact *x) {
+static KVMEM__UNUSED void exact_free(exact *x) {
     free(x->k);
     free(x->v);
     free(x->o);
 }
-static double squares(const float *x, const float *y, size_t n) {
+static KVMEM__UNUSED double squares(const float *x, const float *y, size_t n) {
     double e = 0, s = 0;
     size_t i;
     for (i = 0; i < n; i++) {

@@ -5,6 +5,7 @@
        reads_around(&w, &recipe, layer, H);      before kvmem_cache_init; w must outlive the cache
        ... a block attends ...
        w.asked, w.count, w.in[h * w.cap + t]     1: query head h reads entry t; w.n of the block at the end are its own
+       w.each = fn                               layer below 0: asked about every layer, right after its choice
        w.seconds                                 spent in choosing, in all layers
        reads_free(&w); */
 #ifndef KVMEM_READS_H
@@ -20,6 +21,7 @@ typedef struct reads {
     int n, count, cap;                /* of the block; entries of the longest lane */
     unsigned char *in;                /* (H, cap) */
     double seconds;
+    void (*each)(struct reads *w, const kvmem_view *v, const int32_t *pos);
 } reads;
 
 static KVMEM__UNUSED double reads_clock(void) {
@@ -69,7 +71,8 @@ static kvmem_status reads_ask(const kvmem_view *v, int n, const float *q, const 
     own.user = w->user;
     st = w->real->fn(&own, n, q, pos, read);
     w->seconds += reads_clock() - t0;
-    if (st == KVMEM_OK && v->layer == w->layer) reads_note(w, v, n, read);
+    if (st == KVMEM_OK && (w->each || v->layer == w->layer)) reads_note(w, v, n, read);
+    if (st == KVMEM_OK && w->each) w->each(w, v, pos);
     return st;
 }
 /* 0: the recipe's retrieve entry chooses nothing. */
