@@ -1208,6 +1208,8 @@ typedef struct kvmem_store_options {
     size_t ram_bytes;              /* hard ceiling of everything the store allocates; 0: none */
     uint64_t file_bytes;           /* hard ceiling of the file; 0: none */
     int read_only;                 /* 1: no lock, no change; what others add later is not seen */
+    int no_sync;                   /* 1: acknowledged is what the system has: it survives a killed program, but a power
+                                      cut only after kvmem_store_sync. For many small changes at once */
     int quarantine;                /* episodes whose counter is at least this are never found; default 1 */
     const void *bytes;             /* path NULL: a store file's bytes (borrowed), read only; NULL: an empty store */
     size_t size;
@@ -1255,7 +1257,7 @@ typedef struct kvmem_store {
     size_t path_bytes;
     uint64_t size, end, seq;       /* of the file when opened; behind its last record; of that */
     uint32_t chain, epoch;
-    int broken;                    /* 1: a compaction has failed half-way, nothing more is written */
+    int no_sync, broken;           /* broken 1: a compaction has failed half-way, nothing more is written */
 } kvmem_store;
 
 KVMEM_API kvmem_store_options kvmem_store_options_default(void);
@@ -1287,6 +1289,9 @@ KVMEM_API kvmem_status kvmem_store_set(kvmem_store *s, uint64_t id, const kvmem_
 /* n episodes were used: uses + 1, last_used = now. They are flushed to disk together. */
 KVMEM_API kvmem_status kvmem_store_touch(kvmem_store *s, const uint64_t *ids, int n, int64_t now);
 KVMEM_API kvmem_status kvmem_store_delete(kvmem_store *s, uint64_t id);
+
+/* Flush to disk what was changed since the store was opened with no_sync. Otherwise nothing is left to do. */
+KVMEM_API kvmem_status kvmem_store_sync(kvmem_store *s);
 
 /* Metadata of an episode, or of its version (0: the present one); of the i-th of s->n by rising id. */
 KVMEM_API kvmem_status kvmem_store_get(kvmem_store *s, uint64_t id, int version, kvmem_episode *out);
@@ -28382,7 +28387,8 @@ static kvmem_status kvmem__journal(kvmem_store *s, kvmem__record *r, const kvmem
     o.chain = s->chain;
     o.epoch = s->epoch;
 #ifndef KVMEM_NO_STDIO
-    ok = kvmem__file_seek(s, s->end) && kvmem__sink_record(&o, r, bytes) && (!flush || kvmem__file_flush(s));
+    ok = kvmem__file_seek(s, s->end) && kvmem__sink_record(&o, r, bytes) &&
+         (!flush || s->no_sync || kvmem__file_flush(s));
 #endif
     if (!ok) { /* what it has left behind is no part of this chain */
         s->epoch++;
@@ -28695,7 +28701,7 @@ static kvmem_status kvmem__store_begin(kvmem_store *s) {
     if (s->file_limit && s->file_limit < sizeof head)
         return kvmem__fail(&s->error, KVMEM_OVER_BUDGET, "%s: a store has at least %zu bytes", kvmem__store_name(s),
                            sizeof head);
-    if (!kvmem__file_seek(s, 0) || !kvmem__file_write(s, head, sizeof head) || !kvmem__file_flush(s))
+    if (!kvmem__file_seek(s, 0) || !kvmem__file_write(s, head, sizeof head) || (!s->no_sync && !kvmem__file_flush(s)))
         return kvmem__fail(&s->error, KVMEM_IO, "%s: writing failed (disk full?)", kvmem__store_name(s));
     kvmem__dir_flush(s->path);
     s->size = sizeof head;
@@ -28768,6 +28774,7 @@ KVMEM_API kvmem_status kvmem_store_open(kvmem_store *s, const char *path, const 
     s->model_id = o.model_id;
     s->quarantine = o.quarantine;
     s->read_only = o.read_only != 0;
+    s->no_sync = o.no_sync != 0;
     s->next_id = 1;
     if (kvmem__store_start(s, path, &o) == KVMEM_OK) return KVMEM_OK;
     e = s->error;
@@ -29049,6 +29056,15 @@ KVMEM_API kvmem_status kvmem_store_delete(kvmem_store *s, uint64_t id) {
     r.version = (uint32_t)k->ver[k->cur].version;
     KVMEM__TRY(kvmem__journal(s, &r, NULL, 1));
     kvmem__store_drop(s, id);
+    return KVMEM_OK;
+}
+
+KVMEM_API kvmem_status kvmem_store_sync(kvmem_store *s) {
+    KVMEM__TRY(kvmem__store_writable(s, "sync"));
+#ifndef KVMEM_NO_STDIO
+    if (kvmem__has_file(s) && !kvmem__file_flush(s))
+        return kvmem__fail(&s->error, KVMEM_IO, "%s: flushing to disk failed", kvmem__store_name(s));
+#endif
     return KVMEM_OK;
 }
 
@@ -29560,7 +29576,7 @@ static kvmem_status kvmem__compact_file(kvmem_store *s, int history) {
     if (!kvmem__file_open(&to, path, 1, 1) || kvmem__file_lock(to.fd) != 0)
         st = kvmem__fail(&s->error, KVMEM_IO, "%s: cannot be opened for writing", path);
     else st = kvmem__store_write(s, 0, history, kvmem__journal_write, &to, NULL);
-    if (st == KVMEM_OK && !kvmem__file_flush(&to)) st = kvmem__fail(&s->error, KVMEM_IO, "%s: writing failed", path);
+    if (st == KVMEM_OK && !s->no_sync && !kvmem__file_flush(&to)) st = kvmem__fail(&s->error, KVMEM_IO, "%s: writing failed", path);
     if (st == KVMEM_OK) st = kvmem__compact_swap(s, &to, path);
     else remove(path);
     kvmem__file_close(&to);

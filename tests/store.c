@@ -129,6 +129,7 @@ static kvmem_store_options small(const kvmem_shape *x) {
     o.model_id = 5;
     o.shape = x;
     o.codec_k = o.codec_v = "f32";
+    o.no_sync = 1; /* tests/store_kill.c flushes */
     return o;
 }
 /* Episode number i: n tokens from position `first`, a text, a vector of two numbers and rows made of i. */
