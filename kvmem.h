@@ -24305,7 +24305,10 @@ static const kvmem_memory kvmem__memory_louiskv = { 0, kvmem__louis_floats, NULL
      6 search: a queue of the L best; the best that is still open is opened, its neighbours are looked at; the end when
        none is open. With L >= n it has met everything.
    cost: building O(queries n d) and thinning; searching L M d at most.   ties: lower index.
-   departs: step 5 is ours. What step 4 met = the Lq best.    test: tests/graph.c graph_* */
+   measured (build/bench_graph: 16384 made-up keys, d 64, M 16, N 32, 4096 queries): the best 10 of queries unlike the
+   keys are found with recall .95 by looking at 2.8 % of the keys, by a graph made of keys at 11.4 %, by k-means lists
+   at 25.8 %; of queries like the keys at 8.6, 4.8 and 18.5 %.
+   departs: step 5 is ours. What step 4 met = the Lq best.                    test: tests/graph.c graph_* */
 /* Rows to look at: x (n, d) in memory, or NULL: the keys of a lane from entry `first` on, one at a time. */
 typedef struct kvmem__rowset {
     const float *x;
