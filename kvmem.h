@@ -198,6 +198,7 @@
      >>retrieve_tidal     the entries that two layers find, read by all
      >>retrieve_specontext one choice a step for all layers
      >>retrieve_a2ats     one number a key tells which few are read exactly
+     >>retrieve_s3        spans that share the question's features, by an inverted index
      >>place              at which RoPE position is a kept key read?
      >>commit             the end of a block: segment, score, budget, reduce
      >>persistence        save, load, inspect
@@ -360,7 +361,8 @@ enum {
     KVMEM_KEEPS_INDEX   = 1048576, /* retrieve only: keeps an index that grows with the lanes: no budget in bytes */
     KVMEM_WATCHES_ROWS  = 131072, /* score, select, retrieve: works out attention: a byte limit keeps 3 floats for each
                                     entry and head of a group free for it, and an attention worker */
-    KVMEM_READS_SURPRISE = 262144 /* segment only: how little the model expected each token (kvmem_cache_surprise) */
+    KVMEM_READS_SURPRISE = 262144, /* segment only: how little the model expected each token (kvmem_cache_surprise) */
+    KVMEM_READS_IDS     = 524288 /* retrieve only: which token each entry is of (kvmem_cache_ids) */
 };
 
 /* An entry that declares KVMEM_READS_PROBE says by parameters of these names, 0 if it lacks one, what probe tokens a
@@ -783,6 +785,10 @@ typedef kvmem_status (*kvmem_output_fn)(void *user, int layer, int h, int n, con
    while a prompt is read; other recipes ignore it): s (n) is -ln p(token | all before it) of each token of the block,
    0 or more; below 0: not known, as of the stream's first token. A session works it out itself. */
 KVMEM_API kvmem_status kvmem_cache_surprise(kvmem_cache *c, int n, const float *s);
+/* Before the commit of a block, for recipes that declare KVMEM_READS_IDS (others ignore it): ids (n) of the n tokens of
+   the block, 0..2^24 - 2, or -1: none. Before the block's first append, where layers are committed alone. Without the
+   call they are not known, and the recipe does what it can. A session makes it itself. */
+KVMEM_API kvmem_status kvmem_cache_ids(kvmem_cache *c, int n, const int *ids);
 /* Any time; NULL: none. A session does both. kvmem_cache_copy hands fn and user on. */
 KVMEM_API void kvmem_cache_output(kvmem_cache *c, kvmem_output_fn fn, void *user);
 /* End of the block: segment, score, budget, reduce. */
@@ -1114,6 +1120,8 @@ struct kvmem_cache {
     int lane_floats[4], own[4], own_at[4]; /* of score, select, retrieve, segment; own floats begin at own_at */
     float *token_value;         /* (max_block) of the block's tokens: surprise, or what segment's watch makes */
     int has_surprise;           /* 1: kvmem_cache_surprise has told this block's */
+    int32_t *token_id;          /* (max_block) what kvmem_cache_ids has told of the first n_ids tokens of the block */
+    int n_ids;
     size_t stage_bytes;         /* scratch that they may ask for */
     size_t note;                /* bytes of a page's note */
     unsigned char **read;       /* (n_kv_heads) while a layer attends: pages that are read; NULL: all */
@@ -13403,6 +13411,9 @@ static const kvmem_memory *kvmem__memory_of(const kvmem_recipe *r, kvmem_stage s
          : stage == KVMEM_SEGMENT  ? ((const kvmem_segment_entry *)head)->memory : NULL;
 }
 /* Does the cache keep a number of each token of the block? */
+static int kvmem__ids_row(const kvmem_recipe *r) {
+    return (r->stage[KVMEM_RETRIEVE].entry->reads & KVMEM_READS_IDS) != 0;
+}
 static int kvmem__token_row(const kvmem_recipe *r) {
     const kvmem_memory *m = kvmem__memory_of(r, KVMEM_SEGMENT);
     return (r->stage[KVMEM_SEGMENT].entry->reads & KVMEM_READS_SURPRISE) || (m && m->watch);
@@ -13862,7 +13873,7 @@ static kvmem_status kvmem__make_plan(kvmem__plan *p, const kvmem_config *cfg, co
     for (l = 0; s->rope && l < L; l++) floats += (size_t)(s->rope[l].n_rot / 2);
     bytes += s->rope ? (size_t)L * sizeof(kvmem_rope) : 0;
     ints += (s->window ? (size_t)L : 0) + (size_t)cfg->max_block + (size_t)p->ring + (size_t)r->page;
-    ints += kvmem__token_row(r) ? (size_t)cfg->max_block : 0;
+    ints += (size_t)(kvmem__token_row(r) + kvmem__ids_row(r)) * (size_t)cfg->max_block;
     ok = ok && (!s->sink_bias || kvmem__mul((size_t)L, (size_t)H, &x));
     if (s->sink_bias) floats += (size_t)L * (size_t)H;
     p->block_bytes = KVMEM__ALIGN16(bytes) + KVMEM__ALIGN16(floats * sizeof(float)) +
@@ -14761,6 +14772,8 @@ static void kvmem__carve(kvmem_cache *c, const kvmem_shape *s) {
     w += c->ring;
     c->token_value = kvmem__token_row(&c->recipe) ? (float *)(void *)w : NULL; /* of the same size, too */
     w += c->token_value ? c->max_block : 0;
+    c->token_id = w;
+    w += kvmem__ids_row(&c->recipe) ? c->max_block : 0;
     c->index = (int *)(void *)w; /* int32_t may be long, of the same size */
     w += c->index_n;
     memset(c->block_pos, 0, (size_t)(w - c->block_pos) * sizeof(int32_t));
@@ -14911,7 +14924,7 @@ KVMEM_API void kvmem_cache_clear(kvmem_cache *c) {
     if (c->layer_state) memset(c->layer_state, 0, (size_t)c->shape.n_layers);
     c->tokens = c->since_reduce = c->pages_read = c->pages_there = c->chosen = c->loaded = 0;
     c->next_pos = 0;
-    c->block_n = c->ring_n = c->ring_at = c->hidden = c->has_surprise = 0;
+    c->block_n = c->ring_n = c->ring_at = c->hidden = c->has_surprise = c->n_ids = 0;
     c->phase = KVMEM_PREFILL;
 }
 KVMEM_API void kvmem_cache_free(kvmem_cache *c) {
@@ -15516,7 +15529,7 @@ KVMEM_API kvmem_status kvmem_cache_truncate(kvmem_cache *c, int64_t n_tokens) {
     }
     if (n < c->next_pos) kvmem__seen_free(c); /* a prompt that was cut has not ended */
     memset(c->layer_state, 0, (size_t)c->shape.n_layers); /* a block in flight is forgotten */
-    c->block_n = c->hidden = c->has_surprise = 0;
+    c->block_n = c->hidden = c->has_surprise = c->n_ids = 0;
     if (c->next_pos > n) c->next_pos = n;
     if (c->tokens > n) c->tokens = n;
     return KVMEM_OK;
@@ -17187,6 +17200,20 @@ KVMEM_API kvmem_status kvmem_cache_surprise(kvmem_cache *c, int n, const float *
     if (!(c->reads & KVMEM_READS_SURPRISE) || c->probe_of) return KVMEM_OK;
     memcpy(c->token_value, s, (size_t)n * sizeof *s);
     c->has_surprise = 1;
+    return KVMEM_OK;
+}
+KVMEM_API kvmem_status kvmem_cache_ids(kvmem_cache *c, int n, const int *ids) {
+    int t;
+    KVMEM__TRY(kvmem__check_layer(c, 0, "ids"));
+    if (!ids || n < 1 || n > c->max_block || (c->block_n && n != c->block_n))
+        return kvmem__fail(&c->error, KVMEM_BAD_ARGUMENT, "ids: of %d tokens; tell those of the whole block", n);
+    for (t = 0; t < n; t++)
+        if (ids[t] < -1 || ids[t] > (1 << 24) - 2)
+            return kvmem__fail(&c->error, KVMEM_BAD_VALUE, "ids: token %d of the block is %d; -1 to 2^24 - 2", t,
+                               ids[t]);
+    if (!(c->reads & KVMEM_READS_IDS) || c->probe_of) return KVMEM_OK;
+    for (t = 0; t < n; t++) c->token_id[t] = ids[t];
+    c->n_ids = n;
     return KVMEM_OK;
 }
 KVMEM_API void kvmem_cache_output(kvmem_cache *c, kvmem_output_fn fn, void *user) {
@@ -26025,6 +26052,381 @@ static kvmem_status kvmem__retrieve_a2ats(const kvmem_view *v, int n, const floa
 }
 static const kvmem_memory kvmem__memory_a2ats = { 0, kvmem__a2_floats, kvmem__a2_watch, NULL, NULL };
 
+/* ==== >>retrieve_s3 : spans that share the question's features, by an inverted index. stage: retrieve; once a question
+   Ma. S^3-Attention: Attention-Aligned Endogenous Retrieval for Memory-Bounded Long-Context Inference. 2026.
+   arXiv 2601.17702.   Code: none found. Ranking by words: BM25 (Robertson, Zaragoza 2009).
+   A sparse autoencoder gives each key of one layer a few features out of F; a list for each feature tells which tokens
+   have it. A question is looked up by the features of its queries.
+     1 z = ReLU(W_enc (x - b_dec) + b_enc), all but the k largest 0; reconstruction W_dec z + b_dec. Learned for every
+       KV head of the layer from at most 1024 keys before RoPE, evenly taken; the same for keys and queries
+     2 when a prompt has ended: the features of every token before the question go into the lists
+     3 F_Q: features of the question's queries, each head with its lane's autoencoder; weight of one with df of N tokens
+       w = ln((N - df + 1/2) / (df + 1/2) + 1): N = 100: df 1 4.209655, df 10 2.263745. Score of a token = sum of w over
+       the features of F_Q that it has, over all lanes; mean over `smooth` neighbours; of a span of `span` tokens the
+       largest
+     4 BM25 (k1 1.2, b .75) of the spans by the question's token ids; both lists between 0 and 1 by their least and
+       largest; final = (1 - lambda) s + lambda bm25; spans by falling score fill `budget` tokens, the nearer number
+     5 until the next question all layers read the first `sink` tokens, these spans, and all from the question on
+   The question is the piece after kvmem_cache_mark(KVMEM_MARK_QUESTION), of which the last `window` tokens ask; without
+   a mark the prompt's last `window` tokens.
+   reads: queries (window) and keys of one layer before RoPE, token ids (kvmem_cache_ids; without them lambda is 0).
+   state: in the lanes of the layer F (d + 2) floats, 6 k bytes a token; a float an entry for its id.
+   cost: learning O(rounds 1024 F d), a token O(F d) once, a question O(its features' lists).
+   defaults: layer=-1 (the middle one) features=512 k=8 rounds=4 lambda=0.5 smooth=16 span=32 budget=512 sink=4
+   window=16.   ties: lower index.
+   departs: the paper trains its autoencoders beforehand, drops keys and values while it reads, and reads the text of
+   the spans once more before the question; here keys and values are kept, and those of the spans are read where they
+   are. Layer, F, k and weights are not published: ours. Training: steps of 0.2, normalised by |x|^2 and |z|^2, columns
+   of W_dec of length 1, begun at keys drawn by the seed. After loading and when entries of the layer have left, the
+   queries there are ask again.                                                    test: tests/clusters.c s3_* */
+enum { KVMEM__S3_LAYER, KVMEM__S3_FEATURES, KVMEM__S3_K, KVMEM__S3_ROUNDS, KVMEM__S3_LAMBDA, KVMEM__S3_SMOOTH,
+       KVMEM__S3_SPAN, KVMEM__S3_BUDGET, KVMEM__S3_SINK, KVMEM__S3_WINDOW, KVMEM__S3_NONE = 65535 };
+static const kvmem_param kvmem__params_s3[] = {
+    { "layer", -1, -1, 4095, NULL, 1, "layer whose keys are indexed; -1: the middle one" },
+    { "features", 512, 1, 8192, NULL, 1, "features of a KV head" },
+    { "k", 8, 1, 64, NULL, 1, "features of a token, at most" },
+    { "rounds", 4, 1, 1000, NULL, 1, "passes of training over the keys" },
+    { "lambda", 0.5, 0, 1, NULL, 0, "share of BM25 in a span's score" },
+    { "smooth", 16, 1, 65536, NULL, 1, "tokens over which scores are averaged" },
+    { "span", 32, 1, 65536, NULL, 1, "tokens of a span" },
+    { "budget", 512, 0, 1000000000, NULL, 1, "tokens in the spans that are read" },
+    { "sink", 4, 0, 1000000000, NULL, 1, "first tokens that are always read" },
+    { "window", 16, 1, 65536, NULL, 1, "newest tokens of the prompt, which ask" },
+    KVMEM__END_PARAMS };
+/* How much one of df among n things tells. */
+static double kvmem__rarity(double n, double df) { return log((n - df + .5) / (df + .5) + 1); }
+/* The features of x (d): their rising numbers to out (k), the rest of it KVMEM__S3_NONE. act (F) activations, e (d),
+   idx (F) scratch. Returns how many there are. */
+static int kvmem__sae_features(uint16_t *out, const float *x, const float *b_dec, const float *b_enc, const float *enc,
+                               int F, int d, int k, float *act, float *e, int *idx) {
+    int f, n = 0, top, *best = idx + F;
+    for (f = 0; f < d; f++) e[f] = x[f] - b_dec[f];
+    for (f = 0; f < F; f++) act[f] = b_enc[f] + kvmem__dot_plain(enc + (size_t)f * (size_t)d, e, d);
+    top = kvmem__topk(best, act, F, k, idx);
+    for (f = 0; f < k; f++) out[f] = (uint16_t)KVMEM__S3_NONE;
+    for (f = 0; f < top; f++) if (act[best[f]] > 0) out[n++] = (uint16_t)best[f];
+    return n;
+}
+/* One step of training with the features at (n) of e (d) and their activations act (F): err (d) is scratch. */
+static void kvmem__sae_step(const uint16_t *at, int n, const float *e, const float *act, float *b_enc, float *enc,
+                            float *dec, int d, float *err) {
+    const float step = .2f, xx = 1e-12f + kvmem__dot_plain(e, e, d);
+    float zz = 1e-12f;
+    int i, j;
+    for (i = 0; i < d; i++) err[i] = -e[i];
+    for (j = 0; j < n; j++) {
+        kvmem__axpy_plain(err, act[at[j]], dec + (size_t)at[j] * (size_t)d, d);
+        zz += act[at[j]] * act[at[j]];
+    }
+    for (j = 0; j < n; j++) {
+        float *column = dec + (size_t)at[j] * (size_t)d;
+        const float grad = kvmem__dot_plain(err, column, d);
+        kvmem__axpy_plain(column, -step * act[at[j]] / zz, err, d);
+        kvmem__unit_row(column, column, d);
+        kvmem__axpy_plain(enc + (size_t)at[j] * (size_t)d, -step * grad / xx, e, d);
+        b_enc[at[j]] -= step * grad / (1 + xx);
+    }
+}
+/* Step 1: learned from the rows x (n, d), n >= 1. scratch: F d + F + 2 d floats and 2 F integers. */
+static void kvmem__sae_learn(float *b_dec, float *b_enc, float *enc, const float *x, int n, int d, int F, int k,
+                             int rounds, uint64_t seed, float *scratch) {
+    float *dec = scratch, *act = dec + (size_t)F * (size_t)d, *e = act + F, *err = e + d;
+    int *idx = (int *)(void *)(err + d), t, f, i;
+    uint16_t at[64];
+    for (i = 0; i < d; i++) b_dec[i] = 0;
+    for (t = 0; t < n; t++) kvmem__axpy_plain(b_dec, 1 / (float)n, x + (size_t)t * (size_t)d, d);
+    for (f = 0; f < F; f++) {
+        float *column = dec + (size_t)f * (size_t)d;
+        const float *row = x + (size_t)(kvmem__random(seed, (uint64_t)f, 0, 0) % (uint64_t)n) * (size_t)d;
+        for (i = 0; i < d; i++) column[i] = row[i] - b_dec[i];
+        kvmem__unit_row(column, column, d);
+        for (i = 0; i < d; i++) /* so that two begun at the same key part */
+            column[i] += .1f * (float)(kvmem__unit(kvmem__random(seed, (uint64_t)f, 1, (uint64_t)i)) - .5);
+        kvmem__unit_row(column, column, d);
+        memcpy(enc + (size_t)f * (size_t)d, column, (size_t)d * sizeof *enc);
+        b_enc[f] = 0;
+    }
+    for (; rounds > 0; rounds--)
+        for (t = 0; t < n; t++) {
+            const int m = kvmem__sae_features(at, x + (size_t)t * (size_t)d, b_dec, b_enc, enc, F, d, k, act, e, idx);
+            kvmem__sae_step(at, m, e, act, b_enc, enc, dec, d, err);
+        }
+}
+/* BM25 of documents of `span` tokens each, the last may be shorter, in id (n; below 0: unknown) for the distinct ids
+   of query (nq): score ((n + span - 1) / span). tf: as many integers. */
+static void kvmem__bm25_spans(float *score, const int *id, int n, int span, const int *query, int nq, int *tf) {
+    const int docs = (n + span - 1) / span;
+    int i, j, t;
+    for (i = 0; i < docs; i++) score[i] = 0;
+    for (j = 0; j < nq; j++) {
+        double idf, df = 0;
+        for (i = 0; i < j && query[i] != query[j]; i++) {}
+        if (i < j || query[j] < 0) continue;
+        for (i = 0; i < docs; i++) tf[i] = 0;
+        for (t = 0; t < n; t++) tf[t / span] += id[t] == query[j];
+        for (i = 0; i < docs; i++) df += tf[i] > 0;
+        idf = kvmem__rarity(docs, df);
+        for (i = 0; i < docs; i++) {
+            const double len = KVMEM__MIN(span, n - i * span), f = tf[i];
+            score[i] += (float)(idf * f * 2.2 / (f + 1.2 * (.25 + .75 * len * docs / n)));
+        }
+    }
+}
+/* s (n) between 0 and 1; equal numbers become 0. */
+static void kvmem__minmax(float *s, int n) {
+    float lo = INFINITY, hi = -INFINITY;
+    int i;
+    for (i = 0; i < n; i++) {
+        lo = KVMEM__MIN(lo, s[i]);
+        hi = KVMEM__MAX(hi, s[i]);
+    }
+    for (i = 0; i < n; i++) s[i] = hi > lo ? (s[i] - lo) / (hi - lo) : 0;
+}
+/* Step 3's end: span scores from token scores s (n). */
+static void kvmem__s3_spans(float *out, const float *s, int n, int span, int smooth) {
+    double sum = 0;
+    int t, from = 0, to = 0;
+    for (t = 0; t < n; t++) {
+        const int a = KVMEM__MAX(t - smooth / 2, 0), b = KVMEM__MIN(t - smooth / 2 + smooth, n);
+        float mean;
+        while (to < b) sum += (double)s[to++];
+        while (from < a) sum -= (double)s[from++];
+        mean = (float)(sum / smooth);
+        if (t % span == 0 || mean > out[t / span]) out[t / span] = mean;
+    }
+}
+/* The index of lane g of the layer: this head, b_dec (d), b_enc (F), W_enc (F, d); the features of entry t at t k;
+   where each feature's list begins (F + 1); the lists (n k). In lane 0 behind them which spans are read. */
+typedef struct kvmem__s3_index {
+    int32_t n, ready;          /* entries that are in the lists; 1: learned */
+    int32_t from, spans;       /* lane 0: position of the question's first token; spans before it */
+    int64_t tokens;            /* lane 0: what the cache had seen when the spans were chosen */
+} kvmem__s3_index;
+typedef struct kvmem__s3_parts {
+    float *b_dec, *b_enc, *enc;
+    uint16_t *id;
+    int *begin, *list;
+    uint8_t *read;
+} kvmem__s3_parts;
+static kvmem__s3_parts kvmem__s3_at(kvmem__s3_index *x, int F, int d, int k, int n) {
+    kvmem__s3_parts p;
+    p.b_dec = (float *)(void *)(x + 1);
+    p.b_enc = p.b_dec + d;
+    p.enc = p.b_enc + F;
+    p.id = (uint16_t *)(void *)(p.enc + (size_t)F * (size_t)d);
+    p.begin = (int *)(void *)(p.id + ((size_t)n * (size_t)k + 1) / 2 * 2);
+    p.list = p.begin + F + 1;
+    p.read = (uint8_t *)(p.list + (size_t)n * (size_t)k);
+    return p;
+}
+static size_t kvmem__s3_bytes(int F, int d, int k, int n) {
+    const size_t nk = (size_t)n * (size_t)k, ints = (nk + 1) / 2 + (size_t)F + 1 + nk;
+    return sizeof(kvmem__s3_index) + ((size_t)d + (size_t)F * (size_t)(d + 1)) * sizeof(float) + ints * sizeof(int);
+}
+static int kvmem__s3_floats(const double *par, int n_heads, int n_kv_heads, int d) {
+    (void)par;
+    (void)n_heads;
+    (void)n_kv_heads;
+    (void)d;
+    return 2; /* where the question began, of lane 0 of the layer */
+}
+static int kvmem__s3_layer(const kvmem_view *v) {
+    const int L = v->cache->shape.n_layers, l = (int)v->par[KVMEM__S3_LAYER];
+    return l < 0 ? L / 2 : KVMEM__MIN(l, L - 1);
+}
+/* The block's token ids go with their entries, in lane 0 of the layer. */
+static kvmem_status kvmem__s3_update(const kvmem_view *v, int g) {
+    const kvmem_cache *c = v->cache;
+    const int n = kvmem_view_count(v, g);
+    int t;
+    if (g || v->layer != kvmem__s3_layer(v) || !c->n_ids) return KVMEM_OK;
+    if (c->n_ids != c->block_n)
+        return kvmem__fail(&v->cache->error, KVMEM_BAD_STATE, "commit: kvmem_cache_ids has told of %d tokens, the "
+                           "block has %d", c->n_ids, c->block_n);
+    for (t = 0; t < c->block_n; t++) {
+        const float id = (float)c->token_id[t] + 1; /* 0: not known */
+        KVMEM__TRY(kvmem_view_set_own(v, 0, n - c->block_n + t, &id));
+    }
+    return KVMEM_OK;
+}
+/* Step 1 for lane g: the first n entries. */
+static kvmem_status kvmem__s3_learn(const kvmem_view *v, int g, int n) {
+    const int F = (int)v->par[KVMEM__S3_FEATURES], d = v->cache->shape.head_dim, k = (int)v->par[KVMEM__S3_K];
+    const int rows = KVMEM__MIN(n, 1024);
+    const size_t row = (size_t)d;
+    kvmem__s3_index *x = (kvmem__s3_index *)kvmem_view_index(v, g, kvmem__s3_bytes(F, d, k, 0), NULL, NULL);
+    float *keys = x ? kvmem__view_scratch(v, (size_t)rows * row) : NULL;
+    float *work = keys ? kvmem__view_scratch(v, (size_t)F * (row + 3) + 2 * row) : NULL;
+    int t;
+    if (!work) return v->cache->error.status;
+    for (t = 0; t < rows; t++)
+        kvmem__a2_keys(v, g, (int)((int64_t)t * n / rows), 1, keys + (size_t)t * row);
+    if (rows) {
+        const kvmem__s3_parts p = kvmem__s3_at(x, F, d, k, 0);
+        kvmem__sae_learn(p.b_dec, p.b_enc, p.enc, keys, rows, d, F, k, (int)v->par[KVMEM__S3_ROUNDS],
+                         kvmem__random(v->seed, (uint64_t)v->layer, (uint64_t)g, 3), work);
+        x->ready = 1;
+    }
+    kvmem__view_scratch_back(v->cache);
+    kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+/* Step 2: the first n entries of lane g are in the lists of its index; `more` bytes behind them. NULL: c->error. */
+static kvmem__s3_index *kvmem__s3_extend(const kvmem_view *v, int g, int n, size_t more) {
+    const int F = (int)v->par[KVMEM__S3_FEATURES], d = v->cache->shape.head_dim, k = (int)v->par[KVMEM__S3_K];
+    int t, f, *at;
+    kvmem__s3_parts p;
+    float *work;
+    kvmem__s3_index *x = (kvmem__s3_index *)kvmem_view_index(v, g, sizeof *x, NULL, NULL);
+    if (!x || (!x->ready && kvmem__s3_learn(v, g, n) != KVMEM_OK)) return NULL;
+    x = (kvmem__s3_index *)kvmem_view_index(v, g, kvmem__s3_bytes(F, d, k, n) + more, NULL, NULL);
+    work = x ? kvmem__view_scratch(v, 4 * (size_t)F + 2 * (size_t)d) : NULL;
+    if (!work) return NULL;
+    p = kvmem__s3_at(x, F, d, k, n);
+    at = (int *)(void *)(work + 2 * d + F);
+    for (t = x->n; t < n; t++) {
+        kvmem__a2_keys(v, g, t, 1, work);
+        kvmem__sae_features(p.id + (size_t)t * (size_t)k, work, p.b_dec, p.b_enc, p.enc, F, d, k, work + 2 * d,
+                            work + d, at);
+    }
+    for (f = 0; f <= F; f++) p.begin[f] = 0;
+    for (t = 0; t < n * k; t++) if (p.id[t] != KVMEM__S3_NONE) p.begin[p.id[t] + 1]++;
+    for (f = 0; f < F; f++) p.begin[f + 1] += p.begin[f];
+    for (f = 0; f < F; f++) at[f] = p.begin[f];
+    for (t = 0; t < n * k; t++) if (p.id[t] != KVMEM__S3_NONE) p.list[at[p.id[t]]++] = t / k;
+    x->n = n;
+    kvmem__view_scratch_back(v->cache);
+    return x;
+}
+/* Step 3 for lane g: scores of positions, s (from), grow by those of the lane's entries. asked (F): scratch. */
+static void kvmem__s3_score(const kvmem_view *v, int g, kvmem__s3_index *x, int from, float *s, unsigned char *asked,
+                            float *work) {
+    const int F = (int)v->par[KVMEM__S3_FEATURES], d = v->cache->shape.head_dim, k = (int)v->par[KVMEM__S3_K];
+    const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+    const kvmem__s3_parts p = kvmem__s3_at(x, F, d, k, x->n);
+    uint16_t at[64];
+    int i, h, j, f;
+    memset(asked, 0, (size_t)F);
+    for (i = 0; i < kvmem_view_queries(v) && x->ready; i++) {
+        for (h = g * r; h < (g + 1) * r; h++) {
+            int32_t pos;
+            kvmem_view_query(v, h, i, work, &pos);
+            if (pos < from) continue;
+            kvmem__unrope_rows(v->cache, v->layer, work, 1, &pos);
+            f = kvmem__sae_features(at, work, p.b_dec, p.b_enc, p.enc, F, d, k, work + 2 * d, work + d,
+                                    (int *)(void *)(work + 2 * d + F));
+            while (f > 0) asked[at[--f]] = 1;
+        }
+    }
+    for (f = 0; f < F && x->n; f++) {
+        const float w = (float)kvmem__rarity(x->n, p.begin[f + 1] - p.begin[f]);
+        for (j = p.begin[f]; j < p.begin[f + 1] && asked[f]; j++) s[kvmem__lane_pos(ln, p.list[j])] += w;
+    }
+}
+/* Step 4 without its end: BM25 of the spans before `from`, by the ids in lane 0; id (end), tf (spans) scratch. Are
+   there any ids of the question? */
+static int kvmem__s3_words(const kvmem_view *v, int from, int end, float *score, int *id, int *tf) {
+    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, 0);
+    int t, known = 0;
+    for (t = 0; t < end; t++) id[t] = -1;
+    for (t = 0; t < ln->n; t++) {
+        const int32_t pos = kvmem__lane_pos(ln, t);
+        float own;
+        if (pos >= end) break;
+        kvmem_view_own(v, 0, t, &own);
+        id[pos] = (int)own - 1;
+        known += pos >= from && own > 0;
+    }
+    kvmem__bm25_spans(score, id, from, (int)v->par[KVMEM__S3_SPAN], id + from, end - from, tf);
+    return known > 0;
+}
+/* Where the question begins: at its mark, if that is no older than what was asked last, or `window` tokens ago. */
+static int kvmem__s3_from(const kvmem_view *v) {
+    const kvmem_cache *c = v->cache;
+    const int window = (int)v->par[KVMEM__S3_WINDOW];
+    float *state = kvmem_view_state(v, 0);
+    int from = c->next_pos > window ? c->next_pos - window : 0, n, last = (int)state[0] * 65536 + (int)state[1];
+    const kvmem_mark *mark = kvmem_view_marks(v, &n);
+    if (v->phase != KVMEM_PROMPT_END && last > 0 && last < c->next_pos) from = last; /* made anew: the same question */
+    else if (n && mark[n - 1].kind == KVMEM_MARK_QUESTION && mark[n - 1].pos < c->next_pos &&
+             (mark[n - 1].pos > last || !last)) from = (int)mark[n - 1].pos;
+    state[0] = (float)(from / 65536);
+    state[1] = (float)(from % 65536);
+    return from;
+}
+/* Steps 2 to 4; v is a view of the layer. */
+static kvmem_status kvmem__s3_ask(const kvmem_view *v) {
+    const int F = (int)v->par[KVMEM__S3_FEATURES], d = v->cache->shape.head_dim, k = (int)v->par[KVMEM__S3_K];
+    const int span = (int)v->par[KVMEM__S3_SPAN], end = v->cache->next_pos, from = kvmem__s3_from(v);
+    const int S = (from + span - 1) / span;
+    float *s = kvmem__view_scratch(v, (size_t)from + 2 * (size_t)S + 4 * (size_t)F + 2 * (size_t)d);
+    int *id = s ? (int *)(void *)kvmem__view_scratch(v, (size_t)end + 3 * (size_t)S) : NULL, *size, *order, g, i;
+    unsigned char *asked = id ? (unsigned char *)kvmem__view_scratch(v, (size_t)F / sizeof(float) + 1) : NULL;
+    float *by = s + from, *words = by + S;
+    kvmem__s3_index *x = NULL;
+    if (!asked) return v->cache->error.status;
+    size = id + end + S;
+    order = size + S;
+    for (i = 0; i < from; i++) s[i] = 0;
+    for (g = v->cache->shape.n_kv_heads - 1; g >= 0; g--) { /* lane 0 last: x is its index */
+        const int n = kvmem__lane_find(kvmem__lane_at(v->cache, v->layer, g), from);
+        x = kvmem__s3_extend(v, g, n, g ? 0 : (size_t)S);
+        if (!x) return v->cache->error.status;
+        kvmem__s3_score(v, g, x, from, s, asked, words + S);
+    }
+    kvmem__s3_spans(by, s, from, span, (int)v->par[KVMEM__S3_SMOOTH]);
+    kvmem__minmax(by, S);
+    if (v->par[KVMEM__S3_LAMBDA] > 0 && kvmem__s3_words(v, from, end, words, id, id + end)) {
+        const float share = (float)v->par[KVMEM__S3_LAMBDA];
+        kvmem__minmax(words, S);
+        for (i = 0; i < S; i++) by[i] = (1 - share) * by[i] + share * words[i];
+    }
+    for (i = 0; i < S; i++) size[i] = KVMEM__MIN(span, from - i * span);
+    memset(kvmem__s3_at(x, F, d, k, x->n).read, 0, (size_t)S);
+    for (i = kvmem__fill_nearest(order, by, size, S, (int)v->par[KVMEM__S3_BUDGET]) - 1; i >= 0; i--)
+        kvmem__s3_at(x, F, d, k, x->n).read[order[i]] = 1;
+    x->from = from;
+    x->spans = S;
+    x->tokens = v->cache->tokens;
+    for (i = 0; i < 3; i++) kvmem__view_scratch_back(v->cache);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__retrieve_s3(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+                                       unsigned char *const *read) {
+    const int F = (int)v->par[KVMEM__S3_FEATURES], span = (int)v->par[KVMEM__S3_SPAN];
+    kvmem_view at = *v;
+    kvmem__s3_index *x;
+    const uint8_t *chosen;
+    int g, i, j, fresh;
+    (void)q;
+    (void)pos;
+    (void)read;
+    if (!kvmem__read_begun(v)) return KVMEM_OK;
+    at.layer = kvmem__s3_layer(v);
+    x = (kvmem__s3_index *)kvmem_view_index(&at, 0, 0, NULL, &fresh);
+    if (fresh || !x || !x->tokens || (v->phase == KVMEM_PROMPT_END && x->tokens != v->cache->tokens))
+        KVMEM__TRY(kvmem__s3_ask(&at));
+    x = (kvmem__s3_index *)kvmem_view_index(&at, 0, 0, NULL, NULL);
+    chosen = kvmem__s3_at(x, F, v->cache->shape.head_dim, (int)v->par[KVMEM__S3_K], x->n).read;
+    for (g = 0; g < v->cache->shape.n_kv_heads; g++) {
+        const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
+        const int past = ln->n - n, tail = KVMEM__MIN(kvmem__lane_find(ln, x->from), past);
+        KVMEM__TRY(kvmem__read_pick(v, -1, g, 0, 0, KVMEM__MIN((int)v->par[KVMEM__S3_SINK], past)));
+        for (i = 0; i < x->spans; i = j) {
+            int a, b;
+            for (j = i; j < x->spans && chosen[j] == chosen[i]; j++) {}
+            if (!chosen[i]) continue;
+            a = kvmem__lane_find(ln, i * span);
+            b = KVMEM__MIN(kvmem__lane_find(ln, j * span), tail);
+            if (a < b) KVMEM__TRY(kvmem__read_pick(v, -1, g, 0, a, b - a));
+        }
+        KVMEM__TRY(kvmem__read_pick(v, -1, g, 0, tail, past - tail));
+    }
+    return KVMEM_OK;
+}
+static const kvmem_memory kvmem__memory_s3 = { 1, kvmem__s3_floats, NULL, kvmem__s3_update, NULL };
+
 static const kvmem_retrieve_entry kvmem__retrieves[] = {
     { { "all", "every stored entry", "-", NULL, 0 }, NULL, NULL, NULL },
     { { "actqkv", "pages near a probe made of the block's unusual queries, more of them where they differ little",
@@ -26050,6 +26452,9 @@ static const kvmem_retrieve_entry kvmem__retrieves[] = {
     { { "a2ats", "the entries whose codes, learned in the metric of the queries, score best",
         "He 2025, arXiv 2502.12665", kvmem__params_a2ats, KVMEM_READS_KEYS | KVMEM_KEEPS_INDEX },
       kvmem__retrieve_a2ats, &kvmem__memory_a2ats, NULL },
+    { { "s3", "spans of tokens that share features, and words, with the question", "Ma 2026, arXiv 2601.17702",
+        kvmem__params_s3, KVMEM_READS_QUERIES | KVMEM_READS_KEYS | KVMEM_READS_IDS | KVMEM_KEEPS_INDEX },
+      kvmem__retrieve_s3, &kvmem__memory_s3, NULL },
     { { "nearest", "the entries with the largest products with the query, found by a graph made of its queries",
         "Liu 2024, arXiv 2409.10516", kvmem__params_nearest, KVMEM_READS_KEYS | KVMEM_KEEPS_INDEX },
       kvmem__retrieve_nearest, &kvmem__memory_nearest, NULL },
@@ -26474,7 +26879,7 @@ KVMEM_API kvmem_status kvmem_cache_commit(kvmem_cache *c, kvmem_phase phase) {
     c->tokens += c->block_n;
     c->next_pos = c->block_pos[c->block_n - 1] + 1;
     c->since_reduce = kvmem__since(&c->recipe, phase, due, c->since_reduce, c->block_n);
-    c->block_n = c->has_surprise = 0;
+    c->block_n = c->has_surprise = c->n_ids = 0;
     memset(c->layer_state, 0, (size_t)c->shape.n_layers);
     if (phase == KVMEM_PROMPT_END || c->lane_cap) kvmem__scratch_free(c); /* its size was for this block */
     return kvmem__spill_trim(c);
@@ -32518,6 +32923,10 @@ static const kvmem_preset kvmem__presets[] = {
       "retrieve=retro(size=16,segment=8192,rounds=10,read=0.018,estimate=0.232,update=1024,sink=4,window=64,cross=1)",
       "everything is kept; the best clusters of keys are read, the next ones stand in by their means",
       "RetroInfer 2025, arXiv 2505.02922" },
+    { "s3",
+      "retrieve=s3(layer=-1,features=512,k=8,rounds=4,lambda=0.5,smooth=16,span=32,budget=512,sink=4,window=16)",
+      "everything is kept; of it are read spans that share features and words with the question",
+      "Ma 2026, arXiv 2601.17702" },
     { "louiskv", "retrieve=louiskv(tau=0.7,size=16,budget=1024,sink=4,window=64,rounds=10,piece=8192)",
       "everything is kept; where the queries turn, clusters of the prompt and segments of the answer are chosen",
       "Wu 2025, arXiv 2510.11292" },
@@ -36640,6 +37049,7 @@ static kvmem_status kvmem__block(kvmem_session *s, const int *ids, int n, int wa
     const kvmem_backend *b = s->backend;
     const size_t e = (size_t)m->n_embd, heads = (size_t)m->n_heads * (size_t)m->head_dim;
     int l;
+    if (!s->probe) KVMEM__TRY(kvmem_cache_ids(&s->cache, n, ids));
     b->rows(b, s->x, &m->embd, ids, n, s->threads);
     for (l = 0; l < n && m->embd_scale > 1.0f; l++) b->scale(s->x + (size_t)l * e, m->embd_scale, m->n_embd);
     for (l = 0; l < m->n_layers; l++) {

@@ -903,6 +903,286 @@ TEST(a2ats_goes_on_alike_and_survives) {
     survives("a2ats retrieve=a2ats(centroids=5,rows=40,sink=1,window=3,ratio=0.1,at=9) page=8");
 }
 
+/* ---- s3 ---- */
+
+static const char small_s3[] = "s3 retrieve=s3(layer=1,features=24,k=3,rounds=2,smooth=4,span=8,budget=24,sink=2,"
+                               "window=5) page=16";
+TEST(s3_rarity_is_the_cards) {
+    CHECK_NEAR(kvmem__rarity(100, 1), 4.209655, 1e-6);
+    CHECK_NEAR(kvmem__rarity(100, 10), 2.263745, 1e-6);
+}
+TEST(s3_features_are_the_largest_positive_ones) {
+    enum { F = 20, D = 6, K = 4 };
+    float enc[F * D], b_enc[F], b_dec[D], x[D], act[F], e[D];
+    int idx[2 * F], t, i, j, n, few = 0;
+    uint16_t out[K], again[K];
+    for (t = 0; t < 200; t++) {
+        double a[F];
+        for (i = 0; i < F * D; i++) enc[i] = (float)test_normal();
+        for (i = 0; i < F; i++) b_enc[i] = (float)(test_normal() - (t % 2 ? 6 : 0));
+        for (i = 0; i < D; i++) { b_dec[i] = (float)test_normal(); x[i] = (float)test_normal(); }
+        n = kvmem__sae_features(out, x, b_dec, b_enc, enc, F, D, K, act, e, idx);
+        CHECK(n <= K);
+        few += n < K;
+        CHECK(kvmem__sae_features(again, x, b_dec, b_enc, enc, F, D, K, act, e, idx) == n);
+        CHECK(!memcmp(out, again, sizeof out));
+        for (i = 0; i < F; i++)
+            for (j = 0, a[i] = (double)b_enc[i]; j < D; j++)
+                a[i] += (double)enc[i * D + j] * ((double)x[j] - (double)b_dec[j]);
+        for (i = 0; i < F; i++) {
+            int rank = 0, in = 0;
+            for (j = 0; j < F; j++) rank += a[j] > a[i];
+            for (j = 0; j < n; j++) in += out[j] == i;
+            CHECK(in == (rank < K && a[i] > 0));
+        }
+        for (i = n; i < K; i++) CHECK(out[i] == KVMEM__S3_NONE);
+    }
+    CHECK(few > 10);
+}
+TEST(s3_training_lowers_the_error) {
+    enum { F = 32, D = 8, K = 3, N = 300 };
+    static float x[N * D], enc[F * D], b_enc[F], scratch[F * (D + 3) + 2 * D], atom[16 * D];
+    float b_dec[D], act[F], e[D];
+    double err[2] = { 0, 0 }, all = 0;
+    int idx[2 * F], k, t, i, j, n;
+    uint16_t at[K];
+    for (i = 0; i < 16 * D; i++) atom[i] = (float)test_normal();
+    for (t = 0; t < N; t++) /* sums of a few of 16 vectors */
+        for (j = 0; j < 2; j++) {
+            const int a = (int)(test_unit() * 16);
+            const float w = (float)(.5 + test_unit());
+            for (i = 0; i < D; i++) x[t * D + i] = (j ? x[t * D + i] : 0) + w * atom[a * D + i];
+        }
+    for (k = 0; k < 2; k++) {
+        kvmem__sae_learn(b_dec, b_enc, enc, x, N, D, F, K, k ? 30 : 0, 5, scratch);
+        for (t = 0; t < N; t++) {
+            n = kvmem__sae_features(at, x + t * D, b_dec, b_enc, enc, F, D, K, act, e, idx);
+            for (i = 0; i < D; i++) {
+                double y = (double)e[i];
+                all += y * y / 2;
+                for (j = 0; j < n; j++) y -= (double)act[at[j]] * (double)scratch[at[j] * D + i];
+                err[k] += y * y;
+            }
+        }
+    }
+    if (!(err[1] < .5 * err[0] && err[1] < .3 * all)) FAIL_AT("%g -> %g of %g", err[0], err[1], all);
+}
+TEST(s3_bm25_and_spans_are_their_formulas) {
+    static int id[100];
+    static const int query[5] = { 3, 7, 3, -1, 9 };
+    float score[20], s[100], out[20];
+    int tf[20], i, j, t, n, span;
+    for (n = 1; n < 100; n += 13)
+        for (span = 1; span < 40; span += 6) {
+            const int docs = (n + span - 1) / span;
+            if (docs > 20) continue;
+            for (t = 0; t < n; t++) { id[t] = (int)(test_unit() * 12) - 1; s[t] = (float)test_unit(); }
+            kvmem__bm25_spans(score, id, n, span, query, 5, tf);
+            for (i = 0; i < docs; i++) {
+                static const int distinct[3] = { 3, 7, 9 };
+                double want = 0, len = i + 1 < docs ? span : n - (docs - 1) * span;
+                for (j = 0; j < 3; j++) {
+                    double df = 0, f = 0;
+                    int d, found;
+                    for (d = 0; d < docs; d++, df += found)
+                        for (t = d * span, found = 0; t < n && t < (d + 1) * span; t++) {
+                            found |= id[t] == distinct[j];
+                            f += d == i && id[t] == distinct[j];
+                        }
+                    want += log(1 + (docs - df + .5) / (df + .5)) * f * 2.2 /
+                            (f + 1.2 * (1 - .75 + .75 * len / ((double)n / docs)));
+                }
+                CHECK_NEAR(score[i], want, 1e-5);
+            }
+            kvmem__s3_spans(out, s, n, span, 6);
+            for (i = 0; i < docs; i++) {
+                double best = -1;
+                for (t = i * span; t < n && t < (i + 1) * span; t++) {
+                    double sum = 0;
+                    for (j = t - 3; j < t + 3; j++) if (j >= 0 && j < n) sum += (double)s[j] / 6;
+                    best = KVMEM__MAX(best, sum);
+                }
+                CHECK_NEAR(out[i], best, 1e-5);
+            }
+        }
+    for (t = 0; t < 5; t++) s[t] = 2;
+    kvmem__minmax(s, 5);
+    CHECK(s[0] == 0 && s[4] == 0); /* all alike */
+    s[1] = 4; s[2] = -4;
+    kvmem__minmax(s, 5);
+    CHECK(s[1] == 1 && s[2] == 0 && s[0] == .5f);
+}
+static kvmem__s3_index *s3_of(kvmem_cache *c, int layer, kvmem__s3_parts *p) {
+    kvmem_view v = view_at(c, layer);
+    kvmem__s3_index *x = (kvmem__s3_index *)kvmem_view_index(&v, 0, 0, NULL, NULL);
+    if (x) *p = kvmem__s3_at(x, (int)v.par[KVMEM__S3_FEATURES], c->shape.head_dim, (int)v.par[KVMEM__S3_K], x->n);
+    return x;
+}
+TEST(s3_two_scans_are_one_scan) {
+    world w; kvmem_cache a, b;
+    kvmem__s3_parts p, q;
+    kvmem__s3_index *x, *y;
+    kvmem_view v;
+    int t, f;
+    REQUIRE(world_init(&w, 1, 2, 1, 8, 200, "s3 retrieve=s3(features=20,k=3)"));
+    w.cfg.shape.rope = w.rope;
+    for (t = 0; t < 8; t++) w.k[100 * 8 + t] = w.k[50 * 8 + t]; /* one key twice */
+    REQUIRE_OK(kvmem_cache_init(&a, &w.cfg));
+    REQUIRE_OK(kvmem_cache_init(&b, &w.cfg));
+    CHECK_OK(feed(&w, &a, 0, 200, 50, KVMEM_PREFILL, NULL));
+    CHECK_OK(feed(&w, &b, 0, 200, 50, KVMEM_PREFILL, NULL));
+    v = view_at(&a, 0);
+    CHECK(kvmem__s3_extend(&v, 0, 60, 0) && kvmem__s3_extend(&v, 0, 130, 0) && kvmem__s3_extend(&v, 0, 200, 7));
+    v = view_at(&b, 0);
+    CHECK(kvmem__s3_extend(&v, 0, 60, 0) && kvmem__s3_extend(&v, 0, 200, 0));
+    x = s3_of(&a, 0, &p);
+    y = s3_of(&b, 0, &q);
+    REQUIRE(x && y && x->n == 200 && y->n == 200);
+    CHECK(!memcmp(p.begin, q.begin, 21 * sizeof(int)) && !memcmp(p.id, q.id, 600 * sizeof *p.id));
+    CHECK(!memcmp(p.list, q.list, (size_t)p.begin[20] * sizeof(int)));
+    CHECK(p.begin[20] <= 600 && p.begin[20] > 300);
+    CHECK(!memcmp(p.id + 150, p.id + 300, 3 * sizeof *p.id)); /* one key, one list of features */
+    for (f = 0; f < 20; f++)
+        for (t = p.begin[f]; t < p.begin[f + 1]; t++) {
+            const uint16_t *at = p.id + 3 * p.list[t];
+            CHECK(at[0] == f || at[1] == f || at[2] == f);
+            CHECK(t == p.begin[f] || p.list[t] > p.list[t - 1]);
+        }
+    kvmem_cache_free(&a); kvmem_cache_free(&b); world_free(&w);
+}
+/* Feeds with ids: token t has ids[t]. */
+static void feed_ids(world *w, kvmem_cache *c, int from, int to, int block, kvmem_phase end, const int *ids,
+                     float *out) {
+    int t, n;
+    for (t = from; t < to; t += n) {
+        n = KVMEM__MIN(block, to - t);
+        CHECK_OK(kvmem_cache_ids(c, n, ids + t));
+        CHECK_OK(feed(w, c, t, t + n, n, t + n == to ? end : end == KVMEM_DECODE ? end : KVMEM_PREFILL, out));
+    }
+}
+/* What is read from a question to the next, by the spans of the index; the words alone decide with lambda=1. */
+TEST(s3_reads_the_spans_of_its_question) {
+    static const char *const recipe[2] = { small_s3, "s3 retrieve=s3(layer=1,features=24,k=3,rounds=2,smooth=4,span=8,"
+                                                     "budget=24,sink=2,window=5,lambda=1)" };
+    int k;
+    for (k = 0; k < 2; k++) {
+        world w; kvmem_cache c; float *out;
+        static int ids[200], set[200];
+        kvmem__s3_index *x;
+        kvmem__s3_parts p;
+        double worst = 0;
+        int t, l, h, i, j, n, sum, turn_at;
+        uint8_t before[40];
+        REQUIRE(world_init(&w, 3, 4, 2, 8, 200, recipe[k]));
+        w.cfg.shape.rope = w.rope;
+        for (t = 0; t < 200; t++) ids[t] = (int)(test_unit() * 40);
+        out = outs(&w, 1);
+        REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+        for (turn_at = 0; turn_at < 2; turn_at++) {
+            const int from = turn_at ? 134 : 115, start = turn_at ? 150 : 120;
+            feed_ids(&w, &c, turn_at ? 130 : 0, turn_at ? 134 : 120, 50, turn_at ? KVMEM_PREFILL : KVMEM_PROMPT_END,
+                     ids, NULL);
+            if (turn_at) { /* the second question is marked, and longer than the window */
+                CHECK_OK(kvmem_cache_mark(&c, KVMEM_MARK_QUESTION));
+                feed_ids(&w, &c, 134, 150, 9, KVMEM_PROMPT_END, ids, NULL);
+            }
+            for (t = start; t < start + 10; t++) {
+                feed_ids(&w, &c, t, t + 1, 1, KVMEM_DECODE, ids, out);
+                x = s3_of(&c, 1, &p);
+                REQUIRE(x && x->from == from && x->spans == (from + 7) / 8);
+                if (t > start) CHECK(!memcmp(before, p.read, (size_t)x->spans));
+                memcpy(before, p.read, (size_t)x->spans);
+                for (i = sum = 0; i < x->spans; i++) sum += p.read[i] * KVMEM__MIN(8, from - 8 * i);
+                CHECK(sum >= 20 && sum <= 28);
+                for (i = n = 0; i <= t; i++) if (i < 2 || i >= from || p.read[i / 8]) set[n++] = i;
+                CHECK(n < t);
+                for (l = 0; l < 3; l++)
+                    for (h = 0; h < 4; h++) {
+                        double o[256];
+                        oracle(&w, t, l, h, set, n, NULL, t, o);
+                        for (j = 0; j < 8; j++)
+                            worst = KVMEM__MAX(worst, fabs(o[j] - (double)out[l * 32 + h * 8 + j]));
+                    }
+                if (k) {
+                    float score[40];
+                    int tf[40], rank;
+                    kvmem__bm25_spans(score, ids, from, 8, ids + from, start - from, tf);
+                    for (i = 0; i < x->spans; i++) {
+                        for (j = rank = 0; j < x->spans; j++)
+                            rank += score[j] > score[i] || (score[j] == score[i] && j < i);
+                        CHECK(p.read[i] == (rank < 3) || from - 8 * i < 8 || p.read[x->spans - 1]);
+                    }
+                }
+            }
+        }
+        CHECK_NEAR(worst, 0, 3e-5);
+        kvmem_cache_free(&c); free(out); world_free(&w);
+    }
+}
+/* A passage has keys that the question's queries repeat: its span comes first. */
+TEST(s3_finds_what_has_all_features_of_the_question) {
+    int trial, hits = 0;
+    for (trial = 0; trial < 10; trial++) {
+        world w; kvmem_cache c;
+        kvmem__s3_index *x;
+        kvmem__s3_parts p;
+        const int at = 8 * (2 + trial);
+        int t, i;
+        REQUIRE(world_init(&w, 1, 1, 1, 16, 210,
+                           "s3 retrieve=s3(layer=0,features=128,k=4,rounds=3,smooth=8,span=8,budget=8,window=8)"));
+        w.cfg.shape.rope = w.rope;
+        for (t = 0; t < 8; t++)
+            for (i = 0; i < 16; i++) w.q[(200 + t) * 16 + i] = w.k[(at + t) * 16 + i];
+        REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+        CHECK_OK(feed(&w, &c, 0, 208, 52, KVMEM_PROMPT_END, NULL));
+        CHECK_OK(feed(&w, &c, 208, 210, 1, KVMEM_DECODE, NULL));
+        x = s3_of(&c, 0, &p);
+        CHECK(x->from == 200 && x->spans == 25);
+        hits += p.read[at / 8];
+        kvmem_cache_free(&c); world_free(&w);
+    }
+    if (hits < 9) FAIL_AT("%d of 10", hits);
+}
+TEST(s3_ids_are_checked) {
+    world w; kvmem_cache c;
+    static int ids[600];
+    REQUIRE(world_init(&w, 2, 2, 1, 8, 30, small_s3));
+    REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+    CHECK(kvmem_cache_ids(&c, 0, ids) == KVMEM_BAD_ARGUMENT && kvmem_cache_ids(&c, 5, NULL) == KVMEM_BAD_ARGUMENT);
+    CHECK(kvmem_cache_ids(&c, 600, ids) == KVMEM_BAD_ARGUMENT);
+    ids[1] = -2;
+    CHECK(kvmem_cache_ids(&c, 3, ids) == KVMEM_BAD_VALUE);
+    ids[1] = 1 << 24;
+    CHECK(kvmem_cache_ids(&c, 3, ids) == KVMEM_BAD_VALUE && strstr(c.error.text, "token 1"));
+    ids[1] = 1;
+    CHECK_OK(kvmem_cache_ids(&c, 3, ids));
+    quiet = 1;
+    CHECK(feed(&w, &c, 0, 5, 5, KVMEM_PREFILL, NULL) == KVMEM_BAD_STATE && strstr(c.error.text, "told of 3 tokens"));
+    quiet = 0;
+    kvmem_cache_free(&c); world_free(&w);
+    REQUIRE(world_init(&w, 1, 2, 1, 8, 30, "full")); /* who does not read them, ignores them */
+    REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+    CHECK_OK(kvmem_cache_ids(&c, 3, ids));
+    CHECK_OK(feed(&w, &c, 0, 5, 5, KVMEM_PREFILL, NULL));
+    kvmem_cache_free(&c); world_free(&w);
+}
+TEST(s3_is_exact_when_it_reads_everything) {
+    static const char *const recipe[] = { "s3", "s3 retrieve=s3(budget=0,window=500)",
+                                          "s3 retrieve=s3(budget=120,features=9,k=20,layer=99,span=7) page=9" };
+    int i;
+    for (i = 0; i < 3; i++) {
+        world w;
+        REQUIRE(world_init(&w, 2, 4, i ? 4 : 1, 8, 150, recipe[i]));
+        w.cfg.shape.rope = w.rope;
+        CHECK(as_full(&w, 120, i == 1 ? 5 : 1));
+        world_free(&w);
+    }
+}
+TEST(s3_goes_on_alike_and_survives) {
+    goes_on_alike(small_s3, 0);
+    survives("s3 retrieve=s3(features=16,k=2,rounds=1,smooth=4,span=5,budget=9,sink=1,window=3) page=8");
+}
+
 TEST(presets_are_their_cards) {
     kvmem_recipe r;
     kvmem_error e;
@@ -942,6 +1222,16 @@ int main(int argc, char **argv) {
     RUN(a2ats_is_exact_when_it_reads_everything);
     RUN(a2ats_query_weight_finds_more);
     RUN(a2ats_goes_on_alike_and_survives);
+    RUN(s3_rarity_is_the_cards);
+    RUN(s3_features_are_the_largest_positive_ones);
+    RUN(s3_training_lowers_the_error);
+    RUN(s3_bm25_and_spans_are_their_formulas);
+    RUN(s3_two_scans_are_one_scan);
+    RUN(s3_reads_the_spans_of_its_question);
+    RUN(s3_finds_what_has_all_features_of_the_question);
+    RUN(s3_ids_are_checked);
+    RUN(s3_is_exact_when_it_reads_everything);
+    RUN(s3_goes_on_alike_and_survives);
     RUN(presets_are_their_cards);
     return test_end();
 }
