@@ -2203,6 +2203,16 @@ KVMEM_API float kvmem_cosine(int64_t i, int64_t warmup, int64_t total, float pea
 #ifndef KVMEM_NO_STDIO
 #include <stdio.h>
 #endif
+#if !defined(KVMEM_NO_STDIO) && (defined(__unix__) || (defined(__APPLE__) && defined(__MACH__)))
+#define KVMEM__UNIX 1 /* files that are locked and flushed to disk: section store */
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+#else
+#define KVMEM__UNIX 0
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -27981,21 +27991,7 @@ static void *kvmem__store_grow(kvmem_store *s, void *old, int n, int *cap, size_
 }
 
 /* --- the file: plain reads and writes at offsets --- */
-#ifndef KVMEM_NO_STDIO
-#if defined(__unix__) || (defined(__APPLE__) && defined(__MACH__))
-#define KVMEM__UNIX 1
-#else
-#define KVMEM__UNIX 0
-#endif
-#else
-#define KVMEM__UNIX 0
-#endif
 #if KVMEM__UNIX
-#include <errno.h>
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <sys/types.h>
-#include <unistd.h>
 #if defined(__STRICT_ANSI__) && !defined(__cplusplus)
 extern int fsync(int fd); /* strict C headers do not show it */
 #endif
