@@ -746,6 +746,54 @@ TEST(ram_and_file_stay_within_their_limits_at_every_moment) {
     CHECK(h.live == 0 && !h.passed);
 }
 
+TEST(a_cache_that_has_no_room_stays_as_it_was) {
+    static const char *const recipe[2] = { "full page=8", "codec=kivi page=8" };
+    world w; kvmem_cache c, d; kvmem_store s; kvmem_store_options o;
+    heap h;
+    size_t k;
+    int i, j, t;
+    for (i = 0; i < 2; i++) {
+        static float want[2 * 5 * 64], got[2 * 5 * 64];
+        kvmem_status st = KVMEM_NO_MEMORY;
+        REQUIRE(begin(&w, &c, recipe[i], 1));
+        REQUIRE(read_on(&c, &w, 0, 30));
+        o = kvmem_store_options_of(&c);
+        REQUIRE_OK(kvmem_store_open(&s, NULL, &o));
+        put_rows(&s, &w, 0, 20, 0);
+        put_rows(&s, &w, 20, 20, 20);
+        kvmem_cache_free(&c);
+        for (k = 0; st != KVMEM_OK && k < 60; k++) {
+            w.cfg.allocator = heap_of(&h, 0);
+            REQUIRE_OK(kvmem_cache_init(&d, &w.cfg));
+            CHECK_OK(kvmem_store_load(&s, 1, &d, KVMEM_STORE_PACKED, NULL));
+            h.fail_at = h.calls + 1 + k;
+            st = kvmem_store_load(&s, 2, &d, KVMEM_STORE_PACKED, NULL);
+            h.fail_at = 0;
+            if (st != KVMEM_OK) {
+                CHECK(st == KVMEM_NO_MEMORY && s.error.text[0]);
+                for (j = 0; j < 4; j++) CHECK(kvmem_cache_lane_len(&d, j / 2, j % 2) == 20);
+                CHECK(d.next_pos == 20 && d.tokens == 20);
+                CHECK_OK(kvmem_store_load(&s, 2, &d, KVMEM_STORE_PACKED, NULL)); /* and now there is */
+            }
+            CHECK(see(&d, &w, 40, got));
+            for (t = 0; k && t < 2 * 5 * 64; t++) CHECK(got[t] == want[t]);
+            memcpy(want, got, sizeof want);
+            kvmem_cache_free(&d);
+            CHECK(h.live == 0);
+        }
+        CHECK(st == KVMEM_OK && k > 2);
+        w.cfg.max_bytes = 60000; /* and under a byte limit: until it is reached, then refused */
+        w.cfg.allocator = heap_of(&h, w.cfg.max_bytes);
+        if (kvmem_cache_init(&d, &w.cfg) == KVMEM_OK) {
+            for (t = 0; t < 100 && kvmem_store_load(&s, 1, &d, KVMEM_STORE_PACKED, NULL) == KVMEM_OK; t++) {}
+            CHECK(t < 100 && s.error.status == KVMEM_OVER_BUDGET && d.next_pos == 20 * t);
+            CHECK(!h.passed);
+            kvmem_cache_free(&d);
+        } else FAIL_AT("%s", d.error.text);
+        kvmem_store_close(&s); world_free(&w);
+    }
+}
+
 /* ---- files that are cut, changed, or have a past ---- */
 
 static size_t record_end(kvmem_store *s, int i) { /* where episode i's only record ends */
@@ -939,6 +987,7 @@ int main(int argc, char **argv) {
     RUN(saved_loaded_and_saved_again_the_bytes_are_the_same);
     RUN(every_allocation_may_fail);
     RUN(ram_and_file_stay_within_their_limits_at_every_moment);
+    RUN(a_cache_that_has_no_room_stays_as_it_was);
     RUN(a_file_cut_anywhere_has_all_records_before_the_cut);
     RUN(a_changed_byte_costs_at_most_the_record_it_is_in);
     RUN(stale_bytes_behind_a_torn_tail_are_never_a_record);

@@ -150,6 +150,48 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 #ifdef KVMEM_FUZZ_MAIN
+/* An episode of what a cache has kept of 6 tokens: lanes with holes. */
+static void add_with_holes(kvmem_store *s, const kvmem_shape *shape, const kvmem_allocator *a) {
+    kvmem_config cfg = kvmem_config_default();
+    kvmem_recipe r;
+    kvmem_cache c;
+    float k[6 * D], q[6 * 2 * D], out[6 * 2 * D];
+    int l, i;
+    FUZZ_MUST(kvmem_recipe_parse(&r, "score=random budget=3 sink=1 recent=1 when=prompt", NULL) == KVMEM_OK);
+    cfg.shape = *shape;
+    cfg.model_id = 9;
+    cfg.recipe = &r;
+    cfg.allocator = *a;
+    FUZZ_MUST(kvmem_cache_init(&c, &cfg) == KVMEM_OK);
+    for (l = 0; l < 2; l++) {
+        for (i = 0; i < 6 * D; i++) k[i] = (float)(i % 5 + l);
+        for (i = 0; i < 6 * 2 * D; i++) q[i] = (float)(i % 3);
+        FUZZ_MUST(kvmem_cache_append(&c, l, 6, k, k, NULL) == KVMEM_OK);
+        FUZZ_MUST(kvmem_cache_attend(&c, l, 6, q, out) == KVMEM_OK);
+    }
+    FUZZ_MUST(kvmem_cache_commit(&c, KVMEM_PROMPT_END) == KVMEM_OK);
+    FUZZ_MUST(kvmem_store_add(s, NULL, NULL, &c, 0, 6, NULL) == KVMEM_OK);
+    kvmem_cache_free(&c);
+}
+/* Records of the other types behind what has been saved: a change of episode 1, the deletion of 3. */
+static void add_changes(kvmem_store *s, kvmem__sink *o) {
+    uint8_t a[256], *part[3];
+    kvmem__record r;
+    memset(&r, 0, sizeof r);
+    memset(part, 0, sizeof part);
+    s->kept[0].meta.uses = 5;
+    r.size[0] = kvmem__meta_put(a, &s->kept[0].meta);
+    r.crc[0] = kvmem__crc32(0, a, (size_t)r.size[0]);
+    part[0] = a;
+    r.type = KVMEM__REC_SET;
+    r.id = r.version = 1;
+    FUZZ_MUST(kvmem__sink_record(o, &r, part));
+    memset(&r, 0, sizeof r);
+    r.type = KVMEM__REC_DELETE;
+    r.id = 3;
+    r.version = 1;
+    FUZZ_MUST(kvmem__sink_record(o, &r, part));
+}
 /* A store with versions, a change, a deletion, a rollback, an episode with holes; coded by the seed's codec. */
 static size_t fuzz_seed(int i, uint8_t *out, size_t cap) {
     static const char *const codec[4] = { "f32", "f16", "q8_0", "q4_0" };
@@ -163,6 +205,7 @@ static size_t fuzz_seed(int i, uint8_t *out, size_t cap) {
     kvmem_content c;
     kvmem_vector v;
     kept_bytes to;
+    kvmem__sink end;
     int j, t;
     if (i >= 16) return 0;
     o.shape = &shape;
@@ -190,11 +233,13 @@ static size_t fuzz_seed(int i, uint8_t *out, size_t cap) {
     }
     FUZZ_MUST(kvmem_store_update(&s, 2, NULL, &c, NULL, 0, 0) == KVMEM_OK);
     FUZZ_MUST(kvmem_store_rollback(&s, 2, 1) == KVMEM_OK);
+    add_with_holes(&s, &shape, &o.allocator);
     out[0] = (uint8_t)(i % 8);
     to.p = out + 1;
     to.n = 0;
     to.cap = cap - 1;
-    FUZZ_MUST(kvmem_store_save(&s, 1, keep, &to) == KVMEM_OK);
+    FUZZ_MUST(kvmem__store_write(&s, 0, 1, keep, &to, &end) == KVMEM_OK);
+    add_changes(&s, &end);
     kvmem_store_close(&s);
     return to.n + 1;
 }
