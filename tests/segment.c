@@ -268,7 +268,8 @@ TEST(surprise_that_nobody_tells_is_an_error) {
     kvmem_cache_free(&s.c);
     REQUIRE(stream_init(&s, "segment=surprise(refine=modularity,from=3)", 2, 1, 1, 4)); /* no layer 3 */
     { const float x[6] = { -1, 0, 0, 0, 0, 9 };
-      CHECK(stream_feed(&s, 6, NULL, NULL, x, KVMEM_PREFILL) == KVMEM_BAD_RECIPE && strstr(s.c.error.text, "2 layers")); }
+      CHECK(stream_feed(&s, 6, NULL, NULL, x, KVMEM_PREFILL) == KVMEM_BAD_RECIPE);
+      CHECK(strstr(s.c.error.text, "2 layers") != NULL); }
     kvmem_cache_free(&s.c);
 }
 /* A copy, a saved and loaded cache, and one that was truncated and fed again go on as the first does. */
@@ -346,7 +347,8 @@ static double brute_conductance(const double *A, int w, int t) {
     return KVMEM__MIN(phi[0], phi[1]);
 }
 /* The refinement of the released code, by whole matrices. k (n, lanes, d); at: proposals, refined in place. */
-static int brute_refine(const float *k, int lanes, int d, int *at, int m, int base, int from, int to, int min, int metric) {
+static int brute_refine(const float *k, int lanes, int d, int *at, int m, int base, int from, int to, int min,
+                        int metric) {
     int i, j, a, b, t, kept = 0, prev = 0, was = 0;
     const int off = from - base, N = to - base;
     for (i = 0; i < m; i++) {
@@ -495,7 +497,8 @@ TEST(refine_lives_with_evicted_keys_and_a_byte_limit) {
     static const char *const recipe[] = {
         "segment=surprise(refine=modularity,from=0,min=2) score=recency budget=20 when=block",
         "segment=surprise(refine=modularity,from=0,min=2) score=knorm budget=256KiB when=block page=8",
-        "segment=tdc(n=2,window=9) score=recency budget=10 when=block", "segment=kffocus score=recency budget=256KiB page=8" };
+        "segment=tdc(n=2,window=9) score=recency budget=10 when=block",
+        "segment=kffocus score=recency budget=256KiB page=8" };
     static float k[300 * 8], s[300];
     int i, t;
     for (i = 0; i < 2400; i++) k[i] = (float)test_normal();
@@ -573,7 +576,8 @@ TEST(tdc_finds_the_pieces_of_a_stream_exactly) {
             REQUIRE(stream_init(&x, recipe, 1, 1, 1, 8));
             for (t = 0; t < start[m]; t += n) {
                 n = KVMEM__MIN(block, start[m] - t);
-                REQUIRE_OK(stream_feed(&x, n, k + 8 * t, NULL, NULL, t + n < start[m] ? KVMEM_PREFILL : KVMEM_PROMPT_END));
+                REQUIRE_OK(stream_feed(&x, n, k + 8 * t, NULL, NULL,
+                                       t + n < start[m] ? KVMEM_PREFILL : KVMEM_PROMPT_END));
             }
             CHECK(events_are(&x.c, m, start));
             kvmem_cache_free(&x.c);
@@ -649,7 +653,8 @@ TEST(louis_mean_cosine_below_tau) {
     kvmem_cache_free(&x.c);
 }
 TEST(one_token_at_a_time_is_one_block) {
-    static const char *const recipe[] = { "segment=kffocus(theta=0.2,mean=2)", "segment=louis(tau=0)", "segment=turn(max=9)",
+    static const char *const recipe[] = { "segment=kffocus(theta=0.2,mean=2)", "segment=louis(tau=0)",
+        "segment=turn(max=9)",
         "segment=surprise(tau=12,shift=1,min=2,max=20)", "segment=surprise(tau=12,shift=0,min=2,max=20)" };
     world w;
     kvmem_cache a, b;

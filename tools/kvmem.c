@@ -254,6 +254,9 @@ typedef struct args {
     int64_t generations;
     int64_t layers, kv_heads, head_dim, hidden, users, rounds;
     const char *keys, *values, *hidden_rows, *projection, *rope; /* kvmem score */
+    const char *vectors, *surprise, *truth, *turn_ends, *turn_begins; /* kvmem segment */
+    int64_t tolerance, draws;
+    double from_layer;
     int64_t heads, question, probe, probe_from, probe_to;
     int kept;
     double params, weight_bytes, value_bytes, flops, bandwidth, memory, link, share;
@@ -1443,6 +1446,10 @@ static void put_piece(const char *s, size_t n) { /* quoted, on one line */
     }
     put_bytes("'", 1);
 }
+static void put_plain(const char *s, size_t n) { /* a piece of text on one line */
+    size_t i;
+    for (i = 0; i < n; i++) put_bytes((unsigned char)s[i] < 32 || s[i] == 127 ? " " : s + i, 1);
+}
 static int cmd_tokenize(const args *a) {
     loaded l;
     ids list;
@@ -1870,6 +1877,7 @@ static void default_model(args *a) {
 #include "cache.h"
 #include "cost.h"
 #include "profile.h"
+#include "segment.h"
 
 /* ==== >>commands : the table, the top level =================================================== */
 
@@ -1991,6 +1999,33 @@ static const option estimate_options[] = {
 #define O_READ_BLOCK                                                                               \
     O_INT("--block", block, "N", "128", 1, 65536, "tokens of the context that are read at a time")
 
+static const option segment_options[] = {
+    { "-k", "--keys", TEXT, AT(keys), "K.npy", NULL, 0, 0, 0, "keys, float32 (n, G, d), one layer's" },
+    O_TEXT("--vectors", vectors, "X.npy", "instead of keys: vectors (n, d) of any stream, as frames"),
+    { "-q", "--query", TEXT, AT(query), "Q.npy", NULL, 0, 0, 0, "queries (n, H, d)" },
+    O_TEXT("--surprise", surprise, "S.npy", "-ln p of each token (n), nats; the first token's is not used"),
+    O_TEXT("--tokens", tokens, "T.npy", "token ids (n), for turns"),
+    O_INT("--heads", heads, "H", "0", 0, 65536, "query heads; 0: as KV heads"),
+    O_INT("--kv-heads", kv_heads, "G", "1", 1, 65536, "KV heads; divides H"),
+    O_TEXT("--rope", rope, "norm|neox", "arrays are after RoPE of this kind (default: taken as they come)"),
+    O_REAL("--rope-base", rope_base, "BASE", NULL, 1, 1e12, "of RoPE (default 10000)"),
+    O_TEXT("--text", text, "FILE", "instead of arrays: a text, read by the model"),
+    O_TEXT("--suite", suite, "NAME", "instead: conversations of kvmem's language: conv, needle, multi, order, copy, ppl"),
+    O_DEFAULT_MODEL,
+    O_TOKENIZER, O_NO_BOS, O_SPECIAL,
+    O_INT("--ctx", ctx, "N", "2048", 128, 16777216, "tokens of a conversation"),
+    O_INT("--seeds", seeds, "N", "1", 1, 100000, "conversations"),
+    O_INT("--seed", seed, "S", "1", 0, 9e15, "the first seed"),
+    O_TEXT("--truth", truth, "B.npy", "true starts, whole numbers"),
+    O_TEXT("--turn-ends", turn_ends, "TOKEN", "turns begin behind this token: an id, or its text as \\n; true starts, too"),
+    O_TEXT("--turn-begins", turn_begins, "TOKEN", "turns begin with this token"),
+    O_TEXT_OF("--true", rule, "KIND", "turns", "of --suite: turns or topics are the true starts"),
+    O_INT("--tolerance", tolerance, "T", "1", 0, 1000000, "tokens by which a start may miss"),
+    O_INT("--draws", draws, "N", "20", 1, 10000, "random partitions beside it"),
+    O_REAL("--from", from_layer, "L", "0.625", 0, 4096, "first layer whose keys judge: a share below 1, or its number"),
+    O_INT("--block", block, "N", "512", 1, 65536, "tokens in a block, for which one threshold holds"),
+    { "-o", "--output", TEXT, AT(output), "S.npy", NULL, 0, 0, 0, "write the surprises that the model found" },
+    O_THREADS, O_BACKEND, O_JSON, O_FLAG("--csv", csv, "print CSV, a line for each kind of cuts"), O_END };
 static const option eval_options_table[] = {
     O_DEFAULT_MODEL, O_TOKENIZER,
     O_TEXT_OF("--suite", suite, "LIST", "conv", "conv, needle, multi, order, copy, ppl or all"),
@@ -2180,6 +2215,16 @@ static const command commands[] = {
       "of the exact top N are among them, the share of the softmax they cover; and the share of keys read.",
       { "kvmem retrieve \"quest(budget=256)\" -k k.npy -q q.npy --heads 8 --kv-heads 2 --top 32",
         "kvmem retrieve tidal -k k.npy -q q.npy -v v.npy --heads 8 --kv-heads 2 --prompt-tokens 500 --json" } },
+    { "segment", cmd_segment, segment_options, 1, 16, "SPEC... [--text FILE | --suite NAME | arrays] [options]",
+      "where a stream breaks into events, and how good the places are",
+      "SPEC is a segmenter as in recipes: surprise(gamma=1,refine=modularity), tdc(n=24), turn,\n"
+      "louis(tau=0.7), or segment=... with more terms. One SPEC and one stream: the starts are printed,\n"
+      "with a text what stands there (* a true one). Then, where there are true starts: precision, recall\n"
+      "and F1 within +-T tokens; where there are keys: mean key similarity inside events over that across,\n"
+      "modularity and conductance of the partition. Beside each as many cuts at equal distances and at\n"
+      "random. Surprise is -ln p of a token: an event begins where it passes mean + gamma deviations.",
+      { "kvmem segment \"surprise(gamma=1,min=4)\" --text book.txt -m model.gguf --turn-ends \"\\n\"",
+        "kvmem segment surprise \"surprise(refine=modularity)\" tdc --suite conv --true topics --seeds 8" } },
     { "estimate", cmd_estimate, estimate_options, 0, 0,
       "(-m MODEL | --shape SHAPE) --ctx N [options]",
       "bytes of a cache before anything is allocated",
