@@ -251,6 +251,10 @@ typedef struct args {
     double temp, top_p, min_p, repeat, rope_base, slo, delay;
     const char *machine; /* kvmem cost */
     const char *evo; /* kvmem profile */
+    const char *store, *segment, *embed, *policy, *codec; /* kvmem memory */
+    int64_t top, neighbours;
+    size_t ram;
+    int dry_run, guard, no_speaker;
     int64_t generations;
     int64_t layers, kv_heads, head_dim, hidden, users, rounds;
     const char *keys, *values, *hidden_rows, *projection, *rope; /* kvmem score */
@@ -1876,6 +1880,7 @@ static void default_model(args *a) {
 #include "demo.h"
 #include "cache.h"
 #include "cost.h"
+#include "memory.h"
 #include "profile.h"
 #include "segment.h"
 
@@ -2110,6 +2115,28 @@ static const option cost_options[] = {
     O_FLAG("--measure", measure, "and what a cached token costs on this machine (default model: " DEFAULT_MODEL ")"),
     O_JSON, O_END };
 
+static const option memory_options[] = {
+    O_TEXT_OF("--store", store, "FILE", "memory.kvm", "where the memory is kept"),
+    O_DEFAULT_MODEL, O_TOKENIZER,
+    O_TEXT_OF("--segment", segment, "SPEC", "lines(min=32,max=256)",
+              "add: an episode is whole lines of so many tokens; or a segment entry (kvmem list)"),
+    O_TEXT_OF("--codec", codec, "CODEC", "q8_0", "add: how keys and values are stored: f32, f16, q8_0, q4_0 ..."),
+    O_TEXT_OF("--embed", embed, "KIND", "bag",
+              "find by: bag (BM25), input, fusion (both); hidden(layer=L), keys(layer=L) where added so"),
+    O_INT("--top", top, "K", "16", 1, 32, "ask: the best K episodes"),
+    O_INT("--neighbours", neighbours, "N", "0", 0, 4, "ask: with N episodes after and before each of them"),
+    { NULL, "--limit", SIZE, AT(max_bytes), "BYTES", NULL, 1, 1e18, 0,
+      "ask: hard ceiling of the working set, as 2MiB; fewer episodes are read then (default none)" },
+    { NULL, "--ram", SIZE, AT(ram), "BYTES", NULL, 1, 1e18, 0, "hard ceiling of what the store keeps in RAM (default none)" },
+    { NULL, "--kv", TEXT, AT(kv), "RECIPE", NULL, 0, 0, 0, "the working set's cache; see kvmem list (default full)" },
+    O_FLAG("--guard", guard, "ask: pass over episodes whose answer disagrees with most (memguard)"),
+    O_FLAG("--no-speaker", no_speaker, "ask: the question as it is, not as a line of a speaker of the text"),
+    O_COUNT("32", 1, "ask: tokens of the answer at most"),
+    O_TEXT("--policy", policy, "POLICY",
+           "forget: memorybank(unit=5,theta=.1), hema(share=.005), fifo|lifo|lvfo|mvfo(keep=N)"),
+    O_FLAG("--dry-run", dry_run, "forget: only say what would go"),
+    O_THREADS, O_BACKEND, O_JSON, O_END };
+
 static const command commands[] = {
     { "run", cmd_run, run_options, 0, 0, "-m MODEL (-p TEXT | -f FILE) [options]",
       "continue a text, remembering it as a recipe says",
@@ -2184,6 +2211,18 @@ static const command commands[] = {
       "fetch so that all is there in time; levels measures what each level costs beside q8_0.",
       { "kvmem cache write -f book.txt -o book.kvs --all --chunk 256",
         "kvmem cache plan book.kvs --gbps 0.01,0.002 --slo 0.5 --rule paper" } },
+    { "memory", cmd_memory, memory_options, 1, INT_MAX,
+      "add FILE... | ask TEXT | list | show ID | forget [ID...] | verify | compact",
+      "an episodic memory: texts kept in a file, read back by what a question needs",
+      "add cuts texts into episodes of whole lines, reads each once and stores its keys and values. ask\n"
+      "finds the episodes that fit the question, puts them one behind the other into a small cache,\n"
+      "and lets the model answer: nothing is read again, and the cache stays under --limit however\n"
+      "long the texts are. Printed are the answer, its sources (episode, file, lines) and bytes. forget\n"
+      "deletes episodes by number, or those that a policy gives up: a forgetting curve in days\n"
+      "(memorybank; after=N looks N days ahead), salience by age and use (hema), or so many stay (fifo,\n"
+      "lifo; lvfo, mvfo: from the file that has the fewest, the most). verify reads everything; compact\n"
+      "gives room back. What add has stored is safe even if the program is killed.",
+      { "kvmem memory add talk.txt", "kvmem memory ask \"what is the city of Mia?\" --limit 2MiB" } },
     { "list", cmd_list, list_options, 0, 1, "[KEY | --matrix]",
       "presets and the entries of the seven stages",
       "One line each: key, what it is, paper, sentence. With a key, all there is to say about it:\n"
