@@ -254,6 +254,7 @@ typedef struct args {
     const char *store, *segment, *embed, *policy, *codec; /* kvmem memory */
     int64_t top, neighbours;
     size_t ram;
+    double recency;
     int dry_run, guard, no_speaker;
     int64_t generations;
     int64_t layers, kv_heads, head_dim, hidden, users, rounds;
@@ -2124,6 +2125,7 @@ static const option memory_options[] = {
     O_TEXT_OF("--embed", embed, "KIND", "bag",
               "find by: bag (BM25), input, fusion (both); hidden(layer=L), keys(layer=L) where added so"),
     O_INT("--top", top, "K", "16", 1, 32, "ask: the best K episodes"),
+    O_REAL("--recency", recency, "R", "0.2", 0, 10, "ask: bag counts the newest episode (1 + R) times the oldest"),
     O_INT("--neighbours", neighbours, "N", "0", 0, 4, "ask: with N episodes after and before each of them"),
     { NULL, "--limit", SIZE, AT(max_bytes), "BYTES", NULL, 1, 1e18, 0,
       "ask: hard ceiling of the working set, as 2MiB; fewer episodes are read then (default none)" },

@@ -24,7 +24,10 @@ typedef struct memory {
     int layer;
 } memory;
 
-static int memory_fail(memory *m) { return fail("%s: %s", m->a->store, m->store.error.text); }
+static int memory_fail(memory *m) { /* some of the store's sentences begin with its name */
+    const char *text = m->store.error.text;
+    return strncmp(text, m->a->store, strlen(m->a->store)) ? fail("%s: %s", m->a->store, text) : fail("%s", text);
+}
 
 /* name(key=value,...) into numbers; names of keys end with NULL. Returns OK or complains about `what`. */
 static int memory_spec(const char *what, const char *spec, const char *const *key, double *value) {
@@ -86,8 +89,9 @@ static int memory_open(memory *m, const args *a, int writes) {
     memset(m, 0, sizeof *m);
     m->a = a;
     if ((status = memory_plan(m)) != OK) return status;
-    if ((status = parse_recipe(a->kv, &m->recipe)) != OK) return status;
+    if ((status = parse_recipe(writes == 2 ? NULL : a->kv, &m->recipe)) != OK) return status; /* add stores all */
     if ((status = session_config(a, &m->recipe, &cfg)) != OK) return status;
+    if (writes == 2) cfg.max_bytes = 0;
     if (writes < 2) { /* only add begins a store */
         f = fopen(a->store, "rb");
         if (!f) return fail("%s: there is no memory yet; begin one with: kvmem memory add FILE", a->store);
@@ -115,6 +119,15 @@ static void memory_close(memory *m) {
 static size_t memory_token_bytes(const memory *m) { /* K and V of a token as float16 */
     const kvmem_model *x = &m->l.model;
     return (size_t)4 * (size_t)x->n_layers * (size_t)x->n_kv_heads * (size_t)x->head_dim;
+}
+/* The session's cache holds the begin token alone, if there is one. */
+static int memory_begin(memory *m) {
+    kvmem_session *s = &m->session;
+    kvmem_session_clear(s);
+    if (!m->bos || kvmem_session_feed(s, &m->l.tokenizer->bos, 1, KVMEM_PREFILL, NULL, NULL) == KVMEM_OK) return OK;
+    if (s->error.status == KVMEM_OVER_BUDGET)
+        return fail("--limit %s: too small; not even one token fits: %s", human(m->a->max_bytes), s->error.text);
+    return fail("%s", s->error.text);
 }
 /* An episode's source is "file:from-to": its lines. */
 static void memory_source(char *to, const char *path, long first, long last) {
@@ -156,7 +169,6 @@ static int memory_events(memory *m, const ids *text, ids *cut) {
     kvmem_session_free(&s);
     return status;
 }
-/* The byte at which token i of the text begins: texts are cut between tokens there. */
 static int memory_count(memory *m, const char *text, size_t n, int *tokens) {
     kvmem_error error;
     size_t count;
@@ -170,7 +182,7 @@ static int memory_cut(memory *m, const file *f, memory_piece **piece, int *n) {
     ids all = { NULL, 0, 0 }, cut = { NULL, 0, 0 };
     size_t at = 0, end;
     long line = 1;
-    int tokens = 0, more, status = OK, seen = 0, next = 0, cap = 0, i;
+    int tokens = 0, more = 0, status = OK, seen = 0, next = 0, cap = 0, i;
     if (m->rule[0]) {
         status = tokenize(m->l.tokenizer, text, f->size, 0, &all);
         if (status == OK) status = memory_events(m, &all, &cut);
@@ -230,12 +242,8 @@ static int memory_store(memory *m, const file *f, const memory_piece *p, const i
         x[i] = (float *)grow(NULL, (size_t)v[i].dim, sizeof(float));
         strcpy(v[i].name, kvmem_embed_name(e.kind));
         v[i].x = x[i];
-        kvmem_session_clear(s);
         if (kvmem_embed(s, &e, list->id + from, n, x[i]) != KVMEM_OK) status = fail("%s", s->error.text);
     }
-    kvmem_session_clear(s);
-    if (status == OK && m->bos && kvmem_session_feed(s, &m->l.tokenizer->bos, 1, KVMEM_PREFILL, NULL, NULL) != KVMEM_OK)
-        status = fail("%s", s->error.text);
     if (status == OK && kvmem_session_feed(s, list->id + from, n, KVMEM_PREFILL, NULL, NULL) != KVMEM_OK)
         status = fail("%s", s->error.text);
     memory_source(meta.source, f->path, p->first, p->last);
@@ -251,6 +259,7 @@ static int memory_store(memory *m, const file *f, const memory_piece *p, const i
     c.n_vectors = i;
     if (status == OK && kvmem_store_add(&m->store, &meta, &c, &s->cache, m->bos, m->bos + n, NULL) != KVMEM_OK)
         status = memory_fail(m);
+    if (status == OK && kvmem_session_truncate(s, m->bos) != KVMEM_OK) status = fail("%s", s->error.text);
     free(x[0]);
     free(x[1]);
     return status;
@@ -306,6 +315,7 @@ static int memory_add(memory *m) {
     kvmem_store_usage u;
     const double start = now();
     int i, status = OK;
+    status = memory_begin(m);
     for (i = 1; i < m->a->n_words && status == OK; i++) status = memory_add_file(m, m->a->word[i], &sum);
     kvmem_store_bytes(&m->store, &u);
     if (sum.episodes && m->a->json) {
@@ -351,7 +361,8 @@ static int memory_bag(memory *m, const ids *q, float *score, int64_t when) {
                 continue; /* damaged: verify names it */
             }
             if (!pass) { kvmem_bag_count(&bag, id, n, 1); score[i] = 0; }
-            else score[i] = (float)kvmem_bag_score(&bag, id, n, q->id, q->n);
+            else /* what is newer may be an update: recency 0.2 gives the last episode 20 % more than the first */
+                score[i] = (float)(kvmem_bag_score(&bag, id, n, q->id, q->n) * (1 + m->a->recency * i / m->store.n));
         }
     free(id);
     kvmem_bag_free(&bag);
@@ -371,8 +382,8 @@ static int memory_dense(memory *m, const ids *q, int kind, float *score, int64_t
     if (!dim) return misuse("--embed %s: the model has %d layers", m->a->embed, m->l.model.n_layers);
     x = (float *)grow(NULL, 2 * (size_t)dim, sizeof *x);
     y = x + dim;
-    kvmem_session_clear(&m->session);
-    if (kvmem_embed(&m->session, &e, q->id, q->n, x) != KVMEM_OK) status = fail("%s", m->session.error.text);
+    if (memory_begin(m) != OK) status = FAILED;
+    else if (kvmem_embed(&m->session, &e, q->id, q->n, x) != KVMEM_OK) status = fail("%s", m->session.error.text);
     for (i = 0; i < m->store.n && status == OK; i++) {
         score[i] = -1;
         if (kvmem_store_at(&m->store, i, &ep) != KVMEM_OK || !kvmem_store_findable(&m->store, &ep, when)) continue;
@@ -448,34 +459,13 @@ static int memory_find(memory *m, const ids *q, memory_hit *hit, int *n) {
 /* ---- ask */
 
 /* Puts the episodes of hit into the emptied cache in the order of their ids, behind a begin token. Returns how many: the
-   best that fit under the byte limit together with `more` tokens; the others are taken out of hit. -1: an error. */
-static int memory_load(memory *m, memory_hit *hit, int n, int more) {
+   best that fit under the byte limit together with `more` tokens. -1: an error. */
+static int memory_load(memory *m, const memory_hit *hit, int n, int more) {
     kvmem_session *s = &m->session;
-    kvmem_session_config cfg;
-    kvmem_bytes b;
-    kvmem_error error;
-    int64_t tokens = m->bos;
-    int i, j, kept = 0;
-    if (session_config(m->a, &m->recipe, &cfg) != OK) return -1;
-    for (i = 0; i < n; i++) {
-        if (kvmem_session_estimate(&m->l.model, &cfg, tokens + hit[i].e.n + more, (int)m->a->n, &b, &error) != KVMEM_OK) {
-            if (error.status == KVMEM_OVER_BUDGET) continue;
-            fail("%s", error.text);
-            return -1;
-        }
-        if (cfg.max_bytes && b.peak.total > cfg.max_bytes) continue;
-        tokens += hit[i].e.n;
-        hit[kept++] = hit[i];
-    }
-    for (;; kept--) {
+    int i, j, kept;
+    for (kept = n;; kept--) { /* the worst leave until the rest fits */
         uint64_t done = 0;
-        kvmem_session_clear(s);
-        if (m->bos && kvmem_session_feed(s, &m->l.tokenizer->bos, 1, KVMEM_PREFILL, NULL, NULL) != KVMEM_OK) {
-            if (s->error.status == KVMEM_OVER_BUDGET)
-                fail("--limit %s: too small; not even one token fits", human(m->a->max_bytes));
-            else fail("%s", s->error.text);
-            return -1;
-        }
+        if (memory_begin(m) != OK) return -1;
         for (i = 0; i < kept; i++) { /* by rising id: what is newer stands nearer to the question */
             const memory_hit *next = NULL;
             for (j = 0; j < kept; j++)
@@ -483,8 +473,8 @@ static int memory_load(memory *m, memory_hit *hit, int n, int more) {
             if (!next || kvmem_store_load(&m->store, next->e.id, &s->cache, KVMEM_STORE_PACKED, NULL) != KVMEM_OK) break;
             done = next->e.id;
         }
-        if (i == kept) return kept;
-        if (m->store.error.status != KVMEM_OVER_BUDGET || !kept) {
+        if (i == kept && (!kept || kvmem_cache_room(&s->cache) >= more)) return kept;
+        if (i < kept && m->store.error.status != KVMEM_OVER_BUDGET) {
             memory_fail(m);
             return -1;
         }
@@ -534,7 +524,7 @@ static int memory_guard(memory *m, memory_hit *hit, int *n, const ids *q) {
     for (i = 0; i < *n && status == OK; i++) {
         memory_hit one = hit[i];
         float *row = p + (size_t)i * (size_t)vocab, most;
-        if (memory_load(m, &one, 1, q->n) < 0) status = FAILED;
+        if (memory_load(m, &one, 1, q->n) < 1) status = FAILED;
         else if (kvmem_session_feed(&m->session, q->id, q->n, KVMEM_PROMPT_END, NULL, NULL) != KVMEM_OK)
             status = fail("%s", m->session.error.text);
         else {
@@ -657,7 +647,7 @@ static int memory_ask(memory *m) {
     if (status == OK && m->a->guard && n > 1) status = memory_guard(m, hit, &n, &q);
     if (status == OK && n) {
         const int found = n;
-        n = memory_load(m, hit, n, q.n);
+        n = memory_load(m, hit, n, q.n + (m->a->n < 8 ? (int)m->a->n : 8));
         if (n < 0) status = FAILED;
         else if (!n)
             status = fail("--limit %s: too small for any of the %d episodes found and the question of %d tokens (a token "
@@ -753,8 +743,8 @@ static int memory_show(memory *m) {
 }
 static void memory_tell(void *user, uint64_t id, const char *fault) {
     (void)user;
-    if (id) put("episode %llu: %s\n", (unsigned long long)id, fault);
-    else put("%s\n", fault);
+    if (id) fprintf(stderr, "episode %llu: %s\n", (unsigned long long)id, fault);
+    else fprintf(stderr, "%s\n", fault);
 }
 static int memory_verify(memory *m) {
     kvmem_store_check c;
@@ -769,11 +759,11 @@ static int memory_verify(memory *m) {
         json_int("torn", (int64_t)c.torn);
         json_int("lost", (int64_t)c.lost);
         json_close();
-    } else
-        put("%d episodes in %d versions, %s read: %d faults%s\n", c.episodes, c.versions, human((size_t)c.bytes), c.faults,
+        if (c.faults) flush_out(stdout);
+    } else if (!c.faults)
+        put("%d episodes in %d versions, %s read: no fault%s\n", c.episodes, c.versions, human((size_t)c.bytes),
             c.torn ? "; a torn tail was dropped" : "");
-    flush_out(stdout);
-    return status == KVMEM_OK ? OK : fail("%s: is damaged", m->a->store);
+    return status == KVMEM_OK ? OK : fail("%s: is damaged: %d faults in %d episodes", m->a->store, c.faults, c.episodes);
 }
 static int memory_compact(memory *m) {
     kvmem_store_usage before, after;
