@@ -458,6 +458,10 @@ static int memory_find(memory *m, const ids *q, memory_hit *hit, int *n) {
 
 /* ---- ask */
 
+/* How many entries the cache holds under its byte limit before it drops some: pages need room to be rewritten. */
+static int memory_room(const kvmem_cache *c) {
+    return c->lane_cap ? c->lane_cap - c->recipe.page - 2 * ((c->recipe.page + 3) / 4) : INT_MAX;
+}
 /* Puts the episodes of hit into the emptied cache in the order of their ids, behind a begin token. Returns how many: the
    best that fit under the byte limit together with `more` tokens. -1: an error. */
 static int memory_load(memory *m, const memory_hit *hit, int n, int more) {
@@ -473,7 +477,7 @@ static int memory_load(memory *m, const memory_hit *hit, int n, int more) {
             if (!next || kvmem_store_load(&m->store, next->e.id, &s->cache, KVMEM_STORE_PACKED, NULL) != KVMEM_OK) break;
             done = next->e.id;
         }
-        if (i == kept && (!kept || kvmem_cache_room(&s->cache) >= more)) return kept;
+        if (i == kept && (!kept || s->cache.next_pos + more <= memory_room(&s->cache))) return kept;
         if (i < kept && m->store.error.status != KVMEM_OVER_BUDGET) {
             memory_fail(m);
             return -1;
