@@ -1,7 +1,7 @@
 /* retrieval.c - how good is what a method reads, against how much it reads: the default model's own keys and queries.
 
-   FED tokens of a conversation are read by the model once, exactly, and their K, V and Q recorded; each recipe's cache
-   takes them as a prompt, then SEEN more as decoded tokens, one by one. After every choice it is compared with the exact
+   FED tokens of a conversation are read by the model once, exactly, and K, V and Q recorded; each recipe's cache
+   takes them as a prompt, then SEEN more as decoded tokens, one by one. Every choice is compared with the exact
    softmax of the same query over all keys:
      read     share of the keys that the heads read, in all layers; and in those that leave something out:
      recall   of the exact best entries, as many as the head reads, how many are read

@@ -396,7 +396,7 @@ static void choose_tidal(const world *w, int t, int l, int h, const double *o, u
 }
 TEST(tidal_reads_what_the_selection_layers_found) {
     static const struct { const char *recipe; int L, H, G; double o[6]; } x[] = {
-        { "tidal retrieve=tidal(s0=1,r=3,k=9)", 5, 4, 2, { 1, 3, 9, 1, 0, 0 } },
+        { "tidal retrieve=tidal(s0=0,r=2,k=9)", 4, 4, 2, { 0, 2, 9, 1, 0, 0 } },
         { "tidal retrieve=tidal(s0=0,r=0,k=9,force_last=0)", 3, 4, 2, { 0, 0, 9, 0, 0, 0 } },
         { "tidal retrieve=tidal(s0=0,r=9,k=5,sinks=3,recent=8)", 2, 2, 1, { 0, -1, 5, 1, 3, 8 } },
         { "tidal retrieve=tidal(s0=0,k=7)", 4, 2, 2, { 0, 2, 7, 1, 0, 0 } }, /* round(0.4 * 4) */
@@ -412,19 +412,19 @@ TEST(tidal_reads_what_the_selection_layers_found) {
 }
 TEST(tidal_counts_its_dense_layers) {
     static const struct { const char *recipe; int dense; } x[] = { /* s0 + 1 + [s0 < r < L] */
-        { "tidal retrieve=tidal(s0=2,r=4,k=4) page=1", 4 }, { "tidal retrieve=tidal(s0=2,r=2,k=4) page=1", 3 },
-        { "tidal retrieve=tidal(s0=0,r=9,k=4) page=1", 1 }, { "tidal retrieve=tidal(s0=1,k=4) page=1", 3 } };
+        { "tidal retrieve=tidal(s0=1,r=2,k=4) page=1", 3 }, { "tidal retrieve=tidal(s0=2,r=2,k=4) page=1", 3 },
+        { "tidal retrieve=tidal(s0=0,r=9,k=4) page=1", 1 }, { "tidal retrieve=tidal(s0=0,k=4) page=1", 2 } };
     int i;
     for (i = 0; i < 4; i++) {
         world w; kvmem_cache c;
         int64_t before, read, there;
-        REQUIRE(world_init(&w, 6, 1, 1, 8, 61, x[i].recipe));
+        REQUIRE(world_init(&w, 4, 1, 1, 8, 61, x[i].recipe));
         CHECK_OK(kvmem_cache_init(&c, &w.cfg));
         CHECK_OK(feed(&w, &c, 0, 60, 60, KVMEM_PROMPT_END, NULL));
         kvmem_cache_pages(&c, &before, NULL);
         CHECK_OK(feed(&w, &c, 60, 61, 1, KVMEM_DECODE, NULL));
         kvmem_cache_pages(&c, &read, &there);
-        CHECK(read - before == x[i].dense * 61 + (6 - x[i].dense) * 4);
+        CHECK(read - before == x[i].dense * 61 + (4 - x[i].dense) * 4);
         kvmem_cache_free(&c); world_free(&w);
     }
 }
