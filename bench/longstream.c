@@ -174,18 +174,18 @@ static const char *span(int a, char *out) {
 static void tables(void) {
     char name[24];
     int a, i, k;
-    bench_header("recipe,age of the fact,right,of");
+    bench_header("<recipe                      |age of the fact| right|   of");
     for (i = 0; i < n_methods; i++)
         for (a = 0; a < AGES; a++)
             if (methods[i].asked[a])
-                bench_row("%s,%s,%.3f,%d", methods[i].name, span(a, name), (double)methods[i].right[a] / methods[i].asked[a],
+                bench_row("%s|%s|%.3f|%d", methods[i].name, span(a, name), (double)methods[i].right[a] / methods[i].asked[a],
                           methods[i].asked[a]);
-    bench_header("recipe,tokens,ms a token,K and V MiB,all MiB,spilled MiB,pages read");
+    bench_header("<recipe                      |  tokens|ms a token|K and V MiB|all MiB|spilled MiB|pages read");
     for (i = 0; i < n_methods; i++)
         for (k = 0; k < methods[i].n_stops; k++) {
             const method *m = &methods[i];
             if (stops > 8 && (k + 1) & k && k + 1 < stops) continue; /* stops 1, 2, 4, ... and the last */
-            bench_row("%s,%d,%.4f,%.3f,%.3f,%.2f,%.4f", m->name, (int)((double)length * (k + 1) / stops), m->ms[k],
+            bench_row("%s|%d|%.4f|%.3f|%.3f|%.2f|%.4f", m->name, (int)((double)length * (k + 1) / stops), m->ms[k],
                       m->resident[k] / 1048576, m->all[k] / 1048576, m->spilled[k] / 1048576, m->read[k]);
         }
 }
