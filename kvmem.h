@@ -13566,7 +13566,7 @@ static size_t kvmem__worker_floats(const kvmem_shape *s, const kvmem_recipe *rc,
                                    int pre) {
     const size_t r = (size_t)(s->n_heads / s->n_kv_heads), d = (size_t)s->head_dim;
     return r * (d + (size_t)q_floats + (size_t)width + (size_t)page + 2 * (d + 2)) + d +
-           (pre || kvmem__far(rc) ? KVMEM__PRE_ROWS * d : 0) + (kvmem__asks(rc) ? r * (d + 3) : 0);
+           (pre || kvmem__places_keys(rc) ? KVMEM__PRE_ROWS * d : 0) + (kvmem__asks(rc) ? r * (d + 3) : 0);
 }
 /* Scratch of kvmem_view_attention on one lane: four partial sums and the logits of one group. */
 #define KVMEM__VIEW_PARTS 4
@@ -15140,36 +15140,48 @@ static kvmem_status kvmem__lane_learn(kvmem_cache *c, kvmem_lane *ln, int i, int
     l->learned = 1;
     return KVMEM_OK;
 }
-/* Rotate keys x (n, d) of a layer, stored before RoPE, for the positions pos (n). Neighbours need no sines
-   of their own: (cos, sin)(p + 1) is (cos, sin)(p) turned by one step; taken anew every KVMEM__PRE_ROWS. */
-static void kvmem__rope_rows(const kvmem_cache *c, int layer, float *x, int n, const int32_t *pos) {
+/* Rotate keys x (n, d) of a layer by by (n) positions, with or without the model's mscale. Neighbours need no sines of
+   their own: (cos, sin)(p + 1) is (cos, sin)(p) turned by one step, up to KVMEM__STEPS either way; taken anew every
+   KVMEM__PRE_ROWS. */
+#define KVMEM__STEPS 4
+static void kvmem__turn_rows(const kvmem_cache *c, int layer, float *x, int n, const int32_t *by, int with_mscale) {
     const kvmem_rope *r = c->shape.rope ? &c->shape.rope[layer] : NULL;
     const int d = c->shape.head_dim, half = r ? r->n_rot / 2 : 0;
+    const float m = r && with_mscale ? r->mscale : 1;
     float co[KVMEM_MAX_WIDTH / 2], si[KVMEM_MAX_WIDTH / 2], cs[KVMEM_MAX_WIDTH / 2], ss[KVMEM_MAX_WIDTH / 2];
     int t, i;
-    if (n == 1 && r) c->backend->rope(x, x, 1, 1, d, r, pos, 1, 1);
+    if (n == 1 && r) c->backend->rope(x, x, 1, 1, d, r, by, with_mscale, 1);
     for (i = 0; n > 1 && i < half; i++) {
         cs[i] = cosf(r->inv_freq[i]);
         ss[i] = sinf(r->inv_freq[i]);
     }
     for (t = 0; n > 1 && r && t < n; t++, x += d) {
-        const int next = t % KVMEM__PRE_ROWS && pos[t] == pos[t - 1] + 1;
-        const int far = r->neox ? half : 1, by = r->neox ? 1 : 2;
-        for (i = 0; i < half; i++) {
-            const float a = x[by * i], b = x[by * i + far];
-            if (next) {
-                const float k = co[i] * cs[i] - si[i] * ss[i];
-                si[i] = si[i] * cs[i] + co[i] * ss[i];
-                co[i] = k;
-            } else {
-                const double angle = (double)pos[t] * (double)r->inv_freq[i];
-                co[i] = (float)cos(angle) * r->mscale;
-                si[i] = (float)sin(angle) * r->mscale;
+        const int64_t step = t % KVMEM__PRE_ROWS ? (int64_t)by[t] - by[t - 1] : INT32_MAX;
+        const int near = step >= -KVMEM__STEPS && step <= KVMEM__STEPS;
+        const int far = r->neox ? half : 1, stride = r->neox ? 1 : 2;
+        const float way = step < 0 ? -1.0f : 1.0f;
+        int k = near ? (int)(step < 0 ? -step : step) : 0;
+        for (i = 0; !near && i < half; i++) {
+            const double angle = (double)by[t] * (double)r->inv_freq[i];
+            co[i] = (float)cos(angle) * m;
+            si[i] = (float)sin(angle) * m;
+        }
+        for (; k > 0; k--)
+            for (i = 0; i < half; i++) {
+                const float u = co[i] * cs[i] - way * si[i] * ss[i];
+                si[i] = si[i] * cs[i] + way * co[i] * ss[i];
+                co[i] = u;
             }
-            x[by * i] = a * co[i] - b * si[i];
-            x[by * i + far] = a * si[i] + b * co[i];
+        for (i = 0; i < half; i++) {
+            const float u = x[stride * i], v = x[stride * i + far];
+            x[stride * i] = u * co[i] - v * si[i];
+            x[stride * i + far] = u * si[i] + v * co[i];
         }
     }
+}
+/* Keys that are stored before RoPE, for the positions pos (n). */
+static void kvmem__rope_rows(const kvmem_cache *c, int layer, float *x, int n, const int32_t *pos) {
+    kvmem__turn_rows(c, layer, x, n, pos, 1);
 }
 /* The way back. */
 static void kvmem__unrope_rows(const kvmem_cache *c, int layer, float *x, int n, const int32_t *pos) {
@@ -15658,7 +15670,7 @@ KVMEM_API kvmem_status kvmem_cache_recode(kvmem_cache *c, const char *codec_k, c
    Where a key is read (stage place): keys are stored rotated for their own position. RoPE turns add up,
    so reading the key of slot s at position p' instead of pos is the same as turning the query by
    pos - p' more. Neighbouring entries share that difference, so a query is turned once per run, not a
-   key per entry. With place=original there is one run and the difference is 0.
+   key per entry; where runs are short, keys are turned. With place=original there is one run and the difference is 0.
    Uses: backend (rope, vectors), codecs, cache. */
 
 /* What one worker needs beside the pages; carved out of the cache's scratch. */
@@ -15702,7 +15714,7 @@ static void kvmem__worker_init(kvmem__worker *w, const kvmem_cache *c, float *f)
     f += r * (size_t)c->width;
     w->row = f;
     w->pre = f + d;
-    w->pool = w->pre + (c->pre || kvmem__far(&c->recipe) ? KVMEM__PRE_ROWS * d : 0);
+    w->pool = w->pre + (c->pre || kvmem__places_keys(&c->recipe) ? KVMEM__PRE_ROWS * d : 0);
     w->picks = NULL;
     w->g = 0;
     w->part = -2;
@@ -16019,42 +16031,44 @@ static void kvmem__page_amend(kvmem__worker *w, const kvmem_cache *c, const kvme
         for (j = 0; j < r; j++) w->s[j * P + t] = c->backend->dot(w->q + j * d, w->row, d);
     }
 }
-/* The same for keys that are stored before RoPE: a few rows are decoded, rotated for the place where they are
-   read, and multiplied with the query at its own place. */
-static void kvmem__page_logits_pre(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int i,
-                                   int t0, int t1, const float *q, int qslot, int32_t qpos) {
+/* The same for keys that are stored before RoPE, that are read at the one distance `far` (0: they are not), or that the
+   place stage moves, each by another distance: a few rows are decoded, turned to the place where they are read, and
+   multiplied with the query at its own. */
+static void kvmem__page_logits_turned(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int i,
+                                      int t0, int t1, const float *q, int qslot, int32_t qpos, int32_t far) {
     const kvmem_page *p = ln->pages[i];
     const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
     const int first = kvmem__page_first(ln, i);
     const kvmem_choice *ch = &c->recipe.stage[KVMEM_PLACE];
     const kvmem_place_fn fn = ((const kvmem_place_entry *)(const void *)ch->entry)->fn;
-    int32_t at[KVMEM__PRE_ROWS];
+    int32_t by[KVMEM__PRE_ROWS];
     int a, t, j;
-    kvmem__worker_rotate(w, c, layer, q, fn ? fn(ch->par, qslot, qpos) : qpos);
+    kvmem__worker_rotate(w, c, layer, q, far ? far : fn ? fn(ch->par, qslot, qpos) : qpos);
     for (a = t0; a < t1; a += KVMEM__PRE_ROWS) {
         const int n = KVMEM__MIN(KVMEM__PRE_ROWS, t1 - a);
         kvmem__side_decode(&p->side[0], w->pre, a, n);
-        for (t = 0; t < n; t++) at[t] = fn ? fn(ch->par, first + a + t, p->pos[a + t]) : p->pos[a + t];
-        kvmem__rope_rows(c, layer, w->pre, n, at);
+        for (t = 0; t < n; t++) {
+            const int32_t at = far ? 0 : fn ? fn(ch->par, first + a + t, p->pos[a + t]) : p->pos[a + t];
+            by[t] = p->pre ? at : at - p->pos[a + t];
+        }
+        kvmem__turn_rows(c, layer, w->pre, n, by, p->pre);
         for (j = 0; j < r; j++)
             for (t = 0; t < n; t++) w->s[j * P + a + t] = c->backend->dot(w->q + j * d, w->pre + t * d, d);
     }
 }
-/* And for keys that are read at the one distance `far`: turned back to position 0, the query turned to `far`. */
-static void kvmem__page_logits_far(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_page *p, int t0,
-                                   int t1, const float *q, int32_t far) {
-    const int P = c->recipe.page, r = c->shape.n_heads / c->shape.n_kv_heads, d = c->shape.head_dim;
-    int32_t by[KVMEM__PRE_ROWS];
-    int a, t, j;
-    kvmem__worker_rotate(w, c, layer, q, far);
-    for (a = t0; a < t1; a += KVMEM__PRE_ROWS) {
-        const int n = KVMEM__MIN(KVMEM__PRE_ROWS, t1 - a);
-        kvmem__side_decode(&p->side[0], w->pre, a, n);
-        for (t = 0; t < n; t++) by[t] = p->pre ? 0 : -p->pos[a + t];
-        c->backend->rope(w->pre, w->pre, n, 1, d, &c->shape.rope[layer], by, p->pre, 1);
-        for (j = 0; j < r; j++)
-            for (t = 0; t < n; t++) w->s[j * P + a + t] = c->backend->dot(w->q + j * d, w->pre + t * d, d);
+/* Do the keys of rows [t0, t1) move so unevenly that turning them is less work than turning the query for each run? */
+static int kvmem__moves_apart(const kvmem_cache *c, const kvmem_page *p, int first, int t0, int t1) {
+    const kvmem_choice *ch = &c->recipe.stage[KVMEM_PLACE];
+    const kvmem_place_fn fn = ((const kvmem_place_entry *)(const void *)ch->entry)->fn;
+    int t, runs = 1;
+    int32_t last, by;
+    if (!fn) return 0;
+    last = fn(ch->par, first + t0, p->pos[t0]) - p->pos[t0];
+    for (t = t0 + 1; t < t1; t++, last = by) {
+        by = fn(ch->par, first + t, p->pos[t]) - p->pos[t];
+        runs += by != last;
     }
+    return 8 * runs > t1 - t0 && runs > 1;
 }
 /* Logits of rows [t0, t1) of page i, all near or all far. */
 static void kvmem__run_logits(kvmem__worker *w, const kvmem_cache *c, int layer, const kvmem_lane *ln, int i, int t0,
@@ -16065,8 +16079,10 @@ static void kvmem__run_logits(kvmem__worker *w, const kvmem_cache *c, int layer,
     const kvmem_coded kc = kvmem__side_coded(k);
     const int moves = ((const kvmem_place_entry *)(const void *)c->recipe.stage[KVMEM_PLACE].entry)->fn != NULL;
     int a, b;
-    if (far) { kvmem__page_logits_far(w, c, layer, p, t0, t1, q, far); return; }
-    if (p->pre) { kvmem__page_logits_pre(w, c, layer, ln, i, t0, t1, q, qslot, qpos); return; }
+    if (far || p->pre || kvmem__moves_apart(c, p, first, t0, t1)) {
+        kvmem__page_logits_turned(w, c, layer, ln, i, t0, t1, q, qslot, qpos, far);
+        return;
+    }
     for (a = t0; a < t1; a = b) { /* runs of entries that see the query at the same position */
         const int32_t at = kvmem__query_at(c, first + a, p->pos[a], qslot, qpos);
         for (b = a + 1; moves && b < t1; b++)
@@ -16635,17 +16651,16 @@ static void kvmem__tile_queries(kvmem__tile *x, const kvmem_cache *c, int layer,
     x->shift = shift;
     x->ready = 1;
 }
-/* Rows e0 .. e0 + w of page p as x->k (d, w) and x->v (w, dp); what is past the rows is zero. at (w): where
-   keys are read that are stored before RoPE; away: by how much any key is turned. */
+/* Rows e0 .. e0 + w of page p as x->k (d, w) and x->v (w, dp); what is past the rows is zero. at (w) or NULL: by how
+   much keys are turned. */
 static void kvmem__tile_load(kvmem__tile *x, const kvmem_cache *c, int layer, const kvmem_page *p, int e0, int w,
-                             const int32_t *at, int away) {
+                             const int32_t *at) {
     const int d = c->shape.head_dim;
     const float *bias = kvmem__page_bias(c, p);
     int i;
     x->bias = bias ? bias + e0 : NULL;
     kvmem__side_decode(&p->side[0], x->v, e0, w);
-    if (p->pre && !away) kvmem__rope_rows(c, layer, x->v, w, at);
-    if (away) c->backend->rope(x->v, x->v, w, 1, d, &c->shape.rope[layer], at, p->pre, 1);
+    if (at) kvmem__turn_rows(c, layer, x->v, w, at, p->pre);
     memset(x->v + w * d, 0, (size_t)((x->w - w) * d) * sizeof(float));
     kvmem__turn(c->backend, x->k, (size_t)x->w, x->v, x->w, d);
     if (x->dp == d) kvmem__side_decode(&p->side[1], x->v, e0, w);
@@ -16718,27 +16733,29 @@ static void kvmem__tile_range(kvmem__tile *x, const kvmem_cache *c, int layer, i
     int i, e, w, y, i0, i1;
     int32_t key[64];
     x->ready = 0;
-    /* tiles start at whole multiples of 64 rows of a page, and where keys move by another distance */
+    /* tiles start at whole multiples of 64 rows of a page */
     for (e = from[0], i = e < to[tn - 1] ? kvmem__page_at(ln, e) : 0; e < to[tn - 1]; e += w) {
         const kvmem_page *p;
-        int first, row;
+        int first, row, alike;
         int32_t shift;
         while (ln->end[i] <= e) i++;
         first = kvmem__page_first(ln, i);
         p = ln->pages[i];
         if (e == from[0]) e = first + (e - first) / 64 * 64;
         row = e - first;
-        shift = fn && !p->pre ? p->pos[row] - fn(par, e, p->pos[row]) : 0;
         w = KVMEM__MIN(ln->end[i] - e, 64 - row % 64);
-        for (y = 1; fn && !p->pre && y < w; y++)
-            if (p->pos[row + y] - fn(par, e + y, p->pos[row + y]) != shift) w = y;
+        for (y = 0; y < w; y++) {
+            const int32_t place = away ? 0 : fn ? fn(par, e + y, p->pos[row + y]) : p->pos[row + y];
+            key[y] = p->pre ? place : place - p->pos[row + y];
+        }
+        for (y = 1; y < w && key[y] == key[0]; y++) {}
+        alike = y == w && !p->pre; /* the query turns instead, in the other direction */
+        shift = alike ? -key[0] : 0;
         for (i0 = 0; i0 < tn && to[i0] <= e; i0++) {}
         for (i1 = tn; i1 > i0 && from[i1 - 1] >= e + w; i1--) {}
         if (i0 == i1 || (read && !read[i])) continue;
-        for (y = 0; away && y < w; y++) key[y] = p->pre ? 0 : -p->pos[row + y];
-        for (y = 0; p->pre && !away && y < w; y++) key[y] = fn ? fn(par, e + y, p->pos[row + y]) : p->pos[row + y];
         kvmem__tile_queries(x, c, layer, g, t0, tn, q, at, shift);
-        kvmem__tile_load(x, c, layer, p, row, w, key, away);
+        kvmem__tile_load(x, c, layer, p, row, w, alike ? NULL : key);
         kvmem__tile_step(x, c, e, w, i0, i1, from, to);
     }
 }
@@ -16771,7 +16788,7 @@ static void kvmem__tile_unit(kvmem__tile *x, const kvmem_cache *c, int layer, in
         w = KVMEM__MIN(low->end[at_page] - e, 64 - row % 64);
         for (i = 0; i < tn; i++) { from[i] = e; to[i] = e + w; }
         kvmem__tile_queries(x, c, layer, g, t0, tn, q, at, 0);
-        kvmem__tile_load(x, c, layer, p, row, w, p->pos + row, 0);
+        kvmem__tile_load(x, c, layer, p, row, w, p->pre ? p->pos + row : NULL);
         kvmem__tile_step(x, c, e, w, 0, tn, from, to);
     }
     kvmem__tile_finish(x, c, layer, g, t0, tn, out, lse);
