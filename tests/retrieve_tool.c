@@ -59,11 +59,12 @@ static void make_files(void) {
     save("k", k, N, G);
     save("v", v, N, G);
     save("two", k, 2, G);
+    save("s", v, N / D, 1); /* N numbers, of any shape */
 }
 static void drop_files(void) {
-    static const char *const name[] = { "q", "all", "k", "v", "two" };
+    static const char *const name[] = { "q", "all", "k", "v", "two", "s" };
     int i;
-    for (i = 0; i < 5; i++) remove(at(name[i]));
+    for (i = 0; i < 6; i++) remove(at(name[i]));
 }
 /* Options that all runs have; ends with NULL. */
 static int ask(const char *spec, const char *queries, const char *const *more) {
@@ -169,7 +170,7 @@ TEST(every_retrieve_entry_can_be_asked) {
     const char *more[12];
     int i, k_;
     more[0] = "--prompt-queries"; more[1] = at("all"); more[2] = "-v"; more[3] = at("v"); more[4] = "--rope";
-    more[5] = "norm"; more[6] = "--json"; more[7] = NULL;
+    more[5] = "norm"; more[6] = "--json"; more[7] = "--surprise"; more[8] = at("s"); more[9] = NULL;
     for (i = 0; kvmem_stage_entry(KVMEM_RETRIEVE, i); i++) {
         const char *word = kvmem_stage_entry(KVMEM_RETRIEVE, i)->word;
         char spec[64];
@@ -208,6 +209,9 @@ TEST(bad_input_is_refused) {
     CHECK(ask("quest", "q", more) == MISUSED);
     more[0] = "--rope"; more[1] = "yarn";
     CHECK(ask("quest", "q", more) == MISUSED);
+    CHECK(ask("quest segment=surprise", "q", NULL) == MISUSED);
+    more[0] = "--surprise"; more[1] = at("k");
+    CHECK(ask("quest", "q", more) == FAILED);
     CHECK(ask("infllm", "q", NULL) == FAILED); /* places keys elsewhere: needs --rope */
 }
 int main(int argc, char **argv) {

@@ -1978,6 +1978,7 @@ static const option retrieve_options[] = {
     { "-q", "--query", TEXT, AT(query), "Q.npy", NULL, 0, 0, 1, "queries that ask (m, H, d)" },
     { "-v", "--values", TEXT, AT(values), "V.npy", NULL, 0, 0, 0, "values (n, G, d), for the error of the output" },
     O_TEXT("--prompt-queries", input, "P.npy", "queries of the rows themselves (n, H, d), for what learns from them"),
+    O_TEXT("--surprise", surprise, "S.npy", "how surprising each row is (n), for recipes with segment=surprise"),
     O_INT("--prompt-tokens", first, "N", NULL, 1, BIG,
           "-q are the queries of the rows: N are the prompt, the others ask in turn"),
     O_INT("--layers", layers, "L", "4", 1, 4096, "equal layers; the last one is looked at"),

@@ -24,6 +24,7 @@ typedef struct retrieve_run {
     int shown;                         /* queries so far */
     float *q, *k, *v, *pq;             /* (m, H, d) (n, G, d) (n, G, d); queries of the prompt (n, H, d) */
     float *o, *zero;                   /* (block, H, d) outputs; a row of zeros (G, d) */
+    float *s;                          /* (n) surprises, or NULL */
     int32_t *pos;                      /* (n + 1) */
     float *turned;                     /* (n, G, d) keys after RoPE, (m, H, d) queries after it */
     double *p, *full;                  /* (n + 1) weights of a head, (d) its full output */
@@ -56,6 +57,23 @@ static int retrieve_parse(retrieve_run *r, const char *spec) {
     }
     return OK;
 }
+/* For recipes whose segment stage reads them. */
+static int retrieve_surprise(retrieve_run *r) {
+    const char *path = r->a->surprise;
+    file f;
+    npy x;
+    int i, status = OK;
+    if (!path)
+        return (r->recipe.stage[KVMEM_SEGMENT].entry->reads & KVMEM_READS_SURPRISE)
+                   ? misuse("%s reads surprises: give --surprise", recipe_text(&r->recipe)) : OK;
+    if (array_open("--surprise", path, &f, &x)) return FAILED;
+    r->s = (float *)grow(NULL, (size_t)r->n, sizeof *r->s);
+    if (x.count != (size_t)r->n)
+        status = fail("--surprise %s: %lu numbers for %d rows", path, (unsigned long)x.count, r->n);
+    for (i = 0; i < r->n && status == OK; i++) r->s[i] = (float)npy_at(&x, (size_t)i);
+    file_close(&f);
+    return status;
+}
 static int retrieve_open(retrieve_run *r) {
     kvmem_config cfg = kvmem_config_default();
     const double base = r->a->rope_base > 0 ? r->a->rope_base : 10000;
@@ -86,9 +104,9 @@ static int retrieve_open(retrieve_run *r) {
     free(ropes);
     return status;
 }
-/* n tokens, the same in all layers; o is the last layer's output. */
+/* n tokens, the same in all layers; o is the last layer's output. s: their surprises, or NULL. */
 static int retrieve_block(retrieve_run *r, kvmem_cache *c, int n, const float *q, const float *k, const float *v,
-                          const int32_t *pos, kvmem_phase phase) {
+                          const float *s, const int32_t *pos, kvmem_phase phase) {
     kvmem_status st = KVMEM_OK;
     int l;
     for (l = 0; l < r->L && st == KVMEM_OK; l++) {
@@ -96,6 +114,7 @@ static int retrieve_block(retrieve_run *r, kvmem_cache *c, int n, const float *q
         if (st == KVMEM_OK && (c->reads & KVMEM_READS_HIDDEN)) st = kvmem_cache_hidden(c, l, n, q, r->H * r->d);
         if (st == KVMEM_OK) st = kvmem_cache_attend(c, l, n, q, r->o);
     }
+    if (st == KVMEM_OK && s) st = kvmem_cache_surprise(c, n, s);
     if (st == KVMEM_OK) st = kvmem_cache_commit(c, phase);
     return st == KVMEM_OK ? OK : fail("%s", c->error.text);
 }
@@ -105,7 +124,8 @@ static int retrieve_prompt(retrieve_run *r) {
     for (at = 0; at < r->prompt && status == OK; at += n) {
         n = r->prompt - at < r->c.max_block ? r->prompt - at : r->c.max_block;
         status = retrieve_block(r, &r->c, n, r->pq + (size_t)at * H, r->k + (size_t)at * G, r->v + (size_t)at * G,
-                                r->pos + at, at + n < r->prompt ? KVMEM_PREFILL : KVMEM_PROMPT_END);
+                                r->s ? r->s + at : NULL, r->pos + at,
+                                at + n < r->prompt ? KVMEM_PREFILL : KVMEM_PROMPT_END);
     }
     return status;
 }
@@ -205,12 +225,13 @@ static int retrieve_ask(retrieve_run *r) {
             const int at = r->prompt + i;
             if (at >= r->n) break;
             status = retrieve_block(r, &r->c, 1, r->pq + (size_t)at * H, r->k + (size_t)at * G, r->v + (size_t)at * G,
-                                    r->pos + at, KVMEM_DECODE);
+                                    r->s ? r->s + at : NULL, r->pos + at, KVMEM_DECODE);
             if (status == OK) retrieve_show(r, at, at + 1, 0);
         } else {
             kvmem_cache copy;
             if (kvmem_cache_copy(&copy, &r->c) != KVMEM_OK) return fail("%s", copy.error.text);
-            status = retrieve_block(r, &copy, 1, r->q + (size_t)i * H, r->zero, r->zero, r->pos + r->n, KVMEM_DECODE);
+            status = retrieve_block(r, &copy, 1, r->q + (size_t)i * H, r->zero, r->zero, NULL, r->pos + r->n,
+                                    KVMEM_DECODE);
             if (status == OK) retrieve_show(r, i, r->n, 1);
             kvmem_cache_free(&copy);
         }
@@ -229,6 +250,7 @@ static int retrieve_load(retrieve_run *r) {
         return misuse("--prompt-tokens %d: -q has %d rows and -k %d; it must be below both, which are the same tokens, "
                       "without --prompt-queries", (int)a->first, r->m, r->n);
     if ((status = array_positions(a->positions, r->n, &r->pos)) != OK) return status;
+    if ((status = retrieve_surprise(r)) != OK) return status;
     r->pos = (int32_t *)grow(r->pos, (size_t)r->n + 1, sizeof *r->pos);
     r->pos[r->n] = r->pos[r->n - 1] + 1;
     r->prompt = a->first > 0 ? (int)a->first : r->n;
@@ -321,6 +343,7 @@ static int cmd_retrieve(const args *a) {
     free(r->v);
     free(r->pq);
     free(r->o);
+    free(r->s);
     free(r->zero);
     free(r->pos);
     free(r->turned);
