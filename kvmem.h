@@ -24457,18 +24457,18 @@ static void kvmem__lists_add(const kvmem__lists *l, const kvmem__rowset *s, int 
     }
     l->count[y] = kvmem__graph_thin(s, y, l->room, n, l->keep, e);
 }
-/* Steps 1 and 2 for query q: score, idx, top (n). */
+/* Steps 1 and 2 for query q: near (N, at most n). */
 static void kvmem__graph_query(const kvmem__lists *l, const kvmem__rowset *s, int n, const float *q, int N,
-                               float *score, int *top, int *idx) {
-    int i, p = 0, m, c = 0;
-    for (i = 0; i < n; i++) score[i] = s->dot(q, s->x + (size_t)i * (size_t)s->d, s->d);
-    m = kvmem__topk(top, score, n, N, idx);
-    for (i = 1; i < m; i++) if (score[top[i]] > score[top[p]]) p = i;
-    p = top[p];
-    for (i = 0; i < m; i++)
-        if (top[i] != p)
-            kvmem__found_add(l->room, &c, m, top[i], s->dot(s->x + (size_t)p * (size_t)s->d,
-                                                            s->x + (size_t)top[i] * (size_t)s->d, s->d));
+                               kvmem__found *near) {
+    int i, p, m = 0, c = 0;
+    for (i = 0; i < n; i++) {
+        const float dot = s->dot(q, s->x + (size_t)i * (size_t)s->d, s->d);
+        if (m < N || dot > near[m - 1].dot) kvmem__found_add(near, &m, N, i, dot);
+    }
+    p = near[0].id;
+    for (i = 1; i < m; i++)
+        kvmem__found_add(l->room, &c, m, near[i].id, s->dot(s->x + (size_t)p * (size_t)s->d,
+                                                            s->x + (size_t)near[i].id * (size_t)s->d, s->d));
     l->count[p] = kvmem__graph_thin(s, p, l->room, c, l->keep, l->edge + (size_t)p * (size_t)l->step);
     for (i = 0; i < l->count[p]; i++) kvmem__lists_add(l, s, l->edge[(size_t)p * (size_t)l->step + (size_t)i], p);
 }
@@ -24587,8 +24587,8 @@ static size_t kvmem__graph_floats(int n, int N, int M, int Lq) {
 static void kvmem__graph_build(kvmem__graph *gr, const kvmem__rowset *s, const float *t, int nt, size_t t_step, int N,
                                int M, int Lq, float *scratch) {
     const int n = gr->n;
-    float *score = scratch;
-    int *top = (int *)(void *)(score + n), *idx = top + n, *count = idx + n;
+    kvmem__found *near = (kvmem__found *)(void *)scratch; /* later marks and a list of rows */
+    int *mark = (int *)(void *)scratch, *todo = mark + n, *count = mark + 3 * n;
     kvmem__lists one, two;
     kvmem__graph first;
     int i, j, k;
@@ -24601,7 +24601,7 @@ static void kvmem__graph_build(kvmem__graph *gr, const kvmem__rowset *s, const f
     two.step = two.most = 2 * M;
     one.room = two.room = (kvmem__found *)(void *)(two.edge + 2 * (size_t)n * (size_t)M);
     for (i = 0; i < 2 * n; i++) count[i] = 0;
-    for (i = 0; i < nt; i++) kvmem__graph_query(&one, s, n, t + (size_t)i * t_step, N, score, top, idx);
+    for (i = 0; i < nt; i++) kvmem__graph_query(&one, s, n, t + (size_t)i * t_step, KVMEM__MIN(N, n), near);
     for (i = 0; i < n; i++)
         for (j = 0; j < one.count[i]; j++) kvmem__lists_add(&one, s, one.edge[(size_t)i * (size_t)M + (size_t)j], i);
     for (i = 0; i < n; i++)
@@ -24610,7 +24610,7 @@ static void kvmem__graph_build(kvmem__graph *gr, const kvmem__rowset *s, const f
     first.n = n;
     first.most = first.step = M;
     first.entry = gr->entry = kvmem__graph_entry(s, n);
-    kvmem__graph_second(&first, &two, s, Lq, top);
+    kvmem__graph_second(&first, &two, s, Lq, mark);
     for (i = 0; i < n; i++) {
         int32_t *e = gr->edge + (size_t)i * (size_t)gr->step;
         const int32_t *more = two.edge + (size_t)i * (size_t)two.step;
@@ -24622,7 +24622,7 @@ static void kvmem__graph_build(kvmem__graph *gr, const kvmem__rowset *s, const f
         }
         for (; m < gr->most; m++) e[m] = -1;
     }
-    kvmem__graph_mend(gr, s, top, idx);
+    kvmem__graph_mend(gr, s, mark, todo);
 }
 /* One row more, the last, which gr->n counts already and whose place for edges is free: found by a search with a queue
    of Lq, joined with the nearest `join`. mark (n) holds no number `stamp`; f (Lq), row (d). */
@@ -24763,35 +24763,39 @@ static kvmem__graph kvmem__near_graph(const kvmem_view *v, const kvmem__near *x,
     gr.entry = ((const int32_t *)(const void *)(x + 1))[j];
     return gr;
 }
-/* Build the r graphs of a lane over the first x->n entries of Omega. */
+/* Build the r graphs of a lane over the first x->n entries of Omega, heads in parallel. */
 static kvmem_status kvmem__near_build(const kvmem_view *v, int g) {
     kvmem_cache *c = v->cache;
     const int d = c->shape.head_dim, r = c->shape.n_heads / c->shape.n_kv_heads, N = (int)v->par[KVMEM__NEAR_NEAR];
     const int M = (int)v->par[KVMEM__NEAR_EDGES], Lq = (int)v->par[KVMEM__NEAR_BUILD];
     const int keys = (int)v->par[KVMEM__NEAR_INDEX] == KVMEM__NEAR_KEYS, most = (int)v->par[KVMEM__NEAR_QUERIES];
-    const kvmem__rowset lane = kvmem__near_rows(v, g, NULL, NULL);
     void *body;
     kvmem__near *x = kvmem__near_at(v, g, 0, 0, &body);
-    float *rows = x ? kvmem__view_scratch(v, (size_t)x->n * (size_t)d) : NULL, *scratch;
-    int32_t *edge, *entry;
+    const int n = x ? x->n : 0, by = (n + most - 1) / most, threads = KVMEM__MIN(c->threads, r);
+    const size_t each = kvmem__graph_floats(n, N, M, Lq);
+    float *rows = x ? kvmem__view_scratch(v, (size_t)n * (size_t)d) : NULL;
+    float *scratch = rows ? kvmem__view_scratch(v, (size_t)r * each) : NULL;
+    int32_t *edge = scratch ? (int32_t *)(void *)kvmem__view_scratch(v, (size_t)(n * r) * 2 * (size_t)M + (size_t)r)
+                            : NULL;
     int j;
-    scratch = rows ? kvmem__view_scratch(v, kvmem__graph_floats(x->n, N, M, Lq)) : NULL;
-    edge = scratch ? (int32_t *)(void *)kvmem__view_scratch(v, (size_t)(x->n * r) * 2 * (size_t)M + (size_t)r) : NULL;
+    (void)threads;
     if (!edge) return c->error.status;
-    entry = edge + (size_t)(x->n * r) * 2 * (size_t)M;
-    kvmem_view_keys(v, g, lane.first, x->n, rows);
+    kvmem_view_keys(v, g, kvmem__near_rows(v, g, NULL, NULL).first, n, rows);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static)
+#endif
     for (j = 0; j < r; j++) {
         const kvmem__rowset s = kvmem__near_rows(v, g, rows, NULL);
+        const float *t = keys ? rows : (const float *)body + j * d;
         kvmem__graph gr = kvmem__near_graph(v, x, edge, j);
-        const int by = (x->n + most - 1) / most;
-        if (keys) kvmem__graph_build(&gr, &s, rows, (x->n + by - 1) / by, (size_t)(by * d), N, M, Lq, scratch);
-        else kvmem__graph_build(&gr, &s, (float *)body + j * d, x->samples, (size_t)(r * d), N, M, Lq, scratch);
-        entry[j] = gr.entry;
+        kvmem__graph_build(&gr, &s, t, keys ? (n + by - 1) / by : x->samples, (size_t)(keys ? by * d : r * d), N, M, Lq,
+                           scratch + (size_t)j * each);
+        edge[(size_t)(n * r) * 2 * (size_t)M + (size_t)j] = gr.entry;
     }
-    x = kvmem__near_at(v, g, 0, x->n, &body);
+    x = kvmem__near_at(v, g, 0, n, &body);
     if (!x) return c->error.status;
-    memcpy(body, edge, (size_t)(x->n * r) * 2 * (size_t)M * sizeof *edge);
-    memcpy(x + 1, entry, (size_t)r * sizeof *entry);
+    memcpy(body, edge, (size_t)(n * r) * 2 * (size_t)M * sizeof *edge);
+    memcpy(x + 1, edge + (size_t)(n * r) * 2 * (size_t)M, (size_t)r * sizeof *edge);
     x->built = 1;
     for (j = 0; j < 3; j++) kvmem__view_scratch_back(c);
     return KVMEM_OK;

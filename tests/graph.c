@@ -153,14 +153,13 @@ TEST(graph_a_later_query_with_the_same_pivot_makes_its_list) {
     kvmem__lists one;
     const kvmem__rowset s = rows_of(x, 2);
     int32_t edge[10];
-    int count[5] = { 0, 0, 0, 0, 0 }, top[5], idx[5];
-    float score[5];
-    kvmem__found room[16];
+    int count[5] = { 0, 0, 0, 0, 0 };
+    kvmem__found room[16], near[3];
     one.edge = edge; one.count = count; one.step = one.most = one.keep = 2; one.room = room;
-    kvmem__graph_query(&one, &s, 5, t, 3, score, top, idx);
+    kvmem__graph_query(&one, &s, 5, t, 3, near);
     CHECK(count[0] == 2 && edge[0] == 1 && edge[1] == 2);
     CHECK(count[1] == 1 && edge[2] == 0 && count[2] == 1 && edge[4] == 0); /* edges in return */
-    kvmem__graph_query(&one, &s, 5, t + 2, 3, score, top, idx);
+    kvmem__graph_query(&one, &s, 5, t + 2, 3, near);
     CHECK(count[0] == 2 && edge[0] == 3 && edge[1] == 4);
     CHECK(count[1] == 1 && count[3] == 1 && edge[6] == 0);
     free(gr.edge);
