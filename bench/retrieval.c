@@ -13,11 +13,12 @@
      index    bytes of the methods' notes, indexes and state for each byte of keys
 
    Build  make build/bench_retrieval    Run  build/bench_retrieval [--csv | --json] [--only quest,tidal] [-m MODEL]
-                                             [--kv RECIPE] [--path avx2] [--quick] */
+                                             [--kv RECIPE] [--path avx2] [--quick] [--cpu-time] */
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
 #endif
 #include "bench.h"
+#define READS_CLOCK bench_now /* so that --cpu-time is of everything */
 #include "../tests/coded.h"
 #include "../tests/tool.h"
 #define RECORD_FED 4096
