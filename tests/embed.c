@@ -1,5 +1,5 @@
-/* A text as one vector: counts of tokens by BM25 against the formula, and the model's own vectors against what a session
-   computes: single tokens, layer by layer. */
+/* A text as one vector: counts of tokens by BM25 against the formula, and the model's own vectors against what a
+   session computes: single tokens, layer by layer. */
 #ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE
 #endif

@@ -295,7 +295,8 @@ TEST(recalls_that_strengthen_help_where_questions_are_skewed_and_only_there) {
 static double recalled(kvmem_place_rule rule, int rare, uint64_t run) {
     static int place[600], kept[600];
     int i, n, right = 0, all = 0, j;
-    for (i = 0; i < 600; i++) place[i] = draw(run, (uint64_t)i) < 0.9 ? 0 : 1 + (int)(draw(run, 10000u + (unsigned)i) * 9);
+    for (i = 0; i < 600; i++)
+        place[i] = draw(run, (uint64_t)i) < 0.9 ? 0 : 1 + (int)(draw(run, 10000u + (unsigned)i) * 9);
     n = play(rule, place, 600, 100, kept);
     for (i = 0; i < 600; i++) {
         if (rare ? place[i] == 0 : i < 505) continue;

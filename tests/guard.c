@@ -1,5 +1,5 @@
-/* Which recalled memories agree (memguard: DBSCAN, consensus, lessons) and which are looked at (sdr). DBSCAN is compared
-   with a plain one that follows its definition; a search that may look at everything is the exact one. */
+/* Which recalled memories agree (memguard: DBSCAN, consensus, lessons) and which are looked at (sdr). DBSCAN is
+   compared with a plain one that follows its definition; a search that may look at everything is the exact one. */
 #ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE
 #endif

@@ -1,5 +1,5 @@
-/* `kvmem memory` as a person uses it: a talk is added, asked, listed, forgotten, checked; and all that can be wrong with
-   files, stores, limits and words has one clear sentence. */
+/* `kvmem memory` as a person uses it: a talk is added, asked, listed, forgotten, checked; and all that can be wrong
+   with files, stores, limits and words has one clear sentence. */
 #ifndef KVMEM_REFERENCE
 #define KVMEM_REFERENCE
 #endif
@@ -8,52 +8,34 @@
 #endif
 #include "test.h"
 #include "tiny.h"
-int kvmem_main(int argc, char **argv);
-#define main kvmem_main
-#include "../tools/kvmem.c"
-#undef main
+#include "tool.h"
 
-#define STORE "build/memory_tool.kvm"
-#define TALK "build/memory_tool.txt"
+#define STORE at("talk.kvm")
+#define TALK at("talk.txt")
 static char said[4096]; /* what went to stderr */
 
-/* `kvmem memory` with words up to NULL; its stdout stays in `out`. */
-static int tool(const char *const *word) {
-    char *copy[40];
-    args a;
-    const command *c = commands;
+/* `kvmem memory` with these words, the store and one thread. */
+#define TOOL(...) run_with((const char *const[]){ __VA_ARGS__, NULL })
+static int run_with(const char *const *word) {
+    const char *all[40];
     FILE *err;
-    size_t n;
+    size_t size;
     long from;
-    int argc, status;
-    for (argc = 0; word[argc]; argc++) copy[argc] = (char *)(uintptr_t)word[argc];
-    while (strcmp(c->name, "memory")) c++;
-    out.len = 0;
-    js.depth = 0;
-    command_name = c->name;
-    fflush(stderr);
-    from = ftell(stderr);
-    status = parse_args(c, &a, argc, copy);
-    if (status == OK) status = c->run(&a);
-    free(a.word);
-    put("%c", 0);
-    fflush(stderr);
-    err = fopen("build/memory_tool.err", "rb");
-    n = err && !fseek(err, from, SEEK_SET) ? fread(said, 1, sizeof said - 1, err) : 0;
-    if (err) fclose(err);
-    said[n] = 0;
-    return status;
-}
-#define TOOL(...) (tool(args_of((const char *const[]){ __VA_ARGS__, NULL })))
-static const char *const *args_of(const char *const *word) { /* with the store and one thread */
-    static const char *all[40];
-    int n = 0, stored = 0;
-    for (; word[n]; n++) { all[n] = word[n]; stored |= !strcmp(word[n], "--store"); }
-    if (!stored) { all[n++] = "--store"; all[n++] = STORE; }
+    int n = 0, status;
+    for (all[n++] = "memory"; *word; word++) all[n++] = *word;
+    all[n++] = "--store";
+    all[n++] = STORE;
     all[n++] = "-t";
     all[n++] = "1";
-    all[n] = NULL;
-    return all;
+    fflush(stderr);
+    from = ftell(stderr);
+    status = tool(n, all);
+    fflush(stderr);
+    err = fopen(at("err"), "rb");
+    size = err && !fseek(err, from, SEEK_SET) ? fread(said, 1, sizeof said - 1, err) : 0;
+    if (err) fclose(err);
+    said[size] = 0;
+    return status;
 }
 static void write_file(const char *path, const char *bytes, size_t n) {
     FILE *f = fopen(path, "wb");
@@ -87,17 +69,24 @@ static const char story[] =
     "Ana: the train was crowded.\n"
     "Ben: the drink of Otto is tea.\n"
     "Cleo: we missed the ticket.\n"; /* a last line may lack its newline: see below */
-static int begin(void) { /* a store with the talk: episodes of lines */
+static unsigned char *stored;
+static size_t stored_bytes;
+static int begin(void) { /* a store with the talk; made once, then written again */
     remove(STORE);
     write_file(TALK, story, sizeof story - 2);
-    return TOOL("add", TALK, "--segment", "lines(min=12)") == OK;
+    if (stored) {
+        write_file(STORE, (const char *)stored, stored_bytes);
+        return 1;
+    }
+    if (TOOL("add", TALK, "--segment", "lines(min=12)") != OK) return 0;
+    stored = test_file(STORE, &stored_bytes);
+    return stored != NULL && prints("13 lines");
 }
 
 TEST(answers_come_with_episode_file_lines_and_bytes) {
     REQUIRE(begin());
-    CHECK(prints("13 lines") && prints("in build/memory_tool.kvm") == 0);
     CHECK(TOOL("ask", "what is the pet of Leo?") == OK);
-    CHECK(!strncmp(out.text, "cat.\n", 5) && prints("#1 ") && prints(TALK ":1-2") && prints("as f16"));
+    CHECK(!strncmp(out.text, "cat.\n", 5) && prints("#1 ") && prints("talk.txt:1-2") && prints("as f16"));
     CHECK(TOOL("ask", "Ben: what is the car of Zoe?", "--json", "--top", "1") == OK);
     CHECK(prints("\"answer\":\"Volvo.\"") && told("tokens_stored", 0) > 80);
     CHECK(told("working_set", 0) > 0 && told("full_f16", 0) == 2048 * told("tokens_stored", 0));
@@ -143,7 +132,8 @@ TEST(policies_choose_who_goes) {
     CHECK(TOOL("forget", "--policy", "lifo(keep=2)", "--dry-run", "--json") == OK && told("id", 0) == 3);
     CHECK(TOOL("forget", "--policy", "mvfo(keep=0)", "--dry-run") == OK && prints("would be forgotten"));
     /* after 12 days exp(-12 / 5) = 0.09 is left of what was never used, exp(-12 / 10) = 0.30 of episode 1 */
-    CHECK(TOOL("forget", "--policy", "memorybank(after=12,theta=0.1)", "--dry-run", "--json") == OK && told("id", 0) == 2);
+    CHECK(TOOL("forget", "--policy", "memorybank(after=12,theta=0.1)", "--dry-run", "--json") == OK);
+    CHECK(told("id", 0) == 2);
     CHECK(TOOL("forget", "--policy", "memorybank(after=12,theta=0.1,bug_compat=1)", "--dry-run", "--json") == OK &&
           told("id", 0) == 1);
     CHECK(TOOL("forget", "--policy", "hema(share=0.25)", "--json") == OK && told("id", 0) == 2);
@@ -154,14 +144,14 @@ TEST(policies_choose_who_goes) {
 }
 TEST(files_that_are_no_talk_are_refused) {
     remove(STORE);
-    CHECK(TOOL("add", "build/no_such_talk.txt") == FAILED && says("no_such_talk.txt: cannot open"));
-    write_file("build/memory_tool.bad", "\n \n\n", 4);
-    CHECK(TOOL("add", "build/memory_tool.bad") == FAILED && says("is empty"));
-    write_file("build/memory_tool.bad", "", 0);
-    CHECK(TOOL("add", "build/memory_tool.bad") == FAILED && says("is empty"));
-    write_file("build/memory_tool.bad", "a\0b\n", 4);
-    CHECK(TOOL("add", "build/memory_tool.bad") == FAILED && says("NUL bytes"));
-    CHECK(TOOL("add", "build") == FAILED && says("directory"));
+    CHECK(TOOL("add", at("no_such_talk.txt")) == FAILED && says("no_such_talk.txt: cannot open"));
+    write_file(at("bad"), "\n \n\n", 4);
+    CHECK(TOOL("add", at("bad")) == FAILED && says("is empty"));
+    write_file(at("bad"), "", 0);
+    CHECK(TOOL("add", at("bad")) == FAILED && says("is empty"));
+    write_file(at("bad"), "a\0b\n", 4);
+    CHECK(TOOL("add", at("bad")) == FAILED && says("NUL bytes"));
+    CHECK(TOOL("add", "tests") == FAILED && says("directory"));
     CHECK(TOOL("ask", "what is the pet of Leo?") == FAILED && says("nothing was told yet"));
     CHECK(TOOL("add", "--segment", "lines(min=9,max=3)", TALK) == MISUSED && says("min <= max"));
     CHECK(TOOL("add", "--segment", "nonsense", TALK) == MISUSED && says("nonsense"));
@@ -179,7 +169,8 @@ TEST(words_that_make_no_sense_are_refused) {
     CHECK(TOOL("ask", " ") == MISUSED && says("empty"));
     CHECK(TOOL("show", "one") == MISUSED && says("'one'"));
     CHECK(TOOL("ask", "x", "--embed", "smell") == MISUSED && says("smell"));
-    CHECK(TOOL("ask", "what is the pet of Leo?", "--embed", "keys(layer=1)") == FAILED && says("no episode has a vector"));
+    CHECK(TOOL("ask", "what is the pet of Leo?", "--embed", "keys(layer=1)") == FAILED);
+    CHECK(says("no episode has a vector"));
     CHECK(TOOL("ask", "what is the pet of Leo?", "--embed", "hidden(layer=77)") == MISUSED && says("4 layers"));
 }
 TEST(a_damaged_store_and_one_of_another_model_are_named) {
@@ -195,9 +186,9 @@ TEST(a_damaged_store_and_one_of_another_model_are_named) {
     CHECK(TOOL("verify") == FAILED && says("checksum") && says("damaged: 1 faults"));
     CHECK(TOOL("ask", "what is the pet of Leo?", "--top", "1") == OK && !strncmp(out.text, "cat", 3));
     other = tiny_model(KVMEM_F32, 0, &n);
-    write_file("build/memory_tool.gguf", (const char *)other, n);
+    write_file(at("other.gguf"), (const char *)other, n);
     free(other);
-    CHECK(TOOL("list", "-m", "build/memory_tool.gguf") == FAILED && says(STORE) && says("model"));
+    CHECK(TOOL("list", "-m", at("other.gguf")) == FAILED && says(STORE) && says("model"));
     write_file(STORE, "this is no store, it is a text", 30);
     CHECK(TOOL("list") == FAILED && says(STORE));
     CHECK(TOOL("add", TALK) == FAILED && says(STORE));
@@ -217,7 +208,8 @@ int main(int argc, char **argv) {
     test_begin(argc, argv, "memory_tool");
     if (!f) { printf("memory_tool: 0 passed, 0 failed, 1 skipped\n"); return 0; }
     fclose(f);
-    if (!freopen("build/memory_tool.err", "wb", stderr)) return 2;
+    tool_begin(argv[0], "memory_tool");
+    if (!freopen(at("err"), "wb", stderr)) return 2;
     RUN(answers_come_with_episode_file_lines_and_bytes);
     RUN(the_limit_holds_and_fewer_episodes_are_read);
     RUN(episodes_are_listed_shown_and_forgotten);
@@ -226,5 +218,6 @@ int main(int argc, char **argv) {
     RUN(words_that_make_no_sense_are_refused);
     RUN(a_damaged_store_and_one_of_another_model_are_named);
     RUN(other_ways_to_cut_find_and_guard);
+    free(stored);
     return test_end();
 }

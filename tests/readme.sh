@@ -86,6 +86,7 @@ else # random weights tell a story, too
     check mkgguf_writes_a_model "$B/mkgguf" --arch llama --preset tiny --type q8_0 -o "$TMP/random.gguf"
     check sample_tells_a_story tells "$TMP/sample" "$TMP/random.gguf"
 fi
+[ ! -f examples/models/tiny.gguf ] || check example_episodic_memory example_prints episodic_memory '^Ben: what is the city of Mia? Rome'
 check example_own_transformer example_prints own_transformer '^snapkv budget=25%'
 check example_custom_score example_prints custom_score '^32 of 32 marked tokens kept by .*valuenorm'
 check example_visual_scales example_prints visual_scales '^hack, half  .*kept 51 51 361 361 of 413'

@@ -9,6 +9,7 @@
 
 /* ==== >>memory : texts kept as episodes, read back by what a question needs =================== */
 
+#define MEMORY_KV "full codec=f16 page=16" /* of the working set; small pages waste little of a small limit */
 enum { MEMORY_DAY = 86400, MEMORY_TOP = 64 };
 
 typedef struct memory {
@@ -89,9 +90,9 @@ static int memory_open(memory *m, const args *a, int writes) {
     memset(m, 0, sizeof *m);
     m->a = a;
     if ((status = memory_plan(m)) != OK) return status;
-    if ((status = parse_recipe(writes == 2 ? NULL : a->kv, &m->recipe)) != OK) return status; /* add stores all */
+    if ((status = parse_recipe(writes == 2 ? NULL : a->kv ? a->kv : MEMORY_KV, &m->recipe)) != OK) return status;
     if ((status = session_config(a, &m->recipe, &cfg)) != OK) return status;
-    if (writes == 2) cfg.max_bytes = 0;
+    if (writes == 2) cfg.max_bytes = 0; /* add reads and stores all of an episode */
     if (writes < 2) { /* only add begins a store */
         f = fopen(a->store, "rb");
         if (!f) return fail("%s: there is no memory yet; begin one with: kvmem memory add FILE", a->store);
@@ -238,7 +239,10 @@ static int memory_store(memory *m, const file *f, const memory_piece *p, const i
         e.kind = i ? (kvmem_embed_kind)m->embed : KVMEM_EMBED_INPUT;
         e.layer = m->layer;
         v[i].dim = kvmem_embed_dim(&m->l.model, &e);
-        if (!v[i].dim) { status = misuse("--embed %s: the model has %d layers", m->a->embed, m->l.model.n_layers); break; }
+        if (!v[i].dim) {
+            status = misuse("--embed %s: the model has %d layers", m->a->embed, m->l.model.n_layers);
+            break;
+        }
         x[i] = (float *)grow(NULL, (size_t)v[i].dim, sizeof(float));
         strcpy(v[i].name, kvmem_embed_name(e.kind));
         v[i].x = x[i];
@@ -328,8 +332,8 @@ static int memory_add(memory *m) {
         json_real("seconds", now() - start);
         json_close();
     } else if (sum.episodes)
-        put("%lld episodes of %lld lines, %lld tokens, in %.1f s; %s holds %d episodes in %s\n", (long long)sum.episodes,
-            (long long)sum.lines, (long long)sum.tokens, now() - start, m->a->store, m->store.n, human((size_t)u.file));
+        put("%lld episodes of %lld lines, %lld tokens, in %.1f s; %s holds %d episodes in %s\n",
+            (long long)sum.episodes, (long long)sum.lines, (long long)sum.tokens, now() - start, m->a->store, m->store.n, human((size_t)u.file));
     if (status != OK && sum.episodes) flush_out(stdout); /* what was stored stays */
     return status;
 }
@@ -392,7 +396,8 @@ static int memory_dense(memory *m, const ids *q, int kind, float *score, int64_t
         any = 1;
     }
     if (status == OK && !any)
-        status = fail("%s: no episode has a vector '%s'; add the texts with --embed %s", m->a->store, name, m->a->embed);
+        status = fail("%s: no episode has a vector '%s'; add the texts with --embed %s", m->a->store, name,
+                      m->a->embed);
     free(x);
     return status;
 }
@@ -462,8 +467,8 @@ static int memory_find(memory *m, const ids *q, memory_hit *hit, int *n) {
 static int memory_room(const kvmem_cache *c) {
     return c->lane_cap ? c->lane_cap - c->recipe.page - 2 * ((c->recipe.page + 3) / 4) : INT_MAX;
 }
-/* Puts the episodes of hit into the emptied cache in the order of their ids, behind a begin token. Returns how many: the
-   best that fit under the byte limit together with `more` tokens. -1: an error. */
+/* Puts the episodes of hit into the emptied cache in the order of their ids, behind a begin token. Returns how many:
+   the best that fit under the byte limit together with `more` tokens. -1: an error. */
 static int memory_load(memory *m, const memory_hit *hit, int n, int more) {
     kvmem_session *s = &m->session;
     int i, j, kept;
@@ -474,7 +479,8 @@ static int memory_load(memory *m, const memory_hit *hit, int n, int more) {
             const memory_hit *next = NULL;
             for (j = 0; j < kept; j++)
                 if (hit[j].e.id > done && (!next || hit[j].e.id < next->e.id)) next = hit + j;
-            if (!next || kvmem_store_load(&m->store, next->e.id, &s->cache, KVMEM_STORE_PACKED, NULL) != KVMEM_OK) break;
+            if (!next || kvmem_store_load(&m->store, next->e.id, &s->cache, KVMEM_STORE_PACKED, NULL) != KVMEM_OK)
+                break;
             done = next->e.id;
         }
         if (i == kept && (!kept || s->cache.next_pos + more <= memory_room(&s->cache))) return kept;
@@ -610,8 +616,8 @@ static void memory_show_answer(memory *m, const char *question, const char *answ
     put("\nbytes: working set %s, peak %s", human(b.live.total), human(b.peak.total));
     if (m->a->max_bytes) put(" (limit %s)", human(m->a->max_bytes));
     put("; store in RAM %s; file %s\n", human(u.total), human((size_t)u.file));
-    put("       %lld tokens were read by attention; a full cache of all %lld would take %s as f16\n", (long long)b.tokens,
-        (long long)memory_all_tokens(m), human(full));
+    put("       %lld tokens were read by attention; a full cache of all %lld would take %s as f16\n",
+        (long long)b.tokens, (long long)memory_all_tokens(m), human(full));
 }
 /* The question as a line of the conversation: with a speaker where the memory's lines have one. */
 static char *memory_question(memory *m, const char *text) {
@@ -654,8 +660,8 @@ static int memory_ask(memory *m) {
         n = memory_load(m, hit, n, q.n + (m->a->n < 8 ? (int)m->a->n : 8));
         if (n < 0) status = FAILED;
         else if (!n)
-            status = fail("--limit %s: too small for any of the %d episodes found and the question of %d tokens (a token "
-                          "takes %s as f16)", human(m->a->max_bytes), found, q.n, human(memory_token_bytes(m)));
+            status = fail("--limit %s: too small for any of the %d episodes found and the question of %d tokens (a "
+                          "token takes %s as f16)", human(m->a->max_bytes), found, q.n, human(memory_token_bytes(m)));
     } else if (status == OK && memory_load(m, hit, 0, q.n) < 0) status = FAILED;
     if (status == OK) status = memory_answer(m, &q, answer, sizeof answer);
     if (status == OK) memory_show_answer(m, line, answer, hit, n);
@@ -719,7 +725,8 @@ static int memory_list(memory *m) {
 }
 static int memory_id(const char *word, uint64_t *id) {
     int64_t v;
-    if (!to_integer(*word == '#' ? word + 1 : word, &v) || v < 1) return misuse("'%s' is not an episode's number", word);
+    if (!to_integer(*word == '#' ? word + 1 : word, &v) || v < 1)
+        return misuse("'%s' is not an episode's number", word);
     *id = (uint64_t)v;
     return OK;
 }
@@ -732,7 +739,8 @@ static int memory_show(memory *m) {
     if (status != OK) return status;
     if (kvmem_store_get(&m->store, id, 0, &e) != KVMEM_OK) return memory_fail(m);
     if (m->a->json) { memory_row(m, &e, ""); return OK; }
-    put("episode    %llu, version %d of %d\nsource     %s\n", (unsigned long long)e.id, e.version, e.n_versions, e.source);
+    put("episode    %llu, version %d of %d\nsource     %s\n", (unsigned long long)e.id, e.version, e.n_versions,
+        e.source);
     put("tokens     %d; record %s, keys and values %s (%s as f16)\n", e.n, human((size_t)e.bytes),
         human((size_t)e.row_bytes), human((size_t)e.n * memory_token_bytes(m)));
     put("used       %d times; strength %d\n", e.uses, 1 + e.uses);
@@ -767,7 +775,8 @@ static int memory_verify(memory *m) {
     } else if (!c.faults)
         put("%d episodes in %d versions, %s read: no fault%s\n", c.episodes, c.versions, human((size_t)c.bytes),
             c.torn ? "; a torn tail was dropped" : "");
-    return status == KVMEM_OK ? OK : fail("%s: is damaged: %d faults in %d episodes", m->a->store, c.faults, c.episodes);
+    if (status == KVMEM_OK) return OK;
+    return fail("%s: is damaged: %d faults in %d episodes", m->a->store, c.faults, c.episodes);
 }
 static int memory_compact(memory *m) {
     kvmem_store_usage before, after;
@@ -892,7 +901,8 @@ static int cmd_memory(const args *given) {
         return misuse("%s needs %s", verbs[i].word, i == 0 ? "files" : i == 1 ? "a question" : "an episode's number");
     if (n > verbs[i].hi) return misuse("%s: unexpected argument '%s'%s", verbs[i].word, a.word[verbs[i].hi + 1],
                                        i == 1 ? "; put the question in quotes" : "");
-    if (verbs[i].run == memory_forget && !n && !a.policy) return misuse("forget what? numbers of episodes, or --policy");
+    if (verbs[i].run == memory_forget && !n && !a.policy)
+        return misuse("forget what? numbers of episodes, or --policy");
     default_model(&a);
     status = memory_open(&m, &a, verbs[i].writes);
     if (status == OK) status = verbs[i].run(&m);
