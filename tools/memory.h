@@ -333,7 +333,8 @@ static int memory_add(memory *m) {
         json_close();
     } else if (sum.episodes)
         put("%lld episodes of %lld lines, %lld tokens, in %.1f s; %s holds %d episodes in %s\n",
-            (long long)sum.episodes, (long long)sum.lines, (long long)sum.tokens, now() - start, m->a->store, m->store.n, human((size_t)u.file));
+            (long long)sum.episodes, (long long)sum.lines, (long long)sum.tokens, now() - start, m->a->store,
+            m->store.n, human((size_t)u.file));
     if (status != OK && sum.episodes) flush_out(stdout); /* what was stored stays */
     return status;
 }
