@@ -300,7 +300,7 @@ TEST(packed_episodes_are_as_if_read_one_behind_the_other) {
 }
 TEST(caches_whose_caller_rotates_are_served_by_the_stores_rope) {
     world w; kvmem_cache c, plain, d; kvmem_store s; kvmem_store_options o; kvmem_config cfg;
-    static float k1[30 * 16], k2[30 * 16], v[30 * 16], kk[30 * 32], vv[30 * 32];
+    static float k1[30 * 16], k2[30 * 16], v[30 * 16], kk[30 * 32], vv[30 * 32], seen[30 * 64];
     uint64_t id = 0, bound = 0;
     int l, g, t;
     REQUIRE(begin(&w, &c, "full", 1));
@@ -318,7 +318,7 @@ TEST(caches_whose_caller_rotates_are_served_by_the_stores_rope) {
             }
         }
         CHECK_OK(kvmem_cache_append(&plain, l, 30, kk, vv, NULL));
-        CHECK_OK(kvmem_cache_attend(&plain, l, 30, row_q(&w, 0, 0), (float *)malloc(30 * 64 * 4)));
+        CHECK_OK(kvmem_cache_attend(&plain, l, 30, row_q(&w, 0, 0), seen));
     }
     CHECK_OK(kvmem_cache_commit(&plain, KVMEM_PROMPT_END));
     o = kvmem_store_options_of(&c); /* with RoPE */
