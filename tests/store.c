@@ -229,7 +229,8 @@ static int see(kvmem_cache *c, const world *w, int at, float *out) {
 static uint64_t put_rows(kvmem_store *s, const world *w, int from, int n, int first) {
     kvmem_episode e;
     uint64_t id = 0;
-    float *k = (float *)malloc((size_t)(w->L * n * w->G * w->d) * 4), *v = (float *)malloc((size_t)(w->L * n * w->G * w->d) * 4);
+    const size_t all = (size_t)(w->L * n * w->G * w->d) * 4;
+    float *k = (float *)malloc(all), *v = (float *)malloc(all);
     int l, t;
     for (l = 0; l < w->L; l++)
         for (t = 0; t < n; t++) {
@@ -284,7 +285,8 @@ TEST(packed_episodes_are_as_if_read_one_behind_the_other) {
     CHECK_OK(kvmem_cache_init(&d, &w.cfg));
     CHECK_OK(kvmem_store_load(&s, a, &d, KVMEM_STORE_PACKED, &first));
     CHECK(first == 0);
-    CHECK(kvmem_store_load(&s, b, &d, KVMEM_STORE_ORIGINAL, &first) == KVMEM_BAD_STATE && strstr(s.error.text, "rising"));
+    CHECK(kvmem_store_load(&s, b, &d, KVMEM_STORE_ORIGINAL, &first) == KVMEM_BAD_STATE);
+    CHECK(strstr(s.error.text, "rising") != NULL);
     CHECK(d.next_pos == 10 && kvmem_cache_lane_len(&d, 0, 0) == 10);
     CHECK_OK(kvmem_store_load(&s, b, &d, KVMEM_STORE_PACKED, &first));
     CHECK(first == 10 && d.next_pos == 25 && d.tokens == 25);
@@ -337,14 +339,16 @@ TEST(caches_whose_caller_rotates_are_served_by_the_stores_rope) {
     REQUIRE_OK(kvmem_store_open(&s, NULL, &o));
     CHECK_OK(kvmem_store_add(&s, NULL, NULL, &plain, 10, 30, &bound));
     kvmem_cache_clear(&d);
-    CHECK(kvmem_store_load(&s, bound, &d, KVMEM_STORE_PACKED, NULL) == KVMEM_UNSUPPORTED && strstr(s.error.text, "10 only"));
+    CHECK(kvmem_store_load(&s, bound, &d, KVMEM_STORE_PACKED, NULL) == KVMEM_UNSUPPORTED);
+    CHECK(strstr(s.error.text, "10 only") != NULL);
     CHECK_OK(kvmem_store_load(&s, bound, &d, KVMEM_STORE_ORIGINAL, NULL));
     CHECK(kvmem_store_load(&s, bound, &c, KVMEM_STORE_ORIGINAL, NULL) == KVMEM_MISMATCH);
     kvmem_store_close(&s); kvmem_cache_free(&c); kvmem_cache_free(&plain); kvmem_cache_free(&d); world_free(&w);
 }
 TEST(what_an_evicted_cache_kept_is_stored_and_comes_back) {
-    static const char *const recipe[2] = { "score=knorm budget=12 sink=2 recent=4 when=prompt",
-                                           "score=knorm budget=12 sink=2 recent=4 when=prompt reduce=demote(q4_0/q4_0)" };
+    static const char *const recipe[2] = {
+        "score=knorm budget=12 sink=2 recent=4 when=prompt",
+        "score=knorm budget=12 sink=2 recent=4 when=prompt reduce=demote(q4_0/q4_0)" };
     int i, l, g, t, n;
     for (i = 0; i < 2; i++) {
         world w; kvmem_cache c, d; kvmem_store s; kvmem_store_options o; kvmem_config cfg;
@@ -529,7 +533,8 @@ TEST(versions_parents_and_rollback) {
         }
         CHECK(is(&s, a, 1));
         CHECK_OK(kvmem_store_get(&s, a, 0, &e));
-        CHECK(e.version == 1 && e.n_versions == 2 && e.uses == 1 && e.last_used == 1000 && e.text_hash == was.text_hash);
+        CHECK(e.version == 1 && e.n_versions == 2 && e.uses == 1 && e.last_used == 1000);
+        CHECK(e.text_hash == was.text_hash);
         CHECK_OK(kvmem_store_update(&s, a, NULL, &c, NULL, 0, 0));
         CHECK_OK(kvmem_store_get(&s, a, 0, &e));
         CHECK(e.version == 3);
@@ -814,7 +819,7 @@ TEST(a_file_cut_anywhere_has_all_records_before_the_cut) {
     file = test_file(PATH, &n);
     REQUIRE(file && n == end[3]);
     for (cut = 0; cut <= n; cut++) {
-        unsigned char *copy = (unsigned char *)malloc(cut ? cut : 1); /* exactly so long: ASan sees what is read behind */
+        unsigned char *copy = (unsigned char *)malloc(cut ? cut : 1); /* so long: ASan sees reads behind it */
         kvmem_store_options b = o;
         memcpy(copy, file, cut);
         b.bytes = copy;
