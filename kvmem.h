@@ -63,6 +63,7 @@
      >>api_model          model files
      >>api_session        decoder, sampling
      >>api_embed          a text as one vector
+     >>api_epicache       one small cache for each topic of a long history
      >>api_flash          neurons of a feed-forward layer on flash
      >>api_train          training
      >>platform           compiler, libc, SIMD detection
@@ -224,6 +225,7 @@
      >>direct             a session that makes evicted keys and values again
      >>flash              neurons of a ReLU layer read when they fire
      >>embed              a text as one vector
+     >>epicache           one small cache for each topic of a long history
      >>sampling           from logits to a token
      >>train              the llama family learns
 
@@ -2008,6 +2010,56 @@ KVMEM_API int kvmem_embed_dim(const kvmem_model *m, const kvmem_embedder *e); /*
    layers on top of what s remembers (nothing: by itself) and leave s as it was; of more tokens than one block may
    have, each block is read by itself. The others only look at s->model. */
 KVMEM_API kvmem_status kvmem_embed(kvmem_session *s, const kvmem_embedder *e, const int *ids, int n, float *out);
+
+/* ==== >>api_epicache : one small cache for each topic of a long history ============================ */
+
+/* EpiCache (Kim 2025, arXiv 2509.17396): a history of turns is clustered into topics; for every topic it is read once
+   more under a hard budget, keeping what that topic's typical turns look at; a question is answered from the cache of
+   the topic that it is nearest to.
+       kvmem_episodes_build(&e, &model, &config, ids, n, turn, n_turns);
+       kvmem_episodes_match(&e, question, n, &i);   kvmem_episodes_open(&e, i);
+       kvmem_session_feed(&e.session, question, n, KVMEM_DECODE, ...);   and so on until the answer is there
+   Positions stay those of the history: the question begins at position n. Opening again takes question and answer back.
+   Opened, e.session can be saved (kvmem_session_save), loaded elsewhere and copied. */
+typedef struct kvmem_episodes_config {
+    kvmem_session_config session; /* recipe: score=epicache(patch=given), whose episodes, turns, medoids, most and pick
+                                     count, and its seed; NULL: "epicache score=epicache(episodes=4)" */
+    const char *instruction;      /* begins every patch prompt; NULL: the library's, "": none */
+    kvmem_embedder embedder;      /* of windows and questions; zero: the mean of the model's input embeddings */
+} kvmem_episodes_config;
+typedef struct kvmem_episodes {
+    kvmem_error error;            /* of the last failed call */
+    kvmem_session session;        /* holds the cache that was opened */
+    int n;                        /* episodes: as the recipe says, but not more than windows; 1 without any turn */
+    int opened;                   /* -1: none */
+    int n_windows, dim;
+    int *window;                  /* (n_windows + 1) first tokens; window i is [window[i], window[i + 1]) */
+    int *own;                     /* (n_windows) episode of each */
+    float *vector, *centroid;     /* (n_windows, dim) of length 1; (n, dim) means of them */
+    double inertia;               /* sum of squared distances to their centroids */
+    int *patch, *patch_at;        /* patch prompt i: tokens patch[patch_at[i]] .. patch[patch_at[i + 1] - 1] */
+    kvmem_cache *cache;           /* (n) share the session's arena */
+    int n_cached;                 /* caches made so far */
+    kvmem_embedder embedder;
+    void *block; size_t block_size; /* the arrays above */
+    kvmem_allocator allocator;
+} kvmem_episodes;
+/* Topics and patch prompts of the history ids (n >= 1), no cache yet. turn (n_turns): rising first tokens of its turns;
+   what comes before turn[0] (a system prompt) is in no window. e is not initialized; on failure only its error stands.
+   Deterministic. kvmem_episodes_free ends it. The model is borrowed. */
+KVMEM_API kvmem_status kvmem_episodes_plan(kvmem_episodes *e, const kvmem_model *m, const kvmem_episodes_config *cfg,
+                                           const int *ids, int n, const int *turn, int n_turns);
+/* The same, and the caches: the history is read once for every episode. */
+KVMEM_API kvmem_status kvmem_episodes_build(kvmem_episodes *e, const kvmem_model *m, const kvmem_episodes_config *cfg,
+                                            const int *ids, int n, const int *turn, int n_turns);
+KVMEM_API void kvmem_episodes_free(kvmem_episodes *e);
+/* The episode whose centroid has the largest dot product with the question's vector (n >= 1 tokens); ties to the lower
+   one. May leave the session empty: open after it. */
+KVMEM_API kvmem_status kvmem_episodes_match(kvmem_episodes *e, const int *ids, int n, int *episode);
+/* e->session goes on from a fresh copy of cache i. */
+KVMEM_API kvmem_status kvmem_episodes_open(kvmem_episodes *e, int i);
+/* Of all caches together, with windows, vectors and patch prompts as meta. */
+KVMEM_API void kvmem_episodes_bytes(const kvmem_episodes *e, kvmem_bytes *out);
 
 /* ==== >>api_flash : neurons of a feed-forward layer on flash ===================================== */
 
@@ -18027,7 +18079,8 @@ static kvmem_status kvmem__score_dapq(const kvmem_view *v, int g, float *score) 
    scorers in the same frame: summary (InfiniPot), repeat (KVzip; instruction and block), last (SnapKV; `tail` tokens).
    Without a vocabulary there are no instructions: the block's last `tail` tokens in place of one alone.
    reads: PROBE.   state: H floats an entry while probing.   cost: a forward pass of |patch| tokens a block.
-   defaults: patch=given tail=64 most=1024 take=max.   preset: level pair, blocks of 2048, nothing is protected.
+   defaults: patch=given tail=64 most=1024 take=max; episodes=1, since a session has one cache (paper: 4), turns=4
+   medoids=8 (its scripts; argument 4).   preset: level pair, blocks of 2048, nothing is protected.
    ties: lower index.   departs: every lane keeps one entry at least (code: none); words of the instruction are ours, no
    chat postfix. Decoding removes nothing: take question and answer back (kvmem_session_truncate) before the next.
    test: tests/epicache.c */
@@ -18036,6 +18089,10 @@ static const kvmem_param kvmem__params_epicache[] = {
     { "tail", 64, 1, 65536, NULL, 1, "patch=last: so many of the block's last tokens" },
     { "most", 1024, 1, 65536, NULL, 1, "tokens that a patch prompt may have" },
     { "take", 1, 0, 1, "sum|max", 1, "over the tokens of the patch prompt" },
+    { "episodes", 1, 1, 256, NULL, 1, "kvmem_episodes: topics, each with a cache of its own" },
+    { "turns", 4, 1, 65536, NULL, 1, "kvmem_episodes: turns of a window" },
+    { "medoids", 8, 1, 65536, NULL, 1, "kvmem_episodes: most typical windows that make a topic's patch prompt" },
+    { "pick", 0, 0, 1, "near|far", 1, "kvmem_episodes: whose cache answers; far: the least like topic's, to compare" },
     KVMEM__END_PARAMS };
 static kvmem_status kvmem__score_epicache(const kvmem_view *v, int g, float *score) {
     const int n = kvmem_view_count(v, g), r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
@@ -37166,13 +37223,14 @@ static kvmem_status kvmem__probe_ends(kvmem_session *s, const kvmem_probe *o, in
     kvmem__release(&s->allocator, ids, size);
     return status;
 }
-/* The patch prompt of the block of the last n tokens fed. Section score_epicache. */
+/* What patch prompts ask. */
 enum { KVMEM__PATCH_GIVEN, KVMEM__PATCH_SUMMARY, KVMEM__PATCH_REPEAT, KVMEM__PATCH_LAST };
+static const char *const kvmem__patch_text[3] = {
+    "\n\nList what matters in this conversation: names, people, events with their dates, plans and opinions.\n",
+    "\n\nSummarize the context above with all of its important parts.\n",
+    "\n\nRepeat the last part of the context above exactly.\n" };
+/* The patch prompt of the block of the last n tokens fed. Section score_epicache. */
 static kvmem_status kvmem__probe_patch(kvmem_session *s, kvmem_probe o, const kvmem_choice *ch, int n) {
-    static const char *const text[3] = {
-        "\n\nList what matters in this conversation: names, people, events with their dates, plans and opinions.\n",
-        "\n\nSummarize the context above with all of its important parts.\n",
-        "\n\nRepeat the last part of the context above exactly.\n" };
     const int kind = (int)kvmem__param_of(ch->entry, ch->par, "patch", 0);
     const int tail = (int)kvmem__param_of(ch->entry, ch->par, "tail", 64);
     const int words = s->model->tokenizer.piece && kind != KVMEM__PATCH_LAST;
@@ -37187,7 +37245,7 @@ static kvmem_status kvmem__probe_patch(kvmem_session *s, kvmem_probe o, const kv
         return kvmem__fail(&s->error, KVMEM_BAD_STATE, "session: score=%s needs the ids of the block", ch->entry->word);
     ids = (int *)kvmem__alloc(&s->allocator, size);
     if (!ids) return kvmem__fail(&s->error, KVMEM_NO_MEMORY, "session: no memory for a patch prompt");
-    if (words) status = kvmem__probe_text(s, text[kind], ids, &m, most);
+    if (words) status = kvmem__probe_text(s, kvmem__patch_text[kind], ids, &m, most);
     memcpy(ids + m, s->ids + s->n_ids - last, (size_t)last * sizeof *ids);
     if (status == KVMEM_OK) status = kvmem__probe_run(s, &o, ids, m + last);
     kvmem__release(&s->allocator, ids, size);
@@ -38395,6 +38453,278 @@ KVMEM_API kvmem_status kvmem_embed(kvmem_session *s, const kvmem_embedder *e, co
     }
     if (!e->raw) kvmem_normalise(out, dim);
     return KVMEM_OK;
+}
+
+/* ==== >>epicache : one small cache for each topic of a long history ================================
+   Kim et al. EpiCache. 2025. arXiv 2509.17396. Code: apple/ml-epicache utils/cluster.py (ClusterManager),
+   run_epicache.py. The score is >>score_epicache.
+     windows    `turns` consecutive turns each, the last may have fewer; x_i their vectors, of length 1
+     clusters   k-means of x by Euclidean distance, k-means++, the best of 10 starts; c_e are means, not normalised
+     patch e    its `medoids` members of largest x_i . c_e in the order of the text, a blank line after each, behind an
+                instruction. What would pass `most` tokens is left out; if nothing fits, the best window is cut
+     caches     the whole history is read for every e
+     question   argmax_e y . c_e
+   cost: E prefills of n (M + B); E M entries and what lies in common pages only once; a question E dot products.
+   ties: lower index.   departs: no sentence encoder inside (kvmem_embedder.fn takes one).
+   test: tests/epicache.c */
+enum { KVMEM__EPISODE_STARTS = 10, KVMEM__EPISODE_ROUNDS = 300 };
+static kvmem_status kvmem__episodes_from(kvmem_episodes *e, kvmem_status status) {
+    if (status != KVMEM_OK) e->error = e->session.error;
+    return status;
+}
+static int kvmem__episodes_par(const kvmem_episodes *e, const char *name) {
+    const kvmem_choice *ch = &e->session.cache.recipe.stage[KVMEM_SCORE];
+    return (int)kvmem__param_of(ch->entry, ch->par, name, 0);
+}
+/* Session, and one allocation for what is known before any cache. */
+static kvmem_status kvmem__episodes_begin(kvmem_episodes *e, const kvmem_model *m, const kvmem_episodes_config *cfg,
+                                          int n_turns) {
+    kvmem_session_config sc = cfg->session;
+    kvmem_recipe r;
+    size_t part[7], total = 0, w, k;
+    char *p;
+    int i, W;
+    if (!sc.recipe) {
+        KVMEM__TRY(kvmem_recipe_parse(&r, "epicache score=epicache(episodes=4)", &e->error));
+        sc.recipe = &r;
+    }
+    KVMEM__TRY(kvmem__episodes_from(e, kvmem_session_init(&e->session, m, &sc)));
+    W = kvmem__episodes_par(e, "turns");
+    if (!W || kvmem__episodes_par(e, "patch"))
+        return kvmem__fail(&e->error, KVMEM_BAD_RECIPE, "episodes: score=%s knows no patch prompts; score=epicache("
+                           "patch=given) does", e->session.cache.recipe.stage[KVMEM_SCORE].entry->word);
+    e->dim = kvmem_embed_dim(m, &e->embedder);
+    if (!e->dim) return kvmem__fail(&e->error, KVMEM_BAD_ARGUMENT, "episodes: the embedder is not usable");
+    e->n_windows = n_turns / W + (n_turns % W > 0);
+    e->n = KVMEM__MAX(1, KVMEM__MIN(kvmem__episodes_par(e, "episodes"), e->n_windows));
+    w = (size_t)e->n_windows;
+    k = (size_t)e->n;
+    part[0] = k * sizeof *e->cache;
+    part[1] = w * (size_t)e->dim * sizeof(float);
+    part[2] = k * (size_t)e->dim * sizeof(float);
+    part[3] = (w + 1) * sizeof(int);
+    part[4] = w * sizeof(int) + 1;
+    part[5] = (k + 1) * sizeof(int);
+    part[6] = k * (size_t)kvmem__episodes_par(e, "most") * sizeof(int);
+    for (i = 0; i < 7; i++) {
+        part[i] = (part[i] + 15) & ~(size_t)15;
+        total += part[i];
+    }
+    e->block = p = (char *)kvmem__alloc(&e->allocator, total);
+    if (!p) return kvmem__fail(&e->error, KVMEM_NO_MEMORY, "episodes: no memory for %zu bytes", total);
+    e->block_size = total;
+    memset(p, 0, total);
+    e->cache = (kvmem_cache *)(void *)p;
+    e->vector = (float *)(void *)(p += part[0]);
+    e->centroid = (float *)(void *)(p += part[1]);
+    e->window = (int *)(void *)(p += part[2]);
+    e->own = (int *)(void *)(p += part[3]);
+    e->patch_at = (int *)(void *)(p += part[4]);
+    e->patch = (int *)(void *)(p + part[5]);
+    return KVMEM_OK;
+}
+/* Centroids, members and inertia: the best of several k-means. */
+static kvmem_status kvmem__episodes_cluster(kvmem_episodes *e) {
+    const int n = e->n_windows, k = e->n, d = e->dim;
+    const size_t all = (size_t)k * (size_t)d, most = all + (size_t)kvmem__kmeans_floats(k, n, d);
+    const uint64_t seed = e->session.cache.recipe.seed;
+    float *c = (float *)kvmem__alloc(&e->allocator, most * sizeof(float)), *work, *far, *own;
+    int start, i;
+    if (!c) return kvmem__fail(&e->error, KVMEM_NO_MEMORY, "episodes: no memory to cluster %d windows", n);
+    work = c + all;
+    far = work;
+    own = far + n;
+    for (start = 0; start < KVMEM__EPISODE_STARTS; start++) {
+        double sum = 0;
+        kvmem__kmeans(c, k, e->vector, n, d, KVMEM__EPISODE_ROUNDS, kvmem__random(seed, (uint64_t)start, 0, 0x6570),
+                      work);
+        for (i = 0; i < n; i++) own[i] = -1;
+        (void)kvmem__kmeans_assign(own, far, c, k, e->vector, n, d, own + n, own + n + 2 * k);
+        for (i = 0; i < n; i++) sum += (double)far[i];
+        if (start && sum >= e->inertia) continue;
+        e->inertia = sum;
+        memcpy(e->centroid, c, all * sizeof(float));
+        for (i = 0; i < n; i++) e->own[i] = (int)own[i];
+    }
+    kvmem__release(&e->allocator, c, most * sizeof(float));
+    return KVMEM_OK;
+}
+/* Add m ids to patch prompt i of at most `most`; 0: they do not fit. */
+static int kvmem__episodes_add(kvmem_episodes *e, int i, int most, const int *ids, int m) {
+    int *end = &e->patch_at[i + 1];
+    if (m > most - (*end - e->patch_at[i])) return 0;
+    if (m) memcpy(e->patch + *end, ids, (size_t)m * sizeof *ids);
+    *end += m;
+    return 1;
+}
+/* Patch prompt i: chosen windows in the order of the text. pick (n_windows) is scratch: 1, taken. */
+static void kvmem__episodes_patch(kvmem_episodes *e, int i, const int *ids, const int *head, int n_head, int blank,
+                                  unsigned char *pick) {
+    const int most = kvmem__episodes_par(e, "most"), medoids = kvmem__episodes_par(e, "medoids");
+    const float *c = e->centroid + (size_t)i * (size_t)e->dim;
+    int room = most - n_head, taken = 0, t, best = -1;
+    memset(pick, 0, (size_t)e->n_windows);
+    while (taken < medoids) {
+        float top = -INFINITY;
+        int at = -1, len;
+        for (t = 0; t < e->n_windows; t++) {
+            float dot;
+            if (pick[t] || e->own[t] != i) continue;
+            dot = kvmem__dot_plain(e->vector + (size_t)t * (size_t)e->dim, c, e->dim);
+            if (at < 0 || dot > top) { at = t; top = dot; }
+        }
+        if (at < 0) break;
+        if (best < 0) best = at;
+        len = e->window[at + 1] - e->window[at] + (blank >= 0);
+        pick[at] = len <= room ? 1 : 2;
+        if (len > room) continue; /* the next best may fit */
+        room -= len;
+        taken++;
+    }
+    e->patch_at[i + 1] = e->patch_at[i];
+    kvmem__episodes_add(e, i, most, head, n_head);
+    if (best >= 0 && !taken) kvmem__episodes_add(e, i, most, ids + e->window[best], room);
+    for (t = 0; t < e->n_windows; t++) {
+        if (pick[t] != 1) continue;
+        kvmem__episodes_add(e, i, most, ids + e->window[t], e->window[t + 1] - e->window[t]);
+        if (blank >= 0) kvmem__episodes_add(e, i, most, &blank, 1);
+    }
+}
+static kvmem_status kvmem__episodes_patches(kvmem_episodes *e, const kvmem_episodes_config *cfg, const int *ids) {
+    const kvmem_tokenizer *t = &e->session.model->tokenizer;
+    const char *text = cfg->instruction ? cfg->instruction : kvmem__patch_text[KVMEM__PATCH_GIVEN];
+    const size_t size = (size_t)e->n_windows + 1;
+    int head[KVMEM__PROBE_TEXT], blank = -1, n_head = 0, i;
+    const int most = KVMEM__MIN(kvmem__episodes_par(e, "most"), KVMEM__PROBE_TEXT);
+    unsigned char *pick;
+    if (t->piece) {
+        int line[4], n = 0;
+        KVMEM__TRY(kvmem__episodes_from(e, kvmem__probe_text(&e->session, "\n", line, &n, 4)));
+        if (n == 1) blank = line[0];
+        if (*text)
+            KVMEM__TRY(kvmem__episodes_from(e, kvmem__probe_text(&e->session, text, head, &n_head, most)));
+    }
+    pick = (unsigned char *)kvmem__alloc(&e->allocator, size);
+    if (!pick) return kvmem__fail(&e->error, KVMEM_NO_MEMORY, "episodes: no memory for %d windows", e->n_windows);
+    for (i = 0; i < e->n; i++) kvmem__episodes_patch(e, i, ids, head, n_head, blank, pick);
+    kvmem__release(&e->allocator, pick, size);
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__episodes_plan(kvmem_episodes *e, const kvmem_model *m, const kvmem_episodes_config *cfg,
+                                         const int *ids, int n, const int *turn, int n_turns) {
+    int i, W;
+    if (!ids || n < 1 || n_turns < 0 || (n_turns && !turn))
+        return kvmem__fail(&e->error, KVMEM_BAD_ARGUMENT, "episodes: a history of %d tokens and %d turns", n, n_turns);
+    for (i = 0; i < n_turns; i++)
+        if (turn[i] < (i ? turn[i - 1] + 1 : 0) || turn[i] >= n)
+            return kvmem__fail(&e->error, KVMEM_BAD_ARGUMENT, "episodes: turn %d of %d begins at token %d: they rise "
+                               "and stay below %d", i, n_turns, turn[i], n);
+    KVMEM__TRY(kvmem__episodes_begin(e, m, cfg, n_turns));
+    W = kvmem__episodes_par(e, "turns");
+    for (i = 0; i < e->n_windows; i++) e->window[i] = turn[i * W];
+    e->window[e->n_windows] = n;
+    for (i = 0; i < e->n_windows; i++)
+        KVMEM__TRY(kvmem__episodes_from(e, kvmem_embed(&e->session, &e->embedder, ids + e->window[i], e->window[i + 1] -
+                                        e->window[i], e->vector + (size_t)i * (size_t)e->dim)));
+    if (e->n_windows) KVMEM__TRY(kvmem__episodes_cluster(e));
+    return kvmem__episodes_patches(e, cfg, ids);
+}
+/* Cache i, by reading the history. */
+static kvmem_status kvmem__episodes_read(kvmem_episodes *e, int i, const int *ids, int n) {
+    kvmem_session *s = &e->session;
+    const int at = e->patch_at[i];
+    kvmem_session_clear(s);
+    KVMEM__TRY(kvmem__episodes_from(e, kvmem_session_patch(s, e->patch + at, e->patch_at[i + 1] - at)));
+    KVMEM__TRY(kvmem__episodes_from(e, kvmem_session_feed(s, ids, n, KVMEM_PROMPT_END, NULL, NULL)));
+    if (kvmem_cache_copy(&e->cache[i], &s->cache) != KVMEM_OK) {
+        e->error = e->cache[i].error;
+        kvmem_cache_free(&e->cache[i]);
+        return e->error.status;
+    }
+    e->n_cached = i + 1;
+    return KVMEM_OK;
+}
+static kvmem_status kvmem__episodes_make(kvmem_episodes *e, const kvmem_model *m, const kvmem_episodes_config *cfg,
+                                         const int *ids, int n, const int *turn, int n_turns, int read) {
+    kvmem_status status;
+    kvmem_error error;
+    int i;
+    memset(e, 0, sizeof *e);
+    e->opened = -1;
+    if (!m || !cfg) return kvmem__fail(&e->error, KVMEM_BAD_ARGUMENT, "episodes: no model or no configuration");
+    e->allocator = kvmem__allocator(&cfg->session.allocator);
+    e->embedder = cfg->embedder;
+    status = kvmem__episodes_plan(e, m, cfg, ids, n, turn, n_turns);
+    for (i = 0; read && i < e->n && status == KVMEM_OK; i++) status = kvmem__episodes_read(e, i, ids, n);
+    if (status == KVMEM_OK) {
+        kvmem_session_clear(&e->session);
+        return KVMEM_OK;
+    }
+    error = e->error;
+    kvmem_episodes_free(e);
+    e->error = error;
+    return status;
+}
+KVMEM_API kvmem_status kvmem_episodes_plan(kvmem_episodes *e, const kvmem_model *m, const kvmem_episodes_config *cfg,
+                                           const int *ids, int n, const int *turn, int n_turns) {
+    return kvmem__episodes_make(e, m, cfg, ids, n, turn, n_turns, 0);
+}
+KVMEM_API kvmem_status kvmem_episodes_build(kvmem_episodes *e, const kvmem_model *m, const kvmem_episodes_config *cfg,
+                                            const int *ids, int n, const int *turn, int n_turns) {
+    return kvmem__episodes_make(e, m, cfg, ids, n, turn, n_turns, 1);
+}
+KVMEM_API void kvmem_episodes_free(kvmem_episodes *e) {
+    int i;
+    if (!e) return;
+    for (i = 0; i < e->n_cached; i++) kvmem_cache_free(&e->cache[i]);
+    kvmem_session_free(&e->session);
+    if (e->block) kvmem__release(&e->allocator, e->block, e->block_size);
+    memset(e, 0, sizeof *e);
+}
+KVMEM_API kvmem_status kvmem_episodes_match(kvmem_episodes *e, const int *ids, int n, int *episode) {
+    const int far = kvmem__episodes_par(e, "pick");
+    kvmem_embedder by = e->embedder;
+    float *y, top = 0;
+    kvmem_status status;
+    int i;
+    *episode = 0;
+    if (!e->n_windows) return KVMEM_OK;
+    if (by.kind == KVMEM_EMBED_HIDDEN || by.kind == KVMEM_EMBED_KEYS) { /* a question by itself */
+        kvmem_session_clear(&e->session);
+        e->opened = -1;
+    }
+    by.question = 1;
+    y = (float *)kvmem__alloc(&e->allocator, (size_t)e->dim * sizeof *y);
+    if (!y) return kvmem__fail(&e->error, KVMEM_NO_MEMORY, "episodes: no memory for a question's vector");
+    status = kvmem__episodes_from(e, kvmem_embed(&e->session, &by, ids, n, y));
+    for (i = 0; i < e->n && status == KVMEM_OK; i++) {
+        const float dot = kvmem__dot_plain(y, e->centroid + (size_t)i * (size_t)e->dim, e->dim);
+        if (i && (far ? dot >= top : dot <= top)) continue;
+        top = dot;
+        *episode = i;
+    }
+    kvmem__release(&e->allocator, y, (size_t)e->dim * sizeof *y);
+    return status;
+}
+KVMEM_API kvmem_status kvmem_episodes_open(kvmem_episodes *e, int i) {
+    kvmem_session *s = &e->session;
+    if (i < 0 || i >= e->n_cached)
+        return kvmem__fail(&e->error, KVMEM_BAD_ARGUMENT, "episodes: there is no cache %d of %d", i, e->n_cached);
+    e->opened = -1;
+    s->has_logits = s->n_ids = 0;
+    kvmem_cache_free(&s->cache);
+    if (kvmem_cache_copy(&s->cache, &e->cache[i]) != KVMEM_OK) {
+        e->error = s->error = s->cache.error;
+        return e->error.status;
+    }
+    e->opened = i;
+    return KVMEM_OK;
+}
+KVMEM_API void kvmem_episodes_bytes(const kvmem_episodes *e, kvmem_bytes *out) {
+    const kvmem_bytes_part own = kvmem__part(2, e->block_size);
+    kvmem_session_bytes(&e->session, out);
+    kvmem__add_part(&out->live, &own);
+    kvmem__add_part(&out->peak, &own);
 }
 
 /* ==== >>sampling : from logits to a token =========================================================

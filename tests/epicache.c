@@ -35,7 +35,7 @@ TEST(example_of_two_patch_rows) {
     CHECK(pos[0] == 0 && pos[1] == 1);
     kvmem_cache_free(&c); world_free(&w);
 }
-/* The largest probability of entry t for head h over patch tokens [from, to) of the stream, which stand at first, ... */
+/* The largest probability of entry t for head h over patch tokens [from, to) of the stream, which stand at first ... */
 static double oracle_seen(const world *w, int l, int h, int t, const int *set, int n, int from, int to, int first) {
     const int d = w->d, g = h / (w->H / w->G);
     double best = 0;
@@ -248,6 +248,180 @@ TEST(what_a_patch_prompt_may_not_be) {
     kvmem_session_free(&s); small_close(&m);
 }
 
+/* ---- episodes ---- */
+
+/* A history of 32 turns of 5 tokens behind 3 of a system prompt: four turns on a topic, then four on the next of four.
+   A topic has 12 words of its own. */
+enum { TURNS = 32, HISTORY = 3 + 5 * TURNS };
+static int history[HISTORY], turns[TURNS];
+static int word_of(int topic) { return 20 + 12 * topic + (int)(test_unit() * 12); }
+static void tell_history(void) {
+    int i, j;
+    for (i = 0; i < 3; i++) history[i] = 10 + i;
+    for (i = 0; i < TURNS; i++) {
+        turns[i] = 3 + 5 * i;
+        for (j = 0; j < 5; j++) history[3 + 5 * i + j] = word_of(i / 4 % 4);
+    }
+}
+static kvmem_status episodes_of(kvmem_episodes *e, const kvmem_model *m, const char *recipe, const char *instruction,
+                                int n_turns, int read, const kvmem_allocator *heap) {
+    kvmem_episodes_config cfg; kvmem_recipe r; kvmem_error err;
+    memset(&cfg, 0, sizeof cfg);
+    if (kvmem_recipe_parse(&r, recipe, &err)) { printf("  %s\n", err.text); return KVMEM_BAD_RECIPE; }
+    cfg.session.recipe = &r;
+    cfg.instruction = instruction;
+    if (heap) cfg.session.allocator = *heap;
+    return (read ? kvmem_episodes_build : kvmem_episodes_plan)(e, m, &cfg, history, HISTORY, turns, n_turns);
+}
+TEST(topics_are_found_and_their_turns_are_the_patch_prompts) {
+    kvmem_model m; kvmem_episodes e, f; int i, j, t, q[12];
+    REQUIRE(small_open(&m));
+    tell_history();
+    REQUIRE_OK(episodes_of(&e, &m, "epicache score=epicache(episodes=4,medoids=1)", "", TURNS, 0, NULL));
+    REQUIRE_OK(episodes_of(&f, &m, "epicache score=epicache(episodes=4,medoids=9)", NULL, TURNS, 0, NULL));
+    CHECK(e.n == 4 && e.n_windows == 8 && e.window[0] == 3 && e.window[8] == HISTORY && e.n_cached == 0);
+    for (t = 0; t < 8; t++) CHECK(e.own[t] == e.own[t % 4] && e.window[t] == 3 + 20 * t);
+    for (i = 0; i < 4; i++) for (j = 0; j < i; j++) CHECK(e.own[i] != e.own[j]);
+    for (i = 0; i < 4; i++) {
+        const int *a = e.patch + e.patch_at[i], *b = f.patch + f.patch_at[i];
+        const int n = e.patch_at[i + 1] - e.patch_at[i], m2 = f.patch_at[i + 1] - f.patch_at[i], blank = n - 20;
+        const float *c = e.centroid + i * e.dim;
+        int first = -1, topic = -1, head = m2 - 2 * n, d;
+        for (t = 0; t < 8; t++) if (e.own[t] == i) { if (first < 0) first = t; }
+        topic = first % 4;
+        CHECK((blank == 0 || blank == 1) && head >= 0); /* an instruction as far as there are words */
+        CHECK(!memcmp(a, history + 3 + 20 * topic, 80) || !memcmp(a, history + 3 + 20 * (topic + 4), 80));
+        CHECK(!memcmp(b + head, history + 3 + 20 * topic, 80));
+        CHECK(!memcmp(b + head + n, history + 3 + 20 * (topic + 4), 80)); /* in the order of the text */
+        for (d = 0; d < e.dim; d++) /* a mean, of no particular length */
+            CHECK_NEAR(c[d], (e.vector[topic * e.dim + d] + e.vector[(topic + 4) * e.dim + d]) / 2, 1e-6);
+        for (j = 0; j < 12; j++) q[j] = 20 + 12 * topic + j;
+        CHECK_OK(kvmem_episodes_match(&e, q, 12, &j));
+        CHECK(j == i);
+    }
+    CHECK(kvmem_episodes_match(&e, q, 0, &j) == KVMEM_BAD_ARGUMENT && kvmem_episodes_open(&e, 0) == KVMEM_BAD_ARGUMENT);
+    kvmem_episodes_free(&f);
+    REQUIRE_OK(episodes_of(&f, &m, "epicache score=epicache(episodes=4,most=7)", "", TURNS, 0, NULL));
+    for (i = 0; i < 4; i++) { /* nothing fits: the front of the best */
+        for (t = 0; f.own[t] != i; t++) {}
+        CHECK(f.patch_at[i + 1] == 7 * (i + 1));
+        CHECK(!memcmp(f.patch + 7 * i, history + f.window[t], 28) ||
+              !memcmp(f.patch + 7 * i, history + f.window[t + 4], 28));
+    }
+    kvmem_episodes_free(&f); kvmem_episodes_free(&e); small_close(&m);
+}
+/* The least inertia of n windows in two clusters, over all divisions. */
+static double least_inertia(const kvmem_episodes *e) {
+    double best = 1e300;
+    int mask, i, d, k;
+    for (mask = 1; mask < 1 << (e->n_windows - 1); mask++) {
+        double sum = 0;
+        for (k = 0; k < 2; k++) for (d = 0; d < e->dim; d++) {
+            double s = 0, s2 = 0, n = 0;
+            for (i = 0; i < e->n_windows; i++) {
+                const double x = (double)e->vector[i * e->dim + d];
+                if ((mask >> i & 1) == k) { s += x; s2 += x * x; n++; }
+            }
+            sum += s2 - s * s / n;
+        }
+        best = KVMEM__MIN(best, sum);
+    }
+    return best;
+}
+TEST(ten_starts_come_near_the_best_clustering_and_windows_may_be_few) {
+    kvmem_model m; kvmem_episodes e, f; int i;
+    REQUIRE(small_open(&m));
+    tell_history();
+    for (i = 0; i < HISTORY; i++) history[i] = 10 + (int)(test_unit() * (m.n_vocab - 10)); /* no topics at all */
+    REQUIRE_OK(episodes_of(&e, &m, "epicache score=epicache(episodes=2,turns=3)", "", TURNS, 0, NULL));
+    CHECK(e.n_windows == 11 && e.window[10] == turns[30] && e.n == 2);
+    CHECK(e.inertia > least_inertia(&e) - 1e-4 && e.inertia < 1.02 * least_inertia(&e));
+    REQUIRE_OK(episodes_of(&f, &m, "epicache score=epicache(episodes=2,turns=3)", "", TURNS, 0, NULL));
+    CHECK(!memcmp(e.own, f.own, 11 * sizeof(int)) && !memcmp(e.centroid, f.centroid, (size_t)(2 * e.dim) * 4));
+    kvmem_episodes_free(&e); kvmem_episodes_free(&f);
+    REQUIRE_OK(episodes_of(&e, &m, "epicache score=epicache(episodes=9)", NULL, 9, 0, NULL));
+    CHECK(e.n == 3 && e.inertia < 1e-9); /* every window an episode */
+    kvmem_episodes_free(&e);
+    REQUIRE_OK(episodes_of(&e, &m, "epicache score=epicache(episodes=9)", NULL, 0, 0, NULL));
+    CHECK(e.n == 1 && e.n_windows == 0);
+    CHECK_OK(kvmem_episodes_match(&e, history, 4, &i));
+    CHECK(i == 0);
+    kvmem_episodes_free(&e); small_close(&m);
+}
+TEST(caches_of_all_episodes) {
+    static const char small[] = "epicache score=epicache(episodes=4) budget=24 when=block(16) page=4 codec=f32";
+    kvmem_model m; kvmem_episodes e; kvmem_session s; kvmem_bytes b; int i, l, q[4]; uint64_t h[4], all;
+    float *logits;
+    REQUIRE(small_open(&m));
+    tell_history();
+    for (i = 0; i < 4; i++) q[i] = word_of(2);
+    REQUIRE(session_of(&s, &m, "full codec=f32"));
+    CHECK_OK(kvmem_session_feed(&s, history, HISTORY, KVMEM_PROMPT_END, NULL, NULL));
+    all = kept(&s.cache);
+    CHECK_OK(kvmem_session_feed(&s, q, 4, KVMEM_DECODE, NULL, NULL));
+    REQUIRE_OK(episodes_of(&e, &m, "epicache score=epicache(episodes=4) budget=163 when=block(16) codec=f32", "", TURNS,
+                           1, NULL));
+    CHECK(e.n == 4 && e.n_cached == 4);
+    for (i = 0; i < 4; i++) {
+        CHECK_OK(kvmem_episodes_open(&e, i));
+        CHECK(kept(&e.session.cache) == all); /* the budget covers the history: dense, all episodes alike */
+        CHECK_OK(kvmem_session_feed(&e.session, q, 4, KVMEM_DECODE, NULL, NULL));
+        CHECK(!memcmp(e.session.logits, s.logits, (size_t)m.n_vocab * 4));
+    }
+    kvmem_session_free(&s); kvmem_episodes_free(&e);
+    REQUIRE_OK(episodes_of(&e, &m, small, "", TURNS, 1, NULL));
+    logits = (float *)malloc((size_t)m.n_vocab * 4);
+    for (i = 0; i < 4; i++) {
+        CHECK_OK(kvmem_episodes_open(&e, i));
+        h[i] = kept(&e.session.cache);
+        for (l = 0; l < m.n_layers; l++) CHECK(kvmem_cache_lane_len(&e.session.cache, l, 0) +
+                                               kvmem_cache_lane_len(&e.session.cache, l, 1) == 48);
+        CHECK(e.session.cache.next_pos == HISTORY && e.opened == i);
+        CHECK_OK(kvmem_session_feed(&e.session, q, 4, KVMEM_DECODE, NULL, NULL));
+        memcpy(logits, e.session.logits, (size_t)m.n_vocab * 4);
+        CHECK_OK(kvmem_episodes_open(&e, i)); /* question and answer are gone */
+        CHECK(kept(&e.session.cache) == h[i]);
+        CHECK_OK(kvmem_session_feed(&e.session, q, 4, KVMEM_DECODE, NULL, NULL));
+        CHECK(!memcmp(logits, e.session.logits, (size_t)m.n_vocab * 4));
+        for (l = 0; l < i; l++) CHECK(h[l] != h[i]);
+    }
+    kvmem_episodes_bytes(&e, &b); /* four caches, and while the last was made: M + B + |patch| more of each lane */
+    CHECK(b.peak.k <= (size_t)(m.n_layers * m.n_kv_heads * m.head_dim) * 4 * (4 * (24 + 8) + 16 + 50 + 16));
+    free(logits);
+    kvmem_episodes_free(&e); small_close(&m);
+}
+TEST(episodes_that_cannot_be_are_errors_and_leave_nothing) {
+    kvmem_model m; kvmem_episodes e; test_heap heap; kvmem_allocator a; int k; size_t calls = 0;
+    static const char text[] = "epicache score=epicache(episodes=2) budget=24 when=block(64) page=16";
+    REQUIRE(small_open(&m));
+    tell_history();
+    CHECK(episodes_of(&e, &m, "snapkv", NULL, TURNS, 0, NULL) == KVMEM_BAD_RECIPE && strstr(e.error.text, "snapkv"));
+    CHECK(episodes_of(&e, &m, "epicache score=epicache(patch=last)", NULL, TURNS, 0, NULL) == KVMEM_BAD_RECIPE);
+    CHECK(episodes_of(&e, &m, text, NULL, -1, 0, NULL) == KVMEM_BAD_ARGUMENT);
+    turns[4] = turns[3];
+    CHECK(episodes_of(&e, &m, text, NULL, TURNS, 0, NULL) == KVMEM_BAD_ARGUMENT && strstr(e.error.text, "turn 4"));
+    tell_history();
+    turns[31] = HISTORY;
+    CHECK(episodes_of(&e, &m, text, NULL, TURNS, 0, NULL) == KVMEM_BAD_ARGUMENT && strstr(e.error.text, "turn 31"));
+    tell_history();
+    history[9] = m.n_vocab;
+    CHECK(episodes_of(&e, &m, text, NULL, TURNS, 0, NULL) == KVMEM_BAD_ARGUMENT && strstr(e.error.text, "vocabulary"));
+    tell_history();
+    for (k = 0; k < 16; k++) {
+        kvmem_status st;
+        memset(&heap, 0, sizeof heap);
+        a = test_allocator(&heap);
+        if (k) heap.fail_at = 1 + (size_t)((double)calls * (k < 8 ? (double)k / 1000 : test_unit()));
+        st = episodes_of(&e, &m, text, "", TURNS, 1, &a);
+        if (!k) { CHECK_OK(st); CHECK_OK(kvmem_episodes_open(&e, 1)); calls = heap.calls; }
+        else CHECK(st == KVMEM_NO_MEMORY && e.error.text[0] && !e.block);
+        kvmem_episodes_free(&e);
+        CHECK(!heap.live && !heap.wrong);
+    }
+    kvmem_episodes_free(NULL);
+    small_close(&m);
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv, "epicache");
     RUN(example_of_two_patch_rows);
@@ -256,5 +430,9 @@ int main(int argc, char **argv) {
     RUN(pair_and_pair_uniform_lengths_and_the_peak);
     RUN(patch_prompts_of_every_kind_run_and_a_copy_has_them);
     RUN(what_a_patch_prompt_may_not_be);
+    RUN(topics_are_found_and_their_turns_are_the_patch_prompts);
+    RUN(ten_starts_come_near_the_best_clustering_and_windows_may_be_few);
+    RUN(caches_of_all_episodes);
+    RUN(episodes_that_cannot_be_are_errors_and_leave_nothing);
     return test_end();
 }

@@ -376,6 +376,38 @@ static int base_open(eval *e, eval_cell *c, eval_base *b) {
     b->by_bytes = c->recipe.amount.kind == KVMEM_BYTES;
     return cell_ok(c, kvmem_session_init(&b->s, &e->l.model, &e->cfg), &b->s);
 }
+/* --- score=epicache: a cache for each topic of the context --- */
+
+static int knows_topics(const eval *e, const eval_cell *c) {
+    const kvmem_recipe *r = &c->recipe;
+    return !strcmp(r->stage[KVMEM_SCORE].entry->word, "epicache") && r->stage[KVMEM_SCORE].par[0] < 1 &&
+           r->amount.kind != KVMEM_ALL && !e->r.aware;
+}
+/* Topics and caches of the whole context; a turn ends with a token that has a line break. No instruction: the
+   language of the contexts has none. */
+static int topics_read(eval *e, eval_cell *c, kvmem_episodes *ep) {
+    const corpus_test *t = &e->test;
+    int *turn = (int *)grow(NULL, (size_t)t->n, sizeof *turn), n = 0, i, begins = 1;
+    kvmem_episodes_config cfg;
+    kvmem_status status;
+    memset(&cfg, 0, sizeof cfg);
+    for (i = 0; i < t->n; i++) {
+        size_t len = 0;
+        const char *piece = kvmem_token_piece(e->l.tokenizer, t->ids[i], &len);
+        char text[8];
+        if (kvmem_token_is_special(e->l.tokenizer, t->ids[i])) continue;
+        if (begins) turn[n++] = i;
+        begins = kvmem_token_bytes(e->l.tokenizer, t->ids[i], 0, text, sizeof text) == 1 && *text == '\n';
+        begins |= piece && memchr(piece, '\n', len) != NULL;
+    }
+    cfg.session = e->cfg;
+    cfg.session.recipe = &c->recipe;
+    cfg.instruction = "";
+    status = kvmem_episodes_build(ep, &e->l.model, &cfg, t->ids, t->n, turn, n);
+    free(turn);
+    if (status != KVMEM_OK) snprintf(c->error, sizeof c->error, "%s", ep->error.text);
+    return status == KVMEM_OK;
+}
 static int base_mark(eval_cell *c, eval_base *b) {
     return !b->by_bytes || cell_ok(c, kvmem_session_save(&b->s, base_write, b), &b->s);
 }
@@ -477,6 +509,40 @@ static int cell_questions(eval *e, eval_cell *c, eval_base *b, double came, int 
     return 1;
 }
 
+/* The questions to the caches of topics; bytes are those of all caches together. */
+static int cell_topics(eval *e, eval_cell *c) {
+    const corpus_test *t = &e->test;
+    const double start = now();
+    kvmem_episodes ep;
+    kvmem_bytes b;
+    double came;
+    int i, k, ok = topics_read(e, c, &ep);
+    if (!ok) return 0;
+    came = now() - start;
+    kvmem_episodes_bytes(&ep, &b);
+    ok = kvmem_episodes_open(&ep, 0) == KVMEM_OK;
+    if (ok) {
+        kvmem_bytes one;
+        kvmem_session_bytes(&ep.session, &one);
+        eval_add(&c->live, (double)b.live.total, 1);
+        eval_add(&c->peak, (double)b.peak.total, 1);
+        eval_add(&c->entries, (double)one.entries, 1);
+    }
+    eval_add(&c->prefill, came, t->n);
+    for (i = 0; i < t->n_q && ok; i++) {
+        ok = kvmem_episodes_match(&ep, t->q[i].ids, t->q[i].n, &k) == KVMEM_OK &&
+             kvmem_episodes_open(&ep, k) == KVMEM_OK;
+        if (ok) {
+            eval_base b1;
+            memset(&b1, 0, sizeof b1);
+            ok = cell_ok(c, kvmem_session_copy(&b1.s, &ep.session), &b1.s) && cell_ask(e, c, &b1, &t->q[i], came, NULL);
+            kvmem_session_free(&b1.s);
+        } else snprintf(c->error, sizeof c->error, "%s", ep.error.text);
+    }
+    kvmem_episodes_free(&ep);
+    return ok;
+}
+
 /* --- perplexity: rows of the full cache are kept, those of the others compared with them --- */
 
 static double row_log_sum(const float *x, int n) {
@@ -555,6 +621,7 @@ static void run_method(eval *e, eval_cell *c, int n, int stream) {
         int ok;
         eval_progress(e, 0);
         if (c[i].error[0]) continue;
+        if (!ppl && knows_topics(e, c + i)) { cell_topics(e, c + i); continue; }
         if (share && !all.s.model) {
             ok = base_open(e, c + i, &all) &&
                  cell_feed(c + i, &all.s, e->test.ids, prefix, KVMEM_PREFILL, &time);
