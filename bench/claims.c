@@ -60,6 +60,8 @@ typedef struct claim {
 #define WINDOWKV "WindowKV 2025"
 #define DAPQ "Tian 2026, 2603.11564"
 #define KVZIP "Kim 2025, 2505.23416"
+#define EPICACHE "Kim 2025, 2509.17396"
+#define TOPICS "budget=@ when=block(128)" /* read in blocks, a hard budget */
 #define ADAKV "Feng 2024, 2407.11550"
 #define EXPECTED "Devoto 2025, 2510.00636"
 #define HEADKV "Fu 2024, 2410.19258"
@@ -218,6 +220,20 @@ static const claim claims[] = {
     {"what repeating the prompt needs beats its last queries", KVZIP, BETTER, EVAL_CONV, 0, "kvzip budget=@",
      "snapkv budget=@"},
     {"the same at a half", KVZIP, BETTER, EVAL_CONV, 0, "kvzip budget=50%", "snapkv budget=50%"},
+    /* a history read in blocks, a cache for each topic (E=4) or one for all (E=1) */
+    {"a cache for each of 4 topics answers better than one for all", EPICACHE, BETTER, EVAL_CONV, 0,
+     "epicache score=epicache(episodes=4,medoids=2) " TOPICS, "epicache score=epicache(medoids=2) " TOPICS},
+    {"the right topic's cache answers better than a wrong one's", EPICACHE, BETTER, EVAL_CONV, 0,
+     "epicache score=epicache(episodes=4,medoids=2) " TOPICS,
+     "epicache score=epicache(episodes=4,medoids=2,pick=far) " TOPICS},
+    {"typical turns judge a block better than its last tokens (snapkv)", EPICACHE, BETTER, EVAL_CONV, 0,
+     "epicache score=epicache(episodes=4,medoids=2) " TOPICS, "epicache score=epicache(patch=last) " TOPICS},
+    {"better than repeating the block (kvzip)", EPICACHE, BETTER, EVAL_CONV, 0,
+     "epicache score=epicache(episodes=4,medoids=2) " TOPICS, "epicache score=epicache(patch=repeat) " TOPICS},
+    {"better than an instruction to summarise (infinipot)", EPICACHE, BETTER, EVAL_CONV, 0,
+     "epicache score=epicache(episodes=4,medoids=2) " TOPICS, "epicache score=epicache(patch=summary) " TOPICS},
+    {"better than keys unlike the mean key (keydiff)", EPICACHE, BETTER, EVAL_CONV, 0,
+     "epicache score=epicache(episodes=4,medoids=2) " TOPICS, "epicache score=keydiff " TOPICS},
     {"expected queries find more than the prompt's last", EXPECTED, BETTER, EVAL_CONV, 0, "expected-attention budget=@",
      "snapkv budget=@"}};
 enum { N_CLAIMS = sizeof claims / sizeof *claims };

@@ -392,13 +392,12 @@ static int topics_read(eval *e, eval_cell *c, kvmem_episodes *ep) {
     kvmem_status status;
     memset(&cfg, 0, sizeof cfg);
     for (i = 0; i < t->n; i++) {
-        size_t len = 0;
-        const char *piece = kvmem_token_piece(e->l.tokenizer, t->ids[i], &len);
-        char text[8];
+        char text[16];
+        size_t len;
         if (kvmem_token_is_special(e->l.tokenizer, t->ids[i])) continue;
         if (begins) turn[n++] = i;
-        begins = kvmem_token_bytes(e->l.tokenizer, t->ids[i], 0, text, sizeof text) == 1 && *text == '\n';
-        begins |= piece && memchr(piece, '\n', len) != NULL;
+        len = kvmem_token_bytes(e->l.tokenizer, t->ids[i], 0, text, sizeof text);
+        begins = memchr(text, '\n', len < sizeof text ? len : sizeof text) != NULL;
     }
     cfg.session = e->cfg;
     cfg.session.recipe = &c->recipe;
