@@ -26156,7 +26156,8 @@ static const kvmem_memory kvmem__memory_a2ats = { 0, kvmem__a2_floats, kvmem__a2
        largest; final = (1 - lambda) s + lambda bm25; spans by falling score fill `budget` tokens, the nearer number
      5 until the next question all layers read the first `sink` tokens, these spans, and all from the question on
    The question is the piece after kvmem_cache_mark(KVMEM_MARK_QUESTION), of which the last `window` tokens ask; without
-   a mark the prompt's last `window` tokens.
+   a mark the prompt's last `window` tokens. A later block of more than one token is a question, too: the layers below
+   read all, its queries choose in the layer, and the layers from there on read what they have chosen at once.
    reads: queries (window) and keys of one layer before RoPE, token ids (kvmem_cache_ids; without them lambda is 0).
    state: in the lanes of the layer F (d + 2) floats, 6 k bytes a token; a float an entry for its id.
    cost: learning O(rounds 1024 F d), a token O(F d) once, a question O(its features' lists).
@@ -26386,22 +26387,26 @@ static kvmem__s3_index *kvmem__s3_extend(const kvmem_view *v, int g, int n, size
     kvmem__view_scratch_back(v->cache);
     return x;
 }
-/* Step 3 for lane g: scores of positions, s (from), grow by those of the lane's entries. asked (F): scratch. */
-static void kvmem__s3_score(const kvmem_view *v, int g, kvmem__s3_index *x, int from, float *s, unsigned char *asked,
-                            float *work) {
+/* Step 3 for lane g: scores of positions, s (from), grow by those of the lane's entries. The block's queries q ask, or,
+   NULL, those that have been. asked (F): scratch. */
+static void kvmem__s3_score(const kvmem_view *v, int g, kvmem__s3_index *x, int n, const float *q, int from, float *s,
+                            unsigned char *asked, float *work) {
     const int F = (int)v->par[KVMEM__S3_FEATURES], d = v->cache->shape.head_dim, k = (int)v->par[KVMEM__S3_K];
     const int r = v->cache->shape.n_heads / v->cache->shape.n_kv_heads;
     const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, g);
     const kvmem__s3_parts p = kvmem__s3_at(x, F, d, k, x->n);
+    const int window = (int)v->par[KVMEM__S3_WINDOW], all = q ? n : kvmem_view_queries(v);
     uint16_t at[64];
     int i, h, j, f;
     memset(asked, 0, (size_t)F);
-    for (i = 0; i < kvmem_view_queries(v) && x->ready; i++) {
+    for (i = all > window ? all - window : 0; i < all && x->ready; i++) {
         for (h = g * r; h < (g + 1) * r; h++) {
-            int32_t pos;
-            kvmem_view_query(v, h, i, work, &pos);
+            int32_t pos = from;
+            if (q) memcpy(work, q + ((size_t)i * (size_t)v->cache->shape.n_heads + (size_t)h) * (size_t)d,
+                          (size_t)d * sizeof *work);
+            else kvmem_view_query(v, h, i, work, &pos);
             if (pos < from) continue;
-            kvmem__unrope_rows(v->cache, v->layer, work, 1, &pos);
+            if (!q) kvmem__unrope_rows(v->cache, v->layer, work, 1, &pos);
             f = kvmem__sae_features(at, work, p.b_dec, p.b_enc, p.enc, F, d, k, work + 2 * d, work + d,
                                     (int *)(void *)(work + 2 * d + F));
             while (f > 0) asked[at[--f]] = 1;
@@ -26414,8 +26419,9 @@ static void kvmem__s3_score(const kvmem_view *v, int g, kvmem__s3_index *x, int 
 }
 /* Step 4 without its end: BM25 of the spans before `from`, by the ids in lane 0; id (end), tf (spans) scratch. Are
    there any ids of the question? */
-static int kvmem__s3_words(const kvmem_view *v, int from, int end, float *score, int *id, int *tf) {
-    const kvmem_lane *ln = kvmem__lane_at(v->cache, v->layer, 0);
+static int kvmem__s3_words(const kvmem_view *v, int n, int from, int end, float *score, int *id, int *tf) {
+    const kvmem_cache *c = v->cache;
+    const kvmem_lane *ln = kvmem__lane_at(c, v->layer, 0);
     int t, known = 0;
     for (t = 0; t < end; t++) id[t] = -1;
     for (t = 0; t < ln->n; t++) {
@@ -26426,28 +26432,34 @@ static int kvmem__s3_words(const kvmem_view *v, int from, int end, float *score,
         id[pos] = (int)own - 1;
         known += pos >= from && own > 0;
     }
+    for (t = 0; t < n && n == c->n_ids; t++) { /* the block in flight */
+        id[c->block_pos[t]] = c->token_id[t];
+        known += c->token_id[t] >= 0;
+    }
     kvmem__bm25_spans(score, id, from, (int)v->par[KVMEM__S3_SPAN], id + from, end - from, tf);
     return known > 0;
 }
-/* Where the question begins: at its mark, if that is no older than what was asked last, or `window` tokens ago. */
-static int kvmem__s3_from(const kvmem_view *v) {
+/* Where the question begins: at its mark, if that is no older than what was asked last; where the block of n > 0 tokens
+   does; or `window` tokens ago. */
+static int kvmem__s3_from(const kvmem_view *v, int n_block) {
     const kvmem_cache *c = v->cache;
     const int window = (int)v->par[KVMEM__S3_WINDOW];
     float *state = kvmem_view_state(v, 0);
     int from = c->next_pos > window ? c->next_pos - window : 0, n, last = (int)state[0] * 65536 + (int)state[1];
     const kvmem_mark *mark = kvmem_view_marks(v, &n);
-    if (v->phase != KVMEM_PROMPT_END && last > 0 && last < c->next_pos) from = last; /* made anew: the same question */
+    if (n_block) from = c->block_pos[0];
+    else if (v->phase != KVMEM_PROMPT_END && last > 0 && last < c->next_pos) from = last; /* made anew, asked before */
     else if (n && mark[n - 1].kind == KVMEM_MARK_QUESTION && mark[n - 1].pos < c->next_pos &&
              (mark[n - 1].pos > last || !last)) from = (int)mark[n - 1].pos;
     state[0] = (float)(from / 65536);
     state[1] = (float)(from % 65536);
     return from;
 }
-/* Steps 2 to 4; v is a view of the layer. */
-static kvmem_status kvmem__s3_ask(const kvmem_view *v) {
+/* Steps 2 to 4; v is a view of the layer. The block's n queries q ask, or, NULL and 0, those that have been. */
+static kvmem_status kvmem__s3_ask(const kvmem_view *v, int n, const float *q) {
     const int F = (int)v->par[KVMEM__S3_FEATURES], d = v->cache->shape.head_dim, k = (int)v->par[KVMEM__S3_K];
-    const int span = (int)v->par[KVMEM__S3_SPAN], end = v->cache->next_pos, from = kvmem__s3_from(v);
-    const int S = (from + span - 1) / span;
+    const int span = (int)v->par[KVMEM__S3_SPAN], end = n ? v->cache->block_pos[n - 1] + 1 : v->cache->next_pos;
+    const int from = kvmem__s3_from(v, n), S = (from + span - 1) / span;
     float *s = kvmem__view_scratch(v, (size_t)from + 2 * (size_t)S + 4 * (size_t)F + 2 * (size_t)d);
     int *id = s ? (int *)(void *)kvmem__view_scratch(v, (size_t)end + 3 * (size_t)S) : NULL, *size, *order, g, i;
     unsigned char *asked = id ? (unsigned char *)kvmem__view_scratch(v, (size_t)F / sizeof(float) + 1) : NULL;
@@ -26458,14 +26470,13 @@ static kvmem_status kvmem__s3_ask(const kvmem_view *v) {
     order = size + S;
     for (i = 0; i < from; i++) s[i] = 0;
     for (g = v->cache->shape.n_kv_heads - 1; g >= 0; g--) { /* lane 0 last: x is its index */
-        const int n = kvmem__lane_find(kvmem__lane_at(v->cache, v->layer, g), from);
-        x = kvmem__s3_extend(v, g, n, g ? 0 : (size_t)S);
+        x = kvmem__s3_extend(v, g, kvmem__lane_find(kvmem__lane_at(v->cache, v->layer, g), from), g ? 0 : (size_t)S);
         if (!x) return v->cache->error.status;
-        kvmem__s3_score(v, g, x, from, s, asked, words + S);
+        kvmem__s3_score(v, g, x, n, q, from, s, asked, words + S);
     }
     kvmem__s3_spans(by, s, from, span, (int)v->par[KVMEM__S3_SMOOTH]);
     kvmem__minmax(by, S);
-    if (v->par[KVMEM__S3_LAMBDA] > 0 && kvmem__s3_words(v, from, end, words, id, id + end)) {
+    if (v->par[KVMEM__S3_LAMBDA] > 0 && kvmem__s3_words(v, n, from, end, words, id, id + end)) {
         const float share = (float)v->par[KVMEM__S3_LAMBDA];
         kvmem__minmax(words, S);
         for (i = 0; i < S; i++) by[i] = (1 - share) * by[i] + share * words[i];
@@ -26476,7 +26487,7 @@ static kvmem_status kvmem__s3_ask(const kvmem_view *v) {
         kvmem__s3_at(x, F, d, k, x->n).read[order[i]] = 1;
     x->from = from;
     x->spans = S;
-    x->tokens = v->cache->tokens;
+    x->tokens = v->cache->tokens + n;
     for (i = 0; i < 3; i++) kvmem__view_scratch_back(v->cache);
     return KVMEM_OK;
 }
@@ -26487,14 +26498,14 @@ static kvmem_status kvmem__retrieve_s3(const kvmem_view *v, int n, const float *
     kvmem__s3_index *x;
     const uint8_t *chosen;
     int g, i, j, fresh;
-    (void)q;
     (void)pos;
     (void)read;
-    if (!kvmem__read_begun(v)) return KVMEM_OK;
     at.layer = kvmem__s3_layer(v);
+    if (!kvmem__read_begun(v) || (n > 1 && v->layer < at.layer)) return KVMEM_OK;
     x = (kvmem__s3_index *)kvmem_view_index(&at, 0, 0, NULL, &fresh);
-    if (fresh || !x || !x->tokens || (v->phase == KVMEM_PROMPT_END && x->tokens != v->cache->tokens))
-        KVMEM__TRY(kvmem__s3_ask(&at));
+    if (n > 1 && v->layer == at.layer) KVMEM__TRY(kvmem__s3_ask(&at, n, q));
+    else if (fresh || !x || !x->tokens || (n == 1 && v->phase == KVMEM_PROMPT_END && x->tokens != v->cache->tokens))
+        KVMEM__TRY(kvmem__s3_ask(&at, 0, NULL));
     x = (kvmem__s3_index *)kvmem_view_index(&at, 0, 0, NULL, NULL);
     chosen = kvmem__s3_at(x, F, v->cache->shape.head_dim, (int)v->par[KVMEM__S3_K], x->n).read;
     for (g = 0; g < v->cache->shape.n_kv_heads; g++) {

@@ -1119,6 +1119,47 @@ TEST(s3_reads_the_spans_of_its_question) {
         kvmem_cache_free(&c); free(out); world_free(&w);
     }
 }
+/* A block that comes after the prompt is a question: read in full below the layer, by its own choice from there on. */
+TEST(s3_a_later_block_asks_for_itself) {
+    world w; kvmem_cache c; float *out;
+    static int ids[200], set[200];
+    kvmem__s3_index *x;
+    kvmem__s3_parts p;
+    double worst = 0;
+    float score[40];
+    int tf[40], t, l, h, i, j, n, rank;
+    REQUIRE(world_init(&w, 3, 4, 2, 8, 200, "s3 retrieve=s3(layer=1,features=24,k=3,rounds=2,smooth=4,span=8,budget=24,"
+                                            "sink=2,window=5,lambda=1)"));
+    w.cfg.shape.rope = w.rope;
+    for (t = 0; t < 200; t++) ids[t] = (int)(test_unit() * 40);
+    out = outs(&w, 8);
+    REQUIRE_OK(kvmem_cache_init(&c, &w.cfg));
+    feed_ids(&w, &c, 0, 120, 50, KVMEM_PROMPT_END, ids, NULL);
+    feed_ids(&w, &c, 120, 128, 8, KVMEM_PROMPT_END, ids, out);
+    for (t = 120; t < 130; t++) {
+        if (t >= 128) feed_ids(&w, &c, t, t + 1, 1, KVMEM_DECODE, ids, out);
+        x = s3_of(&c, 1, &p);
+        REQUIRE(x && x->from == 120 && x->spans == 15);
+        kvmem__bm25_spans(score, ids, 120, 8, ids + 120, 8, tf);
+        for (i = 0; i < 15; i++) {
+            for (j = rank = 0; j < 15; j++) rank += score[j] > score[i] || (score[j] == score[i] && j < i);
+            CHECK(p.read[i] == (rank < 3));
+        }
+        for (l = 0; l < 3; l++) {
+            for (i = n = 0; i <= t; i++) if ((!l && t < 128) || i < 2 || i >= 120 || p.read[i / 8]) set[n++] = i;
+            for (h = 0; h < 4; h++) {
+                double o[256];
+                oracle(&w, t, l, h, set, n, NULL, t, o);
+                for (j = 0; j < 8; j++) {
+                    const int at = ((t < 128 ? t - 120 : 0) * 3 + l) * 32 + h * 8 + j;
+                    worst = KVMEM__MAX(worst, fabs(o[j] - (double)out[at]));
+                }
+            }
+        }
+    }
+    CHECK_NEAR(worst, 0, 3e-5);
+    kvmem_cache_free(&c); free(out); world_free(&w);
+}
 /* A passage has keys that the question's queries repeat: its span comes first. */
 TEST(s3_finds_what_has_all_features_of_the_question) {
     int trial, hits = 0;
@@ -1168,13 +1209,13 @@ TEST(s3_ids_are_checked) {
 }
 TEST(s3_is_exact_when_it_reads_everything) {
     static const char *const recipe[] = { "s3", "s3 retrieve=s3(budget=0,window=500)",
-                                          "s3 retrieve=s3(budget=120,features=9,k=20,layer=99,span=7) page=9" };
+                                          "s3 retrieve=s3(budget=150,features=9,k=20,layer=99,span=7) page=9" };
     int i;
     for (i = 0; i < 3; i++) {
         world w;
         REQUIRE(world_init(&w, 2, 4, i ? 4 : 1, 8, 150, recipe[i]));
         w.cfg.shape.rope = w.rope;
-        CHECK(as_full(&w, 120, i == 1 ? 5 : 1));
+        CHECK(as_full(&w, 120, i == 1 ? 1 : 5));
         world_free(&w);
     }
 }
@@ -1228,6 +1269,7 @@ int main(int argc, char **argv) {
     RUN(s3_bm25_and_spans_are_their_formulas);
     RUN(s3_two_scans_are_one_scan);
     RUN(s3_reads_the_spans_of_its_question);
+    RUN(s3_a_later_block_asks_for_itself);
     RUN(s3_finds_what_has_all_features_of_the_question);
     RUN(s3_ids_are_checked);
     RUN(s3_is_exact_when_it_reads_everything);
