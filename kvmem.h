@@ -23464,7 +23464,8 @@ static kvmem_status kvmem__spans_retrieve(const kvmem_view *v, int n, const floa
      3 one softmax over window, first entries and blocks; what is further away than n_local - 1 is read as if it were
        that far: place=far(at=n_local - 1)
    reads: KEYS, ACC.   state: a float an entry; index: d floats and 8 bytes a block and lane.
-   cost: attention O(n_init + n_local + topk block) a token, O(n/block G d) a layer and block to choose.
+   cost: attention O(n_init + n_local + topk block) a token, O(n/block G d) a layer and block to choose; much less for
+   blocks of many tokens where init and block are multiples of page=, so that whole pages are read.
    defaults: init=128 local=4096 block=128 topk=16 repr=4, T at most 512 (max_block).   ties: lower index.
    perhead=1: every query head has a ranking of its own.
    departs: representatives are a KV head's, by the mean attention of its group (the code: a query head's; the paper
