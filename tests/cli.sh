@@ -30,7 +30,7 @@ same() { [ "$1" = "$2" ] || { echo "'$1'"; echo "is not '$2'"; return 1; }; }
 json() { tr -d '\n' | tr '{,' '\n\n' | sed -n "s/.*\"$1\":\([^}]*\).*/\1/p" | sed -n "${2:-1}p" | tr -d ']}"'; }
 
 # ---- the top level and help
-COMMANDS="run chat measure eval demo logits tokenize detokenize inspect list codec score estimate cache profile cost memory"
+COMMANDS="run chat measure eval demo logits tokenize detokenize inspect list codec score estimate cache profile cost memory segment"
 check version prints '^kvmem [0-9]*\.[0-9]*\.[0-9]*$' $KVMEM --version
 check help_names_every_command sh -c "for c in $COMMANDS; do $KVMEM --help | grep -q \"^  \$c \" || exit 1; done"
 for c in $COMMANDS; do

@@ -959,6 +959,8 @@ static int talk_turn(talk *t, writer *w, const args *a) {
     status =
         tokenize(w->l.tokenizer, rest ? rest : text, strlen(rest ? rest : text),
                  (unsigned)KVMEM_PARSE_SPECIAL | (rest ? 0u : (unsigned)KVMEM_ADD_SPECIAL), &list);
+    if (status == OK && kvmem_cache_mark(&w->session.cache, KVMEM_MARK_TURN) != KVMEM_OK) /* for segment=turn */
+        status = fail("%s", w->session.cache.error.text);
     if (status == OK) status = writer_feed(w, list.id, list.n, KVMEM_PROMPT_END);
     free(list.id);
     free(t->fed);
