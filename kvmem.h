@@ -30070,7 +30070,8 @@ static kvmem_status kvmem__compact_file(kvmem_store *s, int history) {
     if (!kvmem__file_open(&to, path, 1, 1) || kvmem__file_lock(to.fd) != 0)
         st = kvmem__fail(&s->error, KVMEM_IO, "%s: cannot be opened for writing", path);
     else st = kvmem__store_write(s, 0, history, kvmem__journal_write, &to, NULL);
-    if (st == KVMEM_OK && !s->no_sync && !kvmem__file_flush(&to)) st = kvmem__fail(&s->error, KVMEM_IO, "%s: writing failed", path);
+    if (st == KVMEM_OK && !s->no_sync && !kvmem__file_flush(&to))
+        st = kvmem__fail(&s->error, KVMEM_IO, "%s: writing failed", path);
     if (st == KVMEM_OK) st = kvmem__compact_swap(s, &to, path);
     else remove(path);
     kvmem__file_close(&to);
