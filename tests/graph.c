@@ -428,6 +428,31 @@ TEST(copied_loaded_truncated_and_evicted_they_go_on) {
         free(f.p); free(x); free(y); world_free(&w);
     }
 }
+TEST(a_failed_allocation_is_an_error_and_leaks_nothing) {
+    int k;
+    size_t at;
+    for (k = 0; k < 4; k++) {
+        kvmem_status st = KVMEM_NO_MEMORY;
+        for (at = 1; st != KVMEM_OK && at < 4000; at += 1 + at / 4) {
+            world w; kvmem_cache c;
+            test_heap heap;
+            memset(&heap, 0, sizeof heap);
+            REQUIRE(world_init(&w, 2, 4, 2, 8, 90, choosing[k]));
+            heap.fail_at = at;
+            w.cfg.allocator = test_allocator(&heap);
+            quiet = 1;
+            st = kvmem_cache_init(&c, &w.cfg);
+            if (st == KVMEM_OK) st = feed(&w, &c, 0, 80, 40, KVMEM_PROMPT_END, NULL);
+            if (st == KVMEM_OK) st = feed(&w, &c, 80, 90, 1, KVMEM_DECODE, NULL);
+            quiet = 0;
+            CHECK(st == KVMEM_NO_MEMORY || (st == KVMEM_OK && heap.calls < at));
+            kvmem_cache_free(&c);
+            CHECK(!heap.live && !heap.wrong);
+            world_free(&w);
+        }
+        CHECK(st == KVMEM_OK);
+    }
+}
 TEST(entries_that_leave_make_the_index_anew) {
     int k;
     for (k = 0; k < 4; k++) {
@@ -741,6 +766,7 @@ int main(int argc, char **argv) {
     RUN(what_is_read_whole_is_full_to_the_last_bit);
     RUN(threads_change_nothing_and_less_is_read);
     RUN(copied_loaded_truncated_and_evicted_they_go_on);
+    RUN(a_failed_allocation_is_an_error_and_leaks_nothing);
     RUN(entries_that_leave_make_the_index_anew);
     RUN(a_budget_in_bytes_is_refused);
     return test_end();
