@@ -68,8 +68,8 @@ typedef struct claim {
 #define TINY " profile=examples/models/tiny.profile"
 #define INFLLM "Xiao 2024, 2402.04617"
 #define EMLLM "Fountas 2024, 2407.09450"
-#define NEAR "init=16,local=256"
-#define FAR " place=far(at=255) page=16"
+#define HELD "init=16,local=256"
+#define AFAR " place=far(at=255) page=16"
 /* Every other codec of this width that rotates and learns nothing of the rows; and those that do. */
 #define ROTATIONS(b)                                                                               \
     "codec=turboquant(bits=" b ")|codec=turboquant(bits=" b ",form=prod)"                          \
@@ -242,18 +242,18 @@ static const claim claims[] = {
      "snapkv budget=@"},
     /* nothing is forgotten, a query reads a window and what it needs; equal numbers of entries are read */
     {"blocks that are read back answer what a window has lost", INFLLM, BETTER, EVAL_CONV, 0,
-     "infllm retrieve=infllm(" NEAR ",block=32,topk=24,repr=4)" FAR, "streamingllm budget=1040"},
+     "infllm retrieve=infllm(" HELD ",block=32,topk=24,repr=4)" AFAR, "streamingllm budget=1040"},
     {"a third of these blocks: still better than a window", INFLLM, BETTER, EVAL_CONV, 0,
-     "infllm retrieve=infllm(" NEAR ",block=32,topk=8,repr=4)" FAR, "streamingllm budget=528"},
+     "infllm retrieve=infllm(" HELD ",block=32,topk=8,repr=4)" AFAR, "streamingllm budget=528"},
     {"most watched keys find a block better than the mean of all", INFLLM, BETTER, EVAL_CONV, 0,
-     "infllm retrieve=infllm(" NEAR ",block=32,topk=8,repr=4)" FAR,
-     "infllm retrieve=infllm(" NEAR ",block=32,topk=8,repr=0)" FAR},
+     "infllm retrieve=infllm(" HELD ",block=32,topk=8,repr=4)" AFAR,
+     "infllm retrieve=infllm(" HELD ",block=32,topk=8,repr=0)" AFAR},
     {"events that begin with a surprise beat fixed blocks", EMLLM, BETTER, EVAL_CONV, 0,
-     "em-llm segment=surprise(init=16,local=256) retrieve=em-llm(" NEAR ",mem=256,chunk=0,most=64)" FAR,
-     "em-llm segment=fixed(size=32) retrieve=em-llm(" NEAR ",mem=256,chunk=0,most=64)" FAR},
+     "em-llm segment=surprise(init=16,local=256) retrieve=em-llm(" HELD ",mem=256,chunk=0,most=64)" AFAR,
+     "em-llm segment=fixed(size=32) retrieve=em-llm(" HELD ",mem=256,chunk=0,most=64)" AFAR},
     {"the contiguity buffer helps questions about order", EMLLM, BETTER, EVAL_ORDER, 0,
-     "em-llm segment=surprise(init=16,local=256) retrieve=em-llm(" NEAR ",mem=256,chunk=0,most=64,contiguity=0.3)" FAR,
-     "em-llm segment=surprise(init=16,local=256) retrieve=em-llm(" NEAR ",mem=256,chunk=0,most=64)" FAR}};
+     "em-llm segment=surprise(init=16,local=256) retrieve=em-llm(" HELD ",mem=256,chunk=0,most=64,contiguity=0.3)" AFAR,
+     "em-llm segment=surprise(init=16,local=256) retrieve=em-llm(" HELD ",mem=256,chunk=0,most=64)" AFAR}};
 enum { N_CLAIMS = sizeof claims / sizeof *claims };
 
 /* What counts as little, as many and as too few; stated in the output. */
