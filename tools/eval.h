@@ -7,7 +7,9 @@
    so, recipes that reduce once have done it), and answered greedily. An answer is right if all of
    its tokens are. With --question-aware the context is only PREFILL and the question ends the
    prompt, so that it takes part in the choice; its last token is then read again, as the logits at
-   the prompt's end still come from the whole cache. The perplexity suite feeds the first half as
+   the prompt's end still come from the whole cache. With --multi-turn the questions are one conversation:
+   each is a turn that follows the model's own answers to those before it, and ends a prompt, so that a
+   recipe that chose for one question meets the next with what it has left. The perplexity suite feeds the first half as
    prompt and scores the second token by token beside the full cache.
 
    Everything counted goes into one eval_result, which the table, JSON, CSV and the report read.
@@ -461,6 +463,12 @@ static int cell_read(const eval *e, eval_cell *c, kvmem_session *s, const corpus
            cell_ok(c, kvmem_session_truncate(s, at + q->n - 1), s) &&
            cell_feed(c, s, q->ids + q->n - 1, 1, KVMEM_DECODE, time);
 }
+static void cell_answered(eval_cell *c, int right) {
+    if (c->n_q == c->cap_q)
+        c->right = (unsigned char *)grow(c->right, (size_t)(c->cap_q = 2 * c->cap_q + 64), 1);
+    c->right[c->n_q++] = (unsigned char)right;
+    c->n_right += right;
+}
 /* One question to the base; `came`: seconds that the context took. given: the answer's tokens or
  * NULL. */
 static int cell_ask(eval *e, eval_cell *c, eval_base *b, const corpus_prompt *q, double came,
@@ -475,11 +483,30 @@ static int cell_ask(eval *e, eval_cell *c, eval_base *b, const corpus_prompt *q,
     }
     base_join(b, &tmp);
     if (right < 0) return 0;
-    if (c->n_q == c->cap_q)
-        c->right = (unsigned char *)grow(c->right, (size_t)(c->cap_q = 2 * c->cap_q + 64), 1);
-    c->right[c->n_q++] = (unsigned char)right;
-    c->n_right += right;
+    cell_answered(c, right);
     return 1;
+}
+/* All questions as one conversation after the context; the last token of each is read when its prompt has
+   ended, so that the answer comes from what the recipe kept. */
+static int cell_turns(eval *e, eval_cell *c, eval_base *b, double came) {
+    const int stop = CORPUS__STOP;
+    kvmem_session tmp, *s;
+    int i, ok = 1;
+    if (!base_fork(c, b, &tmp, &s)) return 0;
+    for (i = 0; i < e->test.n_q && ok; i++) {
+        const corpus_prompt *q = &e->test.q[i];
+        eval_sum time = { 0, 0 };
+        int right = -1;
+        if (cell_feed(c, s, q->ids, q->n - 1, KVMEM_PROMPT_END, &time) &&
+            cell_feed(c, s, q->ids + q->n - 1, 1, KVMEM_DECODE, &time))
+            right = cell_answer(e, c, s, q, NULL);
+        ok = right >= 0 && cell_feed(c, s, &stop, 1, KVMEM_DECODE, &c->decode);
+        if (!ok) break;
+        eval_add(&c->first, (i ? 0 : came) + time.sum, 1);
+        cell_answered(c, right);
+    }
+    base_join(b, &tmp);
+    return ok;
 }
 /* Bytes when the question is part of the prompt: of a session of its own, as copies share pages. */
 static int aware_bytes(eval *e, eval_cell *c) {
@@ -503,6 +530,7 @@ static int cell_questions(eval *e, eval_cell *c, eval_base *b, double came, int 
     }
     eval_add(&c->prefill, came + time.sum, t->n);
     if (!base_mark(c, b)) return 0;
+    if (e->a->turns) return cell_turns(e, c, b, came + time.sum);
     for (i = 0; i < t->n_q; i++)
         if (!cell_ask(e, c, b, &t->q[i], came + time.sum, NULL)) return 0;
     return 1;
@@ -797,6 +825,7 @@ static int eval_options(eval *e, char *buf, size_t size) {
     e->r.depths = (int)a->depths;
     e->r.aware = a->aware;
     e->r.seed = a->seed;
+    if (a->aware && a->turns) return misuse("--question-aware and --multi-turn cannot be given together");
     if (a->json && a->csv) return misuse("--json and --csv cannot be given together");
     if (a->md && (a->json || a->csv))
         return misuse("--md and --%s cannot be given together", a->json ? "json" : "csv");

@@ -261,12 +261,37 @@ static void table_notes(const eval *e) { /* each once, however many cells it is 
         put(": %s\n", cell_says(c));
     }
 }
+/* Right answers by turn: what was chosen for one question serves the next ones how well? */
+static void table_turns(const eval *e, int suite) {
+    static const int from[] = { 0, 1, 2, 4, 8, 12, 1000000 };
+    int i, k, j;
+    put("\nby turn: 1, 2, 3-4, 5-8, 9-12, 13 and later\n");
+    for (i = 0; i < e->r.n_cells; i++) {
+        const eval_cell *c = e->r.cell + i;
+        const eval_group *g = group_of(e, c);
+        int right[6], asked[6], turn = 0;
+        if (g->suite != suite || !c->n_q) continue;
+        for (k = 0; k < 6; k++) right[k] = asked[k] = 0;
+        for (j = 0; j < c->n_q && j < g->n_q; j++) {
+            turn = j && g->q[j].stream == g->q[j - 1].stream ? turn + 1 : 0;
+            for (k = 0; turn >= from[k + 1]; k++) {}
+            right[k] += c->right[j];
+            asked[k]++;
+        }
+        for (k = 0; k < 6; k++) {
+            if (asked[k]) put("%5.1f %%", 100.0 * right[k] / asked[k]);
+            else put("      -");
+        }
+        put("   %d  %s\n", g->ctx, c->text);
+    }
+}
 static void eval_table(const eval *e) {
     int s, i, any = 0, streams = 0;
     for (i = 0; i < e->r.n_groups; i++) streams += e->r.group[i].streams;
     put("model    %s, trained for contexts up to %d\n", e->a->model, e->l.model.n_ctx_train);
     put("asked    %s; %d contexts, seeds %lld to %lld; %.1f s\n\n",
         e->r.aware ? "with the question known when the context was compressed"
+        : e->a->turns ? "one after the other, each as a turn after the answers before it"
                    : "after the context was compressed",
         streams, (long long)e->r.seed, (long long)e->r.seed + e->r.seeds - 1, e->r.seconds);
     for (s = 0; s < EVAL_SUITES; s++) {
@@ -276,6 +301,7 @@ static void eval_table(const eval *e) {
         if (any++) put("\n");
         if (s == EVAL_PPL) table_ppl(e);
         else table_questions(e, s);
+        if (s != EVAL_PPL && e->a->turns) table_turns(e, s);
     }
     table_ranking(e);
     if (e->a->pairs) table_pairs(e);
@@ -383,6 +409,7 @@ static void eval_json(const eval *e) {
     json_text("model", e->a->model);
     json_int("n_ctx_train", e->l.model.n_ctx_train);
     json_bool("question_aware", e->r.aware);
+    json_bool("multi_turn", e->a->turns);
     json_int("first_seed", e->r.seed);
     json_int("seeds", e->r.seeds);
     json_real("seconds", e->r.seconds);

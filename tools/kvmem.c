@@ -267,7 +267,7 @@ typedef struct args {
     double params, weight_bytes, value_bytes, flops, bandwidth, memory, link, share;
     int measure;
     size_t max_bytes;
-    int json, csv, md, stream, no_bos, pieces, special, use_chunk, aware, beyond, pairs, matrix, pre_rope, neox, all, no_text;
+    int json, csv, md, stream, no_bos, pieces, special, use_chunk, aware, turns, beyond, pairs, matrix, pre_rope, neox, all, no_text;
     char line[1024];  /* the whole command, for reports */
     const char **word; /* what is no option */
     int n_words;
@@ -2048,6 +2048,7 @@ static const option eval_options_table[] = {
     O_INT("--depths", depths, "N", "5", 1, 101, "needle: places of the fact, from first to last"),
     O_INT("--seed", seed, "S", "1", 0, 9e15, "the first seed"),
     O_FLAG("--question-aware", aware, "compress when the question is known, not before"),
+    O_FLAG("--multi-turn", turns, "the questions are one conversation, each after the model's earlier answers"),
     O_FLAG("--beyond", beyond, "allow contexts longer than the model was trained for"),
     O_TEXT("--text", text, "FILE", "ppl on this text, with any model that has a tokenizer"),
     O_READ_BLOCK,
