@@ -1920,9 +1920,9 @@ KVMEM_API void kvmem_session_end_turn(kvmem_session *s);
    knows the turns otherwise marks s->cache himself. KVMEM_BAD_ARGUMENT outside the vocabulary. */
 KVMEM_API kvmem_status kvmem_session_turn_token(kvmem_session *s, int id, int behind);
 /* For retrieve=specontext(of=draft): `draft`, a session of a smaller model with the same vocabulary whose recipe keeps
-   queries (score=snapkv), takes every token just before s does, and s reads what its last layer looks at. Borrowed, until
-   NULL is set or s is freed; both must have taken equally many tokens. Truncate and clear are done to both; a copy
-   has no draft. KVMEM_UNSUPPORTED: another vocabulary or recipe. */
+   queries (score=snapkv), takes every token just before s does, and s reads what its last layer looks at. Borrowed,
+   until NULL is set or s is freed; both must have taken equally many tokens. Truncate and clear are done to both; a
+   copy has no draft. KVMEM_UNSUPPORTED: another vocabulary or recipe. */
 KVMEM_API kvmem_status kvmem_session_draft(kvmem_session *s, kvmem_session *draft);
 /* Forget the tokens from n_tokens on; forget all. The next feed gives logits again. */
 KVMEM_API kvmem_status kvmem_session_truncate(kvmem_session *s, int64_t n_tokens);
@@ -37493,8 +37493,8 @@ static kvmem_status kvmem__draft_feed(kvmem_session *s, const int *ids, int n, k
 KVMEM_API kvmem_status kvmem_session_draft(kvmem_session *s, kvmem_session *draft) {
     kvmem_choice *ch = &s->cache.recipe.stage[KVMEM_RETRIEVE];
     if (draft && strcmp(ch->entry->word, "specontext"))
-        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "session: retrieve=%s asks no draft; specontext(of=draft) does",
-                           ch->entry->word);
+        return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "session: retrieve=%s asks no draft; specontext(of=draft) "
+                           "does", ch->entry->word);
     if (draft && (draft == s || draft->model->n_vocab != s->model->n_vocab))
         return kvmem__fail(&s->error, KVMEM_UNSUPPORTED, "session: a draft must be another session, of the same "
                            "vocabulary: %d tokens, not %d", s->model->n_vocab, draft->model->n_vocab);

@@ -2,10 +2,10 @@
    it costs.
 
    The default model reads a conversation of --length tokens (about 500 facts, each told once, all of them never seen in
-   training, spread evenly) under several recipes that hold the same bytes of K and V in memory: --keep entries a KV head.
-   Recipes that evict keep so many; recipes that retrieve keep the rest in a file (kvmem_spill) and bring back what they
-   read. At --stops places along the stream, --ask facts of ages drawn evenly on a logarithmic scale are asked, each to a
-   copy of the session; an answer is right if its word comes first.
+   training, spread evenly) under several recipes that hold the same bytes of K and V in memory: --keep entries a KV
+   head. Recipes that evict keep so many; recipes that retrieve keep the rest in a file (kvmem_spill) and bring back
+   what they read. At --stops places along the stream, --ask facts of ages drawn evenly on a logarithmic scale are
+   asked, each to a copy of the session; an answer is right if its word comes first.
 
    Tables: right answers by age; milliseconds a token, resident and spilled bytes, share of pages that attention read,
    at growing lengths. --svg FILE draws them.
@@ -178,7 +178,8 @@ static void tables(void) {
     for (i = 0; i < n_methods; i++)
         for (a = 0; a < AGES; a++)
             if (methods[i].asked[a])
-                bench_row("%s|%s|%.3f|%d", methods[i].name, span(a, name), (double)methods[i].right[a] / methods[i].asked[a],
+                bench_row("%s|%s|%.3f|%d", methods[i].name, span(a, name),
+                    (double)methods[i].right[a] / methods[i].asked[a],
                           methods[i].asked[a]);
     bench_header("<recipe                      |  tokens|ms a token|K and V MiB|all MiB|spilled MiB|pages read");
     for (i = 0; i < n_methods; i++)
@@ -190,7 +191,8 @@ static void tables(void) {
         }
 }
 /* ---- the picture: right answers against age, and below it time and memory against length ---- */
-static const char *const colour[] = { "#1f6fb4", "#b3541e", "#1d7a46", "#8a3fa0", "#b8860b", "#c0392b", "#16808a", "#555555",
+static const char *const colour[] = { "#1f6fb4", "#b3541e", "#1d7a46", "#8a3fa0", "#b8860b", "#c0392b", "#16808a",
+    "#555555",
                                       "#7a5c00", "#3949ab", "#00695c", "#ad1457" };
 static void axis(FILE *f, int x, int y, int w, int h, const char *title, const char *up, const char *across) {
     fprintf(f, "<rect x='%d' y='%d' width='%d' height='%d' class='box'/><text x='%d' y='%d' class='t'>%s</text>"
@@ -225,10 +227,13 @@ static void picture(const char *path) {
                "</style>\n");
     axis(f, X, Y, W, HH, "Right answers by age of the fact", "right answers", "age in tokens");
     for (k = 0; k <= 4; k++)
-        fprintf(f, "<line x1='%d' x2='%d' y1='%d' y2='%d' class='g'/><text x='%d' y='%d' class='s' text-anchor='end'>%d%%"
-                   "</text>", X, X + W, Y + HH - k * HH / 4, Y + HH - k * HH / 4, X - 6, Y + HH - k * HH / 4 + 4, 25 * k);
+        fprintf(f,
+            "<line x1='%d' x2='%d' y1='%d' y2='%d' class='g'/><text x='%d' y='%d' class='s' text-anchor='end'>%d%%"
+                   "</text>", X, X + W, Y + HH - k * HH / 4, Y + HH - k * HH / 4, X - 6, Y + HH - k * HH / 4 + 4,
+                       25 * k);
     for (a = 0; a <= top; a++)
-        fprintf(f, "<text x='%d' y='%d' class='s' text-anchor='middle'>%s</text>", X + 20 + a * (W - 40) / KVMEM__MAX(top, 1),
+        fprintf(f, "<text x='%d' y='%d' class='s' text-anchor='middle'>%s</text>",
+            X + 20 + a * (W - 40) / KVMEM__MAX(top, 1),
                 Y + HH + 16, span(a, name));
     for (i = 0; i < n_methods; i++) {
         int n = 0;
@@ -246,8 +251,10 @@ static void picture(const char *path) {
         const double hi = a ? most : ms;
         axis(f, x0, y0, w, h, a ? "Memory in use" : "Time", a ? "MiB in memory" : "ms a token", "tokens read");
         for (k = 0; k <= 4; k++)
-            fprintf(f, "<line x1='%d' x2='%d' y1='%d' y2='%d' class='g'/><text x='%d' y='%d' class='s' text-anchor='end'>%.3g"
-                       "</text><text x='%d' y='%d' class='s' text-anchor='middle'>%dk</text>", x0, x0 + w, y0 + h - k * h / 4,
+            fprintf(f,
+                "<line x1='%d' x2='%d' y1='%d' y2='%d' class='g'/><text x='%d' y='%d' class='s' text-anchor='end'>%.3g"
+                       "</text><text x='%d' y='%d' class='s' text-anchor='middle'>%dk</text>", x0, x0 + w,
+                           y0 + h - k * h / 4,
                     y0 + h - k * h / 4, x0 - 6, y0 + h - k * h / 4 + 4, hi * 1.1 * k / 4, x0 + k * w / 4, y0 + h + 16,
                     length / 1024 * k / 4);
         for (i = 0; i < n_methods; i++) {
@@ -258,7 +265,9 @@ static void picture(const char *path) {
             curve(f, i, x, y, methods[i].n_stops);
         }
     }
-    fprintf(f, "<text x='%d' y='744' class='s'>build/bench_longstream --length %dk --keep %d; model examples/models/tiny.gguf; %s</text></svg>\n",
+    fprintf(f,
+        "<text x='%d' y='744' class='s'>build/bench_longstream --length %dk --keep %d; model "
+            "examples/models/tiny.gguf; %s</text></svg>\n",
             X, length / 1024, keep, "each recipe holds the same bytes of K and V in memory");
     if (fclose(f)) die(path, "cannot be written");
 }
@@ -278,14 +287,17 @@ static void usual(void) {
     add("streamingllm", t, 0);
     snprintf(t, sizeof t, "score=h2o budget=%d recent=%d when=block(%d) place=cache codec=f16", keep, keep / 2, block);
     add("h2o", t, 0);
-    snprintf(t, sizeof t, "score=snapkv(window=32) budget=%d recent=32 when=block(%d) place=cache codec=f16", keep, block);
+    snprintf(t, sizeof t, "score=snapkv(window=32) budget=%d recent=32 when=block(%d) place=cache codec=f16", keep,
+        block);
     add("snapkv", t, 0);
     snprintf(t, sizeof t, "score=keydiff budget=%d recent=64 when=block(%d) place=cache codec=f16", keep, block);
     add("keydiff", t, 0);
-    snprintf(t, sizeof t, "infllm retrieve=infllm(init=16,local=%d,block=32,topk=%d,repr=4) place=far(at=%d) page=32 codec=f16",
+    snprintf(t, sizeof t,
+        "infllm retrieve=infllm(init=16,local=%d,block=32,topk=%d,repr=4) place=far(at=%d) page=32 codec=f16",
              local, mem / 32, local - 1);
     add("infllm", t, 1);
-    snprintf(t, sizeof t, "em-llm segment=surprise retrieve=em-llm(init=16,local=%d,mem=%d,chunk=%d,least=8,most=64,repr=4,"
+    snprintf(t, sizeof t,
+        "em-llm segment=surprise retrieve=em-llm(init=16,local=%d,mem=%d,chunk=%d,least=8,most=64,repr=4,"
              "contiguity=0.3) place=far(at=%d) page=32 codec=f16", local, mem, 0, local - 1);
     add("em-llm", t, 1);
 }

@@ -137,7 +137,8 @@ TEST(preset_runs_in_a_cache) {
     float a[4 * CODED_RUN_D], b[4 * CODED_RUN_D];
     kvmem_bytes x, y;
     CHECK(coded_run("full codec=f16", 300, 20, b, &y) == 320);
-    CHECK(coded_run("full codec.k=vq(centroids=256,parts=16,residual=64,sinks=8) codec.v=f16", 300, 20, a, &x) == 320); /* 16 pieces of one channel: near exact */
+    CHECK(coded_run("full codec.k=vq(centroids=256,parts=16,residual=64,sinks=8) codec.v=f16", 300, 20, a,
+        &x) == 320); /* 16 pieces of one channel: near exact */
     CHECK(figure_ratio(b, a, 4, CODED_RUN_D, FIGURE_REL) < .01);
     CHECK(coded_run("full codec.k=vq(parts=4) codec.v=vq(parts=4,weight=plain)", 300, 20, a, &x) == 320);
     CHECK(figure_ratio(b, a, 4, CODED_RUN_D, FIGURE_REL) < .5);

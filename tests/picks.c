@@ -6,7 +6,8 @@
 
 enum { PARTS = 3, MOST = 4 };
 typedef struct chooser {
-    int mode, far, calls, whole; /* mode 0: one part, 1: parts with shares, 2: stand-ins, 3: everything, 4: whole pages */
+    int mode, far, calls, whole; /* mode 0: one part, 1: parts with shares, 2: stand-ins, 3: everything,
+        4: whole pages */
     unsigned char part[4][4][MAXT]; /* layer, head: 1 + the part of an entry, 0: not read */
     double share[4][PARTS];         /* of a head's part, < 0: none */
     float logit[4][4][64][MOST], value[4][4][64][MOST][16];
@@ -61,7 +62,8 @@ static void expected(const world *w, const chooser *p, int t, int first, int l, 
         double q[64], k[64], z = 0;
         const int y = i >= first ? 0 : (int)p->part[l][h][i] - 1;
         if (y < 0) continue;
-        for (c = 0; c < d; c++) { q[c] = (double)row_q(w, t, l)[h * d + c]; k[c] = (double)row_k(w, w->k, i, l)[g * d + c]; }
+        for (c = 0; c < d; c++) { q[c] = (double)row_q(w, t, l)[h * d + c]; k[c] = (double)row_k(w, w->k, i,
+            l)[g * d + c]; }
         turn(q, d, &w->rope[l], t);
         turn(k, d, &w->rope[l], p->far && t - i > p->far ? t - p->far : i);
         for (c = 0; c < d; c++) z += q[c] * k[c];
@@ -118,7 +120,8 @@ static double worst(const char *recipe, const char *backend, int mode, int T, in
     return most;
 }
 static const char *const recipes[] = { "full page=16", "full page=7", "full page=16 place=far(at=20)",
-                                       "full page=5 codec=f16_pre/f32 place=far(at=9)", "full codec=f16_pre/f16 page=16" };
+                                       "full page=5 codec=f16_pre/f32 place=far(at=9)",
+                                           "full codec=f16_pre/f16 page=16" };
 TEST(picked_entries_alone_are_read) {
     int k, plain;
     for (k = 0; k < 5; k++)
@@ -192,7 +195,8 @@ TEST(observed_rows_add_up_to_1_over_what_was_read) {
 
 /* ---- indexes ---- */
 typedef struct indexer { int fresh, calls; size_t bytes; } indexer;
-static kvmem_status keep_index(const kvmem_view *v, int n, const float *q, const int32_t *pos, unsigned char *const *read) {
+static kvmem_status keep_index(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+    unsigned char *const *read) {
     indexer *x = (indexer *)v->user;
     int fresh, i, g, bad = 0;
     size_t size;
@@ -253,7 +257,8 @@ TEST(an_index_lives_until_entries_leave) {
     CHECK(!heap.live && !heap.wrong);
     free(f.p); world_free(&w);
 }
-static kvmem_status wrongly(const kvmem_view *v, int n, const float *q, const int32_t *pos, unsigned char *const *read) {
+static kvmem_status wrongly(const kvmem_view *v, int n, const float *q, const int32_t *pos,
+    unsigned char *const *read) {
     const int len = kvmem_view_count(v, 0);
     (void)n; (void)q; (void)pos; (void)read;
     switch (*(const int *)v->user) {

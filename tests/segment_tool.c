@@ -77,9 +77,11 @@ TEST(turns_are_found_by_their_token_and_are_the_truth) {
     CHECK_NEAR(number("f1", 0), 2.0 / 3, 1e-8);
     CHECK(run("turn", WITH("--tokens", at("t.npy"), "--block", "2", "--turn-ends", "5", "--csv")) == OK);
     CHECK(strstr(out.text, "\"turn\",found,1,4,1,1,1,,,\n") != NULL);
-    CHECK(run("fixed(size=4)", WITH("--tokens", at("t.npy"), "--turn-begins", "5", "--tolerance", "0", "--json")) == OK);
+    CHECK(run("fixed(size=4)", WITH("--tokens", at("t.npy"), "--turn-begins", "5", "--tolerance", "0",
+        "--json")) == OK);
     CHECK_NEAR(number("f1", 0), 0, 0); /* 4 8 against 3 6 */
-    CHECK(run("fixed(size=4)", WITH("--tokens", at("t.npy"), "--turn-begins", "5", "--tolerance", "2", "--json")) == OK);
+    CHECK(run("fixed(size=4)", WITH("--tokens", at("t.npy"), "--turn-begins", "5", "--tolerance", "2",
+        "--json")) == OK);
     CHECK_NEAR(number("f1", 0), 1, 0);
 }
 TEST(hits_are_the_largest_matching) {
@@ -261,7 +263,8 @@ TEST(conversations_are_cut_and_judged) {
     CHECK(run("surprise(min=1)", WITH("--suite", "conv", "--ctx", "128", "-o", at("o.npy"))) == OK);
     CHECK(strstr(out.text, "random") != NULL);
     REQUIRE(!file_open(&f, at("o.npy")));
-    CHECK(!npy_parse(&a, f.bytes, f.size, why, sizeof why) && a.count == 128 && npy_at(&a, 0) < 0 && npy_at(&a, 9) >= 0);
+    CHECK(!npy_parse(&a, f.bytes, f.size, why, sizeof why) && a.count == 128 && npy_at(&a, 0) < 0 && npy_at(&a,
+        9) >= 0);
     file_close(&f);
     CHECK(run("surprise", WITH("--suite", "nowhere")) == MISUSED);
 }

@@ -45,8 +45,10 @@ static kvmem_status wander(const kvmem_view *v, int n, const float *q, const int
         }
     return KVMEM_OK;
 }
-static const kvmem_retrieve_entry wanderer = { { "wander", "one page after the other", "-", NULL, 0 }, wander, NULL, NULL };
-static const char *const recipes[] = { "full page=8", "score=h2o page=8 codec=q8_0", "full page=8 codec=kivi(bits=4,group=8)",
+static const kvmem_retrieve_entry wanderer = { { "wander", "one page after the other", "-", NULL, 0 }, wander,
+    NULL, NULL };
+static const char *const recipes[] = { "full page=8", "score=h2o page=8 codec=q8_0",
+    "full page=8 codec=kivi(bits=4,group=8)",
                                        "full page=8 codec=f16_pre/f16 place=far(at=30)" };
 static tape f1;
 
@@ -75,7 +77,8 @@ TEST(attention_over_spilled_pages_is_the_same_to_the_last_bit) {
             same(x, y, 260 * 128, recipes[k]);
             kvmem_cache_bytes(&b, &now);
             CHECK(now.spilled > 0 && now.spill_written >= now.spilled && f1.end >= now.spilled && now.spill_read > 0);
-            CHECK(now.live.k + now.live.v <= KVMEM__MAX(s.resident, 4 * 2 * 8 * 16 * 8)); /* or the pages that are not full */
+            CHECK(now.live.k + now.live.v <= KVMEM__MAX(s.resident, 4 * 2 * 8 * 16 * 8));
+                /* or the pages that are not full */
             CHECK_OK(kvmem_cache_truncate(&a, 120));
             CHECK_OK(kvmem_cache_truncate(&b, 120)); /* into the middle of a page that is away */
             CHECK_OK(feed(&w, &a, 120, 230, 7, KVMEM_PROMPT_END, x));

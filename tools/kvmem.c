@@ -267,7 +267,8 @@ typedef struct args {
     double params, weight_bytes, value_bytes, flops, bandwidth, memory, link, share;
     int measure;
     size_t max_bytes;
-    int json, csv, md, stream, no_bos, pieces, special, use_chunk, aware, turns, beyond, pairs, matrix, pre_rope, neox, all, no_text;
+    int json, csv, md, stream, no_bos, pieces, special, use_chunk, aware, turns, beyond, pairs, matrix, pre_rope,
+        neox, all, no_text;
     char line[1024];  /* the whole command, for reports */
     const char **word; /* what is no option */
     int n_words;
@@ -2019,14 +2020,16 @@ static const option segment_options[] = {
     O_TEXT("--rope", rope, "norm|neox", "arrays are after RoPE of this kind (default: taken as they come)"),
     O_REAL("--rope-base", rope_base, "BASE", NULL, 1, 1e12, "of RoPE (default 10000)"),
     O_TEXT("--text", text, "FILE", "instead of arrays: a text, read by the model"),
-    O_TEXT("--suite", suite, "NAME", "instead: conversations of kvmem's language: conv, needle, multi, order, copy, ppl"),
+    O_TEXT("--suite", suite, "NAME",
+        "instead: conversations of kvmem's language: conv, needle, multi, order, copy, ppl"),
     O_DEFAULT_MODEL,
     O_TOKENIZER, O_NO_BOS, O_SPECIAL,
     O_INT("--ctx", ctx, "N", "2048", 128, 16777216, "tokens of a conversation"),
     O_INT("--seeds", seeds, "N", "1", 1, 100000, "conversations"),
     O_INT("--seed", seed, "S", "1", 0, 9e15, "the first seed"),
     O_TEXT("--truth", truth, "B.npy", "true starts, whole numbers"),
-    O_TEXT("--turn-ends", turn_ends, "TOKEN", "turns begin behind this token: an id, or its text as \\n; true starts, too"),
+    O_TEXT("--turn-ends", turn_ends, "TOKEN",
+        "turns begin behind this token: an id, or its text as \\n; true starts, too"),
     O_TEXT("--turn-begins", turn_begins, "TOKEN", "turns begin with this token"),
     O_TEXT_OF("--true", rule, "KIND", "turns", "of --suite: turns or topics are the true starts"),
     O_INT("--tolerance", tolerance, "T", "1", 0, 1000000, "tokens by which a start may miss"),
