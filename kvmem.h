@@ -857,7 +857,8 @@ KVMEM_API void kvmem_cache_pages(const kvmem_cache *c, int64_t *read, int64_t *t
    specontext, ...) chosen since init or clear, and how many of them were not in the choice before and had to be
    loaded? Summed over KV heads and choices. Either may be NULL. */
 KVMEM_API void kvmem_cache_loads(const kvmem_cache *c, int64_t *chosen, int64_t *loaded);
-/* Bytes after a prompt of n tokens and more_n decoded ones, counted without allocating anything. */
+/* Bytes after a prompt of n tokens and more_n decoded ones, counted without allocating anything; without what a
+   retrieve entry keeps as an index (KVMEM_KEEPS_INDEX), which depends on the stream. */
 KVMEM_API kvmem_status kvmem_estimate(const kvmem_config *cfg, int64_t prompt, int64_t decoded,
                                       kvmem_bytes *out, kvmem_error *err);
 /* How many layers keep K and V in slower memory (SpeContext, arXiv 2512.00722, section 5): R requests of S tokens
@@ -13564,6 +13565,7 @@ typedef struct kvmem__plan {
     size_t lessons;                       /* what is learned of all lanes */
     size_t block_bytes, ring_bytes;       /* fixed arrays; ring of queries (counted as statistics) */
     size_t worker_floats;                 /* scratch of one attention worker */
+    int turns;                            /* 1: attention may turn keys */
     size_t limit;
     int lane_cap;
 } kvmem__plan;
@@ -13824,6 +13826,7 @@ static int kvmem__plan_cap(const kvmem__plan *p, const kvmem_shape *s, size_t fi
     reserve += p->waiting + p->asks + kvmem__watch_bytes(p->watches, r, (size_t)p->page, w1);
     reserve += (size_t)p->lanes * 4 * KVMEM__SLOT + 4096;
     if (p->reads & KVMEM_WRITES_ROWS) reserve += kvmem__merge_bytes(s->head_dim, p->codecs.code, 0);
+    if (p->ring && p->turns) reserve += (size_t)KVMEM__VIEW_PARTS * w1; /* they turn keys, so they are larger */
     if (reserve >= p->limit) return 0;
     n = (p->limit - reserve) / per_page;
     if (n > (size_t)(INT_MAX / 2 / p->page)) n = (size_t)(INT_MAX / 2 / p->page);
@@ -13877,6 +13880,7 @@ static kvmem_status kvmem__plan_note(kvmem__plan *p, const kvmem_recipe *r, cons
         return kvmem__fail(e, KVMEM_BAD_RECIPE, "retrieve=%s asks for notes of %d floats", entry->e.word, n);
     p->note = (size_t)n * sizeof(float);
     p->asks = entry->fn ? kvmem__asks_bytes(s) : 0;
+    p->turns = p->codecs.pre || kvmem__places_keys(r);
     return KVMEM_OK;
 }
 /* held: bytes of profiles. */
@@ -27021,6 +27025,8 @@ static size_t kvmem__block_need(const kvmem_cache *c, int b) {
         kvmem__watch_bytes(kvmem__watches(&c->recipe), r, longest, c->worker_bytes);
     m = !kvmem__evicts(c) ? 0 : kvmem__commit_bytes(c->reads, c->shape.n_layers, G, longest) +
                                 (c->ring ? kvmem__view_bytes(r, longest) : 0) +
+                                (c->ring && (c->pre || kvmem__places_keys(&c->recipe))
+                                     ? (size_t)KVMEM__VIEW_PARTS * c->worker_bytes : 0) +
                                 ((c->reads & KVMEM_WRITES_ROWS)
                                      ? kvmem__merge_bytes(c->shape.head_dim, c->code, 0) : 0);
     if (kvmem__picks(c))
@@ -27054,6 +27060,7 @@ static void kvmem__set_cap(kvmem_cache *c) {
     p.stage_bytes = c->stage_bytes;
     p.note = c->note;
     p.asks = kvmem__picks(c) ? kvmem__asks_bytes(&c->shape) : 0;
+    p.turns = c->pre || kvmem__places_keys(&c->recipe);
     p.watches = kvmem__watches(&c->recipe);
     kvmem__plan_pages(&p, &c->shape, &c->recipe);
     kvmem__set_worker(c);
@@ -27731,6 +27738,9 @@ static kvmem_status kvmem__load_page(kvmem_cache *c, kvmem__in *in, kvmem_lane *
     if (in->bad || rows < 1 || rows > (unsigned)c->recipe.page || pre > 1)
         return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page of %u entries; pages have 1 to %d", rows,
                            c->recipe.page);
+    if (pre && !c->pre)
+        return kvmem__fail(&c->error, KVMEM_BAD_FILE, "saved cache: a page of keys before RoPE, which no codec here "
+                           "keeps");
     for (s = 0; s < 2; s++) KVMEM__TRY(kvmem__load_side(c, in, ln, s, (int)rows, codec, n_codecs, &side[s]));
     p = kvmem__page_new(c, (int)rows, side, (int)pre);
     if (!p) return c->error.status;

@@ -169,6 +169,8 @@ TEST(presets_equal_full_bit_for_bit_while_the_budget_covers_the_tokens) {
         sprintf(text, "%s budget=400 codec=f32 page=64", kvmem_preset_at(i)->word);
         if (strstr(kvmem_preset_at(i)->text, "recompute")) continue; /* needs a session */
         if (strstr(kvmem_preset_at(i)->text, "select=threshold")) continue; /* no number is promised */
+        if (strstr(kvmem_preset_at(i)->text, "retrieve=a2ats")) continue; /* reads a share of what there is */
+        if (strstr(kvmem_preset_at(i)->text, "mix=hcam")) continue; /* several softmaxes */
         REQUIRE(world_init(&w, 2, 4, 2, 8, 200, text));
         profiled_make(&f, 2, 4, 2, 8);
         profiled_give(&w.recipe, &f);

@@ -550,20 +550,20 @@ TEST(specontext_loads_what_the_last_choice_had_not) {
     kvmem_cache_free(&c); kvmem_cache_free(&copy); world_free(&w);
 }
 TEST(specontext_memory_is_the_cards) {
-    static const double bytes[5] = { 640000, 520192, 400384, 280576, 160768 };
+    static const double want[5] = { 640000, 520192, 400384, 280576, 160768 };
     kvmem_offload o = kvmem_offload_default();
     int i;
     CHECK(o.requests == 1 && o.budget == 2048 && o.value_bytes == 2);
     CHECK_NEAR(o.slack, 1.3, 0);
     o.n_layers = 4; o.n_kv_heads = 2; o.head_dim = 16; o.budget = 64;
     for (i = 0; i < 5; i++) {
-        CHECK_NEAR(kvmem_offload_bytes(&o, i, 1000), bytes[i], 0);
-        CHECK_NEAR(kvmem_offload_tokens(&o, i, bytes[i]), 1000, 0); /* S_i is the way back */
-        CHECK(kvmem_offload_tokens(&o, i, bytes[i] - 1) < 1000);
-        CHECK(kvmem_offload_layers(&o, 1000, bytes[i]) == i);
+        CHECK_NEAR(kvmem_offload_bytes(&o, i, 1000), want[i], 0);
+        CHECK_NEAR(kvmem_offload_tokens(&o, i, want[i]), 1000, 0); /* S_i is the way back */
+        CHECK(kvmem_offload_tokens(&o, i, want[i] - 1) < 1000);
+        CHECK(kvmem_offload_layers(&o, 1000, want[i]) == i);
         if (i) CHECK(kvmem_offload_tokens(&o, i, 640000) > kvmem_offload_tokens(&o, i - 1, 640000));
     }
-    CHECK(kvmem_offload_layers(&o, 1000, bytes[4] - 1) == -1);
+    CHECK(kvmem_offload_layers(&o, 1000, want[4] - 1) == -1);
     o.weights = 100000;
     CHECK_NEAR(kvmem_offload_bytes(&o, 0, 1000), 770000, 1e-6);
     CHECK_NEAR(kvmem_offload_tokens(&o, 0, 1000), 0, 0);

@@ -112,19 +112,19 @@ static int list(const char *key, int n, int *to, int most) {
 TEST(exact_entries_are_the_brute_force_ones) {
     static const char *const more[] = { "--top", "10", "--json", NULL };
     static const char *const spec[] = { "tidal(k=11,s0=0)", "quest(budget=11,dense=0,least=0) page=1" };
-    int s, i, h, j, x, to[64], reads[256];
+    int s, i, h, j, x, to[64], got[256];
     for (s = 0; s < 2; s++) {
         CHECK(ask(spec[s], "q", more) == 0);
         CHECK(number("rows", 0) == N && number("layers", 0) == 4 && number("top", 0) == 10);
         for (i = 0; i < M; i++)
             for (h = 0; h < H; h++) {
                 CHECK(list("top", 1 + i * H + h, to, 64) == 10); /* the first "top": is the option */
-                CHECK(list("entries", i * H + h, reads, 256) == 10);
+                CHECK(list("entries", i * H + h, got, 256) == 10);
                 for (x = 0; x < 10; x++) {
                     int better = 0;
                     for (j = 0; j < N; j++) better += product(i, h, j) > product(i, h, to[x]);
                     CHECK(better < 10 && (!x || to[x] > to[x - 1]));
-                    CHECK(reads[x] == to[x]);
+                    CHECK(got[x] == to[x]);
                 }
             }
         CHECK_NEAR(number("recall", (1 + H) * M), 1, 1e-9); /* the mean */

@@ -9,19 +9,19 @@
 
 /* A file in memory that can fail. */
 typedef struct tape { uint8_t bytes[1 << 20]; size_t end; int fail_write, fail_read, writes, reads; } tape;
-static int tape_write(void *user, uint64_t at, const void *bytes, size_t size) {
+static int tape_write(void *user, uint64_t at, const void *data, size_t size) {
     tape *f = (tape *)user;
     f->writes++;
     if (f->fail_write || at + size > sizeof f->bytes) return 1;
-    memcpy(f->bytes + at, bytes, size);
+    memcpy(f->bytes + at, data, size);
     f->end = KVMEM__MAX(f->end, (size_t)at + size);
     return 0;
 }
-static int tape_read(void *user, uint64_t at, void *bytes, size_t size) {
+static int tape_read(void *user, uint64_t at, void *data, size_t size) {
     tape *f = (tape *)user;
     f->reads++;
     if (f->fail_read || at + size > f->end) return 1;
-    memcpy(bytes, f->bytes + at, size);
+    memcpy(data, f->bytes + at, size);
     return 0;
 }
 static kvmem_spill on_tape(tape *f, size_t resident) {
@@ -194,7 +194,7 @@ TEST(failed_allocations_leak_nothing) {
         REQUIRE(world_init(&w, 1, 2, 1, 16, 100, "full page=8"));
         w.cfg.spill = &s;
         w.cfg.allocator = test_allocator(&heap);
-        heap.fail_at = at;
+        heap.fail_at = (size_t)at;
         quiet = 1;
         if (kvmem_cache_init(&c, &w.cfg) == KVMEM_OK)
             done = feed(&w, &c, 0, 100, 10, KVMEM_PROMPT_END, NULL) == KVMEM_OK;

@@ -733,7 +733,7 @@ static int memory_id(const char *word, uint64_t *id) {
 }
 static int memory_show(memory *m) {
     kvmem_episode e;
-    uint64_t id;
+    uint64_t id = 0;
     char *text;
     size_t n;
     int status = memory_id(m->a->word[1], &id);
@@ -859,7 +859,7 @@ static int memory_forget(memory *m) {
     memset(gone, 0, (size_t)all);
     if (m->a->policy) status = memory_policy(m, e, n, gone);
     for (j = 1; j < m->a->n_words && status == OK; j++) {
-        uint64_t id;
+        uint64_t id = 0;
         if ((status = memory_id(m->a->word[j], &id)) != OK) break;
         for (i = 0; i < n && e[i].id != id; i++) {}
         if (i == n) status = fail("%s: there is no episode %s", m->a->store, m->a->word[j]);

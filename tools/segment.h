@@ -143,11 +143,11 @@ static int segment_is(const segment_run *r, const char *word) {
 /* What the stage reads and the stream lacks. */
 static int segment_lacks(const segment_run *r, const char *spec) {
     const kvmem_memory *m = kvmem__memory_of(&r->recipe, KVMEM_SEGMENT);
-    const unsigned reads = r->recipe.stage[KVMEM_SEGMENT].entry->reads;
+    const unsigned wants = r->recipe.stage[KVMEM_SEGMENT].entry->reads;
     if (segment_is(r, "turn") && !r->turn)
         return misuse("%s needs to know turns: --turn-ends or --turn-begins, with --tokens or a model", spec);
     if (r->has_model) return OK;
-    if ((reads & KVMEM_READS_SURPRISE) && !r->s) return misuse("%s reads surprises: give --surprise", spec);
+    if ((wants & KVMEM_READS_SURPRISE) && !r->s) return misuse("%s reads surprises: give --surprise", spec);
     if (kvmem__segment_reads_keys(&r->recipe) && !r->k) return misuse("%s reads keys: give -k or --vectors", spec);
     if (m && m->watch && !r->q) return misuse("%s reads queries: give -q", spec);
     return OK;
