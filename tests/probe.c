@@ -342,7 +342,7 @@ TEST(probes_keep_a_limit_in_bytes_or_say_that_they_cannot) {
         test_heap heap; kvmem_status st; uint64_t h;
         memset(&heap, 0, sizeof heap);
         w.cfg.allocator = test_allocator(&heap);
-        w.cfg.max_bytes = limit ? limit + (size_t)k * 1000 : 0;
+        w.cfg.max_bytes = limit ? limit + (size_t)k * 2000 : 0;
         CHECK_OK(kvmem_cache_init(&c, &w.cfg));
         REQUIRE_OK(prompt(&w, &c, 45));
         if (!limit) { kvmem_cache_bytes(&c, &b); limit = b.peak.total; kvmem_cache_free(&c); continue; }
