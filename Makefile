@@ -70,6 +70,9 @@ picture: $(B)/bench_codecs $(B)/picture ## measure every codec's quality and dra
 	$(B)/bench_codecs --csv --no-speed > $(B)/codecs.csv
 	$(B)/picture $(B)/codecs.csv > $(B)/codecs.svg && cp $(B)/codecs.svg bench/codecs.svg
 
+long: $(B)/bench_longstream ## what six memories still know of a long stream, and what they cost: bench/longstream.svg (LONG=options)
+	$(B)/bench_longstream --svg bench/longstream.svg --length 16k --stops 8 --ask 12 $(LONG)
+
 tables: kvmem $(B)/bench_claims ## measure the tables of README.md again and put them there (some minutes)
 	@KVMEM=./kvmem B=$(B) sh tools/tables.sh write
 
@@ -125,4 +128,4 @@ $(B)/%: tools/%.c $(wildcard tools/*.h) $(TAKEN)
 	$(COMPILE_TEST) $(FACE) -I. -o $@ $< $(BODY) $(LDFLAGS) $(LIBS)
 
 .SECONDARY: $(B)/body/fast.o $(B)/body/plain.o $(B)/face/kvmem.h $(B)/body/kvmem.h
-.PHONY: all run train-tiny test testbins list-tests check sanitize portability bench bench-methods bench-overhead claims picture tables fuzz clean help
+.PHONY: all run train-tiny test testbins list-tests check sanitize portability bench bench-methods bench-overhead claims picture long tables fuzz clean help

@@ -279,27 +279,26 @@ static void add(const char *name, const char *recipe, int spills) {
     methods[n_methods].recipe = text;
     methods[n_methods++].spills = spills;
 }
-/* Six memories that hold `keep` entries: two windows, two that score, two that retrieve. */
+/* Six memories that hold `keep` entries: a window, two that score and evict, three that retrieve. */
 static void usual(void) {
     char t[400];
-    const int local = keep / 2, mem = keep / 4;
+    const int local = keep / 4, mem = keep / 2;
     snprintf(t, sizeof t, "score=recency sink=4 budget=%d when=block(%d) place=cache codec=f16", keep, block);
     add("streamingllm", t, 0);
-    snprintf(t, sizeof t, "score=h2o budget=%d recent=%d when=block(%d) place=cache codec=f16", keep, keep / 2, block);
-    add("h2o", t, 0);
     snprintf(t, sizeof t, "score=snapkv(window=32) budget=%d recent=32 when=block(%d) place=cache codec=f16", keep,
-        block);
+             block);
     add("snapkv", t, 0);
-    snprintf(t, sizeof t, "score=keydiff budget=%d recent=64 when=block(%d) place=cache codec=f16", keep, block);
-    add("keydiff", t, 0);
-    snprintf(t, sizeof t,
-        "infllm retrieve=infllm(init=16,local=%d,block=32,topk=%d,repr=4) place=far(at=%d) page=32 codec=f16",
-             local, mem / 32, local - 1);
+    snprintf(t, sizeof t, "score=knorm budget=%d recent=%d when=block(%d) place=cache codec=f16", keep, keep / 4, block);
+    add("knorm", t, 0);
+    snprintf(t, sizeof t, "infllm retrieve=infllm(init=16,local=%d,block=32,topk=%d,repr=0) place=far(at=%d) page=32 "
+             "codec=f16", local, mem / 32, local - 1);
     add("infllm", t, 1);
-    snprintf(t, sizeof t,
-        "em-llm segment=surprise retrieve=em-llm(init=16,local=%d,mem=%d,chunk=%d,least=8,most=64,repr=4,"
-             "contiguity=0.3) place=far(at=%d) page=32 codec=f16", local, mem, 0, local - 1);
+    snprintf(t, sizeof t, "em-llm segment=surprise(min=4,max=32) retrieve=em-llm(init=16,local=%d,mem=%d,chunk=0,"
+             "least=4,most=32,repr=0,contiguity=0.3) place=far(at=%d) page=16 codec=f16", local, mem, local - 1);
     add("em-llm", t, 1);
+    snprintf(t, sizeof t, "retr-attn retrieve=nearest(index=flat,first=16,last=%d,topk=%d) place=far(at=%d) page=16 "
+             "codec=f16", local, mem / 2, mem - 1);
+    add("retr-attn", t, 1);
 }
 int main(int argc, char **argv) {
     unsigned char *bytes;
