@@ -266,9 +266,9 @@ static void picture(const char *path) {
         }
     }
     fprintf(f,
-        "<text x='%d' y='744' class='s'>build/bench_longstream --length %dk --keep %d; model "
+        "<text x='%d' y='744' class='s'>make long: --length %dk --keep %d; model "
             "examples/models/tiny.gguf; %s</text></svg>\n",
-            X, length / 1024, keep, "each recipe holds the same bytes of K and V in memory");
+            X, length / 1024, keep, "equal bytes of K and V in memory");
     if (fclose(f)) die(path, "cannot be written");
 }
 static void add(const char *name, const char *recipe, int spills) {
