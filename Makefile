@@ -37,7 +37,9 @@ TINY ?= build/tiny.gguf
 
 test: ## build and run every test; the last line is `N passed, N failed`
 	@$(MAKE) --no-print-directory -j$(JOBS) testbins
-	@B=$(B) KVMEM=$(B)/kvmem CC="$(CC)" JOBS=$(JOBS) sh tools/runtests.sh $(SCRIPTS) $(TESTS)
+	@B=$(B) KVMEM=$(B)/kvmem CC="$(CC)" JOBS=$(JOBS) sh tools/runtests.sh $(LONGEST) \
+	    $(filter-out $(LONGEST),$(SCRIPTS) $(TESTS))
+LONGEST = tests/mutate.sh tests/readme.sh tests/header.sh $(B)/test_oom $(B)/test_train $(B)/test_universal
 list-tests:
 	@echo $(TESTS)
 testbins: $(if $(filter build,$(B)),kvmem) $(B)/kvmem $(TESTS) $(EXAMPLES) $(FUZZ) $(TOOLS)
